@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+# The CUDA kernels, csrc/*/cuda.cu, and their bindings in the extension _C, with FASTFER_CUDA defined there.
+#   FASTFER_CUDA        auto: where nvcc and a GPU are both here; on: fails without nvcc; off
+#   FASTFER_CUDA_ARCHS  as CMAKE_CUDA_ARCHITECTURES; by default the GPUs that are here, or without one 80 to 120
+
+string(TOLOWER "${FASTFER_CUDA}" FASTFER_CUDA)
+if(NOT FASTFER_CUDA MATCHES "^(auto|on|off)$")
+  message(FATAL_ERROR "fastfer: FASTFER_CUDA: expected auto, on or off, got ${FASTFER_CUDA}")
+endif()
+if(FASTFER_CUDA STREQUAL off)
+  message(STATUS "fastfer: no CUDA kernels (FASTFER_CUDA=off)")
+  return()
+endif()
+
+if(NOT CMAKE_CUDA_COMPILER)
+  find_program(FASTFER_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  if(DEFINED ENV{CUDACXX})
+    set(CMAKE_CUDA_COMPILER "$ENV{CUDACXX}")
+  elseif(FASTFER_NVCC)
+    set(CMAKE_CUDA_COMPILER "${FASTFER_NVCC}")
+  endif()
+endif()
+# "9.0", one line a GPU.
+execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader RESULT_VARIABLE failed
+                OUTPUT_VARIABLE gpus ERROR_QUIET)
+if(failed)
+  set(gpus "")
+endif()
+string(REGEX MATCHALL "[0-9]+\\.[0-9]" gpus "${gpus}")
+list(REMOVE_DUPLICATES gpus)
+string(REPLACE "." "" gpus "${gpus}")
+
+if(FASTFER_CUDA STREQUAL auto)
+  if(CMAKE_CUDA_COMPILER AND gpus)
+    include(CheckLanguage)
+    check_language(CUDA)
+  endif()
+  if(NOT CMAKE_CUDA_COMPILER OR NOT gpus)
+    message(STATUS "fastfer: no CUDA kernels (FASTFER_CUDA=auto, nvcc or a GPU is missing)")
+    return()
+  endif()
+endif()
+
+if(FASTFER_CUDA_ARCHS STREQUAL "")
+  set(FASTFER_CUDA_ARCHS ${gpus})
+endif()
+if(FASTFER_CUDA_ARCHS STREQUAL "" AND CMAKE_CUDA_COMPILER)
+  # Machine code for what this nvcc knows, PTX of the newest for what comes later.
+  execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-code OUTPUT_VARIABLE known ERROR_QUIET)
+  foreach(arch IN ITEMS 80 86 89 90 100 120)
+    if(known MATCHES "sm_${arch}[^0-9]")
+      list(APPEND FASTFER_CUDA_ARCHS ${arch}-real)
+      set(newest ${arch})
+    endif()
+  endforeach()
+  list(APPEND FASTFER_CUDA_ARCHS ${newest}-virtual)
+endif()
+set(CMAKE_CUDA_ARCHITECTURES ${FASTFER_CUDA_ARCHS})
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+message(STATUS "fastfer: CUDA kernels by ${CMAKE_CUDA_COMPILER} for ${FASTFER_CUDA_ARCHS}")
+
+file(GLOB FF_CUDA_SOURCES CONFIGURE_DEPENDS csrc/*/cuda.cu)
+file(GLOB FF_CUDA_BIND_SOURCES CONFIGURE_DEPENDS csrc/*/bind_cuda.cpp)
+add_library(fastfer_cuda OBJECT ${FF_CUDA_SOURCES})
+target_include_directories(fastfer_cuda PRIVATE csrc)
+set_target_properties(fastfer_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden
+                                              POSITION_INDEPENDENT_CODE ON)
+string(REPLACE ";" "," archs "${FASTFER_CUDA_ARCHS}")
+target_sources(_C PRIVATE ${FF_CUDA_BIND_SOURCES} $<TARGET_OBJECTS:fastfer_cuda>)
+target_compile_definitions(_C PRIVATE FASTFER_CUDA "FASTFER_CUDA_ARCHS=\"${archs}\"")
+target_link_libraries(_C PRIVATE CUDA::cudart_static)

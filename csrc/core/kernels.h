@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// Declarations of all kernels, as the bindings and the self-test call them: the active ISA's version runs.
+#pragma once
+#include "elementwise/op.h"
+#include "separable_conv/op.h"
+
+namespace ff {
+
+#define FF_KERNEL(name, Params) void name(const Params&);
+#include "kernels.inc"
+#undef FF_KERNEL
+
+}  // namespace ff

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension links no OpenMP library: a second runtime beside torch's would fight it for the cores. Instead the
+// entry point that every OpenMP runtime on Linux exports for GCC, GOMP_parallel, is looked up in the libraries loaded.
+#include "core/parallel.h"
+
+#include <dlfcn.h>
+#include <link.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <string>
+
+namespace ff {
+namespace {
+
+using RegionFn = void (*)(void*);
+using GompParallel = void (*)(RegionFn, void*, unsigned threads, unsigned flags);
+using IntFn = int (*)();
+
+struct Runtime {
+  std::string file = "none";
+  GompParallel parallel = nullptr;
+  IntFn thread_num = nullptr, in_parallel = nullptr, num_threads = nullptr;
+};
+
+// torch's wheels carry libgomp under its plain or a hashed name; Intel's and LLVM's runtimes export the same symbols.
+int find_runtime(dl_phdr_info* info, size_t, void* out) {
+  const char* slash = std::strrchr(info->dlpi_name, '/');
+  const char* base = slash ? slash + 1 : info->dlpi_name;
+  for (const char* stem : {"libgomp", "libiomp5", "libomp"}) {
+    const size_t length = std::strlen(stem);
+    if (std::strncmp(base, stem, length) == 0 && (base[length] == '.' || base[length] == '-')) {
+      *static_cast<std::string*>(out) = info->dlpi_name;
+      return 1;
+    }
+  }
+  return 0;
+}
+
+Runtime* load() {
+  std::string file;
+  dl_iterate_phdr(find_runtime, &file);
+  if (file.empty()) return nullptr;
+  void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_NOLOAD);
+  if (!library) return nullptr;
+  auto* runtime = new Runtime;
+  runtime->file = file;
+  runtime->parallel = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
+  runtime->thread_num = reinterpret_cast<IntFn>(dlsym(library, "omp_get_thread_num"));
+  runtime->in_parallel = reinterpret_cast<IntFn>(dlsym(library, "omp_in_parallel"));
+  runtime->num_threads = reinterpret_cast<IntFn>(dlsym(library, "omp_get_num_threads"));
+  if (runtime->parallel && runtime->thread_num && runtime->in_parallel && runtime->num_threads) return runtime;
+  delete runtime;
+  return nullptr;
+}
+
+// Looked up again until found: torch may be imported after the extension.
+const Runtime* runtime() {
+  static std::atomic<Runtime*> found{nullptr};
+  Runtime* current = found.load(std::memory_order_acquire);
+  if (current) return current;
+  Runtime* fresh = load();
+  if (!fresh) return nullptr;
+  if (found.compare_exchange_strong(current, fresh, std::memory_order_acq_rel)) return fresh;
+  delete fresh;
+  return current;
+}
+
+struct Region {
+  const Runtime* runtime;
+  idx tasks;
+  TaskFn fn;
+  void* context;
+};
+
+void run_share(void* data) {
+  const Region& region = *static_cast<const Region*>(data);
+  const idx team = region.runtime->num_threads(), self = region.runtime->thread_num();
+  const idx first = region.tasks * self / team, last = region.tasks * (self + 1) / team;
+  for (idx task = first; task < last; ++task) region.fn(region.context, task);
+}
+
+}  // namespace
+
+void parallel_for(idx tasks, int threads, TaskFn fn, void* context) {
+  const Runtime* openmp = tasks > 1 && threads > 1 ? runtime() : nullptr;
+  if (!openmp || openmp->in_parallel()) {
+    for (idx task = 0; task < tasks; ++task) fn(context, task);
+    return;
+  }
+  Region region{openmp, tasks, fn, context};
+  openmp->parallel(run_share, &region, static_cast<unsigned>(std::min<idx>(tasks, threads)), 0);
+}
+
+const char* openmp_runtime() {
+  const Runtime* openmp = runtime();
+  return openmp ? openmp->file.c_str() : "none";
+}
+
+}  // namespace ff

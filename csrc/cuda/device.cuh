@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels stand on: indices, storage types, 16-byte packs. With math.cuh beside it, the only place that names CUDA's
+// built-in variables and functions, and all that a cuda.cuh includes, so that one source compiles with nvcc and with
+// NVRTC, which sees no system headers.
+#pragma once
+
+namespace ff::cuda {
+
+using index_t = long long;  // 64 bits wherever CUDA runs; NVRTC has no <cstdint>
+
+// 16-bit floats as bits: storage only, arithmetic is float. Same layout as __half and __nv_bfloat16, whose headers NVRTC
+// finds only where a toolkit is installed.
+struct f16 {
+  unsigned short bits;
+};
+struct bf16 {
+  unsigned short bits;
+};
+
+// Type that arithmetic on T is done in.
+template <class T>
+struct Compute {
+  using type = T;
+};
+template <>
+struct Compute<f16> {
+  using type = float;
+};
+template <>
+struct Compute<bf16> {
+  using type = float;
+};
+template <class T>
+using compute_t = typename Compute<T>::type;
+
+#ifdef __CUDACC__  // a host build of the kernels (tests/cuda_shim) brings its own
+__device__ __forceinline__ float f16_bits_to_float(unsigned short bits) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));
+  return y;
+}
+__device__ __forceinline__ unsigned short float_to_f16_bits(float x) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+#endif
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+__device__ __forceinline__ float widen(f16 x) { return f16_bits_to_float(x.bits); }
+
+// To storage, rounding to nearest even; NaN stays NaN.
+template <class T>
+__device__ __forceinline__ T narrow(compute_t<T> x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ f16 narrow<f16>(float x) {
+  return {float_to_f16_bits(x)};
+}
+template <>
+__device__ __forceinline__ bf16 narrow<bf16>(float x) {
+  bf16 y;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#else  // before Ampere there is no such instruction
+  const unsigned bits = __float_as_uint(x);
+  y.bits = x == x ? static_cast<unsigned short>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : 0x7fffu;
+#endif
+  return y;
+}
+
+// Rank of this thread in the grid, and the number of threads, for grid-stride loops over kThreads-wide blocks.
+template <int kThreads>
+__device__ __forceinline__ index_t grid_rank() {
+  return static_cast<index_t>(blockIdx.x) * kThreads + threadIdx.x;
+}
+template <int kThreads>
+__device__ __forceinline__ index_t grid_size() {
+  return static_cast<index_t>(gridDim.x) * kThreads;
+}
+
+// kVec neighbours, moved by one instruction.
+template <class T, int kVec>
+struct alignas(sizeof(T) * kVec) Pack {
+  static_assert(sizeof(T) * kVec <= 16, "a thread moves at most 16 bytes at once");
+  T at[kVec];
+};
+
+// The first min(left, kVec) elements at p, which is aligned to the pack; the others are zero.
+template <int kVec, class T>
+__device__ __forceinline__ Pack<T, kVec> load(const T* __restrict__ p, index_t left) {
+  if (left >= kVec) return *reinterpret_cast<const Pack<T, kVec>*>(p);
+  Pack<T, kVec> v{};
+#pragma unroll
+  for (int i = 0; i < kVec; ++i)
+    if (i < left) v.at[i] = p[i];
+  return v;
+}
+
+template <int kVec, class T>
+__device__ __forceinline__ void store(T* __restrict__ p, const Pack<T, kVec>& v, index_t left) {
+  if (left >= kVec) {
+    *reinterpret_cast<Pack<T, kVec>*>(p) = v;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kVec; ++i)
+    if (i < left) p[i] = v.at[i];
+}
+
+}  // namespace ff::cuda

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pointwise convolution over a batch: blocks of pixels, normalised and activated on the way in, multiplied, and measured
+// or activated while the result is in L2.
+#pragma once
+#include "norm/stats.h"
+#include "separable_conv/op.h"
+#include "simd/gemm.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+constexpr idx kPackParallel = 1 << 14;  // weights below this are packed by the caller alone
+
+// Rows of a block whose `columns` values a row fit in 512 KiB; a multiple of 42 so that tiles of 14 and 6 rows fit.
+template <class T>
+FF_INLINE idx block_rows(idx columns) {
+  constexpr idx kBytes = 512 << 10, kTile = 42, kMost = 8 * kTile;
+  return max_idx(kTile, min_idx(kMost, kBytes / (columns * static_cast<idx>(sizeof(T))) / kTile * kTile));
+}
+
+// Row stride of a scratch block: a line more than needed, so that rows do not fall into the same cache set.
+template <class T>
+FF_INLINE idx block_stride(idx columns) {
+  return round_up_lanes<T>(columns) + 64 / static_cast<idx>(sizeof(T));
+}
+
+// Runs pack(panel) for each panel of `cols` columns.
+template <class T, class Pack>
+FF_INLINE void for_panels(idx cols, idx depth, int threads, const Pack& pack) {
+  for_tasks(panel_count(ceil_div(cols, lanes<T>)), cols * depth < kPackParallel ? 1 : threads, pack);
+}
+
+template <class T>
+struct PointwiseForward {
+  idx rows, in, out;
+  const T *x, *scale1, *shift1;  // A = act1(x·scale1 + shift1); scale1 null: act1(x)
+  Act act1;
+  const T *packed, *bias;
+  T* y;                          // product
+  T *mean, *m2;                  // block moments of y [blocks][stride], or null
+  idx stride;
+  T* z;                          // act2(y·scale2 + shift2), or null; may be y
+  const T *scale2, *shift2;
+  Act act2;
+  int threads;
+};
+
+template <class T>
+FF_INLINE void pointwise_forward_pass(const PointwiseForward<T>& p) {
+  const idx block = block_rows<T>(p.in + p.out);
+  const bool direct = !p.scale1 && p.act1 == Act::none;
+  for_tasks(ceil_div(p.rows, block), p.threads, [&](idx b) {
+    const idx first = b * block, rows = min_idx(block, p.rows - first);
+    const T* a = p.x + first * p.in;
+    idx lda = p.in;
+    if (!direct) {
+      T* activated = nullptr;
+      lda = block_stride<T>(p.in);
+      lay_out(Scratch::task, [&](Arena& arena) { activated = arena.take<T>(rows * lda); });
+      affine_act_rows<T>(activated, lda, a, p.in, rows, p.in, p.scale1, p.shift1, p.act1);
+      a = activated;
+    }
+    T* y = p.y + first * p.out;
+    gemm<T, false>({a, lda, p.packed, 0, y, p.out, rows, p.out, p.in, p.bias, T(-__builtin_inf()), T(__builtin_inf()), false});
+    if (p.mean) moments_rows<T>(y, p.out, rows, p.out, p.mean + b * p.stride, p.m2 + b * p.stride);
+    if (p.z) affine_act_rows<T>(p.z + first * p.out, p.out, y, p.out, rows, p.out, p.scale2, p.shift2, p.act2);
+  });
+}
+
+template <class T>
+struct PointwiseBackward {
+  idx rows, in, out;
+  const T *x, *scale1, *shift1, *mean1;  // A = act1(x·scale1 + shift1); scale1 null: act1(x)
+  Act act1;
+  const T* w;                            // [out][in]
+  const T* dz;                           // gradient of act2(norm2(y))
+  const T *y, *scale2, *shift2;          // y null: dz is the gradient of y itself
+  const NormGrad<T>* norm2;              // null: no norm2
+  Act act2;
+  T* g;                                  // gradient at act1's input [rows][in], or null
+  double *sum_g, *sum_gx;                // of g and g·(x - mean1) [chunks][in padded], or null
+  T *dw, *db;                            // null where not wanted
+  int threads;
+};
+
+// Chunks of blocks with partial sums of their own: enough for many cores, few enough that merging costs little.
+template <class T>
+FF_INLINE idx backward_chunks(idx rows, idx in, idx out) {
+  constexpr idx kMost = 16, kBytes = 16 << 20;
+  const idx blocks = ceil_div(rows, block_rows<T>(in + out));
+  const idx by_bytes = max_idx(2, kBytes / (in * out * static_cast<idx>(sizeof(T))));
+  return max_idx(1, min_idx(min_idx(kMost, by_bytes), min_idx(blocks, max_idx(1, rows / 256))));
+}
+
+// Gradient of the pointwise output in `block`, from dz.
+template <class T>
+FF_INLINE void output_grad_rows(const PointwiseBackward<T>& p, T* block, idx stride, idx first, idx rows) {
+  const T* dz = p.dz + first * p.out;
+  const T* y = p.y ? p.y + first * p.out : nullptr;
+  if (p.norm2)
+    norm_act_grad_rows<T>(block, stride, dz, p.out, y, p.out, rows, p.out, p.scale2, p.shift2, *p.norm2, p.act2);
+  else
+    act_grad_rows<T>(block, stride, dz, p.out, y, p.out, rows, p.out, nullptr, nullptr, y ? p.act2 : Act::none);
+}
+
+template <class T>
+FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& arena) {
+  const idx in_stride = round_up_lanes<T>(p.in), out_stride = round_up_lanes<T>(p.out);
+  const idx chunks = backward_chunks<T>(p.rows, p.in, p.out), part = p.dw ? p.out * in_stride : 0;
+  T* packed = arena.take<T>(p.g ? packed_size<T>(p.in, p.out) : 0);
+  T* parts = arena.take<T>(chunks * part);
+  double* bias_parts = arena.take<double>(chunks * out_stride);
+  if (!packed) return;
+  if (p.g) for_panels<T>(p.in, p.out, p.threads, [&](idx panel) { pack_rows<T>(packed, p.w, p.in, p.out, panel); });
+  const idx block = block_rows<T>(p.in + p.out), blocks = ceil_div(p.rows, block);
+  const T inf = T(__builtin_inf());
+  for_tasks(chunks, p.threads, [&](idx chunk) {
+    const idx lda = block_stride<T>(p.in), ldg = block_stride<T>(p.out);
+    T *a_block = nullptr, *g_block = nullptr, *sums = nullptr, *sums_x = nullptr;
+    lay_out(Scratch::task, [&](Arena& task) {
+      a_block = task.take<T>(block * lda);
+      g_block = task.take<T>(block * ldg);
+      sums = task.take<T>(max_idx(in_stride, out_stride));
+      sums_x = task.take<T>(in_stride);
+    });
+    T* dw = parts + chunk * part;
+    double* db = bias_parts + chunk * out_stride;
+    fill_zero(db, out_stride);
+    if (p.sum_g) fill_zero(p.sum_g + chunk * in_stride, in_stride), fill_zero(p.sum_gx + chunk * in_stride, in_stride);
+    const idx begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
+    if (p.dw && begin == end) fill_zero(dw, part);
+    for (idx b = begin; b < end; ++b) {
+      const idx first = b * block, rows = min_idx(block, p.rows - first);
+      const T* x = p.x + first * p.in;
+      output_grad_rows(p, g_block, ldg, first, rows);
+      if (p.db) {
+        fill_zero(sums, out_stride);
+        sums_rows<T>(g_block, ldg, nullptr, 0, rows, p.out, nullptr, sums, nullptr);
+        add_to(db, sums, p.out);
+      }
+      if (p.dw) {
+        affine_act_rows<T>(a_block, lda, x, p.in, rows, p.in, p.scale1, p.shift1, p.act1);
+        gemm<T, true>({g_block, ldg, a_block, lda, dw, in_stride, p.out, p.in, rows, nullptr, -inf, inf, b > begin});
+      }
+      if (p.g) {
+        T* g = p.g + first * p.in;
+        gemm<T, false>({g_block, ldg, packed, 0, g, p.in, rows, p.in, p.out, nullptr, -inf, inf, false});
+        if (p.act1 != Act::none) act_grad_rows<T>(g, p.in, g, p.in, x, p.in, rows, p.in, p.scale1, p.shift1, p.act1);
+        if (p.sum_g) {
+          fill_zero(sums, in_stride), fill_zero(sums_x, in_stride);
+          sums_rows<T>(g, p.in, x, p.in, rows, p.in, p.mean1, sums, sums_x);
+          add_to(p.sum_g + chunk * in_stride, sums, p.in), add_to(p.sum_gx + chunk * in_stride, sums_x, p.in);
+        }
+      }
+    }
+  });
+  for (idx o = 0; p.db && o < p.out; ++o) p.db[o] = static_cast<T>(sum_parts(bias_parts + o, chunks, out_stride));
+  if (!p.dw) return;
+  for_tasks(p.out, p.out * p.in * chunks < kPackParallel ? 1 : p.threads, [&](idx o) {
+    T* row = p.dw + o * p.in;
+    for_lanes<T>(p.in, [&](idx c, idx n) {
+      vec<T> total = {};
+      for (idx chunk = 0; chunk < chunks; ++chunk) total = total + load(parts + chunk * part + o * in_stride + c);
+      store_n<T>(row + c, total, n);
+    });
+  });
+}
+
+template <class T>
+FF_INLINE void pack_pointwise(T* packed, const T* w, const T* scale, idx in, idx out, int threads) {
+  for_panels<T>(out, in, threads, [&](idx panel) { pack_transposed<T>(packed, w, scale, out, in, panel); });
+}
+
+template <class T>
+FF_INLINE void pointwise_forward(const PointwiseParams& p) {
+  T *packed = nullptr, *bias = nullptr;
+  lay_out(Scratch::shared, [&](Arena& a) {
+    packed = a.take<T>(packed_size<T>(p.out, p.in));
+    bias = a.take<T>(p.out);
+  });
+  pack_pointwise<T>(packed, static_cast<const T*>(p.w), nullptr, p.in, p.out, p.threads);
+  copy_padded(bias, static_cast<const T*>(p.bias), p.out);
+  PointwiseForward<T> pass{};
+  pass.rows = p.rows, pass.in = p.in, pass.out = p.out, pass.threads = p.threads;
+  pass.x = static_cast<const T*>(p.x), pass.packed = packed, pass.bias = bias, pass.y = static_cast<T*>(p.y);
+  pointwise_forward_pass(pass);
+}
+
+template <class T>
+FF_INLINE void pointwise_backward(const PointwiseParams& p) {
+  PointwiseBackward<T> pass{};
+  pass.rows = p.rows, pass.in = p.in, pass.out = p.out, pass.threads = p.threads;
+  pass.x = static_cast<const T*>(p.x), pass.w = static_cast<const T*>(p.w), pass.dz = static_cast<const T*>(p.dy);
+  pass.g = static_cast<T*>(p.dx), pass.dw = static_cast<T*>(p.dw), pass.db = static_cast<T*>(p.db);
+  lay_out(Scratch::shared, [&](Arena& arena) { pointwise_backward_pass(pass, arena); });
+}
+
+}  // namespace
+}  // namespace FF_ISA
+}  // namespace ff

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fused block out = act2(norm2(pointwise(act1(norm1(depthwise(x)))))).
+//   inference  strips of depthwise rows go through L2 straight into the product: x is read once, out written once
+//   training   y1 and y2 (the convolutions' outputs) are kept; each pass measures what it writes and normalises what it reads
+//   backward   (1) sums of norm2; (2) dz -> g1 with the weights' gradient; (3) g1 -> dx with the depthwise gradient
+#pragma once
+#include "separable_conv/depthwise_pass.h"
+#include "separable_conv/pointwise_pass.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+// Bounds of the activations that are a clamp; false for the others.
+template <class T>
+FF_INLINE bool clamp_bounds(Act act, T* lo, T* hi) {
+  *lo = act == Act::relu || act == Act::relu6 ? T(0) : T(-kInfinity);
+  *hi = act == Act::relu6 ? T(6) : T(kInfinity);
+  return act == Act::none || act == Act::relu || act == Act::relu6;
+}
+
+// Convolution bias and running-statistics norm as one scale and shift.
+template <class T>
+FF_INLINE void fold(const NormParams& norm, const void* bias, idx channels, T* scale, T* shift) {
+  const T* b = static_cast<const T*>(bias);
+  copy_padded<T>(shift, b, channels);
+  if (!norm.weight) return;
+  for (idx c = 0; c < channels; ++c) {
+    const double slope = static_cast<const T*>(norm.weight)[c] /
+                         __builtin_sqrt(static_cast<double>(static_cast<const T*>(norm.var)[c]) + norm.eps);
+    const double centre = static_cast<double>(static_cast<const T*>(norm.mean)[c]) - (b ? b[c] : T(0));
+    scale[c] = static_cast<T>(slope);
+    shift[c] = static_cast<T>(static_cast<const T*>(norm.bias)[c] - centre * slope);
+  }
+}
+
+template <class T>
+FF_INLINE void separable_inference(const SeparableParams& p) {
+  constexpr idx kStripBytes = 128 << 10;
+  const DepthwiseShape& s = p.shape;
+  const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw, out = p.out_channels, lda = block_stride<T>(s.c);
+  T *w = nullptr, *scale1 = nullptr, *shift1 = nullptr, *packed = nullptr, *scale2 = nullptr, *shift2 = nullptr;
+  lay_out(Scratch::shared, [&](Arena& a) {
+    w = a.take<T>(taps * stride);
+    scale1 = a.take<T>(stride), shift1 = a.take<T>(stride);
+    packed = a.take<T>(packed_size<T>(out, s.c));
+    scale2 = a.take<T>(out), shift2 = a.take<T>(out);
+  });
+  fold<T>(p.norm1, p.dw_bias, s.c, scale1, shift1);
+  fold<T>(p.norm2, p.pw_bias, out, scale2, shift2);
+  pack_depthwise<T>(w, stride, static_cast<const T*>(p.dw), p.norm1.weight ? scale1 : nullptr, s.c, taps);
+  pack_pointwise<T>(packed, static_cast<const T*>(p.pw), p.norm2.weight ? scale2 : nullptr, s.c, out, p.threads);
+
+  T lo1, hi1, lo2, hi2;
+  const bool clamped1 = clamp_bounds(p.act1, &lo1, &hi1), clamped2 = clamp_bounds(p.act2, &lo2, &hi2);
+  Bands strips(s, s.ow * lda * static_cast<idx>(sizeof(T)), kStripBytes);
+  const idx rounds = ceil_div(strips.count, p.threads);
+  if (rounds < 4)  // few strips: cut them so that every thread gets as many; each pixel is computed the same way
+    strips = Bands(s, 1, ceil_div(s.oh * s.n, p.threads * max_idx(rounds, 1)));
+  const ForwardRow<T> row = row_kernels<T>(s).forward;
+  for_tasks(strips.count, p.threads, [&](idx strip) {
+    const idx first = strips.first(strip), rows = strips.end(strip) - first, pixels = rows * s.ow;
+    const T* image = static_cast<const T*>(p.x) + strips.image(strip) * s.h * s.w * s.c;
+    T* buffer = nullptr;
+    lay_out(Scratch::task, [&](Arena& a) { buffer = a.take<T>(pixels * lda); });
+    for (idx r = 0; r < rows; ++r)
+      row(s, image, first + r, w, stride, shift1, buffer + r * s.ow * lda, lda, lo1, hi1);
+    if (!clamped1) affine_act_rows<T>(buffer, lda, buffer, lda, pixels, s.c, nullptr, nullptr, p.act1);
+    T* y = static_cast<T*>(p.out) + (strips.image(strip) * s.oh + first) * s.ow * out;
+    gemm<T, false>({buffer, lda, packed, 0, y, out, pixels, out, s.c, shift2, lo2, hi2, false});
+    if (!clamped2) affine_act_rows<T>(y, out, y, out, pixels, out, nullptr, nullptr, p.act2);
+  });
+}
+
+// Per-channel vectors of a normalisation in training; null without one.
+template <class T>
+struct NormVectors {
+  T *scale = nullptr, *shift = nullptr, *mean = nullptr;
+
+  void take(Arena& a, const NormParams& norm, idx channels) {
+    if (!norm.weight) return;
+    scale = a.take<T>(channels), shift = a.take<T>(channels), mean = a.take<T>(channels);
+  }
+  void fill(const NormParams& norm, idx channels) {
+    if (!norm.weight) return;
+    norm_vectors<T>(static_cast<const T*>(norm.weight), static_cast<const T*>(norm.bias),
+                    static_cast<const T*>(norm.stats), channels, scale, shift, mean);
+  }
+};
+
+template <class T>
+FF_INLINE void constant_stats(const NormParams& norm, idx channels, bool batch_stats) {
+  if (norm.weight && !batch_stats)
+    running_stats<T>(static_cast<const T*>(norm.mean), static_cast<const T*>(norm.var), channels, norm.eps,
+                     static_cast<T*>(norm.stats));
+}
+
+template <class T>
+FF_INLINE void separable_training(const SeparableParams& p) {
+  const DepthwiseShape& s = p.shape;
+  const idx stride1 = round_up_lanes<T>(s.c), taps = s.kh * s.kw, out = p.out_channels, stride2 = round_up_lanes<T>(out);
+  const idx pixels = s.n * s.oh * s.ow, block = block_rows<T>(s.c + out), blocks = ceil_div(pixels, block);
+  const Bands bands = forward_bands<T>(s);
+  const bool measure1 = p.norm1.weight && p.batch_stats, measure2 = p.norm2.weight && p.batch_stats;
+  T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr;
+  T *mean1 = nullptr, *m2_1 = nullptr, *mean2 = nullptr, *m2_2 = nullptr;
+  NormVectors<T> n1, n2;
+  lay_out(Scratch::shared, [&](Arena& a) {
+    w = a.take<T>(taps * stride1), bias1 = a.take<T>(stride1);
+    packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride2);
+    if (measure1) mean1 = a.take<T>(bands.count * stride1), m2_1 = a.take<T>(bands.count * stride1);
+    if (measure2) mean2 = a.take<T>(blocks * stride2), m2_2 = a.take<T>(blocks * stride2);
+    n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out);
+  });
+  pack_depthwise<T>(w, stride1, static_cast<const T*>(p.dw), nullptr, s.c, taps);
+  copy_padded(bias1, static_cast<const T*>(p.dw_bias), s.c);
+  pack_pointwise<T>(packed, static_cast<const T*>(p.pw), nullptr, s.c, out, p.threads);
+  copy_padded(bias2, static_cast<const T*>(p.pw_bias), out);
+  constant_stats<T>(p.norm1, s.c, p.batch_stats), constant_stats<T>(p.norm2, out, p.batch_stats);
+
+  T* y1 = static_cast<T*>(p.y1);
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias1, stride1, y1, mean1, m2_1, p.threads});
+  if (measure1)
+    merge_moments(mean1, m2_1, bands.count, stride1, s.c, p.norm1.eps,
+                  [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm1.stats));
+  n1.fill(p.norm1, s.c);
+
+  PointwiseForward<T> pass{};
+  pass.rows = pixels, pass.in = s.c, pass.out = out, pass.threads = p.threads;
+  pass.x = y1, pass.scale1 = n1.scale, pass.shift1 = n1.shift, pass.act1 = p.act1;
+  pass.packed = packed, pass.bias = bias2;
+  T* z = static_cast<T*>(p.out);
+  pass.y = p.y2 ? static_cast<T*>(p.y2) : z;
+  pass.mean = mean2, pass.m2 = m2_2, pass.stride = stride2;
+  if (!measure2) {  // what follows is known already: apply it while the block is in L2
+    n2.fill(p.norm2, out);
+    if (p.y2) pass.z = z, pass.scale2 = n2.scale, pass.shift2 = n2.shift, pass.act2 = p.act2;
+  }
+  pointwise_forward_pass(pass);
+  if (!measure2) return;
+  merge_moments(mean2, m2_2, blocks, stride2, out, p.norm2.eps,
+                [&](idx b) { return min_idx(block, pixels - b * block); }, static_cast<T*>(p.norm2.stats));
+  n2.fill(p.norm2, out);
+  for_tasks(blocks, p.threads, [&](idx b) {
+    const idx first = b * block * out;
+    affine_act_rows<T>(z + first, out, pass.y + first, out, min_idx(block, pixels - b * block), out, n2.scale, n2.shift, p.act2);
+  });
+}
+
+// Sums of norm2: g = dz·act2'(z) and g·(y2 - mean) over chunks of blocks.
+template <class T>
+FF_INLINE void output_sums(const SeparableParams& p, const NormVectors<T>& n2, idx pixels, idx chunks, idx stride,
+                           double* sum_g, double* sum_gx) {
+  const idx out = p.out_channels, block = block_rows<T>(2 * out), blocks = ceil_div(pixels, block);
+  for_tasks(chunks, p.threads, [&](idx chunk) {
+    T *sums = nullptr, *sums_x = nullptr;
+    lay_out(Scratch::task, [&](Arena& a) { sums = a.take<T>(stride), sums_x = a.take<T>(stride); });
+    fill_zero(sum_g + chunk * stride, stride), fill_zero(sum_gx + chunk * stride, stride);
+    for (idx b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
+      const idx first = b * block, rows = min_idx(block, pixels - first);
+      fill_zero(sums, stride), fill_zero(sums_x, stride);
+      act_grad_sums_rows<T>(static_cast<const T*>(p.dout) + first * out, out, static_cast<const T*>(p.y2) + first * out,
+                            out, rows, out, n2.scale, n2.shift, n2.mean, p.act2, sums, sums_x);
+      add_to(sum_g + chunk * stride, sums, out), add_to(sum_gx + chunk * stride, sums_x, out);
+    }
+  });
+}
+
+template <class T>
+struct NormGradVectors {
+  T *slope = nullptr, *curve = nullptr, *offset = nullptr;
+  NormGrad<T> grad{};
+
+  void take(Arena& a, const NormParams& norm, idx channels) {
+    if (!norm.weight) return;
+    slope = a.take<T>(channels), curve = a.take<T>(channels), offset = a.take<T>(channels);
+  }
+  const NormGrad<T>* fill(const NormParams& norm, idx channels, const double* s, const double* sx, idx parts, idx stride,
+                          idx count, bool batch_stats) {
+    if (!norm.weight) return nullptr;
+    norm_backward_vectors<T>(static_cast<const T*>(norm.weight), static_cast<const T*>(norm.stats), channels, s, sx,
+                             parts, stride, static_cast<double>(max_idx(count, 1)), batch_stats, slope, curve, offset,
+                             static_cast<T*>(norm.d_weight), static_cast<T*>(norm.d_bias));
+    grad = {slope, curve, offset};
+    return &grad;
+  }
+};
+
+template <class T>
+FF_INLINE void separable_backward(const SeparableParams& p) {
+  constexpr idx kSumChunks = 16;
+  const DepthwiseShape& s = p.shape;
+  const idx out = p.out_channels, pixels = s.n * s.oh * s.ow, taps = s.kh * s.kw;
+  const idx stride1 = round_up_lanes<T>(s.c), stride2 = round_up_lanes<T>(out);
+  const idx chunks = backward_chunks<T>(pixels, s.c, out);
+  const bool below = p.dx || p.d_dw, norm1 = p.norm1.weight, norm2 = p.norm2.weight;
+  lay_out(Scratch::shared, [&](Arena& a) {
+    NormVectors<T> n1, n2;
+    NormGradVectors<T> grad1, grad2;
+    n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out);
+    grad1.take(a, p.norm1, s.c), grad2.take(a, p.norm2, out);
+    double* sums2 = a.take<double>(norm2 ? 2 * kSumChunks * stride2 : 0);
+    double* sums1 = a.take<double>(norm1 ? 2 * chunks * stride1 : 0);
+    T* g = a.take<T>(below ? pixels * s.c : 0);
+    T* w = a.take<T>(taps * stride1);
+    const bool real = w != nullptr;
+    PointwiseBackward<T> pass{};
+    pass.rows = pixels, pass.in = s.c, pass.out = out, pass.threads = p.threads;
+    pass.g = below ? g : nullptr;
+    pass.dw = static_cast<T*>(p.d_pw), pass.db = static_cast<T*>(p.d_pw_bias);
+    if (real) {
+      n1.fill(p.norm1, s.c), n2.fill(p.norm2, out);
+      double* sums2_x = sums2 + kSumChunks * stride2;
+      if (norm2) output_sums<T>(p, n2, pixels, kSumChunks, stride2, sums2, sums2_x);
+      pass.norm2 = grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
+      pass.x = static_cast<const T*>(p.y1), pass.scale1 = n1.scale, pass.shift1 = n1.shift, pass.mean1 = n1.mean;
+      pass.act1 = p.act1, pass.w = static_cast<const T*>(p.pw);
+      pass.dz = static_cast<const T*>(p.dout), pass.y = static_cast<const T*>(p.y2);
+      pass.scale2 = n2.scale, pass.shift2 = n2.shift, pass.act2 = p.act2;
+      pass.sum_g = norm1 && below ? sums1 : nullptr;
+      pass.sum_gx = norm1 && below ? sums1 + chunks * stride1 : nullptr;
+    } else {
+      pass.g = below ? reinterpret_cast<T*>(sizeof(T)) : nullptr;  // measuring: only whether it is wanted counts
+    }
+    pointwise_backward_pass(pass, a);
+
+    DepthwiseBackward<T> depthwise{};
+    depthwise.s = s, depthwise.w_stride = stride1, depthwise.threads = p.threads;
+    depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw), depthwise.db = static_cast<T*>(p.d_dw_bias);
+    if (real && below) {
+      pack_depthwise<T>(w, stride1, static_cast<const T*>(p.dw), nullptr, s.c, taps);
+      depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
+      depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = static_cast<const T*>(p.y1);
+    }
+    if (below) depthwise_backward_pass(depthwise, a);
+  });
+}
+
+}  // namespace
+}  // namespace FF_ISA
+}  // namespace ff

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vector facade that kernels are written on. One header per ISA defines FF_VEC_BYTES, the types f32v and f64v
+// (GCC/Clang vector types: + - * /, comparisons and mask ? a : b work on them) and, for each of the two, with T its
+// element type and V the vector:
+//   V    set1(T value)                  the value in every lane (kernels write splat<T>(value))
+//   V    load(const T* p)               all lanes, any alignment
+//   V    load(const T* p, idx n)        lanes [0, n), zero in the others; p[n..] is not touched; 0 <= n <= lanes
+//   void store(T* p, V v)               all lanes
+//   void store(T* p, V v, idx n)        lanes [0, n) only
+//   void stream(T* p, V v)              non-temporal, p aligned to the vector; followed by stream_fence() once
+//   V    fma(V a, V b, V c)             a·b + c, in one rounding where the ISA has it
+//   V    max_bound(V v, V bound)        lane maximum; a NaN in v stays, as torch's clamp does
+//   V    min_bound(V v, V bound)
+// Everything here and in a cpu.cpp has internal linkage: a template merged by the linker between two ISAs would hand
+// AVX-512 code to a baseline caller.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/check.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "core/types.h"
+
+#define FF_INLINE static inline __attribute__((always_inline))
+#define FF_NOINLINE static __attribute__((noinline))
+#define FF_PRAGMA(text) _Pragma(#text)
+// Full unrolling of a loop of at most n constant steps: arrays of vectors must become registers.
+#if defined(__clang__)
+#define FF_UNROLL(n) FF_PRAGMA(clang loop unroll(full))
+#else
+#define FF_UNROLL(n) FF_PRAGMA(GCC unroll n)
+#endif
+
+#include FF_SIMD_HEADER
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+typedef int32_t i32v __attribute__((vector_size(FF_VEC_BYTES)));
+typedef int64_t i64v __attribute__((vector_size(FF_VEC_BYTES)));
+
+template <class T>
+struct Lane;
+template <>
+struct Lane<float> {
+  using V = f32v;
+  using I = i32v;
+  using Int = int32_t;
+};
+template <>
+struct Lane<double> {
+  using V = f64v;
+  using I = i64v;
+  using Int = int64_t;
+};
+
+template <class T>
+using vec = typename Lane<T>::V;
+
+template <class T>
+constexpr idx lanes = FF_VEC_BYTES / sizeof(T);
+
+template <class T>
+FF_INLINE vec<T> splat(T value) {
+  return set1(value);
+}
+
+FF_INLINE idx min_idx(idx a, idx b) { return a < b ? a : b; }
+FF_INLINE idx max_idx(idx a, idx b) { return a > b ? a : b; }
+FF_INLINE idx ceil_div(idx a, idx b) { return (a + b - 1) / b; }
+template <class T>
+FF_INLINE idx round_up_lanes(idx n) {
+  return ceil_div(n, lanes<T>) * lanes<T>;
+}
+
+// Runs body(c, n) for each vector of [0, count): n lanes are valid from element c on.
+template <class T, class Body>
+FF_INLINE void for_lanes(idx count, const Body& body) {
+  idx c = 0;
+  for (; c + lanes<T> <= count; c += lanes<T>) body(c, lanes<T>);
+  if (c < count) body(c, count - c);
+}
+
+template <class T>
+FF_INLINE vec<T> load_n(const T* p, idx n) {
+  return n == lanes<T> ? load(p) : load(p, n);
+}
+template <class T>
+FF_INLINE void store_n(T* p, vec<T> v, idx n) {
+  if (n == lanes<T>)
+    store(p, v);
+  else
+    store(p, v, n);
+}
+
+// Runs body(task) for task in [0, tasks) on at most `threads` threads.
+template <class Body>
+FF_INLINE void for_tasks(idx tasks, int threads, const Body& body) {
+  parallel_for(
+      tasks, threads, [](void* context, idx task) { (*static_cast<const Body*>(context))(task); },
+      const_cast<Body*>(&body));
+}
+
+}  // namespace
+}  // namespace FF_ISA
+}  // namespace ff

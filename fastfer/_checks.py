@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Argument checks of the public functions: every message says which argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid")
+"""Activation names; the index is the code that kernels receive."""
+
+DTYPES = (torch.float32, torch.float64)
+AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def act_code(op: str, name: str | None, arg: str = "act") -> int:
+    """Code of an activation name; ``None`` is "none"."""
+    if name is None:
+        return 0
+    try:
+        return ACTIVATIONS.index(name)
+    except ValueError:
+        raise ValueError(f"{op}: {arg}: expected one of {', '.join(ACTIVATIONS)} or None, got {name!r}") from None
+
+
+def pair(op: str, arg: str, value: int | Sequence[int], minimum: int = 1) -> list[int]:
+    """``value`` or ``(vertical, horizontal)`` as a list of two ints not below ``minimum``."""
+    items = [value, value] if isinstance(value, int) else list(value)
+    if len(items) != 2 or any(not isinstance(v, int) or v < minimum for v in items):
+        raise ValueError(f"{op}: {arg}: expected an int or a pair of ints >= {minimum}, got {value!r}")
+    return items
+
+
+def padding4(op: str, value: int | Sequence[int]) -> list[int]:
+    """Padding as [top, left, bottom, right] from an int, (vertical, horizontal) or the four sides."""
+    items = [value] * 4 if isinstance(value, int) else list(value)
+    if len(items) == 2:
+        items = [items[0], items[1], items[0], items[1]]
+    if len(items) != 4 or any(not isinstance(v, int) or v < 0 for v in items):
+        raise ValueError(
+            f"{op}: padding: expected an int, (vertical, horizontal) or (top, left, bottom, right), all >= 0, got {value!r}"
+        )
+    return items
+
+
+def is_tensor(op: str, arg: str, x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {arg}: expected a torch.Tensor, got {type(x).__name__}")
+    return x
+
+
+def floating(op: str, arg: str, x: object) -> Tensor:
+    """A float32 or float64 tensor (bfloat16 and float16 pass where autocast will lift them to float32)."""
+    t = is_tensor(op, arg, x)
+    if t.dtype not in DTYPES and not (t.dtype in AUTOCAST_DTYPES and torch.is_autocast_enabled(t.device.type)):
+        raise TypeError(f"{op}: {arg}: expected dtype float32 or float64, got {str(t.dtype).removeprefix('torch.')}")
+    return t
+
+
+def image(op: str, arg: str, x: object, channels: int | None = None) -> Tensor:
+    """An activation (N, C, H, W), with C == ``channels`` where given."""
+    t = floating(op, arg, x)
+    if t.dim() != 4:
+        raise ValueError(f"{op}: {arg}: expected 4 dimensions (N, C, H, W), got shape {tuple(t.shape)}")
+    if channels is not None and t.shape[1] != channels:
+        raise ValueError(f"{op}: {arg}: expected {channels} channels, got shape {tuple(t.shape)}")
+    return t
+
+
+def like(op: str, arg: str, t: object, ref: Tensor, shape: Sequence[int], ref_name: str = "x") -> Tensor:
+    """A parameter tensor of exactly ``shape`` with the dtype and device of ``ref``."""
+    p = is_tensor(op, arg, t)
+    if tuple(p.shape) != tuple(shape):
+        raise ValueError(f"{op}: {arg}: expected shape {tuple(shape)}, got {tuple(p.shape)}")
+    if p.device != ref.device:
+        raise ValueError(f"{op}: {arg}: expected device {ref.device} as {ref_name}, got {p.device}")
+    if p.dtype != ref.dtype and not torch.is_autocast_enabled(ref.device.type):
+        raise TypeError(f"{op}: {arg}: expected dtype {ref.dtype} as {ref_name}, got {p.dtype}")
+    return p
+
+
+def out_size(op: str, size: int, before: int, after: int, kernel: int, stride: int, axis: str) -> int:
+    """Output size of a convolution or pooling axis; an error where the kernel does not fit."""
+    span = size + before + after
+    if span < kernel:
+        raise ValueError(f"{op}: {axis}: expected padded size >= kernel {kernel}, got {size} + {before} + {after} = {span}")
+    return (span - kernel) // stride + 1

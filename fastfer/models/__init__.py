@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks: ``create_model``, ``list_models``, and their weight files."""
+
+from fastfer.models.base import FerModel
+from fastfer.models.fgw_fer import FgwFer
+from fastfer.models.registry import create_model, list_models, register_model
+from fastfer.models.weights import load_weights, read_metadata, save_weights
+
+__all__ = [
+    "FerModel",
+    "FgwFer",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "read_metadata",
+    "register_model",
+    "save_weights",
+]

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every network has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from fastfer.nn._checks import positive
+
+
+class FerModel(nn.Module, ABC):
+    """A classifier of face images (N, in_chans, H, W) into logits (N, num_classes).
+
+    ``options`` are the constructor's arguments, enough to build the same network again; ``class_names``, where known,
+    name the logits in order; ``embedding_dim`` is the width of `forward_features`.
+    """
+
+    name: ClassVar[str]
+    """Name in `create_model`."""
+    input_size: ClassVar[tuple[int, int]]
+    """(H, W) of the published network; other sizes run where the network's page says so."""
+    embedding_dim: int
+
+    def __init__(self, num_classes: int, in_chans: int, **options: Any) -> None:
+        super().__init__()
+        self.num_classes = positive(self.name, "num_classes", num_classes)
+        self.in_chans = positive(self.name, "in_chans", in_chans)
+        self.options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **options}
+        self.class_names: tuple[str, ...] | None = None
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits (N, num_classes)."""
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The embedding (N, embedding_dim)."""

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from fastfer.models.base import FerModel
+
+_Model = TypeVar("_Model", bound=type[FerModel])
+_MODELS: dict[str, type[FerModel]] = {}
+
+
+def register_model(cls: _Model) -> _Model:
+    """Class decorator: make the network known under its ``name``."""
+    if cls.name in _MODELS:
+        raise ValueError(f"register_model: name: expected a new one, got {cls.name!r}, which is {_MODELS[cls.name]}")
+    _MODELS[cls.name] = cls
+    return cls
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the networks that match a shell pattern, sorted."""
+    return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
+
+
+def create_model(name: str, **options: Any) -> FerModel:
+    """A network with fresh weights. ``options`` are those of its class: all have num_classes and in_chans.
+
+    Raises ValueError for an unknown name or option, naming the known ones.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"create_model: name: expected one of {', '.join(list_models())}, got {name!r}")
+    build: Callable[..., FerModel] = _MODELS[name]
+    known = inspect.signature(build).parameters
+    for option in options:
+        if option not in known:
+            raise ValueError(f"create_model: option of {name}: expected one of {', '.join(known)}, got {option!r}")
+    return build(**options)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activations on the native kernels, in storage order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastfer import _C
+from fastfer.backend import num_threads
+
+
+def _like(x: Tensor, y: Tensor) -> Tensor:
+    """x itself when its storage order is that of ``y``, else a copy that has it."""
+    return x if x.stride() == y.stride() else torch.empty_like(y).copy_(x)
+
+
+def activation(x: Tensor, act: int) -> Tensor:
+    """act(x)."""
+    y = torch.empty_like(x)
+    x = _like(x, y)
+    _C.activation_fwd(x.dtype == torch.float64, x.data_ptr(), y.data_ptr(), x.numel(), act, num_threads())
+    return y
+
+
+def activation_backward(dy: Tensor, x: Tensor, act: int) -> Tensor:
+    """dy · act'(x)."""
+    dx = torch.empty_like(x)
+    x, dy = _like(x, dx), _like(dy, dx)
+    _C.activation_bwd(
+        x.dtype == torch.float64, dy.data_ptr(), x.data_ptr(), dx.data_ptr(), x.numel(), act, num_threads()
+    )
+    return dx

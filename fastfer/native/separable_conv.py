@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depthwise, pointwise and the fused separable block on the native kernels; NHWC, dense."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastfer import _C
+from fastfer.backend import num_threads
+
+_CL = torch.channels_last
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=_CL)
+
+
+def _flat(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _empty(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    return torch.empty((x.shape[0], channels, height, width), dtype=x.dtype, device=x.device, memory_format=_CL)
+
+
+def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
+    """n, h, w, c, oh, ow, kh, kw, sh, sw, top, left."""
+    n, c, h, w = x.shape
+    kh, kw = weight.shape[2:]
+    (sh, sw), (top, left, bottom, right) = stride, padding
+    return [n, h, w, c, (h + top + bottom - kh) // sh + 1, (w + left + right - kw) // sw + 1, kh, kw, sh, sw, top, left]
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+    """Depthwise convolution."""
+    shape = _shape(x, weight, stride, padding)
+    x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)
+    y = _empty(x, shape[3], shape[4], shape[5])
+    _C.depthwise_conv2d_fwd(
+        x.dtype == torch.float64, shape, x.data_ptr(), weight.data_ptr(), _address(bias), y.data_ptr(), num_threads()
+    )
+    return y
+
+
+def _wanted(mask: list[bool], like: Tensor, weight: Tensor, size: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return (
+        torch.empty_like(like, memory_format=_CL) if mask[0] else None,
+        torch.empty_like(weight) if mask[1] else None,
+        weight.new_empty(size) if mask[2] else None,
+    )
+
+
+def _or_empty(x: Tensor, *grads: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def depthwise_conv2d_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]
+) -> tuple[Tensor, ...]:
+    """Gradients of x, weight and bias; those not in ``mask`` are empty."""
+    shape = _shape(x, weight, stride, padding)
+    dy, x, weight = _nhwc(dy), _nhwc(x), weight.contiguous()
+    dx, dw, db = _wanted(mask, x, weight, shape[3])
+    _C.depthwise_conv2d_bwd(
+        x.dtype == torch.float64, shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(),
+        _address(dx), _address(dw), _address(db), num_threads(),
+    )  # fmt: skip
+    return _or_empty(x, dx, dw, db)
+
+
+def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """1×1 convolution."""
+    x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)
+    n, c, h, w = x.shape
+    y = _empty(x, weight.shape[0], h, w)
+    _C.pointwise_conv2d_fwd(
+        x.dtype == torch.float64, n * h * w, c, weight.shape[0], x.data_ptr(), weight.data_ptr(), _address(bias),
+        y.data_ptr(), num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+    """Gradients of x, weight and bias; those not in ``mask`` are empty."""
+    dy, x, weight = _nhwc(dy), _nhwc(x), weight.contiguous()
+    n, c, h, w = x.shape
+    dx, dw, db = _wanted(mask, x, weight, weight.shape[0])
+    _C.pointwise_conv2d_bwd(
+        x.dtype == torch.float64, n * h * w, c, weight.shape[0], dy.data_ptr(), x.data_ptr(), weight.data_ptr(),
+        _address(dx), _address(dw), _address(db), num_threads(),
+    )  # fmt: skip
+    return _or_empty(x, dx, dw, db)
+
+
+_Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _run(
+    train: bool, batch_stats: bool, x: Tensor, dw: Tensor, dw_bias: Tensor | None, norm1: _Norm, eps1: float, act1: int,
+    pw: Tensor, pw_bias: Tensor | None, norm2: _Norm, eps2: float, act2: int, stride: list[int], padding: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    shape = _shape(x, dw, stride, padding)
+    x, dw, pw, dw_bias, pw_bias = _nhwc(x), dw.contiguous(), pw.contiguous(), _flat(dw_bias), _flat(pw_bias)
+    n1, n2 = [_flat(t) for t in norm1], [_flat(t) for t in norm2]
+    channels, outputs, empty = shape[3], pw.shape[0], x.new_empty(0)
+    out = _empty(x, outputs, shape[4], shape[5])
+    y1 = y2 = stats1 = stats2 = empty
+    if train:
+        y1 = _empty(x, channels, shape[4], shape[5])
+        y2 = torch.empty_like(out) if n2[0] is not None or act2 else empty
+        stats1 = x.new_empty((3, channels)) if n1[0] is not None else empty
+        stats2 = x.new_empty((3, outputs)) if n2[0] is not None else empty
+    _C.separable_conv2d_fwd(
+        x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw.data_ptr(), _address(dw_bias),
+        [*map(_address, n1), stats1.data_ptr(), 0, 0], eps1, act1, pw.data_ptr(), _address(pw_bias),
+        [*map(_address, n2), stats2.data_ptr(), 0, 0], eps2, act2, batch_stats, out.data_ptr(), y1.data_ptr(),
+        y2.data_ptr() if y2 is not empty else 0, num_threads(),
+    )  # fmt: skip
+    return out, y1, y2, stats1, stats2
+
+
+def separable_conv2d(
+    x: Tensor, dw: Tensor, dw_bias: Tensor | None,
+    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None, eps1: float, act1: int,
+    pw: Tensor, pw_bias: Tensor | None,
+    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None, eps2: float, act2: int,
+    stride: list[int], padding: list[int],
+) -> Tensor:  # fmt: skip
+    """Output with running statistics, in one pass."""
+    norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var), (n2_weight, n2_bias, n2_mean, n2_var)
+    return _run(
+        False, False, x, dw, dw_bias, norm1, eps1, act1, pw, pw_bias, norm2, eps2, act2, stride, padding
+    )[0]  # fmt: skip
+
+
+def separable_conv2d_train(
+    x: Tensor, dw: Tensor, dw_bias: Tensor | None,
+    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None, eps1: float, act1: int,
+    pw: Tensor, pw_bias: Tensor | None,
+    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None, eps2: float, act2: int,
+    stride: list[int], padding: list[int], batch_stats: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance."""
+    norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var), (n2_weight, n2_bias, n2_mean, n2_var)
+    return _run(
+        True, batch_stats, x, dw, dw_bias, norm1, eps1, act1, pw, pw_bias, norm2, eps2, act2, stride, padding
+    )  # fmt: skip
+
+
+def separable_conv2d_backward(
+    dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
+    dw: Tensor, n1_weight: Tensor | None, n1_bias: Tensor | None, stats1: Tensor, act1: int,
+    pw: Tensor, n2_weight: Tensor | None, n2_bias: Tensor | None, stats2: Tensor, act2: int,
+    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
+    shape = _shape(x, dw, stride, padding)
+    dout, x, dw, pw = _nhwc(dout), _nhwc(x), dw.contiguous(), pw.contiguous()
+    norms = [_flat(t) for t in (n1_weight, n1_bias, n2_weight, n2_bias)]
+    need_dx, need_dw, need_pw = mask
+    d_x, d_dw, d_dwb = _wanted([need_dx, need_dw, need_dw], x, dw, shape[3])
+    _, d_pw, d_pwb = _wanted([False, need_pw, need_pw], x, pw, pw.shape[0])
+    d_n = [torch.empty_like(t) if t is not None else None for t in norms]
+    _C.separable_conv2d_bwd(
+        x.dtype == torch.float64, shape, pw.shape[0], dout.data_ptr(), x.data_ptr(), y1.data_ptr(),
+        y2.data_ptr() if y2.numel() or n2_weight is not None or act2 else 0, dw.data_ptr(),
+        [_address(norms[0]), _address(norms[1]), 0, 0, stats1.data_ptr(), _address(d_n[0]), _address(d_n[1])], act1,
+        pw.data_ptr(),
+        [_address(norms[2]), _address(norms[3]), 0, 0, stats2.data_ptr(), _address(d_n[2]), _address(d_n[3])], act2,
+        batch_stats, _address(d_x), _address(d_dw), _address(d_dwb), _address(d_pw), _address(d_pwb), num_threads(),
+    )  # fmt: skip
+    n1, n2 = (d_n[:2] if need_dw else [None, None]), (d_n[2:] if need_pw else [None, None])
+    return _or_empty(x, d_x, d_dw, d_dwb, *n1, d_pw, d_pwb, *n2)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules over ``fastfer.ops``: torch's names and defaults where torch has the module, four-sided padding."""
+
+from fastfer.nn.cbam import CBAM, ChannelGate, SpatialGate
+from fastfer.nn.conv2d import Conv2d
+from fastfer.nn.elementwise import Activation, Hardsigmoid, Hardswish, ReLU, ReLU6, Sigmoid, SiLU
+from fastfer.nn.norm import BatchNorm2d
+from fastfer.nn.pool import GlobalAvgPool, GlobalMaxPool, MaxPool2d
+from fastfer.nn.separable_conv import DepthwiseConv2d, PointwiseConv2d, SeparableConv2d
+
+__all__ = [
+    "CBAM",
+    "Activation",
+    "BatchNorm2d",
+    "ChannelGate",
+    "Conv2d",
+    "DepthwiseConv2d",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "Hardsigmoid",
+    "Hardswish",
+    "MaxPool2d",
+    "PointwiseConv2d",
+    "ReLU",
+    "ReLU6",
+    "SeparableConv2d",
+    "SiLU",
+    "Sigmoid",
+    "SpatialGate",
+]

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of module constructors; those of tensors are in ``fastfer._checks``."""
+
+from __future__ import annotations
+
+
+def positive(op: str, arg: str, value: object) -> int:
+    """An int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{op}: {arg}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{op}: {arg}: expected an int >= 1, got {value}")
+    return value

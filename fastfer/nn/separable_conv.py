@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depthwise and pointwise convolutions, and the fused separable block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastfer import _checks
+from fastfer.nn._checks import positive
+from fastfer.nn.conv2d import reset_conv
+from fastfer.nn.norm import BatchNorm2d, make_norm
+from fastfer.ops.elementwise import activation
+from fastfer.ops.norm import batch_norm
+from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
+
+
+class DepthwiseConv2d(nn.Module):
+    """One filter a channel: (N, channels, H, W) -> (N, channels, OH, OW), channels_last; sizes as in `Conv2d`."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        *,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        op, factory = "DepthwiseConv2d", {"device": device, "dtype": dtype}
+        self.channels = positive(op, "channels", channels)
+        self.kernel_size = _checks.pair(op, "kernel_size", kernel_size)
+        self.stride = _checks.pair(op, "stride", stride)
+        self.padding = _checks.padding4(op, padding)
+        self.weight = nn.Parameter(torch.empty(channels, 1, *self.kernel_size, **factory))
+        self.bias = nn.Parameter(torch.empty(channels, **factory)) if bias else None
+        reset_conv(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, kernel_size={tuple(self.kernel_size)}, stride={tuple(self.stride)}, "
+            f"padding={tuple(self.padding)}, bias={self.bias is not None}"
+        )
+
+
+class PointwiseConv2d(nn.Module):
+    """1×1 convolution: (N, in_channels, H, W) -> (N, out_channels, H, W), channels_last."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        op, factory = "PointwiseConv2d", {"device": device, "dtype": dtype}
+        self.in_channels = positive(op, "in_channels", in_channels)
+        self.out_channels = positive(op, "out_channels", out_channels)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 1, 1, **factory))
+        self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
+        reset_conv(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise_conv2d(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"
+
+
+class SeparableConv2d(nn.Module):
+    """act2(norm2(pointwise(act1(norm1(depthwise(x)))))) as one op: (N, in, H, W) -> (N, out, OH, OW), channels_last.
+
+    Sizes, norms and activations as in `Conv2d`; no biases unless asked for. The op takes the tensors of ``depthwise``,
+    ``pointwise`` and the norms, so that their own forwards and hooks do not run.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        *,
+        dw_bias: bool = False,
+        norm1: bool | BatchNorm2d = False,
+        act1: str | None = None,
+        pw_bias: bool = False,
+        norm2: bool | BatchNorm2d = False,
+        act2: str | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        op, factory = "SeparableConv2d", {"device": device, "dtype": dtype}
+        _checks.act_code(op, act1, "act1")
+        _checks.act_code(op, act2, "act2")
+        self.act1, self.act2 = act1, act2
+        self.depthwise = DepthwiseConv2d(in_channels, kernel_size, stride, padding, bias=dw_bias, **factory)
+        self.norm1 = make_norm(op, "norm1", norm1, in_channels, factory)
+        self.pointwise = PointwiseConv2d(in_channels, out_channels, bias=pw_bias, **factory)
+        self.norm2 = make_norm(op, "norm2", norm2, out_channels, factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm1, norm2, dw, pw = self.norm1, self.norm2, self.depthwise, self.pointwise
+        modes = {norm.training for norm in (norm1, norm2) if norm is not None}
+        if len(modes) == 2:
+            return self._one_norm_frozen(x)
+        return separable_conv2d(
+            x,
+            dw.weight,
+            pw.weight,
+            dw_bias=dw.bias,
+            norm1=norm1.step() if norm1 is not None else None,
+            act1=self.act1,
+            pw_bias=pw.bias,
+            norm2=norm2.step() if norm2 is not None else None,
+            act2=self.act2,
+            stride=dw.stride,
+            padding=dw.padding,
+            training=True in modes,
+        )
+
+    def _one_norm_frozen(self, x: Tensor) -> Tensor:
+        """Step by step: the fused op has one training flag, and here one norm trains while the other does not."""
+        for conv, norm, act in ((self.depthwise, self.norm1, self.act1), (self.pointwise, self.norm2, self.act2)):
+            x = conv(x)
+            x = batch_norm(x, norm.step(), act=act, training=norm.training) if norm is not None else activation(x, act)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"act1={self.act1!r}, act2={self.act2!r}"

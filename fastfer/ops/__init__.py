@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public functions: torch ops with gradients, NHWC inside, one backend of native C++, CUDA, Numba or plain torch."""
+
+from fastfer.ops.cbam import cbam, channel_gate, spatial_gate
+from fastfer.ops.conv2d import conv2d
+from fastfer.ops.elementwise import activation, hardsigmoid, hardswish, relu, relu6, sigmoid, silu
+from fastfer.ops.norm import Norm, batch_norm
+from fastfer.ops.pool import global_avg_pool, global_max_pool, max_pool2d
+from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
+
+__all__ = [
+    "Norm",
+    "activation",
+    "batch_norm",
+    "cbam",
+    "channel_gate",
+    "conv2d",
+    "depthwise_conv2d",
+    "global_avg_pool",
+    "global_max_pool",
+    "hardsigmoid",
+    "hardswish",
+    "max_pool2d",
+    "pointwise_conv2d",
+    "relu",
+    "relu6",
+    "separable_conv2d",
+    "sigmoid",
+    "silu",
+    "spatial_gate",
+]

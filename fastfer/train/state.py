@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder ``last``: everything that continuing a run needs, replaced as a whole after each epoch.
+
+weights.safetensors    the network, with its preprocessing and class names in the header
+optimizer.safetensors  AdamW's moments and step counts, "parameter name/entry"
+state.json             epoch, schedule, optimiser options, history, best scores, options of the run, data fingerprints
+
+Random numbers need no file: they follow from the seed and the epoch (see loop.py). Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fastfer.models import load_weights, save_weights
+from fastfer.train.loop import Trainer
+
+FOLDER = "last"
+LAYOUT = 1
+RECORD_KEYS = ("config", "fingerprints", "numerics", "history", "best", "last")
+
+_NEW, _OLD = "last.new", "last.old"
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+class StateError(ValueError):
+    """A saved run that cannot be continued as asked."""
+
+
+def find(out: Path) -> Path | None:
+    """The folder to continue from, or None. ``last.old`` is the whole one if a crash fell between the two renames."""
+    return next((out / name for name in (FOLDER, _OLD) if (out / name / _STATE).is_file()), None)
+
+
+def remove(out: Path) -> None:
+    """Delete the saved state under ``out``."""
+    for name in (FOLDER, _NEW, _OLD):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str, Any]) -> None:
+    """Replace ``out/last``. ``metadata`` goes to the weights' header; ``record`` holds RECORD_KEYS, as JSON values."""
+    new, old, last = out / _NEW, out / _OLD, out / FOLDER
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        save_weights(trainer.model, new / _WEIGHTS, metadata)
+        optimizer = trainer.optimizer.state_dict()
+        names = [name for name, _ in trainer.model.named_parameters()]
+        moments = {
+            f"{names[index]}/{entry}": value.contiguous()
+            for index, entries in optimizer["state"].items()
+            for entry, value in entries.items()
+        }
+        save_file(moments, new / _OPTIMIZER)
+        state = {
+            "layout": LAYOUT,
+            "groups": optimizer["param_groups"],
+            "scheduler": trainer.scheduler.state_dict(),
+            "record": record,
+        }
+        (new / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if last.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        last.rename(old)
+    new.rename(last)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The ``record`` of `save`. StateError for a damaged or foreign file."""
+    record = _read_state(folder)["record"]
+    missing = [key for key in RECORD_KEYS if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise StateError(f"{folder / _STATE}: expected the record of a run, got none of its {', '.join(missing)}")
+    return dict(record)
+
+
+def restore(folder: Path, trainer: Trainer) -> None:
+    """Put the saved weights, moments and schedule into ``trainer``, bit for bit. StateError where they do not fit."""
+    state = _read_state(folder)
+    try:
+        trainer.model.load_state_dict(load_weights(folder / _WEIGHTS).state_dict())
+        moments = load_file(folder / _OPTIMIZER)
+        entries = {
+            index: {
+                entry: _laid_out_like(parameter, moments[f"{name}/{entry}"])
+                for entry in ("step", "exp_avg", "exp_avg_sq")
+            }
+            for index, (name, parameter) in enumerate(trainer.model.named_parameters())
+        }
+        groups = [{**group, "betas": tuple(group["betas"])} for group in state["groups"]]
+        trainer.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        trainer.scheduler.load_state_dict(state["scheduler"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise StateError(f"{folder} cannot be continued from: {type(error).__name__}: {error}") from error
+
+
+def _laid_out_like(parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+    """Moments in the parameter's memory format: the fused optimiser walks both by storage order."""
+    if saved.ndim == 0:
+        return saved
+    return torch.empty_like(parameter, requires_grad=False).copy_(saved)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / _STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StateError(f"cannot read {path}: {error}") from error
+    if not isinstance(state, dict) or state.get("layout") != LAYOUT or "record" not in state:
+        raise StateError(f"{path}: expected the state of a run, layout {LAYOUT}")
+    return state
