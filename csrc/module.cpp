@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstdlib>
 #include <map>
 #include <string>
 #include <vector>
@@ -38,7 +37,7 @@ void choose_isa(const std::string& name) {
   if (set_isa(name.c_str())) return;
   std::string known;
   for (const std::string& isa : isas(true)) known += ", " + isa;
-  throw py::value_error("FASTFER_ISA: expected auto" + known + ", got '" + name + "'");
+  throw py::value_error("ISA: expected auto" + known + ", got '" + name + "'");
 }
 
 // kernel -> {ISA: calls}, ISAs that ran only.
@@ -70,7 +69,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("scratch_bytes", scratch_bytes, "Scratch memory held by all threads.");
   m.def("release_scratch", scratch_release, "Free the calling thread's scratch memory.");
   m.attr("compiler") = __VERSION__;
-  if (const char* forced = std::getenv("FASTFER_ISA")) choose_isa(forced);
   bind_elementwise(m);
   bind_separable_conv(m);
 #ifdef FASTFER_CUDA

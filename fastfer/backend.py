@@ -48,6 +48,21 @@ def _probe(name: str) -> tuple[bool, str]:
     return bool(available), str(reason)
 
 
+def _force_isa(name: str) -> None:
+    """FASTFER_ISA: an ISA that this build or CPU lacks is an error, never a quiet change of kernels."""
+    available, reason = _probe("native")
+    if not available:
+        raise RuntimeError(f"FASTFER_ISA={name} was asked for, but the native backend is not available: {reason}")
+    native: Any = importlib.import_module("fastfer._C")
+    try:
+        native.set_isa(name)
+    except ValueError as error:
+        raise ValueError(f"FASTFER_ISA: {error}") from None
+
+
+if "FASTFER_ISA" in os.environ:
+    _force_isa(os.environ["FASTFER_ISA"])
+
 _probed: dict[str, Backend] = {}
 
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Batch normalisation and activation over a block of rows [rows][stride] of one pixel each, per-channel vectors beside:
 //   z = y·scale + shift, a = act(z)            scale = weight·invstd, shift = bias - mean·scale
-// Vectorised over channels. Per-channel vectors have room for a whole last vector.
+// Vectorised over channels in groups of vectors whose per-channel operands stay in registers while the rows go by.
+// Per-channel vectors have room for a whole last vector.
 #pragma once
 #include "simd/math.h"
 
@@ -9,97 +10,154 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
+constexpr int kGroup = kRegisters == 32 ? 4 : 2;
+constexpr idx kPrefetchBytes = 2048;  // about the latency of memory at its bandwidth: 80 ns × 25 GB/s
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Calls body(Count<vectors>, c, n) for groups of whole vectors of the channels, and for single ones at the end, where n
+// lanes of the last vector are valid.
+template <class T, class Body>
+FF_INLINE void for_groups(idx channels, const Body& body) {
+  constexpr idx L = lanes<T>;
+  idx c = 0;
+  for (; c + kGroup * L <= channels; c += kGroup * L) body(Count<kGroup>{}, c, L);
+  for (; c < channels; c += L) body(Count<1>{}, c, min_idx(L, channels - c));
+}
+
+template <class T, int V>
+struct Channels {
+  vec<T> v[V];
+
+  // Zero without a source.
+  static FF_CLASS_INLINE Channels from(const T* p, idx c) {
+    Channels channels;
+    FF_UNROLL(4)
+    for (int u = 0; u < V; ++u) channels.v[u] = p ? load(p + c + u * lanes<T>) : vec<T>{};
+    return channels;
+  }
+  FF_CLASS_INLINE void to(T* p, idx c) const {
+    FF_UNROLL(4)
+    for (int u = 0; u < V; ++u) store(p + c + u * lanes<T>, v[u]);
+  }
+};
+
+// Rows ahead that a stream of rows of `stride` elements is fetched.
+template <class T>
+FF_INLINE idx prefetch_distance(idx stride) {
+  const idx bytes = stride * static_cast<idx>(sizeof(T));
+  return (kPrefetchBytes + bytes - 1) / bytes * stride;
+}
+
 // dst = act(src·scale + shift); scale null: act(src). dst may be src.
 template <class T>
-FF_INLINE void affine_act_rows(T* dst, idx dst_stride, const T* src, idx src_stride, idx rows, idx channels,
-                               const T* scale, const T* shift, Act act) {
+FF_NOINLINE void affine_act_rows(T* dst, idx dst_stride, const T* src, idx src_stride, idx rows, idx channels,
+                                 const T* scale, const T* shift, Act act) {
+  const idx ahead = prefetch_distance<T>(src_stride);
   with_act(act, [&](auto tag) {
-    constexpr Act A = decltype(tag)::value;
-    for (idx r = 0; r < rows; ++r) {
-      const T* y = src + r * src_stride;
-      T* a = dst + r * dst_stride;
-      for_lanes<T>(channels, [&](idx c, idx n) {
-        vec<T> z = load_n<T>(y + c, n);
-        if (scale) z = fma(z, load(scale + c), load(shift + c));
-        store_n<T>(a + c, activate<A, T>(z), n);
-      });
-    }
+    for_groups<T>(channels, [&](auto count, idx c, idx n) {
+      constexpr Act A = decltype(tag)::value;
+      constexpr int V = decltype(count)::value;
+      const auto scale_v = Channels<T, V>::from(scale, c), shift_v = Channels<T, V>::from(shift, c);
+      for (idx r = 0; r < rows; ++r) {
+        FF_UNROLL(4)
+        for (int u = 0; u < V; ++u) {
+          const T* y = src + r * src_stride + c + u * lanes<T>;
+          __builtin_prefetch(y + ahead);
+          vec<T> z = load_n<T>(y, n);
+          if (scale) z = fma(z, scale_v.v[u], shift_v.v[u]);
+          store_n<T>(dst + r * dst_stride + c + u * lanes<T>, activate<A, T>(z), n);
+        }
+      }
+    });
   });
 }
 
 // Mean and sum of squared deviations of each channel over the rows, in one read: deviations are taken from the first
 // row, which keeps the subtraction from cancelling when the mean is far from zero.
 template <class T>
-FF_INLINE void moments_rows(const T* src, idx stride, idx rows, idx channels, T* mean, T* m2) {
-  for_lanes<T>(channels, [&](idx c, idx n) {
-    const vec<T> origin = load_n<T>(src + c, n);
-    vec<T> sum[2] = {}, squares[2] = {};
-    idx r = 0;
-    for (; r + 2 <= rows; r += 2) {
-      FF_UNROLL(2)
-      for (int u = 0; u < 2; ++u) {
-        const vec<T> d = load_n<T>(src + (r + u) * stride + c, n) - origin;
-        sum[u] = sum[u] + d;
-        squares[u] = fma(d, d, squares[u]);
+FF_NOINLINE void moments_rows(const T* src, idx stride, idx rows, idx channels, T* mean, T* m2) {
+  for_groups<T>(channels, [&](auto count, idx c, idx n) {
+    constexpr int V = decltype(count)::value;
+    Channels<T, V> origin, sum = Channels<T, V>::from(nullptr, c), squares = sum;
+    FF_UNROLL(4)
+    for (int u = 0; u < V; ++u) origin.v[u] = load_n<T>(src + c + u * lanes<T>, n);
+    for (idx r = 0; r < rows; ++r) {
+      FF_UNROLL(4)
+      for (int u = 0; u < V; ++u) {
+        const vec<T> d = load_n<T>(src + r * stride + c + u * lanes<T>, n) - origin.v[u];
+        sum.v[u] = sum.v[u] + d;
+        squares.v[u] = fma(d, d, squares.v[u]);
       }
     }
-    if (r < rows) {
-      const vec<T> d = load_n<T>(src + r * stride + c, n) - origin;
-      sum[0] = sum[0] + d;
-      squares[0] = fma(d, d, squares[0]);
+    const vec<T> rows_v = splat<T>(static_cast<T>(rows));
+    FF_UNROLL(4)
+    for (int u = 0; u < V; ++u) {
+      store(mean + c + u * lanes<T>, origin.v[u] + sum.v[u] / rows_v);
+      store(m2 + c + u * lanes<T>, max_bound(squares.v[u] - sum.v[u] * sum.v[u] / rows_v, vec<T>{}));
     }
-    const vec<T> total = sum[0] + sum[1], count = splat<T>(static_cast<T>(rows));
-    store(mean + c, origin + total / count);
-    const vec<T> deviation = squares[0] + squares[1] - total * total / count;
-    store(m2 + c, max_bound(deviation, vec<T>{}));
   });
 }
 
-// Column sums of g into sum_g and of g·(y - mean) into sum_gx (y null: sum_g alone), added to what is there.
+// Adds the column sums of g to sum_g.
 template <class T>
-FF_INLINE void sums_rows(const T* g, idx g_stride, const T* y, idx y_stride, idx rows, idx channels, const T* mean,
-                         T* sum_g, T* sum_gx) {
-  for_lanes<T>(channels, [&](idx c, idx n) {
-    vec<T> s = load(sum_g + c);
-    if (!y) {
-      for (idx r = 0; r < rows; ++r) s = s + load_n<T>(g + r * g_stride + c, n);
-      store(sum_g + c, s);
-      return;
-    }
-    vec<T> sx = load(sum_gx + c);
-    const vec<T> mean_v = load(mean + c);
+FF_NOINLINE void sums_rows(const T* g, idx stride, idx rows, idx channels, T* sum_g) {
+  for_groups<T>(channels, [&](auto count, idx c, idx n) {
+    constexpr int V = decltype(count)::value;
+    auto sum = Channels<T, V>::from(sum_g, c);
     for (idx r = 0; r < rows; ++r) {
-      const vec<T> g_v = load_n<T>(g + r * g_stride + c, n);
-      s = s + g_v;
-      sx = fma(g_v, load_n<T>(y + r * y_stride + c, n) - mean_v, sx);
+      FF_UNROLL(4)
+      for (int u = 0; u < V; ++u) sum.v[u] = sum.v[u] + load_n<T>(g + r * stride + c + u * lanes<T>, n);
     }
-    store(sum_g + c, s);
-    store(sum_gx + c, sx);
+    sum.to(sum_g, c);
   });
 }
 
-// g = dz · act'(z), z = y·scale + shift (scale null: z = y). g may be dz.
+// A normalisation and activation as their backward needs them; scale null: no normalisation, z = y.
 template <class T>
-FF_INLINE void act_grad_rows(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
-                             idx channels, const T* scale, const T* shift, Act act) {
-  with_act(act, [&](auto tag) {
-    constexpr Act A = decltype(tag)::value;
-    for (idx r = 0; r < rows; ++r) {
-      for_lanes<T>(channels, [&](idx c, idx n) {
-        const vec<T> dz_v = load_n<T>(dz + r * dz_stride + c, n);
-        if constexpr (A == Act::none) {
-          store_n<T>(g + r * g_stride + c, dz_v, n);
-        } else {
-          vec<T> z = load_n<T>(y + r * y_stride + c, n);
-          if (scale) z = fma(z, load(scale + c), load(shift + c));
-          store_n<T>(g + r * g_stride + c, activate_grad<A, T>(dz_v, z), n);
+struct NormAct {
+  const T *scale, *shift, *mean;
+  Act act;
+};
+
+// g = dz·act'(z); with g not null it is written (it may be dz); with sum_g not null the column sums of g and of
+// g·(y - mean) are added to sum_g and sum_gx.
+template <class T>
+FF_NOINLINE void act_grad_rows(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
+                               idx channels, const NormAct<T>& norm, T* sum_g, T* sum_gx) {
+  const idx ahead_dz = prefetch_distance<T>(dz_stride), ahead_y = prefetch_distance<T>(y_stride);
+  with_act(norm.act, [&](auto tag) {
+    for_groups<T>(channels, [&](auto count, idx c, idx n) {
+      constexpr Act A = decltype(tag)::value;
+      constexpr int V = decltype(count)::value;
+      const auto scale = Channels<T, V>::from(norm.scale, c), shift = Channels<T, V>::from(norm.shift, c);
+      const auto mean = Channels<T, V>::from(norm.mean, c);
+      auto sum = Channels<T, V>::from(sum_g, c), sum_x = Channels<T, V>::from(sum_gx, c);
+      for (idx r = 0; r < rows; ++r) {
+        FF_UNROLL(4)
+        for (int u = 0; u < V; ++u) {
+          const idx at = c + u * lanes<T>;
+          vec<T> g_v = load_n<T>(dz + r * dz_stride + at, n);
+          __builtin_prefetch(dz + r * dz_stride + at + ahead_dz);
+          if (A != Act::none || sum_g) {
+            const vec<T> y_v = load_n<T>(y + r * y_stride + at, n);
+            __builtin_prefetch(y + r * y_stride + at + ahead_y);
+            g_v = activate_grad<A, T>(g_v, norm.scale ? fma(y_v, scale.v[u], shift.v[u]) : y_v);
+            sum.v[u] = sum.v[u] + g_v;
+            sum_x.v[u] = fma(g_v, y_v - mean.v[u], sum_x.v[u]);
+          }
+          if (g) store_n<T>(g + r * g_stride + at, g_v, n);
         }
-      });
-    }
+      }
+      if (sum_g) sum.to(sum_g, c), sum_x.to(sum_gx, c);
+    });
   });
 }
 
-// The normalisation's backward is affine in (g, y): dy = slope·g + y·curve + offset.
+// The normalisation's backward is affine in (g, y): dy = slope·g + curve·y + offset.
 template <class T>
 struct NormGrad {
   const T *slope, *curve, *offset;
@@ -107,39 +165,28 @@ struct NormGrad {
 
 // dst = slope·g + curve·y + offset with g = dz·act'(y·scale + shift). dst may be dz.
 template <class T>
-FF_INLINE void norm_act_grad_rows(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
-                                  idx channels, const T* scale, const T* shift, const NormGrad<T>& norm, Act act) {
-  with_act(act, [&](auto tag) {
-    constexpr Act A = decltype(tag)::value;
-    for (idx r = 0; r < rows; ++r) {
-      for_lanes<T>(channels, [&](idx c, idx n) {
-        const vec<T> y_v = load_n<T>(y + r * y_stride + c, n);
-        vec<T> g = load_n<T>(dz + r * dz_stride + c, n);
-        if constexpr (A != Act::none) g = activate_grad<A, T>(g, fma(y_v, load(scale + c), load(shift + c)));
-        const vec<T> rest = fma(y_v, load(norm.curve + c), load(norm.offset + c));
-        store_n<T>(dst + r * dst_stride + c, fma(g, load(norm.slope + c), rest), n);
-      });
-    }
-  });
-}
-
-// Column sums, as sums_rows, of g = dz·act'(z) without writing g.
-template <class T>
-FF_INLINE void act_grad_sums_rows(const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows, idx channels,
-                                  const T* scale, const T* shift, const T* mean, Act act, T* sum_g, T* sum_gx) {
-  with_act(act, [&](auto tag) {
-    constexpr Act A = decltype(tag)::value;
-    for_lanes<T>(channels, [&](idx c, idx n) {
-      vec<T> s = load(sum_g + c), sx = load(sum_gx + c);
-      const vec<T> scale_v = load(scale + c), shift_v = load(shift + c), mean_v = load(mean + c);
+FF_NOINLINE void norm_act_grad_rows(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride,
+                                    idx rows, idx channels, const NormAct<T>& norm, const NormGrad<T>& grad) {
+  const idx ahead_dz = prefetch_distance<T>(dz_stride), ahead_y = prefetch_distance<T>(y_stride);
+  with_act(norm.act, [&](auto tag) {
+    for_groups<T>(channels, [&](auto count, idx c, idx n) {
+      constexpr Act A = decltype(tag)::value;
+      constexpr int V = decltype(count)::value;
+      const auto scale = Channels<T, V>::from(norm.scale, c), shift = Channels<T, V>::from(norm.shift, c);
+      const auto slope = Channels<T, V>::from(grad.slope, c), curve = Channels<T, V>::from(grad.curve, c);
+      const auto offset = Channels<T, V>::from(grad.offset, c);
       for (idx r = 0; r < rows; ++r) {
-        const vec<T> y_v = load_n<T>(y + r * y_stride + c, n);
-        const vec<T> g = activate_grad<A, T>(load_n<T>(dz + r * dz_stride + c, n), fma(y_v, scale_v, shift_v));
-        s = s + g;
-        sx = fma(g, y_v - mean_v, sx);
+        FF_UNROLL(4)
+        for (int u = 0; u < V; ++u) {
+          const idx at = c + u * lanes<T>;
+          const vec<T> y_v = load_n<T>(y + r * y_stride + at, n);
+          vec<T> g = load_n<T>(dz + r * dz_stride + at, n);
+          __builtin_prefetch(dz + r * dz_stride + at + ahead_dz);
+          __builtin_prefetch(y + r * y_stride + at + ahead_y);
+          if constexpr (A != Act::none) g = activate_grad<A, T>(g, fma(y_v, scale.v[u], shift.v[u]));
+          store_n<T>(dst + r * dst_stride + at, fma(g, slope.v[u], fma(y_v, curve.v[u], offset.v[u])), n);
+        }
       }
-      store(sum_g + c, s);
-      store(sum_gx + c, sx);
     });
   });
 }

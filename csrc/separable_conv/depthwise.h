@@ -19,9 +19,16 @@ struct TileRow {
   idx column;      // source column that rows point to; may be negative, then nothing before column 0 is read
   idx width;       // columns of the source
   idx channels;    // = pixel stride of the source
-  const T* w;      // [K·K][w_stride]
-  idx w_stride;
+  const T* w;      // packed, see pack_depthwise
+  idx ahead;       // elements from the last kernel row to the next new row of the source, which is fetched
 };
+
+// Bit q is set when source column r.column + q is inside the image: one test a column in the unrolled loops.
+template <class T>
+FF_INLINE uint32_t columns_inside(const TileRow<T>& r, idx shift, int columns) {
+  const idx first = max_idx(0, -(r.column + shift)), end = min_idx(columns, r.width - (r.column + shift));
+  return end <= first ? 0u : ((1u << end) - 1u) & ~((1u << first) - 1u);
+}
 
 // Tile width with the fewest idle pixels. float64 has one width only: it serves gradient checks, and costs build time.
 template <class T>
@@ -35,36 +42,51 @@ FF_INLINE idx pick_tile(idx width, int stride) {
   return best;
 }
 
-// Weights [C][K·K] to [K·K][stride], times scale[c].
+// Place of tap t of channel c in packed weights [C / lanes][taps][lanes]: a vector's taps are neighbours.
 template <class T>
-FF_INLINE void pack_depthwise(T* packed, idx stride, const T* w, const T* scale, idx channels, idx taps) {
-  for (idx t = 0; t < taps; ++t) {
-    for (idx c = 0; c < channels; ++c) packed[t * stride + c] = scale ? w[c * taps + t] * scale[c] : w[c * taps + t];
-    for (idx c = channels; c < stride; ++c) packed[t * stride + c] = T(0);
+FF_INLINE idx packed_tap(idx c, idx t, idx taps) {
+  constexpr idx L = lanes<T>;
+  return (c / L * taps + t) * L + c % L;
+}
+
+// Packs weights [C][taps], times scale[c]; zeros up to a whole vector.
+template <class T>
+FF_INLINE void pack_depthwise(T* packed, const T* w, const T* scale, idx channels, idx taps) {
+  for (idx c = 0; c < round_up_lanes<T>(channels); ++c) {
+    const T factor = scale && c < channels ? scale[c] : T(1);
+    for (idx t = 0; t < taps; ++t) packed[packed_tap<T>(c, t, taps)] = c < channels ? w[c * taps + t] * factor : T(0);
   }
 }
 
 // y[i] = clamp(bias + sum_kl x[i·S + l, row k]·w[k,l]) for i in [0, pixels).
 template <class T, int K, int S, int TW, bool Edge>
-FF_NOINLINE void forward_tile(const TileRow<T>& r, const T* bias, T* y, idx y_stride, idx pixels, T lo, T hi) {
+FF_INLINE void forward_tile(const TileRow<T>& r, const T* bias, T* y, idx y_stride, idx pixels, T lo, T hi) {
   constexpr int columns = (TW - 1) * S + K;
   const vec<T> lo_v = splat<T>(lo), hi_v = splat<T>(hi);
-  for_lanes<T>(r.channels, [&](idx c, idx n) {
+  const uint32_t inside = columns_inside(r, 0, columns), wanted = (1u << pixels) - 1u;
+  const idx pixel = r.channels, ahead = r.ahead;
+  const T* const w = r.w;
+  const T* rows[K];
+  for (int k = 0; k < K; ++k) rows[k] = r.rows[k];
+  for_lanes<T>(r.channels, [=](idx c, idx n) {
     vec<T> acc[TW];
     const vec<T> bias_v = load(bias + c);
     FF_UNROLL(8)
     for (int i = 0; i < TW; ++i) acc[i] = bias_v;
     FF_UNROLL(5)
     for (int k = 0; k < K; ++k) {
-      if (!r.rows[k]) continue;
-      const T* x = r.rows[k] + c;
+      if (!rows[k]) continue;
+      const T* x = rows[k] + c;
       vec<T> w_v[K];
       FF_UNROLL(5)
-      for (int l = 0; l < K; ++l) w_v[l] = load(r.w + (k * K + l) * r.w_stride + c);
+      for (int l = 0; l < K; ++l) w_v[l] = in_register<T>(load(w + c * (K * K) + (k * K + l) * lanes<T>));
       FF_UNROLL(20)
       for (int q = 0; q < columns; ++q) {
-        if (Edge && (r.column + q < 0 || r.column + q >= r.width)) continue;
-        const vec<T> x_v = load_n<T>(x + q * r.channels, n);
+        const T* at = x;
+        x = stepped(x + pixel);
+        if (Edge && !(inside >> q & 1u)) continue;
+        const vec<T> x_v = in_register<T>(load_n<T>(at, n));
+        if (k == K - 1 && q < TW * S) __builtin_prefetch(at + ahead, 0, 2);
         FF_UNROLL(5)
         for (int l = 0; l < K; ++l) {
           const int i = (q - l) / S;
@@ -74,7 +96,7 @@ FF_NOINLINE void forward_tile(const TileRow<T>& r, const T* bias, T* y, idx y_st
     }
     FF_UNROLL(8)
     for (int i = 0; i < TW; ++i) {
-      if (!Edge || i < pixels) store_n<T>(y + i * y_stride + c, min_bound(max_bound(acc[i], lo_v), hi_v), n);
+      if (!Edge || (wanted >> i & 1u)) store_n<T>(y + i * y_stride + c, min_bound(max_bound(acc[i], lo_v), hi_v), n);
     }
   });
 }
@@ -82,24 +104,32 @@ FF_NOINLINE void forward_tile(const TileRow<T>& r, const T* bias, T* y, idx y_st
 // dx[i] = sum_kl dy[(i - l)/S, row k]·w[k,l] over the l with S dividing i - l, for i in [first, last). rows point at dy
 // column `column`, which feeds pixel 0 through tap 0.
 template <class T, int K, int S, int TW, bool Edge, bool Stream>
-FF_NOINLINE void input_grad_tile(const TileRow<T>& r, T* dx, idx first, idx last) {
+FF_INLINE void input_grad_tile(const TileRow<T>& r, T* dx, idx first, idx last) {
   constexpr int before = (K - 1) / S, columns = before + (TW - 1) / S + 1;
-  for_lanes<T>(r.channels, [&](idx c, idx n) {
+  const uint32_t inside = columns_inside(r, -before, columns), wanted = ((1u << last) - 1u) & ~((1u << first) - 1u);
+  const idx pixel = r.channels, ahead = r.ahead;
+  const T* const w = r.w;
+  const T* rows[K];
+  for (int k = 0; k < K; ++k) rows[k] = r.rows[k];
+  for_lanes<T>(r.channels, [=](idx c, idx n) {
     vec<T> acc[TW];
     FF_UNROLL(8)
     for (int i = 0; i < TW; ++i) acc[i] = vec<T>{};
     FF_UNROLL(5)
     for (int k = 0; k < K; ++k) {
-      if (!r.rows[k]) continue;
-      const T* dy = r.rows[k] + c;
+      if (!rows[k]) continue;
+      const T* dy = rows[k] + c - before * pixel;
       vec<T> w_v[K];
       FF_UNROLL(5)
-      for (int l = 0; l < K; ++l) w_v[l] = load(r.w + (k * K + l) * r.w_stride + c);
+      for (int l = 0; l < K; ++l) w_v[l] = in_register<T>(load(w + c * (K * K) + (k * K + l) * lanes<T>));
       FF_UNROLL(16)
       for (int q = 0; q < columns; ++q) {
         const int j = q - before;
-        if (Edge && (r.column + j < 0 || r.column + j >= r.width)) continue;
-        const vec<T> dy_v = load_n<T>(dy + j * r.channels, n);
+        const T* at = dy;
+        dy = stepped(dy + pixel);
+        if (Edge && !(inside >> q & 1u)) continue;
+        const vec<T> dy_v = in_register<T>(load_n<T>(at, n));
+        if (k == 0 && j >= 0 && j < (TW + S - 1) / S) __builtin_prefetch(at + ahead, 0, 2);
         FF_UNROLL(5)
         for (int l = 0; l < K; ++l) {
           const int i = S * j + l;
@@ -109,8 +139,8 @@ FF_NOINLINE void input_grad_tile(const TileRow<T>& r, T* dx, idx first, idx last
     }
     FF_UNROLL(8)
     for (int i = 0; i < TW; ++i) {
-      if (Edge && (i < first || i >= last)) continue;
-      T* at = dx + i * r.channels + c;
+      if (Edge && !(wanted >> i & 1u)) continue;
+      T* at = dx + i * pixel + c;
       if (Stream && n == lanes<T>)
         stream(at, acc[i]);
       else
@@ -119,37 +149,44 @@ FF_NOINLINE void input_grad_tile(const TileRow<T>& r, T* dx, idx first, idx last
   });
 }
 
-// dw[k,l] += sum_i dy[i]·x[i·S + l, row k] for i in [0, pixels); dw [K·K][w_stride] is r.w.
-template <class T, int K, int S, int TW, bool Edge>
-FF_NOINLINE void weight_grad_tile(const TileRow<T>& r, T* dw, const T* dy, idx pixels) {
+// dw[k,l] += sum_i dy[i]·x[i·S + l, row k] for i in [0, pixels); dw is packed as the weights.
+// Edge: some columns are outside; Partial: some pixels are.
+template <class T, int K, int S, int TW, bool Edge, bool Partial>
+FF_INLINE void weight_grad_tile(const TileRow<T>& r, T* dw, const T* dy, idx pixels) {
   constexpr int columns = (TW - 1) * S + K;
-  for_lanes<T>(r.channels, [&](idx c, idx n) {
+  const uint32_t inside = columns_inside(r, 0, columns), wanted = (1u << pixels) - 1u;
+  const idx pixel = r.channels, ahead = r.ahead;
+  const T* rows[K];
+  for (int k = 0; k < K; ++k) rows[k] = r.rows[k];
+  for_lanes<T>(r.channels, [=](idx c, idx n) {
     vec<T> dy_v[TW];
     FF_UNROLL(8)
     for (int i = 0; i < TW; ++i)
-      dy_v[i] = !Edge || i < pixels ? load_n<T>(dy + i * r.channels + c, n) : vec<T>{};
+      dy_v[i] = !Partial || (wanted >> i & 1u) ? load_n<T>(dy + i * pixel + c, n) : vec<T>{};
     FF_UNROLL(5)
     for (int k = 0; k < K; ++k) {
-      if (!r.rows[k]) continue;
-      const T* x = r.rows[k] + c;
+      if (!rows[k]) continue;
+      const T* x = rows[k] + c;
       vec<T> dw_v[K];
       FF_UNROLL(5)
-      for (int l = 0; l < K; ++l) dw_v[l] = load(dw + (k * K + l) * r.w_stride + c);
+      for (int l = 0; l < K; ++l) dw_v[l] = load(dw + c * (K * K) + (k * K + l) * lanes<T>);
       FF_UNROLL(20)
       for (int q = 0; q < columns; ++q) {
-        if (Edge && (r.column + q < 0 || r.column + q >= r.width)) continue;
-        if (Edge && (q - (K - 1)) / S >= pixels) continue;
-        const vec<T> x_v = load_n<T>(x + q * r.channels, n);
+        const T* at = x;
+        x = stepped(x + pixel);
+        if (Edge && !(inside >> q & 1u)) continue;
+        const vec<T> x_v = in_register<T>(load_n<T>(at, n));
+        if (k == K - 1 && q < TW * S) __builtin_prefetch(at + ahead, 0, 2);
         FF_UNROLL(5)
         for (int l = 0; l < K; ++l) {
           const int i = (q - l) / S;
           if (q >= l && (q - l) % S == 0 && i < TW) {
-            if (!Edge || i < pixels) dw_v[l] = fma(x_v, dy_v[i], dw_v[l]);
+            if (!Partial || (wanted >> i & 1u)) dw_v[l] = fma(x_v, dy_v[i], dw_v[l]);
           }
         }
       }
       FF_UNROLL(5)
-      for (int l = 0; l < K; ++l) store(dw + (k * K + l) * r.w_stride + c, dw_v[l]);
+      for (int l = 0; l < K; ++l) store(dw + c * (K * K) + (k * K + l) * lanes<T>, dw_v[l]);
     }
   });
 }

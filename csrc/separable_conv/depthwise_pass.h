@@ -28,10 +28,9 @@ struct Bands {
 template <class T>
 struct DepthwiseForward {
   DepthwiseShape s;
-  const T *x, *w, *bias;  // w packed [taps][w_stride], bias padded
-  idx w_stride;
+  const T *x, *w, *bias;  // w packed, bias padded
   T* y;
-  T *mean, *m2;           // block moments [bands][w_stride], or null
+  T *mean, *m2;           // block moments [bands][channels padded], or null
   int threads;
 };
 
@@ -45,14 +44,15 @@ FF_INLINE void depthwise_forward_pass(const DepthwiseForward<T>& p) {
   const DepthwiseShape& s = p.s;
   const Bands bands = forward_bands<T>(s);
   const ForwardRow<T> row = row_kernels<T>(s).forward;
+  const idx stride = round_up_lanes<T>(s.c);
   for_tasks(bands.count, p.threads, [&](idx band) {
     const T* image = p.x + bands.image(band) * s.h * s.w * s.c;
     const idx first = bands.first(band), end = bands.end(band);
     T* y = p.y + (bands.image(band) * s.oh + first) * s.ow * s.c;
     for (idx oy = first; oy < end; ++oy)
-      row(s, image, oy, p.w, p.w_stride, p.bias, y + (oy - first) * s.ow * s.c, s.c, T(-kInfinity), T(kInfinity));
+      row(s, image, oy, p.w, p.bias, y + (oy - first) * s.ow * s.c, s.c, T(-kInfinity), T(kInfinity));
     if (p.mean)
-      moments_rows(y, s.c, (end - first) * s.ow, s.c, p.mean + band * p.w_stride, p.m2 + band * p.w_stride);
+      moments_rows(y, s.c, (end - first) * s.ow, s.c, p.mean + band * stride, p.m2 + band * stride);
   });
 }
 
@@ -60,7 +60,6 @@ template <class T>
 struct DepthwiseBackward {
   DepthwiseShape s;
   const T *x, *w;     // w packed
-  idx w_stride;
   const T* dy;        // gradient of the depthwise output; with norm: of the normalisation's output
   const NormGrad<T>* norm;
   const T* y;         // depthwise output, with norm only
@@ -73,7 +72,7 @@ template <class T>
 FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& arena) {
   constexpr idx kChunks = 32, kBandBytes = 128 << 10, kStreamBytes = 16 << 20;
   const DepthwiseShape& s = p.s;
-  const idx row = s.ow * s.c, taps = s.kh * s.kw, stride = p.w_stride;
+  const idx row = s.ow * s.c, taps = s.kh * s.kw, stride = round_up_lanes<T>(s.c);
   const Bands bands(s, row * static_cast<idx>(sizeof(T)), kBandBytes);
   const idx chunks = min_idx(bands.count, kChunks), part = (taps + 1) * stride;
   T* parts = arena.take<T>(chunks * part);
@@ -95,22 +94,22 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
       const T* dy = p.dy + image * s.oh * row;
       if (p.norm) {
         norm_act_grad_rows<T>(window, s.c, p.dy + pixel * s.c, s.c, p.y + pixel * s.c, s.c, (end - above) * s.ow, s.c,
-                              nullptr, nullptr, *p.norm, Act::none);
+                              {nullptr, nullptr, nullptr, Act::none}, *p.norm);
         dy = window - above * row;
       }
       const T* x = p.x + image * s.h * s.w * s.c;
       for (idx oy = first; oy < end; ++oy) {
-        if (p.dw) kernels.weight_grad(s, x, dy + oy * row, oy, dw, stride);
+        if (p.dw) kernels.weight_grad(s, x, dy + oy * row, oy, dw);
         if (p.dx)
           for (idx y = input_row(oy); y < input_row(oy + 1); ++y)
-            kernels.input_grad(s, dy, above, end, y, p.w, stride, p.dx + (image * s.h + y) * s.w * s.c, streamed);
+            kernels.input_grad(s, dy, above, end, y, p.w, p.dx + (image * s.h + y) * s.w * s.c, streamed);
       }
-      if (p.db) sums_rows<T>(dy + first * row, s.c, nullptr, 0, (end - first) * s.ow, s.c, nullptr, db, nullptr);
+      if (p.db) sums_rows<T>(dy + first * row, s.c, (end - first) * s.ow, s.c, db);
     }
     if (streamed) stream_fence();
   });
   for (idx c = 0; c < s.c; ++c) {
-    for (idx t = 0; p.dw && t < taps; ++t) p.dw[c * taps + t] = static_cast<T>(sum_parts(parts + t * stride + c, chunks, part));
+    for (idx t = 0; p.dw && t < taps; ++t) p.dw[c * taps + t] = static_cast<T>(sum_parts(parts + packed_tap<T>(c, t, taps), chunks, part));
     if (p.db) p.db[c] = static_cast<T>(sum_parts(parts + taps * stride + c, chunks, part));
   }
 }
@@ -124,9 +123,9 @@ FF_INLINE void depthwise_forward(const DepthwiseParams& p) {
     w = a.take<T>(taps * stride);
     bias = a.take<T>(stride);
   });
-  pack_depthwise<T>(w, stride, static_cast<const T*>(p.w), nullptr, s.c, taps);
+  pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, stride, static_cast<T*>(p.y), nullptr, nullptr, p.threads});
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, static_cast<T*>(p.y), nullptr, nullptr, p.threads});
 }
 
 template <class T>
@@ -135,8 +134,8 @@ FF_INLINE void depthwise_backward(const DepthwiseParams& p) {
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw;
   lay_out(Scratch::shared, [&](Arena& a) {
     T* w = a.take<T>(taps * stride);
-    if (w) pack_depthwise<T>(w, stride, static_cast<const T*>(p.w), nullptr, s.c, taps);
-    depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, stride, static_cast<const T*>(p.dy), nullptr, nullptr,
+    if (w) pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
+    depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, static_cast<const T*>(p.dy), nullptr, nullptr,
                                 static_cast<T*>(p.dx), static_cast<T*>(p.dw), static_cast<T*>(p.db), p.threads},
                                a);
   });

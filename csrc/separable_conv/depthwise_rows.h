@@ -9,15 +9,14 @@ namespace {
 
 // Output row oy of image x [h][w][c] into y [ow][y_stride].
 template <class T>
-using ForwardRow = void (*)(const DepthwiseShape& s, const T* x, idx oy, const T* w, idx w_stride, const T* bias, T* y,
+using ForwardRow = void (*)(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias, T* y,
                             idx y_stride, T lo, T hi);
 // Row y of dx [w][c] from dy, whose row oy stands at dy + oy·ow·c (rows outside [oy_first, oy_end) count as zero).
 template <class T>
-using InputGradRow = void (*)(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w,
-                              idx w_stride, T* dx, bool stream);
-// Adds to dw [kh·kw][w_stride] what row oy of dy ([ow][c]) contributes.
+using InputGradRow = void (*)(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w, T* dx, bool stream);
+// Adds to dw (packed as the weights) what row oy of dy ([ow][c]) contributes.
 template <class T>
-using WeightGradRow = void (*)(const DepthwiseShape& s, const T* x, const T* dy_row, idx oy, T* dw, idx w_stride);
+using WeightGradRow = void (*)(const DepthwiseShape& s, const T* x, const T* dy_row, idx oy, T* dw);
 
 template <class T>
 struct RowKernels {
@@ -27,9 +26,9 @@ struct RowKernels {
 };
 
 template <class T, int K, int S, int TW>
-FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, idx w_stride, const T* bias, T* y,
+FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias, T* y,
                              idx y_stride, T lo, T hi) {
-  TileRow<T> r{{}, 0, s.w, s.c, w, w_stride};
+  TileRow<T> r{{}, 0, s.w, s.c, w, S * s.w * s.c};
   for (idx ox = 0; ox < s.ow; ox += TW) {
     r.column = ox * S - s.left;
     for (int k = 0; k < K; ++k) {
@@ -45,10 +44,9 @@ FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const 
 }
 
 template <class T, int K, int S, int TW>
-FF_NOINLINE void input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w,
-                                idx w_stride, T* dx, bool streamed) {
+FF_NOINLINE void input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w, T* dx, bool streamed) {
   constexpr int before = (K - 1) / S;
-  TileRow<T> r{{}, 0, s.ow, s.c, w, w_stride};
+  TileRow<T> r{{}, 0, s.ow, s.c, w, s.ow * s.c};
   for (idx x0 = -(s.left % S); x0 < s.w; x0 += TW) {
     r.column = (x0 + s.left) / S;
     for (int k = 0; k < K; ++k) {
@@ -67,8 +65,8 @@ FF_NOINLINE void input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_fir
 }
 
 template <class T, int K, int S, int TW>
-FF_NOINLINE void weight_grad_row(const DepthwiseShape& s, const T* x, const T* dy_row, idx oy, T* dw, idx w_stride) {
-  TileRow<T> r{{}, 0, s.w, s.c, dw, w_stride};
+FF_NOINLINE void weight_grad_row(const DepthwiseShape& s, const T* x, const T* dy_row, idx oy, T* dw) {
+  TileRow<T> r{{}, 0, s.w, s.c, dw, S * s.w * s.c};
   for (idx ox = 0; ox < s.ow; ox += TW) {
     r.column = ox * S - s.left;
     for (int k = 0; k < K; ++k) {
@@ -76,17 +74,19 @@ FF_NOINLINE void weight_grad_row(const DepthwiseShape& s, const T* x, const T* d
       r.rows[k] = iy >= 0 && iy < s.h ? x + (iy * s.w + r.column) * s.c : nullptr;
     }
     const idx pixels = min_idx(TW, s.ow - ox);
-    if (pixels < TW || r.column < 0 || r.column + (TW - 1) * S + K > s.w)
-      weight_grad_tile<T, K, S, TW, true>(r, dw, dy_row + ox * s.c, pixels);
+    if (pixels < TW)
+      weight_grad_tile<T, K, S, TW, true, true>(r, dw, dy_row + ox * s.c, pixels);
+    else if (r.column < 0 || r.column + (TW - 1) * S + K > s.w)
+      weight_grad_tile<T, K, S, TW, true, false>(r, dw, dy_row + ox * s.c, pixels);
     else
-      weight_grad_tile<T, K, S, TW, false>(r, dw, dy_row + ox * s.c, pixels);
+      weight_grad_tile<T, K, S, TW, false, false>(r, dw, dy_row + ox * s.c, pixels);
   }
 }
 
 constexpr int kAnyTile = 4;
 
 template <class T>
-FF_NOINLINE void any_forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, idx w_stride, const T* bias,
+FF_NOINLINE void any_forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias,
                                  T* y, idx y_stride, T lo, T hi) {
   for (idx ox = 0; ox < s.ow; ox += kAnyTile) {
     for_lanes<T>(s.c, [&](idx c, idx n) {
@@ -97,7 +97,7 @@ FF_NOINLINE void any_forward_row(const DepthwiseShape& s, const T* x, idx oy, co
         const idx iy = oy * s.sh - s.top + k;
         if (iy < 0 || iy >= s.h) continue;
         for (int l = 0; l < s.kw; ++l) {
-          const vec<T> w_v = load(w + (k * s.kw + l) * w_stride + c);
+          const vec<T> w_v = load(w + packed_tap<T>(c, k * s.kw + l, s.kh * s.kw));
           FF_UNROLL(4)
           for (int i = 0; i < kAnyTile; ++i) {
             const idx ix = (ox + i) * s.sw - s.left + l;
@@ -114,8 +114,7 @@ FF_NOINLINE void any_forward_row(const DepthwiseShape& s, const T* x, idx oy, co
 }
 
 template <class T>
-FF_NOINLINE void any_input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w,
-                                    idx w_stride, T* dx, bool) {
+FF_NOINLINE void any_input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w, T* dx, bool) {
   for (idx ix = 0; ix < s.w; ++ix) {
     for_lanes<T>(s.c, [&](idx c, idx n) {
       vec<T> acc = {};
@@ -125,7 +124,7 @@ FF_NOINLINE void any_input_grad_row(const DepthwiseShape& s, const T* dy, idx oy
         for (int l = 0; l < s.kw; ++l) {
           const idx across = ix + s.left - l, ox = across / s.sw;
           if (across < 0 || across % s.sw != 0 || ox >= s.ow) continue;
-          acc = fma(load_n<T>(dy + (oy * s.ow + ox) * s.c + c, n), load(w + (k * s.kw + l) * w_stride + c), acc);
+          acc = fma(load_n<T>(dy + (oy * s.ow + ox) * s.c + c, n), load(w + packed_tap<T>(c, k * s.kw + l, s.kh * s.kw)), acc);
         }
       }
       store_n<T>(dx + ix * s.c + c, acc, n);
@@ -134,13 +133,13 @@ FF_NOINLINE void any_input_grad_row(const DepthwiseShape& s, const T* dy, idx oy
 }
 
 template <class T>
-FF_NOINLINE void any_weight_grad_row(const DepthwiseShape& s, const T* x, const T* dy_row, idx oy, T* dw, idx w_stride) {
+FF_NOINLINE void any_weight_grad_row(const DepthwiseShape& s, const T* x, const T* dy_row, idx oy, T* dw) {
   for (int k = 0; k < s.kh; ++k) {
     const idx iy = oy * s.sh - s.top + k;
     if (iy < 0 || iy >= s.h) continue;
     for (int l = 0; l < s.kw; ++l) {
       for_lanes<T>(s.c, [&](idx c, idx n) {
-        T* at = dw + (k * s.kw + l) * w_stride + c;
+        T* at = dw + packed_tap<T>(c, k * s.kw + l, s.kh * s.kw);
         vec<T> acc = load(at);
         for (idx ox = 0; ox < s.ow; ++ox) {
           const idx ix = ox * s.sw - s.left + l;

@@ -71,16 +71,16 @@ FF_INLINE void pointwise_forward_pass(const PointwiseForward<T>& p) {
 template <class T>
 struct PointwiseBackward {
   idx rows, in, out;
-  const T *x, *scale1, *shift1, *mean1;  // A = act1(x·scale1 + shift1); scale1 null: act1(x)
-  Act act1;
-  const T* w;                            // [out][in]
-  const T* dz;                           // gradient of act2(norm2(y))
-  const T *y, *scale2, *shift2;          // y null: dz is the gradient of y itself
-  const NormGrad<T>* norm2;              // null: no norm2
-  Act act2;
-  T* g;                                  // gradient at act1's input [rows][in], or null
-  double *sum_g, *sum_gx;                // of g and g·(x - mean1) [chunks][in padded], or null
-  T *dw, *db;                            // null where not wanted
+  const T* x;
+  NormAct<T> before;             // A = act1(norm1(x))
+  const T* w;                    // [out][in]
+  const T* dz;                   // gradient of act2(norm2(y))
+  const T* y;                    // null: dz is the gradient of y itself
+  NormAct<T> after;
+  const NormGrad<T>* norm2;      // null: no norm2
+  T* g;                          // gradient at act1's input [rows][in], or null
+  double *sum_g, *sum_gx;        // of g and g·(x - mean1) [chunks][in padded], or null
+  T *dw, *db;                    // null where not wanted
   int threads;
 };
 
@@ -99,9 +99,10 @@ FF_INLINE void output_grad_rows(const PointwiseBackward<T>& p, T* block, idx str
   const T* dz = p.dz + first * p.out;
   const T* y = p.y ? p.y + first * p.out : nullptr;
   if (p.norm2)
-    norm_act_grad_rows<T>(block, stride, dz, p.out, y, p.out, rows, p.out, p.scale2, p.shift2, *p.norm2, p.act2);
+    norm_act_grad_rows<T>(block, stride, dz, p.out, y, p.out, rows, p.out, p.after, *p.norm2);
   else
-    act_grad_rows<T>(block, stride, dz, p.out, y, p.out, rows, p.out, nullptr, nullptr, y ? p.act2 : Act::none);
+    act_grad_rows<T>(block, stride, dz, p.out, y, p.out, rows, p.out, {nullptr, nullptr, nullptr, y ? p.after.act : Act::none},
+                     nullptr, nullptr);
 }
 
 template <class T>
@@ -136,20 +137,20 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
       output_grad_rows(p, g_block, ldg, first, rows);
       if (p.db) {
         fill_zero(sums, out_stride);
-        sums_rows<T>(g_block, ldg, nullptr, 0, rows, p.out, nullptr, sums, nullptr);
+        sums_rows<T>(g_block, ldg, rows, p.out, sums);
         add_to(db, sums, p.out);
       }
       if (p.dw) {
-        affine_act_rows<T>(a_block, lda, x, p.in, rows, p.in, p.scale1, p.shift1, p.act1);
+        affine_act_rows<T>(a_block, lda, x, p.in, rows, p.in, p.before.scale, p.before.shift, p.before.act);
         gemm<T, true>({g_block, ldg, a_block, lda, dw, in_stride, p.out, p.in, rows, nullptr, -inf, inf, b > begin});
       }
       if (p.g) {
         T* g = p.g + first * p.in;
         gemm<T, false>({g_block, ldg, packed, 0, g, p.in, rows, p.in, p.out, nullptr, -inf, inf, false});
-        if (p.act1 != Act::none) act_grad_rows<T>(g, p.in, g, p.in, x, p.in, rows, p.in, p.scale1, p.shift1, p.act1);
+        if (!p.sum_g && p.before.act == Act::none) continue;
+        fill_zero(sums, in_stride), fill_zero(sums_x, in_stride);
+        act_grad_rows<T>(g, p.in, g, p.in, x, p.in, rows, p.in, p.before, p.sum_g ? sums : nullptr, sums_x);
         if (p.sum_g) {
-          fill_zero(sums, in_stride), fill_zero(sums_x, in_stride);
-          sums_rows<T>(g, p.in, x, p.in, rows, p.in, p.mean1, sums, sums_x);
           add_to(p.sum_g + chunk * in_stride, sums, p.in), add_to(p.sum_gx + chunk * in_stride, sums_x, p.in);
         }
       }

@@ -48,7 +48,7 @@ FF_INLINE void separable_inference(const SeparableParams& p) {
   });
   fold<T>(p.norm1, p.dw_bias, s.c, scale1, shift1);
   fold<T>(p.norm2, p.pw_bias, out, scale2, shift2);
-  pack_depthwise<T>(w, stride, static_cast<const T*>(p.dw), p.norm1.weight ? scale1 : nullptr, s.c, taps);
+  pack_depthwise<T>(w, static_cast<const T*>(p.dw), p.norm1.weight ? scale1 : nullptr, s.c, taps);
   pack_pointwise<T>(packed, static_cast<const T*>(p.pw), p.norm2.weight ? scale2 : nullptr, s.c, out, p.threads);
 
   T lo1, hi1, lo2, hi2;
@@ -64,7 +64,7 @@ FF_INLINE void separable_inference(const SeparableParams& p) {
     T* buffer = nullptr;
     lay_out(Scratch::task, [&](Arena& a) { buffer = a.take<T>(pixels * lda); });
     for (idx r = 0; r < rows; ++r)
-      row(s, image, first + r, w, stride, shift1, buffer + r * s.ow * lda, lda, lo1, hi1);
+      row(s, image, first + r, w, shift1, buffer + r * s.ow * lda, lda, lo1, hi1);
     if (!clamped1) affine_act_rows<T>(buffer, lda, buffer, lda, pixels, s.c, nullptr, nullptr, p.act1);
     T* y = static_cast<T*>(p.out) + (strips.image(strip) * s.oh + first) * s.ow * out;
     gemm<T, false>({buffer, lda, packed, 0, y, out, pixels, out, s.c, shift2, lo2, hi2, false});
@@ -112,14 +112,14 @@ FF_INLINE void separable_training(const SeparableParams& p) {
     if (measure2) mean2 = a.take<T>(blocks * stride2), m2_2 = a.take<T>(blocks * stride2);
     n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out);
   });
-  pack_depthwise<T>(w, stride1, static_cast<const T*>(p.dw), nullptr, s.c, taps);
+  pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
   copy_padded(bias1, static_cast<const T*>(p.dw_bias), s.c);
   pack_pointwise<T>(packed, static_cast<const T*>(p.pw), nullptr, s.c, out, p.threads);
   copy_padded(bias2, static_cast<const T*>(p.pw_bias), out);
   constant_stats<T>(p.norm1, s.c, p.batch_stats), constant_stats<T>(p.norm2, out, p.batch_stats);
 
   T* y1 = static_cast<T*>(p.y1);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias1, stride1, y1, mean1, m2_1, p.threads});
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias1, y1, mean1, m2_1, p.threads});
   if (measure1)
     merge_moments(mean1, m2_1, bands.count, stride1, s.c, p.norm1.eps,
                   [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm1.stats));
@@ -159,8 +159,9 @@ FF_INLINE void output_sums(const SeparableParams& p, const NormVectors<T>& n2, i
     for (idx b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
       const idx first = b * block, rows = min_idx(block, pixels - first);
       fill_zero(sums, stride), fill_zero(sums_x, stride);
-      act_grad_sums_rows<T>(static_cast<const T*>(p.dout) + first * out, out, static_cast<const T*>(p.y2) + first * out,
-                            out, rows, out, n2.scale, n2.shift, n2.mean, p.act2, sums, sums_x);
+      act_grad_rows<T>(nullptr, 0, static_cast<const T*>(p.dout) + first * out, out,
+                       static_cast<const T*>(p.y2) + first * out, out, rows, out,
+                       {n2.scale, n2.shift, n2.mean, p.act2}, sums, sums_x);
       add_to(sum_g + chunk * stride, sums, out), add_to(sum_gx + chunk * stride, sums_x, out);
     }
   });
@@ -213,10 +214,9 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
       double* sums2_x = sums2 + kSumChunks * stride2;
       if (norm2) output_sums<T>(p, n2, pixels, kSumChunks, stride2, sums2, sums2_x);
       pass.norm2 = grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
-      pass.x = static_cast<const T*>(p.y1), pass.scale1 = n1.scale, pass.shift1 = n1.shift, pass.mean1 = n1.mean;
-      pass.act1 = p.act1, pass.w = static_cast<const T*>(p.pw);
-      pass.dz = static_cast<const T*>(p.dout), pass.y = static_cast<const T*>(p.y2);
-      pass.scale2 = n2.scale, pass.shift2 = n2.shift, pass.act2 = p.act2;
+      pass.x = static_cast<const T*>(p.y1), pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
+      pass.w = static_cast<const T*>(p.pw), pass.dz = static_cast<const T*>(p.dout);
+      pass.y = static_cast<const T*>(p.y2), pass.after = {n2.scale, n2.shift, n2.mean, p.act2};
       pass.sum_g = norm1 && below ? sums1 : nullptr;
       pass.sum_gx = norm1 && below ? sums1 + chunks * stride1 : nullptr;
     } else {
@@ -225,10 +225,10 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
     pointwise_backward_pass(pass, a);
 
     DepthwiseBackward<T> depthwise{};
-    depthwise.s = s, depthwise.w_stride = stride1, depthwise.threads = p.threads;
+    depthwise.s = s, depthwise.threads = p.threads;
     depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw), depthwise.db = static_cast<T*>(p.d_dw_bias);
     if (real && below) {
-      pack_depthwise<T>(w, stride1, static_cast<const T*>(p.dw), nullptr, s.c, taps);
+      pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
       depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
       depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = static_cast<const T*>(p.y1);
     }

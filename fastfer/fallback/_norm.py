@@ -1,36 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """Row blocks of normalisation and activation: applied, differentiated, and their sums.
 
-A block is ``rows`` pixels of C channels at ``x[xo:]``. ``norm`` is (3, C) flat, mean, scale = weight · invstd and bias, so
-that z = (y - mean) · scale + bias; empty for none. Sums stay in the dtype of the data within a block and are added up
-in float64 between blocks. Vectorised over channels.
+A block is ``rows`` pixels of C channels at ``x[xo:]``. ``norm`` is (3, C) flat: mean, scale = weight · invstd, bias;
+z = (y - mean) · scale + bias; empty for none. Sums stay in the dtype of the data within a block and are added
+up in float64 between blocks. Vectorised over channels.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from fastfer.fallback._numba import Array, inline, kernel, single
-from fastfer.fallback._simd import Vec, add, compact, fill, fma, lanes, load, load_f64, mul, store, sub, where_le
+from fastfer.fallback._numba import inline, piece
+from fastfer.fallback._simd import (
+    Register,
+    Span,
+    add,
+    add_to,
+    compact,
+    fill,
+    fma,
+    get,
+    lanes,
+    lanes_f64,
+    load,
+    load_f64,
+    mul,
+    put,
+    store,
+    sub,
+    where_le,
+)
 from fastfer.fallback.elementwise import apply, derive
 
 
 @inline
-def _normalise(v: Vec, norm: Array, channels: int, c: int, n: int) -> Vec:
+def _normalise(v: Register, norm: Span, channels: int, c: int, n: int) -> Register:
     if norm.size == 0:
         return v
     return fma(sub(v, load(norm, c, n)), load(norm, channels + c, n), load(norm, 2 * channels + c, n))
 
 
 @inline
-def _forward_at(z: Array, zo: int, y: Array, yo: int, channels: int, norm: Array, act: int, c: int, n: int) -> None:
+def _forward_at(z: Span, zo: int, y: Span, yo: int, channels: int, norm: Span, act: int, c: int, n: int) -> None:
     store(z, zo + c, apply(_normalise(load(y, yo + c, n), norm, channels, c, n), act), n)
 
 
-@kernel
-def forward(
-    z: Array, zo: int, z_row: int, y: Array, yo: int, rows: int, channels: int, norm: Array, act: int
-) -> None:
+@piece
+def forward(z: Span, zo: int, z_row: int, y: Span, yo: int, rows: int, channels: int, norm: Span, act: int) -> None:
     """z = act(norm(y)); rows of z are ``z_row`` apart. ``z`` may be ``y``."""
     compact()
     body = channels - channels % lanes(y)
@@ -44,7 +58,7 @@ def forward(
 
 @inline
 def _backward_at(
-    dy: Array, do: int, dz: Array, y: Array, yo: int, channels: int, norm: Array, coef: Array, act: int, c: int, n: int
+    dy: Span, do: int, dz: Span, y: Span, yo: int, channels: int, norm: Span, coef: Span, act: int, c: int, n: int
 ) -> None:
     v = load(y, yo + c, n)
     g = derive(load(dz, yo + c, n), _normalise(v, norm, channels, c, n), act)
@@ -55,11 +69,21 @@ def _backward_at(
     store(dy, do + c, g, n)
 
 
-@kernel
+@piece
 def backward(
-    dy: Array, do: int, d_row: int, dz: Array, y: Array, yo: int, rows: int, channels: int, norm: Array, coef: Array, act: int
+    dy: Span,
+    do: int,
+    d_row: int,
+    dz: Span,
+    y: Span,
+    yo: int,
+    rows: int,
+    channels: int,
+    norm: Span,
+    coef: Span,
+    act: int,
 ) -> None:
-    """dy = dz · act'(z) · scale + coef[0] + (y - mean) · coef[1]; the last two are the batch statistics' part, or empty.
+    """dy = dz · act'(z) · scale + coef[0] + (y - mean) · coef[1]; the last two from batch statistics, or empty.
 
     dz lies as y does, rows of dy are ``d_row`` apart.
     """
@@ -74,16 +98,9 @@ def backward(
 
 
 @inline
-def _add_to(sums: Array, i: int, v: Vec, scratch: Array, n: int) -> None:
-    store(scratch, 0, v, n)
-    for k in range(n):
-        sums[i + k] += scratch[k]
-
-
-@inline
 def _sums_at(
-    sums: Array, dy: Array, do: int, d_row: int, y: Array, yo: int, rows: int, channels: int, norm: Array, act: int,
-    write: bool, scratch: Array, c: int, n: int,
+    sums: Span, so: int, dy: Span, do: int, d_row: int, y: Span, yo: int, rows: int, channels: int, norm: Span,
+    act: int, write: int, c: int, n: int,
 ) -> None:  # fmt: skip
     total, moment = fill(dy, 0.0), fill(dy, 0.0)
     for r in range(rows):
@@ -96,32 +113,30 @@ def _sums_at(
             if write:
                 store(dy, do + r * d_row + c, g, n)
         total = add(total, g)
-    _add_to(sums, c, total, scratch, n)
+    add_to(sums, so + c, total, n)
     if norm.size:
-        _add_to(sums, channels + c, moment, scratch, n)
+        add_to(sums, so + channels + c, moment, n)
 
 
-@kernel
+@piece
 def gradient_sums(
-    sums: Array, so: int, dy: Array, do: int, d_row: int, y: Array, yo: int, rows: int, channels: int, norm: Array, act: int,
-    write: bool,
+    sums: Span, so: int, dy: Span, do: int, d_row: int, y: Span, yo: int, rows: int, channels: int, norm: Span,
+    act: int, write: int,
 ) -> None:  # fmt: skip
     """Add sum(g) and, with norm, sum(g · (y - mean)) to ``sums[so:]``, float64 (2, C), for g = dy · act'(z).
 
-    ``write`` puts g in the place of dy. Without norm and activation y is not read.
+    ``write`` not 0 puts g in the place of dy. Without norm and activation y is not read.
     """
     compact()
     body = channels - channels % lanes(dy)
-    scratch = np.empty(lanes(dy), np.float64)
-    view = sums[so:]
     for c in range(0, body, lanes(dy)):
-        _sums_at(view, dy, do, d_row, y, yo, rows, channels, norm, act, write, scratch, c, lanes(dy))
+        _sums_at(sums, so, dy, do, d_row, y, yo, rows, channels, norm, act, write, c, lanes(dy))
     if body < channels:
-        _sums_at(view, dy, do, d_row, y, yo, rows, channels, norm, act, write, scratch, body, channels - body)
+        _sums_at(sums, so, dy, do, d_row, y, yo, rows, channels, norm, act, write, body, channels - body)
 
 
 @inline
-def _moments_at(scratch: Array, y: Array, yo: int, rows: int, channels: int, c: int, n: int) -> None:
+def _moments_at(scratch: Span, y: Span, yo: int, rows: int, channels: int, c: int, n: int) -> None:
     first, zero = load(y, yo + c, n), fill(y, 0.0)
     shift = where_le(sub(first, first), zero, first, zero)
     total, square = zero, zero
@@ -133,11 +148,9 @@ def _moments_at(scratch: Array, y: Array, yo: int, rows: int, channels: int, c: 
     store(scratch, 2 * channels + c, square, n)
 
 
-@kernel
-def moments(
-    stats: Array, so: int, count: int, scratch: Array, y: Array, yo: int, rows: int, channels: int
-) -> None:
-    """Merge a block into ``stats[so:]``, float64 (3, C): sum, mean and sum of squared deviations of ``count`` rows so far.
+@piece
+def moments(stats: Span, so: int, count: int, scratch: Span, y: Span, yo: int, rows: int, channels: int) -> None:
+    """Merge a block into ``stats[so:]``, float64 (3, C): sum, mean, squared deviations of ``count`` rows so far.
 
     Sums are shifted by the block's first row; blocks merge by the formula of Chan, Golub and LeVeque 1983.
     ``scratch`` is float64 (3, C).
@@ -149,40 +162,41 @@ def moments(
     if body < channels:
         _moments_at(scratch, y, yo, rows, channels, body, channels - body)
     for c in range(channels):
-        mean = scratch[c] + scratch[channels + c] / rows
-        m2 = max(scratch[2 * channels + c] - scratch[channels + c] * scratch[channels + c] / rows, 0.0)
-        total = scratch[c] * rows + scratch[channels + c]
-        _merge(stats, so + c, channels, count, total, mean, m2, rows)
+        total, square = get(scratch, channels + c), get(scratch, 2 * channels + c)
+        mean = get(scratch, c) + total / rows
+        m2 = max(square - total * total / rows, 0.0)
+        _merge_at(stats, so + c, channels, count, get(scratch, c) * rows + total, mean, m2, rows)
 
 
 @inline
-def _merge(stats: Array, i: int, channels: int, count: int, total: float, mean: float, m2: float, rows: int) -> None:
+def _merge_at(stats: Span, i: int, channels: int, count: int, total: float, mean: float, m2: float, rows: int) -> None:
     both = count + rows
-    delta = mean - stats[i + channels]
-    stats[i] += total
-    stats[i + channels] += delta * rows / both
-    stats[i + 2 * channels] += m2 + delta * delta * count / both * rows
+    delta = mean - get(stats, i + channels)
+    put(stats, i, get(stats, i) + total)
+    put(stats, i + channels, get(stats, i + channels) + delta * rows / both)
+    put(stats, i + 2 * channels, get(stats, i + 2 * channels) + m2 + delta * delta * count / both * rows)
 
 
-@single
-def merge_moments(stats: Array, counts: Array, channels: int) -> None:
-    """Merge the chunks of ``stats``, float64 (chunks, 3, C) flat, in order into the first; ``counts`` are their rows."""
+@piece
+def merge(stats: Span, counts: Span, channels: int) -> None:
+    """Merge the chunks of ``stats``, float64 (chunks, 3, C), in order into the first; ``counts`` are their rows."""
     compact()
-    count = counts[0]
+    count = get(counts, 0)
     for k in range(1, counts.size):
-        part = 3 * channels * k
+        rows = get(counts, k)
         for c in range(channels):
-            total, mean, m2 = (stats[part + c], stats[part + channels + c], stats[part + 2 * channels + c])
-            _merge(stats, c, channels, count, total, mean, m2, counts[k])
-        count += counts[k]
+            i = 3 * channels * k + c
+            total, mean, m2 = get(stats, i), get(stats, i + channels), get(stats, i + 2 * channels)
+            _merge_at(stats, c, channels, count, total, mean, m2, rows)
+        count += rows
 
 
-@kernel
-def add_chunks(out: Array, parts: Array, start: int, stop: int) -> None:
+@piece
+def add_chunks(out: Span, parts: Span, start: int, stop: int) -> None:
     """out[i] = sum over chunks of parts[chunk, i], in float64 and chunk order, for start <= i < stop."""
     compact()
     size = out.size
-    step = lanes(np.empty(0, np.float64))
+    step = lanes_f64(parts)
     for i in range(start, stop, step):
         n = min(stop - i, step)
         total = load_f64(parts, i, n)

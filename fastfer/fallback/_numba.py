@@ -1,31 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compilation, threads and arrays of the Numba kernels.
+"""Compilation, arguments and threads of the Numba kernels.
 
-A parallel kernel is a ``prange`` over chunks that are cut by shape alone, and whatever chunks add up is merged in
-chunk order: results do not depend on the number of threads.
+A kernel is a function of a chunk number. Chunks are cut by shape alone, and whatever they add up is merged in chunk
+order, so results do not depend on the number of threads. Each kernel compiles once per dtype to a C callback, and one
+``prange`` loop calls them all: a parallel function for every kernel took three to five times as long to compile.
 
-Threading layer: OpenMP first, since Numba's OpenMP pool binds to the libgomp that torch has loaded and so shares torch's
-threads; then TBB; then workqueue, which two Python threads must not enter at once, behind a lock.
+Threading layer: OpenMP first, since Numba's OpenMP pool binds to the libgomp that torch has loaded and so shares
+torch's threads; then TBB; then workqueue, which two Python threads must not enter at once, behind a lock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
+import numba as typed_numba
 import numpy as np
 import numpy.typing as npt
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import prange
+from numba.core import ccallback
+from numba.np.ufunc import parallel
 from torch import Tensor
 
 from fastfer.backend import num_threads
+from fastfer.fallback._simd import SpanType, intrinsic, make_span
 
+# Numba's annotations leave out many of its options.
+numba: Any = typed_numba
+types: Any = numba.types
 Array = npt.NDArray[Any]
+Pointer = Any
+"""The packed arguments of a kernel, for ``arguments``; its Numba type carries the dtype."""
 
 CHUNKS = 64
 """Chunks that a kernel's work is cut into, at most."""
@@ -34,23 +46,13 @@ SERIAL_WORK = 1 << 15
 """Multiply-adds below which waking other threads costs more than it gains; torch's grain size."""
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
-_SOURCES = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in Path(__file__).parent.glob("*.py"))
+_DTYPES = {torch.float32: types.float32, torch.float64: types.float64}
+_SOURCES = [
+    (path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(Path(__file__).parent.glob("*.py"))
+]
 
 if not os.environ.get("NUMBA_THREADING_LAYER") and not os.environ.get("NUMBA_THREADING_LAYER_PRIORITY"):
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-
-
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """A lazily compiled function, cached on disk where the package or the user's cache folder can be written."""
-    try:
-        dispatcher = numba.njit(function, cache=True, **_OPTIONS, **options)
-    except RuntimeError:  # no writable place
-        return numba.njit(function, **_OPTIONS, **options)
-    # Numba drops a cached kernel when its own file changes; it also has to go when a file that it calls into does.
-    with contextlib.suppress(AttributeError):
-        index = dispatcher._cache._cache_file
-        index._source_stamp = (index._source_stamp, sorted(_SOURCES))
-    return dispatcher
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -58,19 +60,70 @@ def inline(function: Callable[..., Any]) -> Any:
     return numba.njit(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a piece of a kernel, for other kernels to call."""
-    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def piece(function: Callable[..., Any]) -> Any:
+    """Compile a piece of a kernel, for kernels to call."""
+    return numba.njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
 
 
-def single(function: Callable[..., Any]) -> Any:
-    """Compile a function that runs on the calling thread."""
-    return _compiled(function, no_cfunc_wrapper=True)
+@intrinsic
+def arguments(typingctx: Any, pointer: Any, codes: Any) -> Any:
+    """``arguments(pointer, "FDLi")``: a kernel's arguments as a tuple.
+
+    Codes: F a span of the kernel's dtype, D of float64, L of int64, 2 slots each, address and elements; i an integer.
+    """
+    spans = {"F": SpanType(pointer.dtype), "D": SpanType(types.float64), "L": SpanType(types.int64)}
+    kinds = [spans.get(code, types.int64) for code in codes.literal_value]
+    result = types.Tuple(kinds)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        slots = builder.bitcast(args[0], word.as_pointer())
+        total = sum(1 if kind == types.int64 else 2 for kind in kinds)
+        words = iter([builder.load(builder.gep(slots, [ir.Constant(word, k)])) for k in range(total)])
+        values = [
+            next(words) if kind == types.int64 else make_span(context, builder, kind, next(words), next(words))
+            for kind in kinds
+        ]
+        return context.make_tuple(builder, result, values)
+
+    return result(pointer, codes), codegen
 
 
-_setup_lock = threading.Lock()
+@intrinsic
+def _call(typingctx: Any, address: Any, context_address: Any, i: Any) -> Any:
+    """Call the kernel at ``address`` with its arguments and a chunk number."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        kernel_type = ir.FunctionType(ir.VoidType(), [word, word])
+        builder.call(builder.inttoptr(args[0], kernel_type.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64), codegen
+
+
+def _serial(address: int, context: int, count: int) -> None:
+    for i in range(count):
+        _call(address, context, i)
+
+
+def _parallel(address: int, context: int, count: int) -> None:
+    for i in prange(count):
+        _call(address, context, np.int64(i))
+
+
+def _cached(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile at first use, kept on disk where the package's or the user's cache folder can be written."""
+    try:
+        return numba.njit(function, cache=True, no_cfunc_wrapper=True, **_OPTIONS, **options)
+    except RuntimeError:
+        return numba.njit(function, no_cfunc_wrapper=True, **_OPTIONS, **options)
+
+
+_serial_loop, _parallel_loop = _cached(_serial), _cached(_parallel, parallel=True)
+_lock = threading.RLock()
 _workqueue_lock = threading.Lock()
-_state = {"guard": None, "forked": False}
+_state: dict[str, Any] = {"guard": None, "forked": False}
 
 
 def _after_fork() -> None:
@@ -81,12 +134,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _guard() -> Any:
-    """Start Numba's threads and return what a parallel call has to hold."""
-    with _setup_lock:
+    """Start Numba's threads, once, and return what a parallel call has to hold."""
+    with _lock:
         if _state["guard"] is None:
             # Numba sets OpenMP's thread count, which is torch's too.
             before = torch.get_num_threads()
-            numba.np.ufunc.parallel._launch_threads()
+            threads: Any = parallel
+            threads._launch_threads()
             if torch.get_num_threads() != before:
                 torch.set_num_threads(before)
             queue = numba.threading_layer() == "workqueue"
@@ -94,32 +148,60 @@ def _guard() -> Any:
     return _state["guard"]
 
 
-class parallel:  # noqa: N801 - a decorator
-    """Compile a function with a ``prange``; call it with the work in multiply-adds, then its arguments.
+def _run(address: int, context: int, count: int, work: int) -> None:
+    """Call a kernel for every chunk. A forked child runs alone, since OpenMP's threads do not survive a fork."""
+    threads = min(num_threads(), count, numba.config.NUMBA_NUM_THREADS)
+    if threads == 1 or work <= SERIAL_WORK or _state["forked"]:
+        _serial_loop(address, context, count)
+        return
+    with _guard():
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            _parallel_loop(address, context, count)
+        finally:
+            numba.set_num_threads(before)
 
-    The thread count is that of ``fastfer.backend.num_threads()`` within what Numba has; Numba's own setting comes back
-    after the call. A forked child runs alone: OpenMP's threads do not survive a fork.
-    """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+class kernel:  # noqa: N801 - a decorator
+    """A kernel ``f(pointer, i)`` that works on chunk ``i``; compiled per dtype at its first launch."""
+
+    def __init__(self, function: Callable[[Pointer, int], None]) -> None:
         self._function = function
-        self._parallel = _compiled(function, parallel=True, no_cfunc_wrapper=True)
-        self._serial: Any = None
+        self._callbacks: dict[torch.dtype, Any] = {}
 
-    def __call__(self, work: int, *args: Any) -> None:
-        if _state["forked"]:
-            if self._serial is None:
-                self._serial = numba.njit(self._function, **_OPTIONS)
-            self._serial(*args)
-            return
-        with _guard():
-            before = numba.get_num_threads()
-            threads = min(num_threads(), numba.config.NUMBA_NUM_THREADS) if work > SERIAL_WORK else 1
-            numba.set_num_threads(threads)
-            try:
-                self._parallel(*args)
-            finally:
-                numba.set_num_threads(before)
+    def _compile(self, dtype: torch.dtype) -> Any:
+        with _lock:
+            if dtype not in self._callbacks:
+                signature = types.void(types.CPointer(_DTYPES[dtype]), types.int64)
+                callback: Any = ccallback.CFunc(self._function, (signature.args, signature.return_type), {}, _OPTIONS)
+                with contextlib.suppress(RuntimeError):  # no writable place
+                    callback.enable_caching()
+                    # Numba drops a cached kernel when its own file changes; here also when one that it calls into does.
+                    index = callback._cache._cache_file
+                    index._source_stamp = (index._source_stamp, _SOURCES)
+                callback.compile()
+                self._callbacks[dtype] = callback
+        return self._callbacks[dtype]
+
+    def __call__(self, dtype: torch.dtype, count: int, work: int, *args: Tensor | Array | int | None) -> None:
+        """Run chunks 0 .. ``count``, ``work`` multiply-adds together; arguments in the order of the kernel's codes.
+
+        Tensors and arrays are dense and pass their storage; None passes an array of no elements.
+        """
+        callback = self._callbacks.get(dtype) or self._compile(dtype)
+        slots: list[int] = []
+        for arg in args:
+            if arg is None:
+                slots += (0, 0)
+            elif isinstance(arg, Tensor):
+                slots += (arg.data_ptr(), arg.numel())
+            elif isinstance(arg, np.ndarray):
+                slots += (arg.ctypes.data, arg.size)
+            else:
+                slots.append(arg)
+        packed = (ctypes.c_int64 * len(slots))(*slots)
+        _run(callback.address, ctypes.addressof(packed), count, work)
 
 
 def chunks(items: int, work: int, limit: int = CHUNKS) -> int:
@@ -127,29 +209,11 @@ def chunks(items: int, work: int, limit: int = CHUNKS) -> int:
     return max(1, min(items, limit, work // SERIAL_WORK + 1))
 
 
-def flat(x: Tensor) -> Array:
-    """A dense tensor's elements in storage order, as a 1-D array without a copy."""
-    return x.detach().as_strided((x.numel(),), (1,)).numpy()
-
-
-def nhwc(x: Tensor) -> Array:
-    """Elements of an activation (N, C, H, W) in the order N, H, W, C; no copy when it is dense channels_last."""
-    return x.detach().permute(0, 2, 3, 1).contiguous().numpy().reshape(-1)
+def nhwc(x: Tensor) -> Tensor:
+    """``x`` (N, C, H, W) with its elements in the order N, H, W, C; itself where it is dense channels_last."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     """A fresh channels_last (N, channels, height, width) with the N and dtype of ``x``."""
     return torch.empty((x.shape[0], channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
-
-
-def buffer(x: Tensor, *shape: int) -> Array:
-    """A fresh array of the dtype of ``x``."""
-    return np.empty(shape, np.float32 if x.dtype == torch.float32 else np.float64)
-
-
-_EMPTY = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
-
-
-def empty(x: Tensor) -> Array:
-    """The array of no elements that stands for an absent argument, of the dtype of ``x``."""
-    return _EMPTY[x.dtype]

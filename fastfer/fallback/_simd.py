@@ -1,30 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vector register as a Numba value: the facade the kernels are written in, as ``csrc/simd/vec.h`` is for C++.
+"""Vector registers and spans of memory as Numba values: what ``csrc/simd/vec.h`` is for the C++ kernels.
 
 LLVM's loop vectoriser gives up on these kernels (too many pointers to check for overlap, an index wrap-around in every
-address), so they name their registers. A vector holds ``lanes(a)`` elements of the array's dtype: one register of the
-host CPU. Arrays are 1-D and contiguous, indices are in elements, not checked and never wrapped. ``n`` is the number of
-lanes that take part; a caller passes ``lanes(a)`` for the body and the remainder for the tail, and a full load or
-store is emitted when ``n`` is a constant.
+address), so they name their registers. A register holds ``lanes(a)`` elements of the dtype of ``a``, as the host CPU's
+does. ``n`` is the number of lanes that take part; a caller passes ``lanes(a)`` for the body and the remainder for the
+tail, and a full load or store is emitted when ``n`` is a constant.
 
-Numba's on-disk cache watches a kernel's own file only; ``_numba.py`` makes it watch the whole folder.
+A span is an address and a number of elements. Indices are not checked and never wrapped. Unlike Numba's arrays it is
+not counted by reference: the calls that count, and the registers spilled around them, doubled the time of a kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numba
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba import extending, types
+from numba.core import cgutils as _cgutils
+from numba.extending import models, register_model
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """Make an operation of kernels from ``function(typingctx, *types) -> (signature, codegen)``."""
+    return extending.intrinsic(prefer_literal=True)(function)
 
 
 def _register_bytes() -> int:
     """Return the width of the host's vector register (64, 32 or 16 bytes)."""
-    features = numba.config.CPU_FEATURES
+    config: Any = numba.config
+    features = config.CPU_FEATURES
     if features is None:
         enabled = {name for name, on in llvm.get_host_cpu_features().items() if on}
     else:
@@ -37,7 +44,13 @@ def _register_bytes() -> int:
 REGISTER_BYTES = _register_bytes()
 
 
-class Vec(types.Type):  # type: ignore[misc]
+cgutils: Any = _cgutils
+
+Register = Any
+"""Annotation of a `Vec` value in a kernel."""
+
+
+class Vec(types.Type):
     """Numba type of a register of floating-point lanes."""
 
     def __init__(self, dtype: Any) -> None:
@@ -47,10 +60,42 @@ class Vec(types.Type):  # type: ignore[misc]
 
 
 @register_model(Vec)
-class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VecModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vec) -> None:
         scalar = ir.FloatType() if fe_type.dtype == types.float32 else ir.DoubleType()
-        super().__init__(dmm, fe_type, ir.VectorType(scalar, fe_type.lanes))
+        super().__init__(dmm, fe_type, ir.VectorType(scalar, fe_type.lanes))  # type: ignore[no-untyped-call]
+
+
+def _declare(module: Any, signature: Any, name: str) -> Any:
+    return module.globals.get(name) or ir.Function(module, signature, name)
+
+
+class SpanType(types.Type):
+    """Numba type of a contiguous run of elements."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Span({dtype})")
+
+
+@register_model(SpanType)
+class _SpanModel(models.StructModel):
+    def __init__(self, dmm: Any, fe_type: SpanType) -> None:
+        members = [("data", types.CPointer(fe_type.dtype)), ("size", types.intp)]  # type: ignore[no-untyped-call]
+        super().__init__(dmm, fe_type, members)  # type: ignore[no-untyped-call]
+
+
+extending.make_attribute_wrapper(SpanType, "size", "size")
+Span = Any
+"""Annotation of a `SpanType` value in a kernel; ``a.size`` is its number of elements."""
+
+
+def make_span(context: Any, builder: Any, span_type: Any, address: Any, size: Any) -> Any:
+    """The value of a span from an address as an integer."""
+    span = cgutils.create_struct_proxy(span_type)(context, builder)
+    span.data = builder.inttoptr(address, context.get_value_type(span_type.dtype).as_pointer())
+    span.size = size
+    return span._getvalue()
 
 
 def _splat(builder: Any, value: Any, lanes: int) -> Any:
@@ -66,9 +111,8 @@ def _mask(builder: Any, n: Any, lanes: int) -> Any:
     return builder.icmp_signed("<", iota, _splat(builder, n, lanes))
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, i: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [i])
+def _pointer(context: Any, builder: Any, span_type: Any, span: Any, i: Any) -> Any:
+    return builder.gep(cgutils.create_struct_proxy(span_type)(context, builder, span).data, [i])
 
 
 def _mangled(vector: Any) -> str:
@@ -78,7 +122,7 @@ def _mangled(vector: Any) -> str:
 def _masked_load(builder: Any, pointer: Any, vector: Any, n: Any, align: int) -> Any:
     mask = _mask(builder, n, vector.count)
     name = f"llvm.masked.load.{_mangled(vector)}.p0"
-    function = cgutils.get_or_insert_function(
+    function = _declare(
         builder.module, ir.FunctionType(vector, [pointer.type, ir.IntType(32), mask.type, vector]), name
     )
     zero = ir.Constant(vector, [0.0] * vector.count)
@@ -88,15 +132,15 @@ def _masked_load(builder: Any, pointer: Any, vector: Any, n: Any, align: int) ->
 def _call(builder: Any, name: str, vector: Any, args: list[Any]) -> Any:
     """Call the LLVM intrinsic ``name`` from vectors to a vector of the same type."""
     signature = ir.FunctionType(vector, [vector] * len(args))
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, f"{name}.{_mangled(vector)}"), args)
+    return builder.call(_declare(builder.module, signature, f"{name}.{_mangled(vector)}"), args)
 
 
 @intrinsic
 def compact(typingctx: Any) -> Any:
     """Keep the calling function out of line and its loops as written.
 
-    A function that Numba links into several others is optimised again in each; unrolled and inlined there, the depthwise
-    backward took 17 s to compile instead of 5 s and ran no faster.
+    A function that Numba links into several others is optimised again in each; without this the depthwise backward
+    took three times as long to compile and ran no faster.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -111,6 +155,13 @@ def compact(typingctx: Any) -> Any:
 def lanes(typingctx: Any, a: Any) -> Any:
     """``lanes(a)``: the number of elements of ``a``'s dtype in a register, a constant."""
     count = Vec(a.dtype).lanes
+    return types.intp(a), lambda context, builder, sig, args: ir.Constant(ir.IntType(64), count)
+
+
+@intrinsic
+def lanes_f64(typingctx: Any, a: Any) -> Any:
+    """The number of float64 elements in a register, a constant."""
+    count = Vec(types.float64).lanes
     return types.intp(a), lambda context, builder, sig, args: ir.Constant(ir.IntType(64), count)
 
 
@@ -152,7 +203,7 @@ def splat(typingctx: Any, a: Any, i: Any) -> Any:
 
 @intrinsic
 def fill(typingctx: Any, a: Any, value: Any) -> Any:
-    """``fill(a, value)``: a scalar in every lane; ``a`` (an array or a vector) gives the dtype."""
+    """``fill(a, value)``: a scalar in every lane; ``a`` (a span or a register) gives the dtype."""
     result = Vec(a.dtype)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -171,7 +222,9 @@ def _store_pieces(builder: Any, value: Any, pointer: Any, n: Any, align: int) ->
     while value.type.count > 1:
         half = value.type.count // 2
         low, high = (
-            builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(i32, half), list(range(start, start + half))))
+            builder.shuffle_vector(
+                value, value, ir.Constant(ir.VectorType(i32, half), list(range(start, start + half)))
+            )
             for start in (0, half)
         )
         taken = builder.icmp_signed("!=", builder.and_(n, ir.Constant(index, half)), ir.Constant(index, 0))
@@ -181,28 +234,109 @@ def _store_pieces(builder: Any, value: Any, pointer: Any, n: Any, align: int) ->
         pointer = builder.gep(pointer, [builder.select(taken, ir.Constant(index, half), ir.Constant(index, 0))])
 
 
+def _store(builder: Any, value: Any, pointer: Any, n: Any, align: int) -> None:
+    full = builder.icmp_signed(">=", n, ir.Constant(ir.IntType(64), value.type.count))
+    with builder.if_else(full) as (whole, part):
+        with whole:
+            _store_whole(builder, value, pointer, align)
+        with part:
+            _store_pieces(builder, value, pointer, n, align)
+
+
 @intrinsic
 def store(typingctx: Any, a: Any, i: Any, v: Any, n: Any) -> Any:
     """``store(a, i, v, n)``: the first ``n`` lanes of ``v`` to ``a[i:i+n]``, converted to ``a``'s dtype."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        array, i_value, value, n_value = args
-        pointer = _pointer(context, builder, a, array, i_value)
+        span, i_value, value, n_value = args
+        pointer = _pointer(context, builder, a, span, i_value)
         target = ir.VectorType(context.get_value_type(a.dtype), v.lanes)
         if a.dtype.bitwidth > v.dtype.bitwidth:
             value = builder.fpext(value, target)
         elif a.dtype.bitwidth < v.dtype.bitwidth:
             value = builder.fptrunc(value, target)
-        align = a.dtype.bitwidth // 8
-        full = builder.icmp_signed(">=", n_value, ir.Constant(ir.IntType(64), v.lanes))
-        with builder.if_else(full) as (whole, part):
-            with whole:
-                _store_whole(builder, value, pointer, align)
-            with part:
-                _store_pieces(builder, value, pointer, n_value, align)
+        _store(builder, value, pointer, n_value, a.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.none(a, types.intp, v, types.intp), codegen
+
+
+@intrinsic
+def add_to(typingctx: Any, a: Any, i: Any, v: Any, n: Any) -> Any:
+    """``add_to(a, i, v, n)``: ``a[i:i+n] += v`` in the dtype of ``a``, which is not narrower than that of ``v``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, a, args[0], args[1])
+        wide, align = ir.VectorType(context.get_value_type(a.dtype), v.lanes), a.dtype.bitwidth // 8
+        value = args[2] if a.dtype == v.dtype else builder.fpext(args[2], wide)
+        value = builder.fadd(_masked_load(builder, pointer, wide, args[3], align), value)
+        _store(builder, value, pointer, args[3], align)
+        return context.get_dummy_value()
+
+    return types.none(a, types.intp, v, types.intp), codegen
+
+
+@intrinsic
+def get(typingctx: Any, a: Any, i: Any) -> Any:
+    """``a[i]``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_pointer(context, builder, a, args[0], args[1]))
+
+    return a.dtype(a, types.intp), codegen
+
+
+@intrinsic
+def put(typingctx: Any, a: Any, i: Any, value: Any) -> Any:
+    """``a[i] = value``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], _pointer(context, builder, a, args[0], args[1]))
+        return context.get_dummy_value()
+
+    return types.none(a, types.intp, a.dtype), codegen
+
+
+@intrinsic
+def absent(typingctx: Any, a: Any) -> Any:
+    """A span of no elements of the dtype of ``a``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(ir.IntType(64), 0)
+        return make_span(context, builder, a, zero, zero)
+
+    return a(a), codegen
+
+
+@intrinsic
+def room(typingctx: Any, a: Any, n: Any) -> Any:
+    """Bytes that `area` needs for ``n`` elements of the dtype of ``a``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        return builder.add(builder.mul(args[1], ir.Constant(word, a.dtype.bitwidth // 8)), ir.Constant(word, 64))
+
+    return types.intp(a, types.intp), codegen
+
+
+@intrinsic
+def area(typingctx: Any, a: Any, memory: Any) -> Any:
+    """A span of the dtype of ``a`` on an array of bytes, from its first multiple of 64; see `keep`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        array = context.make_array(memory)(context, builder, args[1])
+        start = builder.add(builder.ptrtoint(array.data, word), ir.Constant(word, 63))
+        size = builder.udiv(builder.sub(array.nitems, ir.Constant(word, 64)), ir.Constant(word, a.dtype.bitwidth // 8))
+        return make_span(context, builder, a, builder.and_(start, ir.Constant(word, -64)), size)
+
+    return a(a, memory), codegen
+
+
+@intrinsic
+def keep(typingctx: Any, memory: Any) -> Any:
+    """A last use of an array of bytes: Numba frees it after this one, and spans on it end here."""
+    return types.none(memory), lambda context, builder, sig, args: context.get_dummy_value()
 
 
 def _binary(method: str) -> Any:
@@ -215,7 +349,7 @@ def _binary(method: str) -> Any:
 
 @intrinsic
 def is_float32(typingctx: Any, a: Any) -> Any:
-    """Whether ``a`` (an array or a vector) has float32 elements, a constant."""
+    """Whether ``a`` (a span or a register) has float32 elements, a constant."""
     value = int(a.dtype == types.float32)
     return types.boolean(a), lambda context, builder, sig, args: ir.Constant(ir.IntType(1), value)
 

@@ -7,21 +7,34 @@ and are what the other families fuse.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
-from fastfer.fallback._numba import Array, chunks, flat, inline, kernel, parallel
+from fastfer.fallback._numba import Pointer, arguments, chunks, inline, kernel
 from fastfer.fallback._simd import (
-    Vec, add, compact, div, exp2_int, fill, fma, is_float32, lanes, load, mul, rint, store, sub, where_le, where_lt,
+    Register,
+    Span,
+    add,
+    div,
+    exp2_int,
+    fill,
+    fma,
+    is_float32,
+    lanes,
+    load,
+    mul,
+    rint,
+    store,
+    sub,
+    where_le,
+    where_lt,
 )  # fmt: skip
 
 _RELU, _RELU6, _HARDSWISH, _HARDSIGMOID, _SILU, _SIGMOID = range(1, 7)
 
 
 @inline
-def exp(v: Vec) -> Vec:
+def exp(v: Register) -> Register:
     """exp(v) to about 1 ulp: 2^n times the Taylor series on |r| <= ln(2)/2; 0 below normal numbers, NaN kept."""
     single = is_float32(v)
     low, high = (-87.0, 89.0) if single else (-708.0, 710.0)
@@ -49,19 +62,19 @@ def exp(v: Vec) -> Vec:
 
 
 @inline
-def _clamp06(v: Vec) -> Vec:
+def _clamp06(v: Register) -> Register:
     """min(max(v, 0), 6), NaN kept."""
     v = where_lt(v, fill(v, 0.0), fill(v, 0.0), v)
     return where_lt(fill(v, 6.0), v, fill(v, 6.0), v)
 
 
 @inline
-def _exp_negative_plus_one(v: Vec) -> Vec:
+def _exp_negative_plus_one(v: Register) -> Register:
     return add(exp(sub(fill(v, 0.0), v)), fill(v, 1.0))
 
 
 @inline
-def apply(v: Vec, act: int) -> Vec:
+def apply(v: Register, act: int) -> Register:
     """act(v)."""
     if act == _RELU:
         return where_lt(v, fill(v, 0.0), fill(v, 0.0), v)
@@ -79,7 +92,7 @@ def apply(v: Vec, act: int) -> Vec:
 
 
 @inline
-def derive(g: Vec, v: Vec, act: int) -> Vec:
+def derive(g: Register, v: Register, act: int) -> Register:
     """g · act'(v), with torch's choice at the kinks and for NaN: relu passes ``g``, relu6 and hardsigmoid give 0."""
     zero, one = fill(v, 0.0), fill(v, 1.0)
     if act == _RELU:
@@ -101,18 +114,19 @@ def derive(g: Vec, v: Vec, act: int) -> Vec:
 
 
 @inline
-def _forward_at(y: Array, x: Array, i: int, n: int, act: int) -> None:
+def _forward_at(y: Span, x: Span, i: int, n: int, act: int) -> None:
     store(y, i, apply(load(x, i, n), act), n)
 
 
 @inline
-def _backward_at(dx: Array, dy: Array, x: Array, i: int, n: int, act: int) -> None:
+def _backward_at(dx: Span, dy: Span, x: Span, i: int, n: int, act: int) -> None:
     store(dx, i, derive(load(dy, i, n), load(x, i, n), act), n)
 
 
 @kernel
-def _forward_chunk(y: Array, x: Array, start: int, stop: int, act: int) -> None:
-    compact()
+def _forward(pointer: Pointer, chunk: int) -> None:
+    y, x, act, count = arguments(pointer, "FFii")
+    start, stop = x.size * chunk // count, x.size * (chunk + 1) // count
     body = stop - (stop - start) % lanes(x)
     for i in range(start, body, lanes(x)):
         _forward_at(y, x, i, lanes(x), act)
@@ -120,26 +134,13 @@ def _forward_chunk(y: Array, x: Array, start: int, stop: int, act: int) -> None:
 
 
 @kernel
-def _backward_chunk(dx: Array, dy: Array, x: Array, start: int, stop: int, act: int) -> None:
-    compact()
+def _backward(pointer: Pointer, chunk: int) -> None:
+    dx, dy, x, act, count = arguments(pointer, "FFFii")
+    start, stop = x.size * chunk // count, x.size * (chunk + 1) // count
     body = stop - (stop - start) % lanes(x)
     for i in range(start, body, lanes(x)):
         _backward_at(dx, dy, x, i, lanes(x), act)
     _backward_at(dx, dy, x, body, stop - body, act)
-
-
-@parallel
-def _forward(y: Array, x: Array, act: int, count: int) -> None:
-    for index in prange(count):
-        i = np.int64(index)
-        _forward_chunk(y, x, x.size * i // count, x.size * (i + 1) // count, act)
-
-
-@parallel
-def _backward(dx: Array, dy: Array, x: Array, act: int, count: int) -> None:
-    for index in prange(count):
-        i = np.int64(index)
-        _backward_chunk(dx, dy, x, x.size * i // count, x.size * (i + 1) // count, act)
 
 
 def _dense(x: Tensor, like: Tensor) -> Tensor:
@@ -149,16 +150,17 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
 
 def activation(x: Tensor, act: int) -> Tensor:
     """act(x) with the strides of ``torch.empty_like(x)``."""
-    y = torch.empty_like(x)
-    if y.numel():
-        _forward(y.numel(), flat(y), flat(_dense(x, y)), act, chunks(y.numel(), y.numel()))
+    y, size = torch.empty_like(x), x.numel()
+    if size:
+        count = chunks(size, size)
+        _forward(x.dtype, count, size, y, _dense(x, y), act, count)
     return y
 
 
 def activation_backward(dy: Tensor, x: Tensor, act: int) -> Tensor:
     """dy · act'(x) with the strides of ``torch.empty_like(x)``."""
-    dx = torch.empty_like(x)
-    if dx.numel():
-        arrays = flat(dx), flat(_dense(dy, dx)), flat(_dense(x, dx))
-        _backward(dx.numel(), *arrays, act, chunks(dx.numel(), dx.numel()))
+    dx, size = torch.empty_like(x), x.numel()
+    if size:
+        count = chunks(size, size)
+        _backward(x.dtype, count, size, dx, _dense(dy, dx), _dense(x, dx), act, count)
     return dx
