@@ -10,7 +10,6 @@
 #include "core/dispatch.h"
 #include "core/isa.h"
 #include "core/parallel.h"
-#include "core/scratch.h"
 
 namespace py = pybind11;
 
@@ -18,6 +17,7 @@ namespace ff {
 
 void bind_elementwise(py::module_& m);
 void bind_separable_conv(py::module_& m);
+void bind_memory(py::module_& m);
 #ifdef FASTFER_CUDA
 void bind_cuda(py::module_& m);
 #endif
@@ -66,9 +66,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", isas, py::arg("only_supported") = false, "ISAs compiled in, or those this CPU runs.");
   m.def("kernels", kernels, "Calls of every kernel by ISA since the process started.");
   m.def("openmp_runtime", openmp_runtime, "File of the OpenMP runtime shared with torch, or \"none\".");
-  m.def("scratch_bytes", scratch_bytes, "Scratch memory held by all threads.");
-  m.def("release_scratch", scratch_release, "Free the calling thread's scratch memory.");
   m.attr("compiler") = __VERSION__;
+  bind_memory(m);
   bind_elementwise(m);
   bind_separable_conv(m);
 #ifdef FASTFER_CUDA

@@ -167,3 +167,9 @@ if _ENV_THREADS is not None and not (_ENV_THREADS.isdigit() and int(_ENV_THREADS
 def num_threads() -> int:
     """Threads that CPU kernels use: ``FASTFER_NUM_THREADS``, else ``torch.get_num_threads()``."""
     return int(_ENV_THREADS) if _ENV_THREADS else torch.get_num_threads()
+
+
+def release_memory() -> None:
+    """Give the memory that native kernels keep for reuse, and do not use now, back to the system."""
+    if _backend("native").available:
+        importlib.import_module("fastfer._C").release_memory()

@@ -30,14 +30,23 @@ FF_INLINE uint32_t columns_inside(const TileRow<T>& r, idx shift, int columns) {
   return end <= first ? 0u : ((1u << end) - 1u) & ~((1u << first) - 1u);
 }
 
-// Tile width with the fewest idle pixels. float64 has one width only: it serves gradient checks, and costs build time.
-template <class T>
-FF_INLINE idx pick_tile(idx width, int stride) {
-  if (sizeof(T) == 8) return 6;
-  idx best = 8;
-  for (idx tile = 7; tile >= 6; --tile) {
-    if (tile % stride != 0) continue;
-    if (ceil_div(width, tile) * tile < ceil_div(width, best) * best) best = tile;
+// Unrolled tile widths, widest first, 0 for none: those that divide the images of the five networks (56, 28, 14, 7 and
+// 24, 12, 6 at stride 2, multiples of 7 with 5×5). The gradient of the input needs a multiple of the stride. float64
+// has one width only: it serves gradient checks, and costs build time.
+template <class T, int K, int S>
+struct TileWidths {
+  static constexpr bool wide = sizeof(T) == 4;
+  static constexpr int forward[3] = {wide && K == 3 && S == 1 ? 8 : 0, wide ? 7 : 0, wide && K == 5 ? 0 : 6};
+  static constexpr int input_grad[3] = {wide && (K == 3 || S == 2) ? 8 : 0, wide && S == 1 ? 7 : 0,
+                                        wide && (K == 5 || S == 2) ? 0 : 6};
+};
+
+// The width with the fewest idle pixels.
+FF_INLINE int pick_tile(const int (&widths)[3], idx pixels) {
+  int best = 0;
+  for (int i = 0; i < 3; ++i) {
+    const int width = widths[i];
+    if (width && (!best || ceil_div(pixels, width) * width < ceil_div(pixels, best) * best)) best = width;
   }
   return best;
 }
@@ -86,7 +95,7 @@ FF_INLINE void forward_tile(const TileRow<T>& r, const T* bias, T* y, idx y_stri
         x = stepped(x + pixel);
         if (Edge && !(inside >> q & 1u)) continue;
         const vec<T> x_v = in_register<T>(load_n<T>(at, n));
-        if (k == K - 1 && q < TW * S) __builtin_prefetch(at + ahead, 0, 2);
+        if (k >= K - S && q < TW * S) __builtin_prefetch(at + ahead, 0, 2);
         FF_UNROLL(5)
         for (int l = 0; l < K; ++l) {
           const int i = (q - l) / S;
@@ -176,7 +185,7 @@ FF_INLINE void weight_grad_tile(const TileRow<T>& r, T* dw, const T* dy, idx pix
         x = stepped(x + pixel);
         if (Edge && !(inside >> q & 1u)) continue;
         const vec<T> x_v = in_register<T>(load_n<T>(at, n));
-        if (k == K - 1 && q < TW * S) __builtin_prefetch(at + ahead, 0, 2);
+        if (k >= K - S && q < TW * S) __builtin_prefetch(at + ahead, 0, 2);
         FF_UNROLL(5)
         for (int l = 0; l < K; ++l) {
           const int i = (q - l) / S;

@@ -152,19 +152,30 @@ FF_NOINLINE void any_weight_grad_row(const DepthwiseShape& s, const T* x, const 
   }
 }
 
+template <class T, int K, int S, int TW>
+FF_INLINE void offer_forward(int tile, RowKernels<T>& kernels) {
+  if constexpr (TW != 0) {
+    if (tile == TW) kernels.forward = forward_row<T, K, S, TW>, kernels.weight_grad = weight_grad_row<T, K, S, TW>;
+  }
+}
+
+template <class T, int K, int S, int TW>
+FF_INLINE void offer_input_grad(int tile, RowKernels<T>& kernels) {
+  if constexpr (TW != 0) {
+    if (tile == TW) kernels.input_grad = input_grad_row<T, K, S, TW>;
+  }
+}
+
 template <class T, int K, int S>
 FF_INLINE void pick_tiles(const DepthwiseShape& s, RowKernels<T>& kernels) {
-  const idx out = pick_tile<T>(s.ow, 1), in = pick_tile<T>(s.w + s.left % S, S);
-  if (out == 6) kernels.forward = forward_row<T, K, S, 6>, kernels.weight_grad = weight_grad_row<T, K, S, 6>;
-  if (in == 6) kernels.input_grad = input_grad_row<T, K, S, 6>;
-  if constexpr (sizeof(T) == 4) {
-    if (out == 8) kernels.forward = forward_row<T, K, S, 8>, kernels.weight_grad = weight_grad_row<T, K, S, 8>;
-    if (out == 7) kernels.forward = forward_row<T, K, S, 7>, kernels.weight_grad = weight_grad_row<T, K, S, 7>;
-    if (in == 8) kernels.input_grad = input_grad_row<T, K, S, 8>;
-    if constexpr (S == 1) {
-      if (in == 7) kernels.input_grad = input_grad_row<T, K, S, 7>;
-    }
-  }
+  using Widths = TileWidths<T, K, S>;
+  const int out = pick_tile(Widths::forward, s.ow), in = pick_tile(Widths::input_grad, s.w + s.left % S);
+  offer_forward<T, K, S, Widths::forward[0]>(out, kernels);
+  offer_forward<T, K, S, Widths::forward[1]>(out, kernels);
+  offer_forward<T, K, S, Widths::forward[2]>(out, kernels);
+  offer_input_grad<T, K, S, Widths::input_grad[0]>(in, kernels);
+  offer_input_grad<T, K, S, Widths::input_grad[1]>(in, kernels);
+  offer_input_grad<T, K, S, Widths::input_grad[2]>(in, kernels);
 }
 
 template <class T>

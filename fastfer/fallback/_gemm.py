@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from fastfer.fallback._numba import inline, piece
-from fastfer.fallback._simd import Register, Span, absent, compact, fill, fma, get, lanes, load, put, splat, store
+from fastfer.fallback._simd import Register, compact, fill, fma, lanes, load, splat, store
+from fastfer.fallback._span import Span, absent, get, put
 
 ROWS = 6
 ZERO, ONE = np.int64(0), np.int64(1)
@@ -95,9 +96,7 @@ def _tile(
 
 
 @piece
-def multiply(
-    c: Span, co: int, a: Span, ao: int, panels: Span, bias: Span, rows: int, depth: int, columns: int
-) -> None:
+def multiply(c: Span, co: int, a: Span, ao: int, panels: Span, bias: Span, rows: int, depth: int, columns: int) -> None:
     """c (rows, columns) at ``c[co:]`` = a (rows, depth) at ``a[ao:]`` times the ``panels``, plus bias or empty."""
     compact()
     width = panel(c)

@@ -11,23 +11,21 @@ from __future__ import annotations
 from fastfer.fallback._numba import inline, piece
 from fastfer.fallback._simd import (
     Register,
-    Span,
     add,
     add_to,
     compact,
     fill,
     fma,
-    get,
     lanes,
     lanes_f64,
     load,
     load_f64,
     mul,
-    put,
     store,
     sub,
     where_le,
 )
+from fastfer.fallback._span import Span, get, put
 from fastfer.fallback.elementwise import apply, derive
 
 

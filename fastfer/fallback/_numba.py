@@ -30,7 +30,7 @@ from numba.np.ufunc import parallel
 from torch import Tensor
 
 from fastfer.backend import num_threads
-from fastfer.fallback._simd import SpanType, intrinsic, make_span
+from fastfer.fallback._span import SpanType, intrinsic, make_span
 
 # Numba's annotations leave out many of its options.
 numba: Any = typed_numba
@@ -175,7 +175,7 @@ class kernel:  # noqa: N801 - a decorator
             if dtype not in self._callbacks:
                 signature = types.void(types.CPointer(_DTYPES[dtype]), types.int64)
                 callback: Any = ccallback.CFunc(self._function, (signature.args, signature.return_type), {}, _OPTIONS)
-                with contextlib.suppress(RuntimeError):  # no writable place
+                with contextlib.suppress(RuntimeError, AttributeError):  # no writable place; another Numba
                     callback.enable_caching()
                     # Numba drops a cached kernel when its own file changes; here also when one that it calls into does.
                     index = callback._cache._cache_file

@@ -14,7 +14,7 @@ from fastfer.fallback._depthwise import row, weight_row
 from fastfer.fallback._gemm import ONE, ZERO, accumulate, multiply, pack, panel
 from fastfer.fallback._norm import add_chunks, backward, forward, gradient_sums, merge, moments
 from fastfer.fallback._numba import Pointer, arguments, kernel
-from fastfer.fallback._simd import absent, area, get, keep, room
+from fastfer.fallback._span import absent, area, get, keep, room
 
 BLOCK = 96
 """Pixels between fused steps: 16 tiles of rows; with 512 channels 192 KiB, within L2."""

@@ -1,31 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vector registers and spans of memory as Numba values: what ``csrc/simd/vec.h`` is for the C++ kernels.
+"""Vector registers as Numba values: what ``csrc/simd/vec.h`` is for the C++ kernels.
 
 LLVM's loop vectoriser gives up on these kernels (too many pointers to check for overlap, an index wrap-around in every
 address), so they name their registers. A register holds ``lanes(a)`` elements of the dtype of ``a``, as the host CPU's
 does. ``n`` is the number of lanes that take part; a caller passes ``lanes(a)`` for the body and the remainder for the
 tail, and a full load or store is emitted when ``n`` is a constant.
-
-A span is an address and a number of elements. Indices are not checked and never wrapped. Unlike Numba's arrays it is
-not counted by reference: the calls that count, and the registers spilled around them, doubled the time of a kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numba
 from llvmlite import ir
-from numba import extending, types
-from numba.core import cgutils as _cgutils
+from numba import types
 from numba.extending import models, register_model
 
-
-def intrinsic(function: Callable[..., Any]) -> Any:
-    """Make an operation of kernels from ``function(typingctx, *types) -> (signature, codegen)``."""
-    return extending.intrinsic(prefer_literal=True)(function)
+from fastfer.fallback._span import element_pointer, intrinsic
 
 
 def _register_bytes() -> int:
@@ -42,9 +34,6 @@ def _register_bytes() -> int:
 
 
 REGISTER_BYTES = _register_bytes()
-
-
-cgutils: Any = _cgutils
 
 Register = Any
 """Annotation of a `Vec` value in a kernel."""
@@ -70,34 +59,6 @@ def _declare(module: Any, signature: Any, name: str) -> Any:
     return module.globals.get(name) or ir.Function(module, signature, name)
 
 
-class SpanType(types.Type):
-    """Numba type of a contiguous run of elements."""
-
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = dtype
-        super().__init__(name=f"Span({dtype})")
-
-
-@register_model(SpanType)
-class _SpanModel(models.StructModel):
-    def __init__(self, dmm: Any, fe_type: SpanType) -> None:
-        members = [("data", types.CPointer(fe_type.dtype)), ("size", types.intp)]  # type: ignore[no-untyped-call]
-        super().__init__(dmm, fe_type, members)  # type: ignore[no-untyped-call]
-
-
-extending.make_attribute_wrapper(SpanType, "size", "size")
-Span = Any
-"""Annotation of a `SpanType` value in a kernel; ``a.size`` is its number of elements."""
-
-
-def make_span(context: Any, builder: Any, span_type: Any, address: Any, size: Any) -> Any:
-    """The value of a span from an address as an integer."""
-    span = cgutils.create_struct_proxy(span_type)(context, builder)
-    span.data = builder.inttoptr(address, context.get_value_type(span_type.dtype).as_pointer())
-    span.size = size
-    return span._getvalue()
-
-
 def _splat(builder: Any, value: Any, lanes: int) -> Any:
     vector = ir.VectorType(value.type, lanes)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
@@ -109,10 +70,6 @@ def _mask(builder: Any, n: Any, lanes: int) -> Any:
     index = ir.IntType(64)
     iota = ir.Constant(ir.VectorType(index, lanes), list(range(lanes)))
     return builder.icmp_signed("<", iota, _splat(builder, n, lanes))
-
-
-def _pointer(context: Any, builder: Any, span_type: Any, span: Any, i: Any) -> Any:
-    return builder.gep(cgutils.create_struct_proxy(span_type)(context, builder, span).data, [i])
 
 
 def _mangled(vector: Any) -> str:
@@ -170,7 +127,7 @@ def load(typingctx: Any, a: Any, i: Any, n: Any) -> Any:
     """``load(a, i, n)``: elements ``i .. i+n``, the other lanes 0."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, a, args[0], args[1])
+        pointer = element_pointer(context, builder, a, args[0], args[1])
         return _masked_load(builder, pointer, context.get_value_type(sig.return_type), args[2], a.dtype.bitwidth // 8)
 
     return Vec(a.dtype)(a, types.intp, types.intp), codegen
@@ -182,7 +139,7 @@ def load_f64(typingctx: Any, a: Any, i: Any, n: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = context.get_value_type(sig.return_type)
-        pointer = _pointer(context, builder, a, args[0], args[1])
+        pointer = element_pointer(context, builder, a, args[0], args[1])
         vector = ir.VectorType(context.get_value_type(a.dtype), wide.count)
         value = _masked_load(builder, pointer, vector, args[2], a.dtype.bitwidth // 8)
         return value if vector == wide else builder.fpext(value, wide)
@@ -196,7 +153,7 @@ def splat(typingctx: Any, a: Any, i: Any) -> Any:
     result = Vec(a.dtype)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, builder.load(_pointer(context, builder, a, args[0], args[1])), result.lanes)
+        return _splat(builder, builder.load(element_pointer(context, builder, a, args[0], args[1])), result.lanes)
 
     return result(a, types.intp), codegen
 
@@ -249,7 +206,7 @@ def store(typingctx: Any, a: Any, i: Any, v: Any, n: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         span, i_value, value, n_value = args
-        pointer = _pointer(context, builder, a, span, i_value)
+        pointer = element_pointer(context, builder, a, span, i_value)
         target = ir.VectorType(context.get_value_type(a.dtype), v.lanes)
         if a.dtype.bitwidth > v.dtype.bitwidth:
             value = builder.fpext(value, target)
@@ -266,7 +223,7 @@ def add_to(typingctx: Any, a: Any, i: Any, v: Any, n: Any) -> Any:
     """``add_to(a, i, v, n)``: ``a[i:i+n] += v`` in the dtype of ``a``, which is not narrower than that of ``v``."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, a, args[0], args[1])
+        pointer = element_pointer(context, builder, a, args[0], args[1])
         wide, align = ir.VectorType(context.get_value_type(a.dtype), v.lanes), a.dtype.bitwidth // 8
         value = args[2] if a.dtype == v.dtype else builder.fpext(args[2], wide)
         value = builder.fadd(_masked_load(builder, pointer, wide, args[3], align), value)
@@ -274,69 +231,6 @@ def add_to(typingctx: Any, a: Any, i: Any, v: Any, n: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(a, types.intp, v, types.intp), codegen
-
-
-@intrinsic
-def get(typingctx: Any, a: Any, i: Any) -> Any:
-    """``a[i]``."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(context, builder, a, args[0], args[1]))
-
-    return a.dtype(a, types.intp), codegen
-
-
-@intrinsic
-def put(typingctx: Any, a: Any, i: Any, value: Any) -> Any:
-    """``a[i] = value``."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[2], _pointer(context, builder, a, args[0], args[1]))
-        return context.get_dummy_value()
-
-    return types.none(a, types.intp, a.dtype), codegen
-
-
-@intrinsic
-def absent(typingctx: Any, a: Any) -> Any:
-    """A span of no elements of the dtype of ``a``."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        zero = ir.Constant(ir.IntType(64), 0)
-        return make_span(context, builder, a, zero, zero)
-
-    return a(a), codegen
-
-
-@intrinsic
-def room(typingctx: Any, a: Any, n: Any) -> Any:
-    """Bytes that `area` needs for ``n`` elements of the dtype of ``a``."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        word = ir.IntType(64)
-        return builder.add(builder.mul(args[1], ir.Constant(word, a.dtype.bitwidth // 8)), ir.Constant(word, 64))
-
-    return types.intp(a, types.intp), codegen
-
-
-@intrinsic
-def area(typingctx: Any, a: Any, memory: Any) -> Any:
-    """A span of the dtype of ``a`` on an array of bytes, from its first multiple of 64; see `keep`."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        word = ir.IntType(64)
-        array = context.make_array(memory)(context, builder, args[1])
-        start = builder.add(builder.ptrtoint(array.data, word), ir.Constant(word, 63))
-        size = builder.udiv(builder.sub(array.nitems, ir.Constant(word, 64)), ir.Constant(word, a.dtype.bitwidth // 8))
-        return make_span(context, builder, a, builder.and_(start, ir.Constant(word, -64)), size)
-
-    return a(a, memory), codegen
-
-
-@intrinsic
-def keep(typingctx: Any, memory: Any) -> Any:
-    """A last use of an array of bytes: Numba frees it after this one, and spans on it end here."""
-    return types.none(memory), lambda context, builder, sig, args: context.get_dummy_value()
 
 
 def _binary(method: str) -> Any:

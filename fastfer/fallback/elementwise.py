@@ -13,7 +13,6 @@ from torch import Tensor
 from fastfer.fallback._numba import Pointer, arguments, chunks, inline, kernel
 from fastfer.fallback._simd import (
     Register,
-    Span,
     add,
     div,
     exp2_int,
@@ -28,7 +27,8 @@ from fastfer.fallback._simd import (
     sub,
     where_le,
     where_lt,
-)  # fmt: skip
+)
+from fastfer.fallback._span import Span  # fmt: skip
 
 _RELU, _RELU6, _HARDSWISH, _HARDSIGMOID, _SILU, _SIGMOID = range(1, 7)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
+from fastfer.native.memory import empty_nhwc
 
 _CL = torch.channels_last
 
@@ -24,10 +25,6 @@ def _flat(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-def _empty(x: Tensor, channels: int, height: int, width: int) -> Tensor:
-    return torch.empty((x.shape[0], channels, height, width), dtype=x.dtype, device=x.device, memory_format=_CL)
-
-
 def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
     """n, h, w, c, oh, ow, kh, kw, sh, sw, top, left."""
     n, c, h, w = x.shape
@@ -40,7 +37,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: lis
     """Depthwise convolution."""
     shape = _shape(x, weight, stride, padding)
     x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)
-    y = _empty(x, shape[3], shape[4], shape[5])
+    y = empty_nhwc(x, shape[3], shape[4], shape[5])
     _C.depthwise_conv2d_fwd(
         x.dtype == torch.float64, shape, x.data_ptr(), weight.data_ptr(), _address(bias), y.data_ptr(), num_threads()
     )
@@ -49,7 +46,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: lis
 
 def _wanted(mask: list[bool], like: Tensor, weight: Tensor, size: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     return (
-        torch.empty_like(like, memory_format=_CL) if mask[0] else None,
+        empty_nhwc(like, like.shape[1], like.shape[2], like.shape[3]) if mask[0] else None,
         torch.empty_like(weight) if mask[1] else None,
         weight.new_empty(size) if mask[2] else None,
     )
@@ -77,7 +74,7 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1×1 convolution."""
     x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)
     n, c, h, w = x.shape
-    y = _empty(x, weight.shape[0], h, w)
+    y = empty_nhwc(x, weight.shape[0], h, w)
     _C.pointwise_conv2d_fwd(
         x.dtype == torch.float64, n * h * w, c, weight.shape[0], x.data_ptr(), weight.data_ptr(), _address(bias),
         y.data_ptr(), num_threads(),
@@ -108,11 +105,11 @@ def _run(
     x, dw, pw, dw_bias, pw_bias = _nhwc(x), dw.contiguous(), pw.contiguous(), _flat(dw_bias), _flat(pw_bias)
     n1, n2 = [_flat(t) for t in norm1], [_flat(t) for t in norm2]
     channels, outputs, empty = shape[3], pw.shape[0], x.new_empty(0)
-    out = _empty(x, outputs, shape[4], shape[5])
+    out = empty_nhwc(x, outputs, shape[4], shape[5])
     y1 = y2 = stats1 = stats2 = empty
     if train:
-        y1 = _empty(x, channels, shape[4], shape[5])
-        y2 = torch.empty_like(out) if n2[0] is not None or act2 else empty
+        y1 = empty_nhwc(x, channels, shape[4], shape[5])
+        y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if n2[0] is not None or act2 else empty
         stats1 = x.new_empty((3, channels)) if n1[0] is not None else empty
         stats2 = x.new_empty((3, outputs)) if n2[0] is not None else empty
     _C.separable_conv2d_fwd(

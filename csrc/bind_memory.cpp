@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Huge-page blocks as DLPack capsules, which torch turns into tensors that give the block back when they are freed.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/huge_pages.h"
+#include "core/scratch.h"
+
+namespace py = pybind11;
+
+namespace ff {
+namespace {
+
+// The layout of DLPack's unversioned structs (github.com/dmlc/dlpack, dlpack.h).
+struct DlDevice {
+  int32_t type, id;
+};
+struct DlType {
+  uint8_t code, bits;
+  uint16_t lanes;
+};
+struct DlTensor {
+  void* data;
+  DlDevice device;
+  int32_t ndim;
+  DlType dtype;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+struct DlManaged {
+  DlTensor tensor;
+  void* context;
+  void (*deleter)(DlManaged*);
+};
+constexpr int32_t kDlCpu = 1;
+constexpr uint8_t kDlFloat = 2;
+
+struct Owner {
+  DlManaged managed;
+  std::vector<int64_t> shape, strides;
+};
+
+void free_owner(DlManaged* managed) {
+  huge_release(managed->tensor.data);
+  delete static_cast<Owner*>(managed->context);
+}
+
+// Runs only when nobody took the tensor: torch renames the capsule when it does.
+void free_capsule(PyObject* capsule) {
+  if (auto* managed = static_cast<DlManaged*>(PyCapsule_IsValid(capsule, "dltensor")
+                                                  ? PyCapsule_GetPointer(capsule, "dltensor")
+                                                  : nullptr))
+    managed->deleter(managed);
+}
+
+py::capsule huge_empty(bool wide, std::vector<int64_t> shape, std::vector<int64_t> strides) {
+  size_t bytes = wide ? 8 : 4;
+  for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
+  auto owner = std::make_unique<Owner>();
+  owner->shape = std::move(shape), owner->strides = std::move(strides);
+  owner->managed = {{huge_acquire(bytes), {kDlCpu, 0}, static_cast<int32_t>(owner->shape.size()),
+                     {kDlFloat, static_cast<uint8_t>(wide ? 64 : 32), 1}, owner->shape.data(), owner->strides.data(), 0},
+                    owner.get(), free_owner};
+  PyObject* capsule = PyCapsule_New(&owner->managed, "dltensor", free_capsule);
+  if (!capsule) {
+    huge_release(owner->managed.tensor.data);
+    throw py::error_already_set();
+  }
+  owner.release();
+  return py::reinterpret_steal<py::capsule>(capsule);
+}
+
+}  // namespace
+
+void bind_memory(py::module_& m) {
+  m.def("huge_empty", huge_empty, "DLPack capsule of an uninitialised float32 or (wide) float64 tensor on huge pages.");
+  m.def("huge_use", [] {
+    const HugeUse use = huge_use();
+    return py::make_tuple(use.used, use.idle, use.peak);
+  }, "Bytes of large activations in use, idle, and most ever in use.");
+  m.def("scratch_bytes", scratch_bytes, "Scratch memory held by all threads.");
+  m.def("release_memory", [] {
+    huge_trim();
+    scratch_release();
+  }, "Give idle activation blocks and the calling thread's scratch memory back to the system.");
+}
+
+}  // namespace ff

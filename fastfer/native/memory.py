@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where activations live: small ones with torch's allocator, large ones on huge pages that are kept for reuse.
+
+glibc gives every block above 32 MiB back at free, and each op that needs one faults its pages in again. The tensors made
+here are ordinary ones; only their storage cannot be resized.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from fastfer import _C
+
+_SETTING = os.environ.get("FASTFER_HUGE_PAGES", "1")
+if _SETTING not in ("0", "1"):
+    raise ValueError(f"FASTFER_HUGE_PAGES: expected 0 or 1, got {_SETTING!r}")
+_LARGE = 16 << 20 if _SETTING == "1" else 1 << 62
+
+
+def empty_nhwc(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Uninitialised channels_last (N, channels, height, width) with the N and dtype of ``like``."""
+    n = like.shape[0]
+    if n * channels * height * width * like.element_size() < _LARGE:
+        return torch.empty((n, channels, height, width), dtype=like.dtype, memory_format=torch.channels_last)
+    strides = [height * width * channels, 1, width * channels, channels]
+    return from_dlpack(_C.huge_empty(like.dtype == torch.float64, [n, channels, height, width], strides))
