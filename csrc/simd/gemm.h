@@ -113,17 +113,47 @@ FF_INLINE idx packed_size(idx cols, idx depth) {
 
 FF_INLINE idx panel_count(idx vectors) { return kRegisters == 32 && vectors >= 3 ? vectors / 2 : ceil_div(vectors, 2); }
 
+// out[k·width + j] = w[j·depth + k]·scale[j] for 4 columns j and depth k, by 4×4 transposes: element by element, packing
+// 512×512 weights takes a quarter of the time of their product with 196 pixels.
+FF_INLINE void transpose_4(float* out, idx width, const float* w, idx depth, const float* scale) {
+  typedef float f32x4 __attribute__((vector_size(16)));
+  idx k = 0;
+  for (; k + 4 <= depth; k += 4) {
+    f32x4 row[4];
+    FF_UNROLL(4)
+    for (int j = 0; j < 4; ++j) {
+      __builtin_memcpy(&row[j], w + j * depth + k, sizeof row[j]);
+      if (scale) row[j] = row[j] * scale[j];
+    }
+    const f32x4 a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+    const f32x4 c = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7), d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+    const f32x4 column[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
+                             __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+    FF_UNROLL(4)
+    for (int u = 0; u < 4; ++u) __builtin_memcpy(out + (k + u) * width, &column[u], sizeof column[u]);
+  }
+  for (; k < depth; ++k)
+    for (int j = 0; j < 4; ++j) out[k * width + j] = w[j * depth + k] * (scale ? scale[j] : 1.f);
+}
+
+FF_INLINE void transpose_4(double* out, idx width, const double* w, idx depth, const double* scale) {
+  for (int j = 0; j < 4; ++j)
+    for (idx k = 0; k < depth; ++k) out[k * width + j] = w[j * depth + k] * (scale ? scale[j] : 1.);
+}
+
 // Packs panel `p` of B[k][j] = w[j·depth + k] · (scale ? scale[j] : 1), w row-major (cols, depth): a convolution's weights.
 template <class T>
 FF_INLINE void pack_transposed(T* packed, const T* w, const T* scale, idx cols, idx depth, idx p) {
   constexpr idx L = lanes<T>;
   const idx col = p * 2 * L, width = panel_vectors(ceil_div(cols, L) - 2 * p) * L;
+  const idx quads = min_idx(width, cols - col) / 4 * 4;
   T* panel = packed + col * depth;
-  for (idx j = 0; j < width; ++j) {
+  for (idx j = 0; j < quads; j += 4)
+    transpose_4(panel + j, width, w + (col + j) * depth, depth, scale ? scale + col + j : nullptr);
+  for (idx j = quads; j < width; ++j) {
     const bool real = col + j < cols;
-    const T* row = w + (col + j) * depth;
     const T factor = scale && real ? scale[col + j] : T(1);
-    for (idx k = 0; k < depth; ++k) panel[k * width + j] = real ? row[k] * factor : T(0);
+    for (idx k = 0; k < depth; ++k) panel[k * width + j] = real ? w[(col + j) * depth + k] * factor : T(0);
   }
 }
 
