@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numba as typed_numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import prange
 from numba.core import ccallback
 from numba.np.ufunc import parallel
@@ -47,9 +50,8 @@ SERIAL_WORK = 1 << 15
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 _DTYPES = {torch.float32: types.float32, torch.float64: types.float64}
-_SOURCES = [
-    (path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(Path(__file__).parent.glob("*.py"))
-]
+_VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+_VERSION.update(llvm.get_host_cpu_name().encode())
 
 if not os.environ.get("NUMBA_THREADING_LAYER") and not os.environ.get("NUMBA_THREADING_LAYER_PRIORITY"):
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
@@ -102,6 +104,18 @@ def _call(typingctx: Any, address: Any, context_address: Any, i: Any) -> Any:
     return types.none(types.int64, types.int64, types.int64), codegen
 
 
+def _named(function: Callable[..., Any], suffix: str) -> Callable[..., Any]:
+    """The function under a name, and so a cache file, of its own for these sources, this CPU and ``suffix``.
+
+    Numba drops a cached kernel when its own file changes, not when one that it calls into does; and it writes the index
+    before the code, so a process that starts meanwhile could run the code of an older version or another dtype.
+    """
+    name = f"{function.__name__}_{suffix}_{_VERSION.hexdigest()[:12]}"
+    copy = FunctionType(function.__code__, function.__globals__, name)
+    copy.__module__, copy.__qualname__ = function.__module__, name
+    return copy
+
+
 def _serial(address: int, context: int, count: int) -> None:
     for i in range(count):
         _call(address, context, i)
@@ -114,6 +128,7 @@ def _parallel(address: int, context: int, count: int) -> None:
 
 def _cached(function: Callable[..., Any], **options: Any) -> Any:
     """Compile at first use, kept on disk where the package's or the user's cache folder can be written."""
+    function = _named(function, "loop")
     try:
         return numba.njit(function, cache=True, no_cfunc_wrapper=True, **_OPTIONS, **options)
     except RuntimeError:
@@ -174,12 +189,10 @@ class kernel:  # noqa: N801 - a decorator
         with _lock:
             if dtype not in self._callbacks:
                 signature = types.void(types.CPointer(_DTYPES[dtype]), types.int64)
-                callback: Any = ccallback.CFunc(self._function, (signature.args, signature.return_type), {}, _OPTIONS)
-                with contextlib.suppress(RuntimeError, AttributeError):  # no writable place; another Numba
+                function = _named(self._function, str(_DTYPES[dtype]))
+                callback: Any = ccallback.CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
+                with contextlib.suppress(RuntimeError):  # no writable place
                     callback.enable_caching()
-                    # Numba drops a cached kernel when its own file changes; here also when one that it calls into does.
-                    index = callback._cache._cache_file
-                    index._source_stamp = (index._source_stamp, _SOURCES)
                 callback.compile()
                 self._callbacks[dtype] = callback
         return self._callbacks[dtype]
