@@ -118,6 +118,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: lis
     return _depthwise(x, weight, bias, _Geometry(x, weight, stride, padding), False)[0]
 
 
+def _distinct(*grads: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors, none twice: an op's outputs must not alias."""
+    return tuple(grad if grad.numel() else grad.new_empty(grad.shape) for grad in grads)
+
+
 def depthwise_conv2d_backward(
     dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]
 ) -> tuple[Tensor, ...]:
@@ -137,7 +142,7 @@ def depthwise_conv2d_backward(
         dw = _merged(parts, weight.numel()).view(*weight.shape[2:], 1, channels).permute(3, 2, 0, 1).contiguous()
     if mask[2]:
         db = _merged(sums, channels).to(x.dtype)
-    return dx, dw, db
+    return _distinct(dx, dw, db)
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -193,7 +198,7 @@ def _batch(moments: Tensor, counts: Array, eps: float, like: Tensor) -> Tensor:
     channels, count = like.shape[1], int(counts.sum())
     _passes.merge_moments(like.dtype, 1, 0, moments, counts, channels)
     total, _, m2 = moments[: 3 * channels].view(3, channels)
-    return torch.stack([total / count, (m2 / count + eps).rsqrt(), m2 / max(count - 1, 1)]).to(like.dtype)
+    return torch.stack([total / max(count, 1), (m2 / max(count, 1) + eps).rsqrt(), m2 / max(count - 1, 1)]).to(like.dtype)
 
 
 def separable_conv2d(
@@ -292,7 +297,7 @@ def separable_conv2d_backward(
     dy1, d_pw, d_pb, sums1 = _pointwise_backward(dout, y2, y1, pw, norm2, coef2, act2, norm1, act1, need_da, need_pw)
     pw_side = (d_pw, d_pb, d_w2, d_b2) if need_pw else (nothing,) * 4
     if not need_da:
-        return nothing, nothing, nothing, nothing, nothing, *pw_side
+        return _distinct(nothing, nothing, nothing, nothing, nothing, *pw_side)
     d_w1, d_b1 = nothing, nothing
     if n1_weight is not None:
         d_w1, d_b1, coef1 = _norm_gradients(sums1, stats1, n1_weight, pixels, batch_stats)
@@ -300,4 +305,4 @@ def separable_conv2d_backward(
         starts, y1 = _starts(pixels, count), nhwc(y1)
         _passes.norm_backward(x.dtype, count, dy1.numel(), dy1, dy1, y1, norm1, coef1, starts, y1.shape[1])
     dx, d_dw, d_db = depthwise_conv2d_backward(dy1, x, dw, stride, padding, [need_dx, need_dw, need_dw])
-    return dx, d_dw, d_db, d_w1 if need_dw else nothing, d_b1 if need_dw else nothing, *pw_side
+    return _distinct(dx, d_dw, d_db, d_w1 if need_dw else nothing, d_b1 if need_dw else nothing, *pw_side)

@@ -104,19 +104,20 @@ def _run(
     shape = _shape(x, dw, stride, padding)
     x, dw, pw, dw_bias, pw_bias = _nhwc(x), dw.contiguous(), pw.contiguous(), _flat(dw_bias), _flat(pw_bias)
     n1, n2 = [_flat(t) for t in norm1], [_flat(t) for t in norm2]
-    channels, outputs, empty = shape[3], pw.shape[0], x.new_empty(0)
+    channels, outputs = shape[3], pw.shape[0]
     out = empty_nhwc(x, outputs, shape[4], shape[5])
-    y1 = y2 = stats1 = stats2 = empty
+    y1, y2, stats1, stats2 = (x.new_empty(0) for _ in range(4))
+    follows = n2[0] is not None or act2 != 0
     if train:
         y1 = empty_nhwc(x, channels, shape[4], shape[5])
-        y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if n2[0] is not None or act2 else empty
-        stats1 = x.new_empty((3, channels)) if n1[0] is not None else empty
-        stats2 = x.new_empty((3, outputs)) if n2[0] is not None else empty
+        y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if follows else y2
+        stats1 = x.new_empty((3, channels)) if n1[0] is not None else stats1
+        stats2 = x.new_empty((3, outputs)) if n2[0] is not None else stats2
     _C.separable_conv2d_fwd(
         x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw.data_ptr(), _address(dw_bias),
         [*map(_address, n1), stats1.data_ptr(), 0, 0], eps1, act1, pw.data_ptr(), _address(pw_bias),
         [*map(_address, n2), stats2.data_ptr(), 0, 0], eps2, act2, batch_stats, out.data_ptr(), y1.data_ptr(),
-        y2.data_ptr() if y2 is not empty else 0, num_threads(),
+        y2.data_ptr() if train and follows else 0, num_threads(),
     )  # fmt: skip
     return out, y1, y2, stats1, stats2
 
@@ -165,7 +166,7 @@ def separable_conv2d_backward(
     d_n = [torch.empty_like(t) if t is not None else None for t in norms]
     _C.separable_conv2d_bwd(
         x.dtype == torch.float64, shape, pw.shape[0], dout.data_ptr(), x.data_ptr(), y1.data_ptr(),
-        y2.data_ptr() if y2.numel() or n2_weight is not None or act2 else 0, dw.data_ptr(),
+        y2.data_ptr() if n2_weight is not None or act2 else 0, dw.data_ptr(),
         [_address(norms[0]), _address(norms[1]), 0, 0, stats1.data_ptr(), _address(d_n[0]), _address(d_n[1])], act1,
         pw.data_ptr(),
         [_address(norms[2]), _address(norms[3]), 0, 0, stats2.data_ptr(), _address(d_n[2]), _address(d_n[3])], act2,

@@ -80,6 +80,8 @@ def _stats(y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, batch
         return y.new_empty(0)
     if not batch_stats:
         return torch.stack([mean, (var + eps).rsqrt(), var])
+    if not y.numel():
+        return y.new_zeros((3, y.shape[1]))
     wide = y.double()
     count = y.numel() // y.shape[1]
     batch_mean, biased = wide.mean(_DIMS), wide.var(_DIMS, correction=0)
@@ -113,8 +115,7 @@ def _norm_act_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of y, norm weight and norm bias (empty without norm)."""
     if weight is None or bias is None:
-        empty = dz.new_empty(0)
-        return (elementwise.activation_backward(dz, y, act) if act else dz), empty, empty
+        return (elementwise.activation_backward(dz, y, act) if act else dz), dz.new_empty(0), dz.new_empty(0)
     mean, invstd = _channels(stats[0]), _channels(stats[1])
     xhat = (y - mean) * invstd
     g = elementwise.activation_backward(dz, xhat * _channels(weight) + _channels(bias), act)
@@ -132,13 +133,13 @@ def separable_conv2d_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
     need_dx, need_dw, need_pw = mask
-    empty = x.new_empty(0)
     dy2, d_w2, d_b2 = _norm_act_backward(dout, y2, n2_weight, n2_bias, stats2, act2, batch_stats)
     a1 = _norm_act(y1, n1_weight, n1_bias, stats1, act1)
     da1, d_pw, d_pb = pointwise_conv2d_backward(dy2, a1, pw, [need_dx or need_dw, need_pw, need_pw])
-    pw_side = (d_pw, d_pb, d_w2 if need_pw else empty, d_b2 if need_pw else empty)
+    pw_side = (d_pw, d_pb, d_w2 if need_pw else x.new_empty(0), d_b2 if need_pw else x.new_empty(0))
     if not (need_dx or need_dw):
-        return empty, empty, empty, empty, empty, *pw_side
+        return *(x.new_empty(0) for _ in range(5)), *pw_side
     dy1, d_w1, d_b1 = _norm_act_backward(da1, y1, n1_weight, n1_bias, stats1, act1, batch_stats)
     dx, d_dw, d_db = depthwise_conv2d_backward(dy1, x, dw, stride, padding, [need_dx, need_dw, need_dw])
-    return dx, d_dw, d_db, d_w1 if need_dw else empty, d_b1 if need_dw else empty, *pw_side
+    norm1 = (d_w1, d_b1) if need_dw else (x.new_empty(0), x.new_empty(0))
+    return dx, d_dw, d_db, *norm1, *pw_side
