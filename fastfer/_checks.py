@@ -40,7 +40,8 @@ def padding4(op: str, value: int | Sequence[int]) -> list[int]:
         items = [items[0], items[1], items[0], items[1]]
     if len(items) != 4 or any(not isinstance(v, int) or v < 0 for v in items):
         raise ValueError(
-            f"{op}: padding: expected an int, (vertical, horizontal) or (top, left, bottom, right), all >= 0, got {value!r}"
+            f"{op}: padding: expected an int, (vertical, horizontal) or (top, left, bottom, right), all >= 0, "
+            f"got {value!r}"
         )
     return items
 
@@ -85,5 +86,7 @@ def out_size(op: str, size: int, before: int, after: int, kernel: int, stride: i
     """Output size of a convolution or pooling axis; an error where the kernel does not fit."""
     span = size + before + after
     if span < kernel:
-        raise ValueError(f"{op}: {axis}: expected padded size >= kernel {kernel}, got {size} + {before} + {after} = {span}")
+        raise ValueError(
+            f"{op}: {axis}: expected padded size >= kernel {kernel}, got {size} + {before} + {after} = {span}"
+        )
     return (span - kernel) // stride + 1

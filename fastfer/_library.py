@@ -13,12 +13,12 @@ import torch
 
 from fastfer import backend
 
-_LIB = torch.library.Library("fastfer", "DEF")
+_LIB: Any = torch.library.Library("fastfer", "DEF")  # type: ignore[no-untyped-call]
 _NAMES: dict[str, str] = {}
 
 
 def define(schema: str, family: str, fake: Callable[..., Any]) -> Any:
-    """Define ``fastfer::<schema>``; its body is the function of that name in the active backend's module of ``family``."""
+    """Define ``fastfer::<schema>``; its body is the function of that name in the active backend's ``family`` module."""
     name = schema.partition("(")[0]
     _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("cpu", "cuda"):

@@ -16,7 +16,17 @@ import torch
 
 from fastfer import backend
 
-_PACKAGES = ("fastfer", "torch", "numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "safetensors", "jsonargparse", "torchmetrics")
+_PACKAGES = (
+    "fastfer",
+    "torch",
+    "numpy",
+    "numba",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "safetensors",
+    "jsonargparse",
+    "torchmetrics",
+)
 
 
 def _version(package: str) -> str | None:
@@ -56,7 +66,8 @@ def collect() -> dict[str, Any]:
     """Everything the command prints, as plain data."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
     return {
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))} | {"python": platform.python_version()},
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))}
+        | {"python": platform.python_version()},
         "system": {"platform": platform.platform(), "cpu": cpu_model(), "cores": os.cpu_count()},
         "threads": {
             "used": backend.num_threads(),

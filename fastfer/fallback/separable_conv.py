@@ -198,7 +198,9 @@ def _batch(moments: Tensor, counts: Array, eps: float, like: Tensor) -> Tensor:
     channels, count = like.shape[1], int(counts.sum())
     _passes.merge_moments(like.dtype, 1, 0, moments, counts, channels)
     total, _, m2 = moments[: 3 * channels].view(3, channels)
-    return torch.stack([total / max(count, 1), (m2 / max(count, 1) + eps).rsqrt(), m2 / max(count - 1, 1)]).to(like.dtype)
+    return torch.stack([total / max(count, 1), (m2 / max(count, 1) + eps).rsqrt(), m2 / max(count - 1, 1)]).to(
+        like.dtype
+    )
 
 
 def separable_conv2d(

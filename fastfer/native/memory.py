@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where activations live: small ones with torch's allocator, large ones on huge pages that are kept for reuse.
 
-glibc gives every block above 32 MiB back at free, and each op that needs one faults its pages in again. The tensors made
-here are ordinary ones; only their storage cannot be resized.
+glibc gives every block above 32 MiB back at free, and each op that needs one faults its pages in again. The tensors
+made here are ordinary ones; only their storage cannot be resized.
 """
 
 from __future__ import annotations

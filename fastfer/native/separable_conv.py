@@ -44,7 +44,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: lis
     return y
 
 
-def _wanted(mask: list[bool], like: Tensor, weight: Tensor, size: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _wanted(
+    mask: list[bool], like: Tensor, weight: Tensor, size: int
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     return (
         empty_nhwc(like, like.shape[1], like.shape[2], like.shape[3]) if mask[0] else None,
         torch.empty_like(weight) if mask[1] else None,
@@ -124,9 +126,11 @@ def _run(
 
 def separable_conv2d(
     x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None, eps1: float, act1: int,
+    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
+    eps1: float, act1: int,
     pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None, eps2: float, act2: int,
+    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
+    eps2: float, act2: int,
     stride: list[int], padding: list[int],
 ) -> Tensor:  # fmt: skip
     """Output with running statistics, in one pass."""
@@ -138,9 +142,11 @@ def separable_conv2d(
 
 def separable_conv2d_train(
     x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None, eps1: float, act1: int,
+    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
+    eps1: float, act1: int,
     pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None, eps2: float, act2: int,
+    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
+    eps2: float, act2: int,
     stride: list[int], padding: list[int], batch_stats: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance."""

@@ -20,8 +20,10 @@ from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
 _FAMILY = "separable_conv"
 _CL = torch.channels_last
 _NORMS = (
-    "Tensor dw, Tensor? dw_bias, Tensor? n1_weight, Tensor? n1_bias, Tensor? n1_mean, Tensor? n1_var, float eps1, int act1, "
-    "Tensor pw, Tensor? pw_bias, Tensor? n2_weight, Tensor? n2_bias, Tensor? n2_mean, Tensor? n2_var, float eps2, int act2, "
+    "Tensor dw, Tensor? dw_bias, "
+    "Tensor? n1_weight, Tensor? n1_bias, Tensor? n1_mean, Tensor? n1_var, float eps1, int act1, "
+    "Tensor pw, Tensor? pw_bias, "
+    "Tensor? n2_weight, Tensor? n2_bias, Tensor? n2_mean, Tensor? n2_var, float eps2, int act2, "
     "int[2] stride, int[4] padding"
 )
 
@@ -75,21 +77,25 @@ def _fake_separable_train(x: Tensor, dw: Tensor, *rest: Any) -> tuple[Tensor, ..
 
 
 def _fake_separable_backward(
-    dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor, dw: Tensor, n1_weight: Tensor | None, n1_bias: Tensor | None, stats1: Tensor,
-    act1: int, pw: Tensor, n2_weight: Tensor | None, n2_bias: Tensor | None, stats2: Tensor, act2: int, stride: list[int],
-    padding: list[int], batch_stats: bool, mask: list[bool],
+    dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
+    dw: Tensor, n1_weight: Tensor | None, n1_bias: Tensor | None, stats1: Tensor, act1: int,
+    pw: Tensor, n2_weight: Tensor | None, n2_bias: Tensor | None, stats2: Tensor, act2: int,
+    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     need_dx, need_dw, need_pw = mask
     channels, outputs = dw.new_empty(dw.shape[0]), pw.new_empty(pw.shape[0])
     norm1, norm2 = n1_weight is not None, n2_weight is not None
     return _grads(
-        (need_dx, need_dw, need_dw, need_dw and norm1, need_dw and norm1, need_pw, need_pw, need_pw and norm2, need_pw and norm2),
+        (need_dx, *(need_dw, need_dw, need_dw and norm1, need_dw and norm1),
+         *(need_pw, need_pw, need_pw and norm2, need_pw and norm2)),
         _image(x, x.shape[1], x.shape[2], x.shape[3]), dw, channels, channels, channels, pw, outputs, outputs, outputs,
     )  # fmt: skip
 
 
 _depthwise = _library.define(
-    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[4] padding) -> Tensor", _FAMILY, _fake_depthwise
+    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[4] padding) -> Tensor",
+    _FAMILY,
+    _fake_depthwise,
 )
 _depthwise_backward = _library.define(
     "depthwise_conv2d_backward(Tensor dy, Tensor x, Tensor weight, int[2] stride, int[4] padding, bool[3] mask)"
@@ -109,9 +115,11 @@ _separable_train = _library.define(
     _FAMILY, _fake_separable_train,
 )  # fmt: skip
 _separable_backward = _library.define(
-    "separable_conv2d_backward(Tensor dout, Tensor x, Tensor y1, Tensor y2, Tensor dw, Tensor? n1_weight, Tensor? n1_bias, "
-    "Tensor stats1, int act1, Tensor pw, Tensor? n2_weight, Tensor? n2_bias, Tensor stats2, int act2, int[2] stride, "
-    "int[4] padding, bool batch_stats, bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "separable_conv2d_backward(Tensor dout, Tensor x, Tensor y1, Tensor y2, "
+    "Tensor dw, Tensor? n1_weight, Tensor? n1_bias, Tensor stats1, int act1, "
+    "Tensor pw, Tensor? n2_weight, Tensor? n2_bias, Tensor stats2, int act2, "
+    "int[2] stride, int[4] padding, bool batch_stats, bool[3] mask)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY, _fake_separable_backward,
 )  # fmt: skip
 
@@ -141,7 +149,9 @@ def _pointwise_grad(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 
 
 def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, dw, _, w1, b1, _, _, _, ctx.act1, pw, _, w2, b2, _, _, _, ctx.act2, ctx.stride, ctx.padding, ctx.batch_stats = inputs
+    x, dw, _, w1, b1, _, _, _, ctx.act1, pw, _, w2, b2, _, _, _, ctx.act2, ctx.stride, ctx.padding, ctx.batch_stats = (
+        inputs
+    )
     _, y1, y2, stats1, stats2 = output
     ctx.save_for_backward(x, y1, y2, dw, w1, b1, stats1, pw, w2, b2, stats2)
     ctx.mark_non_differentiable(y1, y2, stats1, stats2)
@@ -171,7 +181,9 @@ for _op in (_depthwise, _pointwise, _separable, _separable_train):
     _library.autocast_float32(_op)
 
 
-def _check_depthwise(op: str, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], name: str) -> tuple[int, int]:
+def _check_depthwise(
+    op: str, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], name: str
+) -> tuple[int, int]:
     """Output height and width, or an error."""
     _checks.is_tensor(op, name, weight)
     if weight.dim() != 4 or weight.shape[0] != x.shape[1] or weight.shape[1] != 1 or 0 in weight.shape:
@@ -191,7 +203,11 @@ def _check_pointwise(op: str, x: Tensor, weight: Tensor, name: str) -> None:
 
 
 def depthwise_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
 ) -> Tensor:
     """Depthwise convolution: y[n,c,i,j] = bias[c] + sum_kl x[n,c,i·s+k-top,j·s+l-left] · weight[c,0,k,l].
 
@@ -205,7 +221,8 @@ def depthwise_conv2d(
     _check_depthwise(op, x, weight, strides, pads, "weight")
     if bias is not None:
         _checks.like(op, "bias", bias, x, (x.shape[1],))
-    return _depthwise(x, weight, bias, strides, pads)
+    y: Tensor = _depthwise(x, weight, bias, strides, pads)
+    return y
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -219,7 +236,8 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     _check_pointwise(op, x, weight, "weight")
     if bias is not None:
         _checks.like(op, "bias", bias, x, (weight.shape[0],))
-    return _pointwise(x, weight, bias)
+    y: Tensor = _pointwise(x, weight, bias)
+    return y
 
 
 def separable_conv2d(
@@ -230,8 +248,8 @@ def separable_conv2d(
     """act2(norm2(pointwise(act1(norm1(depthwise(x)))))) as one op with one backward.
 
     x (N, C, H, W) float32 or float64; dw_weight (C, 1, KH, KW); pw_weight (O, C, 1, 1); biases (C,) and (O,); each norm
-    a `Norm` or None; stride and padding as `depthwise_conv2d`. With ``training`` the norms use the statistics of
-    this batch and update their running ones in place (unbiased variance, momentum), else the running ones are constants.
+    a `Norm` or None; stride and padding as `depthwise_conv2d`. With ``training`` the norms use the statistics of this
+    batch and update their running ones in place (unbiased variance, momentum), else the running ones are constants.
     Returns channels_last (N, O, OH, OW). Raises TypeError or ValueError naming the argument, and ValueError for one
     value per channel in training. Source: Howard et al. 2017, section 3.1; Ioffe and Szegedy 2015.
     """
@@ -249,11 +267,15 @@ def separable_conv2d(
     codes = _checks.act_code(op, act1, "act1"), _checks.act_code(op, act2, "act2")
     args = (
         x, dw_weight, dw_bias, *(norm1[:4] if norm1 else (None,) * 4), norm1.eps if norm1 else 0.0, codes[0],
-        pw_weight, pw_bias, *(norm2[:4] if norm2 else (None,) * 4), norm2.eps if norm2 else 0.0, codes[1], strides, pads,
+        pw_weight, pw_bias, *(norm2[:4] if norm2 else (None,) * 4), norm2.eps if norm2 else 0.0, codes[1],
+        strides, pads,
     )  # fmt: skip
     batch_stats = training and (norm1 is not None or norm2 is not None)
-    if not batch_stats and not (torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor))):
-        return _separable(*args)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor))
+    out: Tensor
+    if not batch_stats and not differentiable:
+        out = _separable(*args)
+        return out
     if batch_stats:
         check_batch(op, (x.shape[0], x.shape[1], height, width))
     out, _, _, stats1, stats2 = _separable_train(*args, batch_stats)

@@ -46,4 +46,6 @@ def activation_backward(dy: Tensor, x: Tensor, act: int) -> Tensor:
     """dy · act'(x); zero where the derivative is zero, as torch's masks do."""
     slope = derivative(x, act)
     masked = act in (1, 2, 4)
-    return torch.empty_like(x).copy_(torch.where(slope == 0, torch.zeros_like(dy), dy * slope) if masked else dy * slope)
+    return torch.empty_like(x).copy_(
+        torch.where(slope == 0, torch.zeros_like(dy), dy * slope) if masked else dy * slope
+    )

@@ -90,9 +90,11 @@ def _stats(y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, batch
 
 def separable_conv2d_train(
     x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None, eps1: float, act1: int,
+    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
+    eps1: float, act1: int,
     pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None, eps2: float, act2: int,
+    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
+    eps2: float, act2: int,
     stride: list[int], padding: list[int], batch_stats: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance."""
@@ -107,7 +109,7 @@ def separable_conv2d_train(
 
 def separable_conv2d(*args: object) -> Tensor:
     """Output with running statistics; arguments as `separable_conv2d_train` without ``batch_stats``."""
-    return separable_conv2d_train(*args, False)[0]  # type: ignore[arg-type]
+    return separable_conv2d_train(*args, False)[0]  # type: ignore[arg-type, call-arg]
 
 
 def _norm_act_backward(
