@@ -67,23 +67,25 @@ FF_INLINE void add_to(double* total, const T* part, idx n) {
   for (idx i = 0; i < n; ++i) total[i] += static_cast<double>(part[i]);
 }
 
-// sum over parts [parts][stride], in order.
+// Adds parts [parts][stride] in order into the first one.
 template <class S>
-FF_INLINE double sum_parts(const S* values, idx parts, idx stride) {
-  double total = 0;
-  for (idx i = 0; i < parts; ++i) total += static_cast<double>(values[i * stride]);
-  return total;
+FF_INLINE void fold_parts(S* values, idx parts, idx stride, idx n) {
+  for (idx p = 1; p < parts; ++p) {
+    const S* part = values + p * stride;
+    for (idx i = 0; i < n; ++i) values[i] += part[i];
+  }
 }
 
 // Gradients of weight and bias and the affine form of the input's gradient (see NormGrad):
 //   dy = w·i·(g - s/n - (y - mean)·i²·sx/n),  i = invstd, s = sum g, sx = sum g·(y - mean);  s = sx = 0 with running
-// statistics. s and sx [parts][stride] are summed here; d_weight and d_bias may be null.
+// statistics. s and sx [parts][stride] are folded here; d_weight and d_bias may be null.
 template <class T>
-FF_INLINE void norm_backward_vectors(const T* weight, const T* stats, idx channels, const double* s, const double* sx,
-                                     idx parts, idx stride, double count, bool batch_stats, T* slope, T* curve,
-                                     T* offset, T* d_weight, T* d_bias) {
+FF_INLINE void norm_backward_vectors(const T* weight, const T* stats, idx channels, double* s, double* sx, idx parts,
+                                     idx stride, double count, bool batch_stats, T* slope, T* curve, T* offset,
+                                     T* d_weight, T* d_bias) {
+  fold_parts(s, parts, stride, channels), fold_parts(sx, parts, stride, channels);
   for (idx c = 0; c < channels; ++c) {
-    const double sum = sum_parts(s + c, parts, stride), sum_x = sum_parts(sx + c, parts, stride);
+    const double sum = s[c], sum_x = sx[c];
     const double invstd = stats[channels + c], mean = stats[c], factor = weight[c] * invstd;
     const double bend = batch_stats ? factor * invstd * invstd * sum_x / count : 0;
     slope[c] = static_cast<T>(factor);

@@ -70,12 +70,13 @@ struct DepthwiseBackward {
 // dx, dw and db in one pass over (dy, x): rows of both are in L2 when the second of the two uses them.
 template <class T>
 FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& arena) {
-  constexpr idx kChunks = 32, kBandBytes = 128 << 10, kStreamBytes = 16 << 20;
+  constexpr idx kChunks = 32, kChunkBytes = 64 << 10, kBandBytes = 128 << 10, kStreamBytes = 16 << 20;
   const DepthwiseShape& s = p.s;
   const idx row = s.ow * s.c, taps = s.kh * s.kw, stride = round_up_lanes<T>(s.c);
   const Bands bands(s, row * static_cast<idx>(sizeof(T)), kBandBytes);
-  const idx chunks = min_idx(bands.count, kChunks), part = (taps + 1) * stride;
-  T* parts = arena.take<T>(chunks * part);
+  const idx by_bytes = max_idx(1, s.n * s.oh * row * static_cast<idx>(sizeof(T)) / kChunkBytes);
+  const idx chunks = min_idx(bands.count, min_idx(kChunks, by_bytes)), part = (taps + 1) * stride;
+  T* parts = arena.take<T>(max_idx(chunks, 1) * part);
   if (!parts) return;
   const RowKernels<T> kernels = row_kernels<T>(s);
   const idx halo = (s.kh - 1) / s.sh;
@@ -108,9 +109,11 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
     }
     if (streamed) stream_fence();
   });
+  if (chunks == 0) fill_zero(parts, part);
+  fold_parts(parts, chunks, part, part);
   for (idx c = 0; c < s.c; ++c) {
-    for (idx t = 0; p.dw && t < taps; ++t) p.dw[c * taps + t] = static_cast<T>(sum_parts(parts + packed_tap<T>(c, t, taps), chunks, part));
-    if (p.db) p.db[c] = static_cast<T>(sum_parts(parts + taps * stride + c, chunks, part));
+    for (idx t = 0; p.dw && t < taps; ++t) p.dw[c * taps + t] = parts[packed_tap<T>(c, t, taps)];
+    if (p.db) p.db[c] = parts[taps * stride + c];
   }
 }
 

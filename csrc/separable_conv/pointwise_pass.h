@@ -156,7 +156,10 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
       }
     }
   });
-  for (idx o = 0; p.db && o < p.out; ++o) p.db[o] = static_cast<T>(sum_parts(bias_parts + o, chunks, out_stride));
+  if (p.db) {
+    fold_parts(bias_parts, chunks, out_stride, p.out);
+    for (idx o = 0; o < p.out; ++o) p.db[o] = static_cast<T>(bias_parts[o]);
+  }
   if (!p.dw) return;
   for_tasks(p.out, p.out * p.in * chunks < kPackParallel ? 1 : p.threads, [&](idx o) {
     T* row = p.dw + o * p.in;

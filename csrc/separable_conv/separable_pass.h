@@ -176,8 +176,8 @@ struct NormGradVectors {
     if (!norm.weight) return;
     slope = a.take<T>(channels), curve = a.take<T>(channels), offset = a.take<T>(channels);
   }
-  const NormGrad<T>* fill(const NormParams& norm, idx channels, const double* s, const double* sx, idx parts, idx stride,
-                          idx count, bool batch_stats) {
+  const NormGrad<T>* fill(const NormParams& norm, idx channels, double* s, double* sx, idx parts, idx stride, idx count,
+                          bool batch_stats) {
     if (!norm.weight) return nullptr;
     norm_backward_vectors<T>(static_cast<const T*>(norm.weight), static_cast<const T*>(norm.stats), channels, s, sx,
                              parts, stride, static_cast<double>(max_idx(count, 1)), batch_stats, slope, curve, offset,

@@ -72,12 +72,12 @@ template <Act A, class T>
 FF_INLINE vec<T> activate_grad(vec<T> dy, vec<T> x) {
   const vec<T> zero = {}, one = splat<T>(1), three = splat<T>(3), six = splat<T>(6);
   if constexpr (A == Act::relu) return x <= zero ? zero : dy;
-  if constexpr (A == Act::relu6) return (x <= zero) | (x >= six) ? zero : dy;
+  if constexpr (A == Act::relu6) return ((x <= zero) | (x >= six)) ? zero : dy;
   if constexpr (A == Act::hardswish) {
     const vec<T> inner = dy * (x / three + splat<T>(T(0.5)));
     return x <= -three ? zero : (x >= three ? dy : inner);
   }
-  if constexpr (A == Act::hardsigmoid) return (x > -three) & (x < three) ? dy / six : zero;
+  if constexpr (A == Act::hardsigmoid) return ((x > -three) & (x < three)) ? dy / six : zero;
   if constexpr (A == Act::silu) {
     const vec<T> s = logistic<T>(x);
     return dy * s * (one + x * (one - s));
