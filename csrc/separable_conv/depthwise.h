@@ -31,14 +31,22 @@ FF_INLINE uint32_t columns_inside(const TileRow<T>& r, idx shift, int columns) {
 }
 
 // Unrolled tile widths, widest first, 0 for none: those that divide the images of the five networks (56, 28, 14, 7 and
-// 24, 12, 6 at stride 2, multiples of 7 with 5×5). The gradient of the input needs a multiple of the stride. float64
-// has one width only: it serves gradient checks, and costs build time.
+// 24, 12, 6 at stride 2, multiples of 7 with 5×5, 4 and 2 where the stride is the kernel). The gradient of the input
+// needs a multiple of the stride. float64 has one width only: it serves gradient checks, and costs build time.
 template <class T, int K, int S>
 struct TileWidths {
   static constexpr bool wide = sizeof(T) == 4;
   static constexpr int forward[3] = {wide && K == 3 && S == 1 ? 8 : 0, wide ? 7 : 0, wide && K == 5 ? 0 : 6};
   static constexpr int input_grad[3] = {wide && (K == 3 || S == 2) ? 8 : 0, wide && S == 1 ? 7 : 0,
                                         wide && (K == 5 || S == 2) ? 0 : 6};
+};
+template <class T>
+struct TileWidths<T, 4, 4> {
+  static constexpr int forward[3] = {4, 0, 0}, input_grad[3] = {8, 0, 0};
+};
+template <class T>
+struct TileWidths<T, 2, 2> {
+  static constexpr int forward[3] = {4, 2, 0}, input_grad[3] = {4, 0, 0};
 };
 
 // The width with the fewest idle pixels.

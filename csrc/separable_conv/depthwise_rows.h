@@ -186,6 +186,8 @@ FF_INLINE RowKernels<T> row_kernels(const DepthwiseShape& s) {
     if (s.kh == 3 && s.sh == 2) pick_tiles<T, 3, 2>(s, kernels);
     if (s.kh == 5 && s.sh == 1) pick_tiles<T, 5, 1>(s, kernels);
     if (s.kh == 5 && s.sh == 2) pick_tiles<T, 5, 2>(s, kernels);
+    if (s.kh == 4 && s.sh == 4) pick_tiles<T, 4, 4>(s, kernels);
+    if (s.kh == 2 && s.sh == 2) pick_tiles<T, 2, 2>(s, kernels);
   }
   return kernels;
 }

@@ -18,7 +18,7 @@ from fastfer import _C
 _SETTING = os.environ.get("FASTFER_HUGE_PAGES", "1")
 if _SETTING not in ("0", "1"):
     raise ValueError(f"FASTFER_HUGE_PAGES: expected 0 or 1, got {_SETTING!r}")
-_LARGE = 16 << 20 if _SETTING == "1" else 1 << 62
+_LARGE = 1 << 20 if _SETTING == "1" else 1 << 62
 
 
 def empty_nhwc(like: Tensor, channels: int, height: int, width: int) -> Tensor:
