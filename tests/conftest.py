@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that several files use: every CPU backend and ISA, and the real faces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastfer import backend
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CPU_BACKENDS = ("native", "numba", "reference")
+
+
+def _extension() -> Any:
+    from fastfer import _C
+
+    return _C
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A CPU backend, and for the native one the ISA."""
+
+    backend: str
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.isa}" if self.isa else self.backend
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with backend.use(self.backend):
+            if self.isa is None:
+                yield
+                return
+            extension = _extension()
+            before = extension.isa()
+            extension.set_isa(self.isa)
+            try:
+                yield
+            finally:
+                extension.set_isa(before)
+
+    @contextmanager
+    def runs(self, *kernels: str) -> Iterator[None]:
+        """Asserts that inside exactly these native kernels run, all on this ISA; none for another backend."""
+        before = native_calls()
+        yield
+        called = {key for key, count in native_calls().items() if count > before.get(key, 0)}
+        expected = {(kernel, self.isa) for kernel in kernels} if self.backend == "native" else set()
+        assert called == expected, f"kernels that ran: {sorted(called)}, expected: {sorted(expected)}"
+
+
+def native_calls() -> dict[tuple[str, str], int]:
+    """Calls by (kernel, ISA) so far; empty without the extension."""
+    if not backend.backends()["native"].available:
+        return {}
+    return {(name, isa): n for name, calls in _extension().kernels().items() for isa, n in calls.items()}
+
+
+def forced_backend() -> str | None:
+    """The CPU backend that FASTFER_BACKEND forces; FASTFER_ISA alone forces the native one."""
+    names = [name.strip() for name in os.environ.get("FASTFER_BACKEND", "auto").split(",")]
+    forced = [name for name in names if name in CPU_BACKENDS]
+    return forced[0] if forced else "native" if os.environ.get("FASTFER_ISA", "auto") != "auto" else None
+
+
+def variants(every_isa: bool = True) -> list[Any]:
+    """Parameters: each CPU backend, or the forced one; native for each ISA of this CPU, or the best or forced one."""
+    forced, parameters = forced_backend(), []
+    for name in CPU_BACKENDS if forced is None else (forced,):
+        entry = backend.backends()[name]
+        if not entry.available:
+            skip = pytest.mark.skip(reason=f"backend {name}: {entry.reason}")
+            parameters.append(pytest.param(Variant(name), id=name, marks=skip))
+        elif name == "native":
+            isa = os.environ.get("FASTFER_ISA", "auto")
+            every = _extension().isas(True) if every_isa and isa == "auto" else [_extension().isa()]
+            parameters += [pytest.param(Variant(name, each), id=f"native-{each}") for each in every]
+        else:
+            parameters.append(pytest.param(Variant(name), id=name))
+    return parameters
+
+
+@pytest.fixture(params=variants())
+def variant(request: pytest.FixtureRequest) -> Iterator[Variant]:
+    """Every CPU backend, native on every ISA, active during the test."""
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(params=variants(every_isa=False))
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[Variant]:
+    """Every CPU backend, native on its best ISA, active during the test."""
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(params=[p for p in variants() if p.values[0].backend != "reference"])
+def kernel_variant(request: pytest.FixtureRequest) -> Iterator[Variant]:
+    """Every CPU backend with kernels of its own, native on every ISA: those whose bits no number of threads changes."""
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of torch's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real faces: FASTFER_TEST_DATA, or ../shared/data beside the repository."""
+    folder = Path(os.environ.get("FASTFER_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "unpack.py").is_file():
+        pytest.skip(f"no real faces in {folder}: set FASTFER_TEST_DATA")
+    return folder

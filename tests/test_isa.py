@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instruction sets: detection, FASTFER_ISA, and the OpenMP runtime that the extension shares with torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Variant, forced_backend
+
+from fastfer import backend, ops
+
+pytestmark = pytest.mark.skipif(
+    not backend.backends()["native"].available, reason=f"native: {backend.backends()['native'].reason}"
+)
+ORDER = {"x86_64": ["baseline", "avx2", "avx512", "avx512bf16"], "aarch64": ["baseline", "neon"]}
+# As Linux names them in /proc/cpuinfo.
+FLAGS = {
+    "baseline": set(),
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx512bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"},
+}
+
+
+@pytest.fixture
+def extension() -> Any:
+    from fastfer import _C
+
+    return _C
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {key: value for key, value in os.environ.items() if key not in ("FASTFER_ISA", "FASTFER_BACKEND")}
+    path = os.pathsep.join([str(Path(backend.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**inherited, "PYTHONPATH": path, **environment},
+    )
+
+
+def test_compiled_isas(extension: Any) -> None:
+    assert extension.isas() == ORDER.get(platform.machine(), ["baseline"])
+
+
+def test_detection_agrees_with_linux(extension: Any) -> None:
+    info = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not info.is_file():
+        pytest.skip("no /proc/cpuinfo of an x86-64 processor")
+    flags = next(set(line.split(":")[1].split()) for line in info.read_text().splitlines() if line.startswith("flags"))
+    assert extension.isas(True) == [isa for isa in extension.isas() if FLAGS[isa] <= flags]
+
+
+def test_the_best_is_the_default(extension: Any) -> None:
+    found = python("from fastfer import _C; print(_C.isa())")
+    assert found.stdout.strip() == extension.isas(True)[-1], found.stderr
+
+
+def test_every_forced_isa_runs(extension: Any) -> None:
+    """In a process of its own for each: the kernels that ran are those of the ISA asked for, and of no other."""
+    code = """
+import json, torch
+from fastfer import _C, ops
+x = torch.randn(2, 8, 9, 9, requires_grad=True)
+y = ops.separable_conv2d(ops.relu(x), torch.randn(8, 1, 3, 3), torch.randn(4, 8, 1, 1), act2="relu", padding=1)
+y.sum().backward()
+print(json.dumps({"isa": _C.isa(), "ran": {k: v for k, v in _C.kernels().items() if v}}))
+"""
+    for isa in extension.isas(True):
+        run = python(code, FASTFER_ISA=isa, FASTFER_BACKEND="native")
+        assert run.returncode == 0, run.stderr
+        report = json.loads(run.stdout)
+        assert report["isa"] == isa
+        families = ("activation_fwd", "activation_bwd", "separable_conv2d_train", "separable_conv2d_bwd")
+        assert report["ran"] == {f"{kernel}_f32": {isa: 1} for kernel in families}
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2", ""])
+def test_unknown_isa_is_an_error_at_import(name: str) -> None:
+    run = python("from fastfer import _C", FASTFER_ISA=name)
+    assert run.returncode != 0
+    assert re.search(rf"ValueError: FASTFER_ISA: .*expected auto, baseline.*, got '{name}'", run.stderr), run.stderr
+
+
+def test_isa_of_another_cpu_is_an_error(extension: Any) -> None:
+    missing = [isa for isas in ORDER.values() for isa in isas if isa not in extension.isas(True)]
+    for isa in missing:
+        assert f"got '{isa}'" in python("from fastfer import _C", FASTFER_ISA=isa).stderr
+        with pytest.raises(ValueError, match=f"got '{isa}'"):
+            extension.set_isa(isa)
+
+
+def test_a_refused_isa_changes_nothing(extension: Any) -> None:
+    before = extension.isa()
+    with pytest.raises(ValueError, match=r"ISA: expected auto, baseline.*, got 'unknown'"):
+        extension.set_isa("unknown")
+    assert extension.isa() == before
+
+
+def test_forced_backend_and_isa_are_what_the_suite_runs(variant: Variant) -> None:
+    """Guards the other files: under FASTFER_ISA or FASTFER_BACKEND every variant is the forced one."""
+    forced, isa = forced_backend(), os.environ.get("FASTFER_ISA", "auto")
+    assert forced is None or variant.backend == forced
+    assert isa == "auto" or variant.isa in (isa, None)
+    with variant.runs("activation_fwd_f32"):
+        ops.relu(torch.ones(3))
+
+
+RUNTIMES = """
+def runtimes():
+    names = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
+    return sorted(n for n in names if n.rpartition("/")[2].startswith(("libgomp", "libiomp5", "libomp.", "libomp-")))
+"""
+RUN = """
+x = torch.randn(64, 16, 32, 32)
+ops.silu(x), ops.depthwise_conv2d(x, torch.randn(16, 1, 3, 3))
+found = runtimes()
+assert len(found) == 1, found
+assert os.path.realpath(_C.openmp_runtime()) == os.path.realpath(found[0]), (_C.openmp_runtime(), found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+@pytest.mark.parametrize("order", ["torch first", "extension first", "used before torch"])
+def test_one_openmp_runtime_in_any_order_of_import(order: str) -> None:
+    load = {
+        "torch first": "import torch; from fastfer import _C, ops",
+        # The package imports torch: the extension is loaded from its file.
+        "extension first": "_C = load(); import torch; from fastfer import ops",
+        "used before torch": "_C = load(); assert _C.openmp_runtime() == 'none'; import torch; from fastfer import ops",
+    }[order]
+    code = f"""
+import glob, importlib.util, os, sys
+{RUNTIMES}
+def load():
+    file = glob.glob({str(Path(backend.__file__).parent)!r} + "/_C*.so")[0]
+    spec = importlib.util.spec_from_file_location("fastfer._C", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["fastfer._C"] = module
+    assert "torch" not in sys.modules
+    return module
+{load}
+import fastfer
+fastfer._C = _C
+{RUN}
+"""
+    run = python(code, FASTFER_BACKEND="native")
+    assert run.returncode == 0, run.stderr
