@@ -38,8 +38,8 @@ def _body(name: str, family: str, device: str) -> Callable[..., Any]:
 def autograd(op: Any, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
     """Attach the gradient; ``setup(ctx, inputs, output)`` saves tensors, ``backward(ctx, *grads)`` calls an op.
 
-    What ``torch.library.register_autograd`` does, without its ``fill_defaults``: that walks the schema once per argument
-    on each call, 93 us for the 21 arguments of the fused block. The ops have no defaults to fill.
+    What ``torch.library.register_autograd`` does, without its ``fill_defaults``: that walks the schema once for each
+    argument on each call, 93 us for the 21 arguments of the fused block. The ops have no defaults to fill.
     """
     below: Any = torch._C._AutoDispatchBelowAutograd
     after: Any = torch._C._after_autograd_keyset
