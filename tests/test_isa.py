@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -139,11 +140,12 @@ def test_one_openmp_runtime_in_any_order_of_import(order: str) -> None:
         "extension first": "_C = load(); import torch; from fastfer import ops",
         "used before torch": "_C = load(); assert _C.openmp_runtime() == 'none'; import torch; from fastfer import ops",
     }[order]
+    extension = str(importlib.import_module("fastfer._C").__file__)
     code = f"""
-import glob, importlib.util, os, sys
+import importlib.util, os, sys
 {RUNTIMES}
 def load():
-    file = glob.glob({str(Path(backend.__file__).parent)!r} + "/_C*.so")[0]
+    file = {extension!r}
     spec = importlib.util.spec_from_file_location("fastfer._C", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

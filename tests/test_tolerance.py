@@ -33,9 +33,8 @@ def test_a_bias_within_the_elements_tolerance() -> None:
 
 
 def test_another_direction_within_the_elements_tolerance() -> None:
-    small = torch.zeros_like(WANT)
-    small[::2], small[0] = 1e-4, 0.02
-    turned = small + torch.where(torch.arange(1000) % 4 < 2, 1e-5, -1e-5)
+    small = torch.full_like(WANT, 0.02)
+    turned = small + torch.where(torch.arange(1000) % 2 == 0, 2.5e-5, -2.5e-5)
     with pytest.raises(AssertionError, match="1 - cosine"):
         assert_close(turned.float(), small, "chain", scale=10.0)
 

@@ -34,7 +34,10 @@ FF_INLINE int panel_vectors(idx left) {
   return left >= 2 ? 2 : 1;
 }
 
-constexpr int fewer_rows(int rows) { return rows > 8 ? 8 : rows > 4 ? 4 : rows > 2 ? 2 : 1; }
+// The next smaller tile for the rows left over; GCC spills an accumulator of 8×3.
+constexpr int fewer_rows(int rows, int vectors) {
+  return rows > 8 && vectors < 3 ? 8 : rows > 4 ? 4 : rows > 2 ? 2 : 1;
+}
 
 template <class T, int MR, int NR, bool TransA>
 FF_NOINLINE void gemm_tiles(const GemmArgs<T>& g, const T* b, idx ldb, idx col, idx row, idx row_end) {
@@ -84,7 +87,7 @@ FF_INLINE void gemm_rows(const GemmArgs<T>& g, const T* b, idx ldb, idx col, idx
   const idx full = row + (g.rows - row) / MR * MR;
   if (full > row) gemm_tiles<T, MR, NR, TransA>(g, b, ldb, col, row, full);
   if constexpr (MR > 1) {
-    if (full < g.rows) gemm_rows<T, fewer_rows(MR), NR, TransA>(g, b, ldb, col, full);
+    if (full < g.rows) gemm_rows<T, fewer_rows(MR, NR), NR, TransA>(g, b, ldb, col, full);
   }
 }
 

@@ -108,9 +108,10 @@ def _run(
     n1, n2 = [_flat(t) for t in norm1], [_flat(t) for t in norm2]
     channels, outputs = shape[3], pw.shape[0]
     out = empty_nhwc(x, outputs, shape[4], shape[5])
-    y1, y2, stats1, stats2 = (x.new_empty(0) for _ in range(4))
     follows = n2[0] is not None or act2 != 0
+    y1 = y2 = stats1 = stats2 = out  # not written in inference
     if train:
+        y2, stats1, stats2 = x.new_empty(0), x.new_empty(0), x.new_empty(0)
         y1 = empty_nhwc(x, channels, shape[4], shape[5])
         y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if follows else y2
         stats1 = x.new_empty((3, channels)) if n1[0] is not None else stats1
