@@ -57,7 +57,7 @@ def _force_isa(name: str) -> None:
     try:
         native.set_isa(name)
     except ValueError as error:
-        raise ValueError(f"FASTFER_ISA: {error}") from None
+        raise ValueError(f"FASTFER_{error}") from None  # "ISA: expected ..."
 
 
 if "FASTFER_ISA" in os.environ:
