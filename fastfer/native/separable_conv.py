@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -96,16 +98,19 @@ def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[
     return _or_empty(x, dx, dw, db)
 
 
-_Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-
-
 def _run(
-    train: bool, batch_stats: bool, x: Tensor, dw: Tensor, dw_bias: Tensor | None, norm1: _Norm, eps1: float, act1: int,
-    pw: Tensor, pw_bias: Tensor | None, norm2: _Norm, eps2: float, act2: int, stride: list[int], padding: list[int],
+    train: bool, batch_stats: bool, x: Tensor, dw: Tensor, dw_bias: Tensor | None,
+    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
+    eps1: float, act1: int,
+    pw: Tensor, pw_bias: Tensor | None,
+    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
+    eps2: float, act2: int,
+    stride: list[int], padding: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     shape = _shape(x, dw, stride, padding)
     x, dw, pw, dw_bias, pw_bias = _nhwc(x), dw.contiguous(), pw.contiguous(), _flat(dw_bias), _flat(pw_bias)
-    n1, n2 = [_flat(t) for t in norm1], [_flat(t) for t in norm2]
+    n1 = [_flat(t) for t in (n1_weight, n1_bias, n1_mean, n1_var)]
+    n2 = [_flat(t) for t in (n2_weight, n2_bias, n2_mean, n2_var)]
     channels, outputs = shape[3], pw.shape[0]
     out = empty_nhwc(x, outputs, shape[4], shape[5])
     follows = n2[0] is not None or act2 != 0
@@ -125,36 +130,18 @@ def _run(
     return out, y1, y2, stats1, stats2
 
 
-def separable_conv2d(
-    x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
-    eps1: float, act1: int,
-    pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
-    eps2: float, act2: int,
-    stride: list[int], padding: list[int],
-) -> Tensor:  # fmt: skip
-    """Output with running statistics, in one pass."""
-    norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var), (n2_weight, n2_bias, n2_mean, n2_var)
-    return _run(
-        False, False, x, dw, dw_bias, norm1, eps1, act1, pw, pw_bias, norm2, eps2, act2, stride, padding
-    )[0]  # fmt: skip
+def separable_conv2d(*args: Any) -> Tensor:
+    """Output with running statistics, in one pass; arguments as the op's."""
+    return _run(False, False, *args)[0]
 
 
-def separable_conv2d_train(
-    x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
-    eps1: float, act1: int,
-    pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
-    eps2: float, act2: int,
-    stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance."""
-    norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var), (n2_weight, n2_bias, n2_mean, n2_var)
-    return _run(
-        True, batch_stats, x, dw, dw_bias, norm1, eps1, act1, pw, pw_bias, norm2, eps2, act2, stride, padding
-    )  # fmt: skip
+def separable_conv2d_train(*args: Any) -> tuple[Tensor, ...]:
+    """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance.
+
+    The statistics are empty without a norm, y2 where nothing follows the pointwise convolution.
+    """
+    *block, batch_stats = args
+    return _run(True, batch_stats, *block)
 
 
 def separable_conv2d_backward(
