@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import CPU_BACKENDS
+from interpreter import python
 
 import fastfer
 from fastfer import backend
@@ -22,17 +20,6 @@ from fastfer import backend
 def restored() -> Iterator[None]:
     with fastfer.use("auto"):
         yield
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("FASTFER_")}
-    path = os.pathsep.join([str(Path(backend.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**inherited, "PYTHONPATH": path, **environment},
-    )
 
 
 def best() -> str:

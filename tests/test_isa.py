@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Variant, forced_backend
+from interpreter import python
 
 from fastfer import backend, ops
 
@@ -37,17 +37,6 @@ def extension() -> Any:
     from fastfer import _C
 
     return _C
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {key: value for key, value in os.environ.items() if key not in ("FASTFER_ISA", "FASTFER_BACKEND")}
-    path = os.pathsep.join([str(Path(backend.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**inherited, "PYTHONPATH": path, **environment},
-    )
 
 
 def test_compiled_isas(extension: Any) -> None:
