@@ -48,13 +48,11 @@ template <>
 struct Lane<float> {
   using V = f32v;
   using I = i32v;
-  using Int = int32_t;
 };
 template <>
 struct Lane<double> {
   using V = f64v;
   using I = i64v;
-  using Int = int64_t;
 };
 
 template <class T>
