@@ -73,6 +73,8 @@ def image(op: str, arg: str, x: object, channels: int | None = None) -> Tensor:
 def like(op: str, arg: str, t: object, ref: Tensor, shape: Sequence[int], ref_name: str = "x") -> Tensor:
     """A parameter tensor of exactly ``shape`` with the dtype and device of ``ref``."""
     p = is_tensor(op, arg, t)
+    if p.shape == shape and p.dtype == ref.dtype and p.device == ref.device:
+        return p
     if tuple(p.shape) != tuple(shape):
         raise ValueError(f"{op}: {arg}: expected shape {tuple(shape)}, got {tuple(p.shape)}")
     if p.device != ref.device:

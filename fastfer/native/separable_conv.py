@@ -116,11 +116,10 @@ def _run(
     follows = n2[0] is not None or act2 != 0
     y1 = y2 = stats1 = stats2 = out  # not written in inference
     if train:
-        y2, stats1, stats2 = x.new_empty(0), x.new_empty(0), x.new_empty(0)
         y1 = empty_nhwc(x, channels, shape[4], shape[5])
-        y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if follows else y2
-        stats1 = x.new_empty((3, channels)) if n1[0] is not None else stats1
-        stats2 = x.new_empty((3, outputs)) if n2[0] is not None else stats2
+        y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if follows else x.new_empty(0)
+        stats1 = x.new_empty((3, channels) if n1[0] is not None else 0)
+        stats2 = x.new_empty((3, outputs) if n2[0] is not None else 0)
     _C.separable_conv2d_fwd(
         x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw.data_ptr(), _address(dw_bias),
         [*map(_address, n1), stats1.data_ptr(), 0, 0], eps1, act1, pw.data_ptr(), _address(pw_bias),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastfer import _checks
 from fastfer.nn._checks import positive
+from fastfer.nn._lookup import child, tensor
 from fastfer.nn.conv2d import reset_conv
 from fastfer.nn.norm import BatchNorm2d, make_norm
 from fastfer.ops.elementwise import activation
@@ -114,18 +115,18 @@ class SeparableConv2d(nn.Module):
         self.norm2 = make_norm(op, "norm2", norm2, out_channels, factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm1, norm2, dw, pw = self.norm1, self.norm2, self.depthwise, self.pointwise
+        norm1, norm2, dw, pw = (child(self, name) for name in ("norm1", "norm2", "depthwise", "pointwise"))
         modes = {norm.training for norm in (norm1, norm2) if norm is not None}
         if len(modes) == 2:
             return self._one_norm_frozen(x)
         return separable_conv2d(
             x,
-            dw.weight,
-            pw.weight,
-            dw_bias=dw.bias,
+            tensor(dw, "weight"),
+            tensor(pw, "weight"),
+            dw_bias=tensor(dw, "bias"),
             norm1=norm1.step() if norm1 is not None else None,
             act1=self.act1,
-            pw_bias=pw.bias,
+            pw_bias=tensor(pw, "bias"),
             norm2=norm2.step() if norm2 is not None else None,
             act2=self.act2,
             stride=dw.stride,

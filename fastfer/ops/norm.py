@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastfer import _checks
+from fastfer import _checks, backend
 from fastfer.reference import norm as reference
 
 BACKENDS = ("reference",)
+_native: Any = importlib.import_module("fastfer.native.statistics") if backend.backends()["native"].available else None
 
 
 class Norm(NamedTuple):
@@ -26,12 +28,17 @@ class Norm(NamedTuple):
     eps: float = 1e-5
 
 
+_FIELDS = ("weight", "bias", "running_mean", "running_var")
+
+
 def check_norm(op: str, arg: str, norm: object, ref: Tensor, channels: int) -> Norm:
     """A Norm whose tensors are (``channels``,) with the dtype and device of ``ref``."""
     if not isinstance(norm, Norm):
         raise TypeError(f"{op}: {arg}: expected fastfer.ops.Norm, got {type(norm).__name__}")
-    for field in ("weight", "bias", "running_mean", "running_var"):
-        _checks.like(op, f"{arg}.{field}", getattr(norm, field), ref, (channels,))
+    shape, dtype, device = (channels,), ref.dtype, ref.device
+    for field, t in zip(_FIELDS, norm, strict=False):
+        if not isinstance(t, Tensor) or t.shape != shape or t.dtype != dtype or t.device != device:
+            _checks.like(op, f"{arg}.{field}", t, ref, shape)
     return norm
 
 
@@ -41,12 +48,17 @@ def check_batch(op: str, shape: Sequence[int]) -> None:
         raise ValueError(f"{op}: x: expected more than one value per channel in training, got {tuple(shape)}")
 
 
-@torch.no_grad()
 def update_running(norm: Norm | None, stats: Tensor) -> None:
     """running = (1 - momentum) · running + momentum · batch, in place; ``stats`` (3, C): mean, -, unbiased variance."""
-    if norm is not None:
-        norm.running_mean.lerp_(stats[0].to(norm.running_mean.dtype), norm.momentum)
-        norm.running_var.lerp_(stats[2].to(norm.running_var.dtype), norm.momentum)
+    if norm is None:
+        return
+    mean, var = norm.running_mean, norm.running_var
+    if _native is not None and not torch.compiler.is_compiling():
+        if _native.update_running(mean, var, stats, norm.momentum):
+            return
+    with torch.no_grad():
+        mean.lerp_(stats[0].to(mean.dtype), norm.momentum)
+        var.lerp_(stats[2].to(var.dtype), norm.momentum)
 
 
 def batch_norm(x: Tensor, norm: Norm, *, act: str | None = None, training: bool = False) -> Tensor:
