@@ -44,15 +44,20 @@ FF_INLINE void depthwise_forward_pass(const DepthwiseForward<T>& p) {
   const DepthwiseShape& s = p.s;
   const Bands bands = forward_bands<T>(s);
   const ForwardRow<T> row = row_kernels<T>(s).forward;
-  const idx stride = round_up_lanes<T>(s.c);
+  const idx stride = round_up_lanes<T>(s.c), row_size = s.ow * s.c;
+  const bool streamed = p.mean && streamable(p.y, s.n * s.oh * row_size, s.c);
   for_tasks(bands.count, p.threads, [&](idx band) {
     const T* image = p.x + bands.image(band) * s.h * s.w * s.c;
     const idx first = bands.first(band), end = bands.end(band);
-    T* y = p.y + (bands.image(band) * s.oh + first) * s.ow * s.c;
+    T* y = p.y + (bands.image(band) * s.oh + first) * row_size;
+    T* to = y;
+    if (streamed) lay_out(Scratch::task, [&](Arena& a) { to = a.take<T>(bands.rows * row_size); });
     for (idx oy = first; oy < end; ++oy)
-      row(s, image, oy, p.w, p.bias, y + (oy - first) * s.ow * s.c, s.c, T(-kInfinity), T(kInfinity));
+      row(s, image, oy, p.w, p.bias, to + (oy - first) * row_size, s.c, T(-kInfinity), T(kInfinity));
     if (p.mean)
-      moments_rows(y, s.c, (end - first) * s.ow, s.c, p.mean + band * stride, p.m2 + band * stride);
+      moments_rows(to, s.c, (end - first) * s.ow, s.c, p.mean + band * stride, p.m2 + band * stride,
+                   streamed ? y : nullptr, s.c);
+    if (streamed) stream_fence();
   });
 }
 
@@ -70,7 +75,7 @@ struct DepthwiseBackward {
 // dx, dw and db in one pass over (dy, x): rows of both are in L2 when the second of the two uses them.
 template <class T>
 FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& arena) {
-  constexpr idx kChunks = 32, kChunkBytes = 64 << 10, kBandBytes = 128 << 10, kStreamBytes = 16 << 20;
+  constexpr idx kChunks = 32, kChunkBytes = 64 << 10, kBandBytes = 128 << 10;
   const DepthwiseShape& s = p.s;
   const idx row = s.ow * s.c, taps = s.kh * s.kw, stride = round_up_lanes<T>(s.c);
   const Bands bands(s, row * static_cast<idx>(sizeof(T)), kBandBytes);
@@ -80,8 +85,7 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
   if (!parts) return;
   const RowKernels<T> kernels = row_kernels<T>(s);
   const idx halo = (s.kh - 1) / s.sh;
-  const bool streamed = s.n * s.h * s.w * s.c * static_cast<idx>(sizeof(T)) > kStreamBytes && s.c % lanes<T> == 0 &&
-                        reinterpret_cast<uintptr_t>(p.dx) % FF_VEC_BYTES == 0;
+  const bool streamed = streamable(p.dx, s.n * s.h * s.w * s.c, s.c);
   const auto input_row = [&](idx oy) {
     return oy <= 0 ? 0 : oy >= s.oh ? s.h : max_idx(0, min_idx(s.h, oy * s.sh - s.top));
   };

@@ -49,21 +49,26 @@ struct PointwiseForward {
 template <class T>
 FF_INLINE void pointwise_forward_pass(const PointwiseForward<T>& p) {
   const idx block = block_rows<T>(p.in + p.out);
-  const bool direct = !p.scale1 && p.act1 == Act::none;
+  const bool direct = !p.scale1 && p.act1 == Act::none, streamed = p.mean && streamable(p.y, p.rows * p.out, p.out);
   for_tasks(ceil_div(p.rows, block), p.threads, [&](idx b) {
     const idx first = b * block, rows = min_idx(block, p.rows - first);
     const T* a = p.x + first * p.in;
-    idx lda = p.in;
+    T *y = p.y + first * p.out, *activated = nullptr, *product = y;
+    const idx lda = direct ? p.in : block_stride<T>(p.in), ldy = streamed ? block_stride<T>(p.out) : p.out;
+    lay_out(Scratch::task, [&](Arena& arena) {
+      if (!direct) activated = arena.take<T>(rows * lda);
+      if (streamed) product = arena.take<T>(rows * ldy);
+    });
     if (!direct) {
-      T* activated = nullptr;
-      lda = block_stride<T>(p.in);
-      lay_out(Scratch::task, [&](Arena& arena) { activated = arena.take<T>(rows * lda); });
       affine_act_rows<T>(activated, lda, a, p.in, rows, p.in, p.scale1, p.shift1, p.act1);
       a = activated;
     }
-    T* y = p.y + first * p.out;
-    gemm<T, false>({a, lda, p.packed, 0, y, p.out, rows, p.out, p.in, p.bias, T(-__builtin_inf()), T(__builtin_inf()), false});
-    if (p.mean) moments_rows<T>(y, p.out, rows, p.out, p.mean + b * p.stride, p.m2 + b * p.stride);
+    Ahead ahead;
+    ahead.add(p.x + (first + rows) * p.in, min_idx(block, p.rows - first - rows) * p.in * static_cast<idx>(sizeof(T)));
+    gemm<T, false>({a, lda, p.packed, 0, product, ldy, rows, p.out, p.in, p.bias, T(-__builtin_inf()), T(__builtin_inf()), false, &ahead});
+    if (p.mean)
+      moments_rows<T>(product, ldy, rows, p.out, p.mean + b * p.stride, p.m2 + b * p.stride, streamed ? y : nullptr, p.out);
+    if (streamed) stream_fence();
     if (p.z) affine_act_rows<T>(p.z + first * p.out, p.out, y, p.out, rows, p.out, p.scale2, p.shift2, p.act2);
   });
 }
@@ -116,11 +121,13 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
   if (p.g) for_panels<T>(p.in, p.out, p.threads, [&](idx panel) { pack_rows<T>(packed, p.w, p.in, p.out, panel); });
   const idx block = block_rows<T>(p.in + p.out), blocks = ceil_div(p.rows, block);
   const T inf = T(__builtin_inf());
+  const bool graded = p.sum_g || p.before.act != Act::none, streamed = graded && streamable(p.g, p.rows * p.in, p.in);
   for_tasks(chunks, p.threads, [&](idx chunk) {
     const idx lda = block_stride<T>(p.in), ldg = block_stride<T>(p.out);
-    T *a_block = nullptr, *g_block = nullptr, *sums = nullptr, *sums_x = nullptr;
+    T *a_block = nullptr, *g_block = nullptr, *sums = nullptr, *sums_x = nullptr, *da_block = nullptr;
     lay_out(Scratch::task, [&](Arena& task) {
       a_block = task.take<T>(block * lda);
+      if (streamed) da_block = task.take<T>(block * lda);
       g_block = task.take<T>(block * ldg);
       sums = task.take<T>(max_idx(in_stride, out_stride));
       sums_x = task.take<T>(in_stride);
@@ -134,6 +141,13 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
     for (idx b = begin; b < end; ++b) {
       const idx first = b * block, rows = min_idx(block, p.rows - first);
       const T* x = p.x + first * p.in;
+      Ahead ahead;
+      if (b + 1 < end) {
+        const idx next = first + rows, bytes = min_idx(block, p.rows - next) * static_cast<idx>(sizeof(T));
+        ahead.add(p.dz + next * p.out, bytes * p.out);
+        ahead.add(p.y ? p.y + next * p.out : nullptr, bytes * p.out);
+        ahead.add(p.x + next * p.in, bytes * p.in);
+      }
       output_grad_rows(p, g_block, ldg, first, rows);
       if (p.db) {
         fill_zero(sums, out_stride);
@@ -142,19 +156,21 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
       }
       if (p.dw) {
         affine_act_rows<T>(a_block, lda, x, p.in, rows, p.in, p.before.scale, p.before.shift, p.before.act);
-        gemm<T, true>({g_block, ldg, a_block, lda, dw, in_stride, p.out, p.in, rows, nullptr, -inf, inf, b > begin});
+        gemm<T, true>({g_block, ldg, a_block, lda, dw, in_stride, p.out, p.in, rows, nullptr, -inf, inf, b > begin, &ahead});
       }
       if (p.g) {
-        T* g = p.g + first * p.in;
-        gemm<T, false>({g_block, ldg, packed, 0, g, p.in, rows, p.in, p.out, nullptr, -inf, inf, false});
-        if (!p.sum_g && p.before.act == Act::none) continue;
+        T *g = p.g + first * p.in, *da = streamed ? da_block : g;
+        const idx ldda = streamed ? lda : p.in;
+        gemm<T, false>({g_block, ldg, packed, 0, da, ldda, rows, p.in, p.out, nullptr, -inf, inf, false, &ahead});
+        if (!graded) continue;
         fill_zero(sums, in_stride), fill_zero(sums_x, in_stride);
-        act_grad_rows<T>(g, p.in, g, p.in, x, p.in, rows, p.in, p.before, p.sum_g ? sums : nullptr, sums_x);
+        act_grad_rows<T>(g, p.in, da, ldda, x, p.in, rows, p.in, p.before, p.sum_g ? sums : nullptr, sums_x, streamed);
         if (p.sum_g) {
           add_to(p.sum_g + chunk * in_stride, sums, p.in), add_to(p.sum_gx + chunk * in_stride, sums_x, p.in);
         }
       }
     }
+    if (streamed) stream_fence();
   });
   if (p.db) {
     fold_parts(bias_parts, chunks, out_stride, p.out);

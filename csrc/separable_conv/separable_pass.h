@@ -141,9 +141,11 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   merge_moments(mean2, m2_2, blocks, stride2, out, p.norm2.eps,
                 [&](idx b) { return min_idx(block, pixels - b * block); }, static_cast<T*>(p.norm2.stats));
   n2.fill(p.norm2, out);
+  const bool streamed = streamable(z, pixels * out, out);
   for_tasks(blocks, p.threads, [&](idx b) {
     const idx first = b * block * out;
-    affine_act_rows<T>(z + first, out, pass.y + first, out, min_idx(block, pixels - b * block), out, n2.scale, n2.shift, p.act2);
+    affine_act_rows<T>(z + first, out, pass.y + first, out, min_idx(block, pixels - b * block), out, n2.scale, n2.shift, p.act2, streamed);
+    if (streamed) stream_fence();
   });
 }
 

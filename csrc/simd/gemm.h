@@ -10,6 +10,29 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
+// What the caller reads next: fetched into L2 while the product runs, a line for each step of depth. Blocks that alternate
+// between passes over memory and products would otherwise leave the memory idle for half of the time.
+class Ahead {
+ public:
+  FF_CLASS_INLINE void add(const void* p, idx bytes) {
+    if (p && bytes > 0 && count_ < kMost) at_[count_] = static_cast<const char*>(p), end_[count_] = at_[count_] + bytes, ++count_;
+  }
+  // The next `lines` lines from the result on, *step bytes apart; `idle` again and again when there is nothing left.
+  FF_CLASS_INLINE const char* take(idx lines, const void* idle, idx* step) {
+    while (next_ < count_ && at_[next_] >= end_[next_]) ++next_;
+    if (next_ == count_) return *step = 0, static_cast<const char*>(idle);
+    const char* p = at_[next_];
+    at_[next_] += lines * kLine;
+    return *step = kLine, p;
+  }
+
+ private:
+  static constexpr int kMost = 3;
+  static constexpr idx kLine = 64;
+  const char *at_[kMost] = {}, *end_[kMost] = {};
+  int count_ = 0, next_ = 0;
+};
+
 template <class T>
 struct GemmArgs {
   const T* a;        // TransA ? [depth][lda] : [rows][lda]
@@ -22,6 +45,7 @@ struct GemmArgs {
   const T* bias;     // [cols rounded up to lanes] or null
   T lo, hi;
   bool accumulate;
+  Ahead* ahead = nullptr;
 };
 
 constexpr int tile_rows(int vectors) {
@@ -53,7 +77,11 @@ FF_NOINLINE void gemm_tiles(const GemmArgs<T>& g, const T* b, idx ldb, idx col, 
     }
     const T* a = TransA ? g.a + row : g.a + row * g.lda;
     const T* bk = b;
+    idx step = 0;
+    const char* fetch = g.ahead ? g.ahead->take(g.depth, b, &step) : reinterpret_cast<const char*>(b);
     for (idx k = 0; k < g.depth; ++k) {
+      __builtin_prefetch(fetch, 0, 2);
+      fetch += step;
       vec<T> b_v[NR];
       FF_UNROLL(4)
       for (int j = 0; j < NR; ++j) b_v[j] = load(bk + j * L);
