@@ -1,25 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense convolution with fused normalisation and activation."""
+"""Dense convolution with fused normalisation and activation: act(norm(convolution(x) + bias)).
+
+Evaluation without gradients is one pass. Training keeps x, the convolution's output y where a norm or an activation
+follows (4 bytes an element of each in float32) and 3 statistics a channel; normalised values are computed again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from fastfer import _checks
-from fastfer.ops.norm import Norm, check_batch, check_norm
-from fastfer.reference import elementwise
-from fastfer.reference.conv2d import conv2d as _conv2d
-from fastfer.reference.norm import batch_norm as _batch_norm
+from fastfer import _checks, _library
+from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
 
-BACKENDS = ("reference",)
+_FAMILY = "conv2d"
+_ARGS = (
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? n_weight, Tensor? n_bias, Tensor? n_mean, Tensor? n_var, "
+    "float eps, int act, int[2] stride, int[4] padding"
+)
+
+
+def _nhwc(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    stride, padding = rest[7], rest[8]
+    height = (x.shape[2] + padding[0] + padding[2] - weight.shape[2]) // stride[0] + 1
+    width = (x.shape[3] + padding[1] + padding[3] - weight.shape[3]) // stride[1] + 1
+    return _nhwc(x.new_empty((x.shape[0], weight.shape[0], height, width)))
+
+
+def _fake_train(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    n_weight, act = rest[1], rest[6]
+    out = _fake(x, weight, *rest)
+    y = torch.empty_like(out) if n_weight is not None or act else x.new_empty(0)
+    return out, y, x.new_empty((3, weight.shape[0]) if n_weight is not None else 0)
+
+
+def _fake_backward(
+    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor | None, n_bias: Tensor | None, stats: Tensor,
+    act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    empty, outputs = x.new_empty(0), x.new_empty(weight.shape[0])
+    norm = (outputs.clone(), outputs.clone()) if n_weight is not None else (empty, empty)
+    params = (weight.new_empty(weight.shape), outputs, *norm) if mask[1] else (empty,) * 4
+    return _nhwc(x.new_empty(x.shape)) if mask[0] else empty, *params
+
+
+_conv2d = _library.define(f"conv2d({_ARGS}) -> Tensor", _FAMILY, _fake)
+_conv2d_train = _library.define(
+    f"conv2d_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_train
+)
+_conv2d_backward = _library.define(
+    "conv2d_backward(Tensor dout, Tensor x, Tensor y, Tensor weight, Tensor? n_weight, Tensor? n_bias, Tensor stats, "
+    "int act, int[2] stride, int[4] padding, bool batch_stats, bool[2] mask) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _FAMILY, _fake_backward,
+)  # fmt: skip
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, n_weight, n_bias, _, _, _, ctx.act, ctx.stride, ctx.padding, ctx.batch_stats = inputs
+    _, y, stats = output
+    ctx.save_for_backward(x, y, weight, n_weight, n_bias, stats)
+    ctx.mark_non_differentiable(y, stats)
+    ctx.set_materialize_grads(False)
+
+
+def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
+    if dout is None:
+        return (None,) * 12
+    needs = ctx.needs_input_grad
+    mask = [needs[0], any(needs[1:5])]
+    grads = _conv2d_backward(
+        dout, *ctx.saved_tensors, ctx.act, ctx.stride, ctx.padding, ctx.batch_stats, mask
+    )  # x, weight, bias, n_weight, n_bias as the inputs
+    return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 7
+
+
+_library.autograd(_conv2d_train, _setup, _grad)
+for _op in (_conv2d, _conv2d_train):
+    _library.autocast_float32(_op)
 
 
 def _check_weight(op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:
     """(O, KH, KW) of a weight that fits ``x``."""
     _checks.is_tensor(op, "weight", weight)
-    if weight.dim() != 4 or 0 in weight.shape[2:]:
+    if weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(f"{op}: weight: expected shape (O, C, KH, KW), got {tuple(weight.shape)}")
     _checks.image(op, "x", x, weight.shape[1])
     _checks.like(op, "weight", weight, x, weight.shape)
@@ -52,10 +123,18 @@ def conv2d(
     code = _checks.act_code(op, act)
     height = _checks.out_size(op, x.shape[2], pads[0], pads[2], kh, strides[0], "height")
     width = _checks.out_size(op, x.shape[3], pads[1], pads[3], kw, strides[1], "width")
-    if norm is None:
-        y = _conv2d(x, weight, bias, strides, pads)
-        return elementwise.apply(y, code) if code else y
-    check_norm(op, "norm", norm, x, out)
-    if training:
+    if norm is not None:
+        check_norm(op, "norm", norm, x, out)
+    tensors = (x, weight, bias, *(norm[:4] if norm else (None,) * 4))
+    args = (*tensors, norm.eps if norm else 0.0, code, strides, pads)
+    batch_stats = training and norm is not None
+    y: Tensor
+    if batch_stats:
         check_batch(op, (x.shape[0], out, height, width))
-    return _batch_norm(_conv2d(x, weight, bias, strides, pads), *norm, code, training)
+    elif not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        y = _conv2d(*args)
+        return y
+    y, _, stats = _conv2d_train(*args, batch_stats)
+    if batch_stats and y.numel():
+        update_running(norm, stats)
+    return y

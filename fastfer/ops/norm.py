@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch normalisation with a fused activation. torch saves the input and, with an activation, the normalised output."""
+"""Batch normalisation with a fused activation.
+
+Saved for backward: the input (4 bytes an element in float32) and 3 statistics a channel; the normalised and the
+activated values are computed again.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastfer import _checks, backend
-from fastfer.reference import norm as reference
+from fastfer import _checks, _library, backend
 
-BACKENDS = ("reference",)
+_FAMILY = "norm"
+_ARGS = "Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, int act"
 _native: Any = importlib.import_module("fastfer.native.statistics") if backend.backends()["native"].available else None
 
 
@@ -61,6 +65,58 @@ def update_running(norm: Norm | None, stats: Tensor) -> None:
         var.lerp_(stats[2].to(var.dtype), norm.momentum)
 
 
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _fake(x: Tensor, *norm_act: Any) -> Tensor:
+    return _like(x)
+
+
+def _fake_train(x: Tensor, *norm_act: Any) -> tuple[Tensor, Tensor]:
+    return _like(x), x.new_empty((3, x.shape[1]))
+
+
+def _fake_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool, mask: list[bool]
+) -> tuple[Tensor, ...]:
+    empty = x.new_empty(0)
+    params = (torch.empty_like(weight), torch.empty_like(bias)) if mask[1] else (empty, empty)
+    return _like(x) if mask[0] else empty, *params
+
+
+_batch_norm = _library.define(f"batch_norm({_ARGS}) -> Tensor", _FAMILY, _fake)
+_batch_norm_train = _library.define(
+    f"batch_norm_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor)", _FAMILY, _fake_train
+)
+_batch_norm_backward = _library.define(
+    "batch_norm_backward(Tensor dout, Tensor x, Tensor weight, Tensor bias, Tensor stats, int act, bool batch_stats, "
+    "bool[2] mask) -> (Tensor, Tensor, Tensor)",
+    _FAMILY, _fake_backward,
+)  # fmt: skip
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, _, _, _, ctx.act, ctx.batch_stats = inputs
+    ctx.save_for_backward(x, weight, bias, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _grad(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if dout is None:
+        return (None,) * 8
+    needs = ctx.needs_input_grad
+    mask = [needs[0], needs[1] or needs[2]]
+    grads = _batch_norm_backward(dout, *ctx.saved_tensors, ctx.act, ctx.batch_stats, mask)
+    return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 5
+
+
+_library.autograd(_batch_norm_train, _setup, _grad)
+for _op in (_batch_norm, _batch_norm_train):
+    _library.autocast_float32(_op)
+
+
 def batch_norm(x: Tensor, norm: Norm, *, act: str | None = None, training: bool = False) -> Tensor:
     """act((x - mean) / sqrt(var + eps) · weight + bias): x (N, C, H, W) -> the same shape, channels_last.
 
@@ -68,11 +124,19 @@ def batch_norm(x: Tensor, norm: Norm, *, act: str | None = None, training: bool 
     ``training`` normalises with the statistics of the batch and updates the running ones in place (momentum, unbiased
     variance, as torch); otherwise the running statistics are constants. Gradients flow to x, weight and bias.
     Raises TypeError or ValueError naming the argument, and ValueError for one value per channel in training.
+    Source: Ioffe and Szegedy 2015, algorithm 1.
     """
     op = "batch_norm"
     _checks.image(op, "x", x)
     check_norm(op, "norm", norm, x, x.shape[1])
-    code = _checks.act_code(op, act)
+    args = (x, *norm[:4], norm.eps, _checks.act_code(op, act))
+    out: Tensor
     if training:
         check_batch(op, x.shape)
-    return reference.batch_norm(x, *norm, code, training)
+    elif not (torch.is_grad_enabled() and any(t.requires_grad for t in args[:3])):
+        out = _batch_norm(*args)
+        return out
+    out, stats = _batch_norm_train(*args, training)
+    if training and out.numel():
+        update_running(norm, stats)
+    return out

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastfer.reference.norm import batch_norm
 from fastfer.reference.pool import global_avg_pool, global_max_pool
 
 
@@ -45,7 +44,7 @@ def spatial_gate(
     x = x.contiguous(memory_format=torch.channels_last)
     pooled = torch.cat([x.max(1, keepdim=True).values, x.mean(1, keepdim=True)], 1)
     y = F.conv2d(pooled, weight, padding=weight.shape[-1] // 2)
-    y = batch_norm(y, norm_weight, norm_bias, running_mean, running_var, momentum, eps, 0, training)
+    y = F.batch_norm(y, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
     return x * torch.sigmoid(y)
 
 

@@ -1,25 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense 2-D convolution (cross-correlation, as torch) with four-sided zero padding."""
+"""Dense 2-D convolution (cross-correlation, as torch) with normalisation and activation, in plain torch.
+
+y[n, o, i, j] = bias[o] + sum_c,p,q x[n, c, i·sh + p - top, j·sw + q - left] · weight[o, c, p, q], x zero outside;
+out = act(norm(y)). x (N, C, H, W), weight (O, C, KH, KW), bias and the norm's tensors (O,) or None, stride (sh, sw),
+padding (top, left, bottom, right).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F
+
+from fastfer.reference.norm import nhwc, norm_act, norm_act_backward, statistics
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """y[n, o, i, j] = bias[o] + sum_c,p,q x[n, c, i·sh + p - top, j·sw + q - left] · weight[o, c, p, q].
-
-    x (N, C, H, W), weight (O, C, KH, KW), bias (O,) or None, stride (sh, sw), padding (top, left, bottom, right) zeros
-    -> (N, O, (H + top + bottom - KH) // sh + 1, (W + left + right - KW) // sw + 1), channels_last.
-    """
-    x = x.contiguous(memory_format=torch.channels_last)
+def _pad(x: Tensor, padding: list[int]) -> Tensor:
     top, left, bottom, right = padding
-    if (top, left) == (bottom, right):
-        y = F.conv2d(x, weight, bias, tuple(stride), (top, left))
-    else:
-        y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, tuple(stride))
-    return y.contiguous(memory_format=torch.channels_last)
+    return F.pad(nhwc(x), (left, right, top, bottom))  # torch's result depends on the layout, to the rounding
+
+
+def conv2d_train(
+    x: Tensor, weight: Tensor, bias: Tensor | None,
+    n_weight: Tensor | None, n_bias: Tensor | None, n_mean: Tensor | None, n_var: Tensor | None,
+    eps: float, act: int, stride: list[int], padding: list[int], batch_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output (N, O, OH, OW), y, statistics (3, O): mean, 1/sqrt(var + eps), unbiased variance.
+
+    The statistics are the batch's with ``batch_stats``, else the running ones; empty without a norm. y is empty where
+    neither norm nor activation follows.
+    """
+    y = nhwc(F.conv2d(_pad(x, padding), weight, bias, stride))
+    stats = statistics(y, n_mean, n_var, eps, batch_stats)
+    if n_weight is None and act == 0:
+        return y, y.new_empty(0), stats
+    return nhwc(norm_act(y, n_weight, n_bias, stats, act)), y, stats
+
+
+def conv2d(*args: object) -> Tensor:
+    """Output with running statistics; arguments as `conv2d_train` without ``batch_stats``."""
+    return conv2d_train(*args, False)[0]  # type: ignore[arg-type, call-arg]
+
+
+def conv2d_backward(
+    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor | None, n_bias: Tensor | None, stats: Tensor,
+    act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x, weight, bias, and the norm's weight and bias.
+
+    ``mask`` asks for x's and for the others; those not asked for or without a norm are empty.
+    """
+    need_dx, need_weight = mask
+    dy, d_n_weight, d_n_bias = norm_act_backward(dout, y, n_weight, n_bias, stats, act, batch_stats)
+    padded = _pad(x, padding)
+    dx, d_weight, _ = torch.ops.aten.convolution_backward(
+        dy, padded, weight, None, stride, [0, 0], [1, 1], False, [0, 0], 1, [need_dx, need_weight, False]
+    )
+    top, left, bottom, right = padding
+    height, width = padded.shape[2], padded.shape[3]
+    empty = x.new_empty(0)
+    return (
+        nhwc(dx[:, :, top : height - bottom, left : width - right]) if need_dx else empty,
+        *((d_weight.contiguous(), dy.sum((0, 2, 3)), d_n_weight, d_n_bias) if need_weight else (empty,) * 4),
+    )

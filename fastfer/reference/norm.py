@@ -1,32 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch normalisation (Ioffe & Szegedy 2015) followed by an activation."""
+"""Batch normalisation (Ioffe & Szegedy 2015) followed by an activation, forward and backward, in plain torch.
+
+Backward of y -> z = w·(y - mean)·invstd + b over n values a channel:
+dy = w·invstd·(dz - sum(dz)/n - (y - mean)·invstd²·sum(dz·(y - mean))/n); with running statistics the sums drop out.
+"""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastfer.reference import elementwise
 
+_DIMS = (0, 2, 3)
 
-def batch_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float,
-    eps: float,
-    act: int,
-    training: bool,
-) -> Tensor:
-    """act((x - mean) / sqrt(var + eps) · weight + bias), channel by channel.
 
-    x (N, C, H, W), the four tensors (C,) -> (N, C, H, W), channels_last. Evaluation takes mean and var from the running
-    statistics. Training takes them from the batch's n = N·H·W values a channel, var biased, and updates in place
-    running = (1 - momentum) · running + momentum · batch, there with var · n / (n - 1); an empty batch updates nothing.
+def _channels(v: Tensor) -> Tensor:
+    return v.view(1, -1, 1, 1)
+
+
+def nhwc(y: Tensor) -> Tensor:
+    """A channels_last copy."""
+    return torch.empty_like(y, memory_format=torch.channels_last).copy_(y)
+
+
+def norm_act(y: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Tensor, act: int) -> Tensor:
+    """act((y - mean)·invstd·weight + bias) with ``stats`` as `statistics` gives them; act(y) without a weight."""
+    if weight is not None and bias is not None:
+        y = (y - _channels(stats[0])) * _channels(stats[1] * weight) + _channels(bias)
+    return elementwise.apply(y, act)
+
+
+def statistics(y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, batch_stats: bool) -> Tensor:
+    """(3, C): mean, 1/sqrt(var + eps), unbiased variance, of ``y`` or the running ones; empty without a norm."""
+    if mean is None or var is None:
+        return y.new_empty(0)
+    if not batch_stats:
+        return torch.stack([mean, (var + eps).rsqrt(), var])
+    if not y.numel():
+        return y.new_zeros((3, y.shape[1]))
+    wide = y.double()
+    count = y.numel() // y.shape[1]
+    batch_mean, biased = wide.mean(_DIMS), wide.var(_DIMS, correction=0)
+    return torch.stack([batch_mean, (biased + eps).rsqrt(), biased * count / max(count - 1, 1)]).to(y.dtype)
+
+
+def norm_act_backward(
+    dz: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Tensor, act: int, batch_stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, norm weight and norm bias (empty without norm)."""
+    if weight is None or bias is None:
+        return (elementwise.activation_backward(dz, y, act) if act else dz), dz.new_empty(0), dz.new_empty(0)
+    mean, invstd = _channels(stats[0]), _channels(stats[1])
+    xhat = (y - mean) * invstd
+    g = elementwise.activation_backward(dz, xhat * _channels(weight) + _channels(bias), act)
+    sum_g, sum_gx = g.sum(_DIMS), (g * xhat).sum(_DIMS)
+    count = max(y.numel() // y.shape[1], 1)
+    centred = g - (_channels(sum_g) + xhat * _channels(sum_gx)) / count if batch_stats else g
+    return centred * invstd * _channels(weight), sum_gx, sum_g
+
+
+def batch_norm_train(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int, batch_stats: bool
+) -> tuple[Tensor, Tensor]:
+    """Output (N, C, H, W), channels_last, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance.
+
+    x (N, C, H, W), the four tensors (C,). ``batch_stats`` takes mean and biased variance from the batch's n = N·H·W
+    values a channel, otherwise mean and var are constants.
     """
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return elementwise.apply(y, act) if act else y
+    stats = statistics(x, mean, var, eps, batch_stats)
+    return nhwc(norm_act(x, weight, bias, stats, act)), stats
+
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int) -> Tensor:
+    """act((x - mean) / sqrt(var + eps) · weight + bias), channel by channel; arguments as `batch_norm_train`."""
+    return batch_norm_train(x, weight, bias, mean, var, eps, act, False)[0]
+
+
+def batch_norm_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool, mask: list[bool]
+) -> tuple[Tensor, ...]:
+    """Gradients of x, weight and bias; ``mask`` asks for x's and for the parameters', the others are empty."""
+    dx, d_weight, d_bias = norm_act_backward(dout, x, weight, bias, stats, act, batch_stats)
+    empty = x.new_empty(0)
+    return nhwc(dx) if mask[0] else empty, *((d_weight, d_bias) if mask[1] else (empty, empty))
