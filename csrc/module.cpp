@@ -16,6 +16,7 @@ namespace ff {
 
 void bind_elementwise(py::module_& m);
 void bind_separable_conv(py::module_& m);
+void bind_pool(py::module_& m);
 void bind_memory(py::module_& m);
 #ifdef FASTFER_CUDA
 void bind_cuda(py::module_& m);
@@ -86,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
   bind_memory(m);
   bind_elementwise(m);
   bind_separable_conv(m);
+  bind_pool(m);
 #ifdef FASTFER_CUDA
   bind_cuda(m);  // the submodule "cuda"
 #else

@@ -2,6 +2,7 @@
 #include "core/dispatch.h"
 
 #include "elementwise/op.h"
+#include "pool/op.h"
 #include "separable_conv/op.h"
 
 namespace ff {

@@ -2,6 +2,7 @@
 // Declarations of all kernels, as the bindings and the self-test call them: the active ISA's version runs.
 #pragma once
 #include "elementwise/op.h"
+#include "pool/op.h"
 #include "separable_conv/op.h"
 
 namespace ff {

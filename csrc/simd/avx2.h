@@ -41,6 +41,34 @@ FF_INLINE f64v max_bound(f64v v, f64v bound) { return _mm256_max_pd(bound, v); }
 FF_INLINE f32v min_bound(f32v v, f32v bound) { return _mm256_min_ps(bound, v); }
 FF_INLINE f64v min_bound(f64v v, f64v bound) { return _mm256_min_pd(bound, v); }
 
+FF_INLINE __m128i load_bytes(const uint8_t* p, idx n) {
+  int64_t bits = 0;
+  __builtin_memcpy(&bits, p, static_cast<size_t>(n));
+  return _mm_cvtsi64_si128(bits);
+}
+FF_INLINE void store_bytes(uint8_t* p, __m128i v, idx n) {
+  const int64_t bits = _mm_cvtsi128_si64(v);
+  __builtin_memcpy(p, &bits, static_cast<size_t>(n));
+}
+FF_INLINE __m256i widen32(const uint8_t* p, idx n) {
+  return _mm256_cvtepu8_epi32(n == 8 ? load_bytes(p, 8) : load_bytes(p, n));
+}
+FF_INLINE __m256i widen64(const uint8_t* p, idx n) {
+  return _mm256_cvtepu8_epi64(n == 4 ? load_bytes(p, 4) : load_bytes(p, n));
+}
+FF_INLINE void narrow32(uint8_t* p, __m256i v, idx n) {
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i bytes = _mm_packus_epi16(words, words);
+  n == 8 ? store_bytes(p, bytes, 8) : store_bytes(p, bytes, n);
+}
+FF_INLINE void narrow64(uint8_t* p, __m256i v, idx n) {
+  const __m128i low = _mm256_castsi256_si128(v), high = _mm256_extracti128_si256(v, 1);
+  const __m128i words = _mm_packus_epi32(low, high);  // 16-bit lanes 0, -, 1, -, 2, -, 3, -
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m128i bytes = _mm_shuffle_epi8(words, order);
+  n == 4 ? store_bytes(p, bytes, 4) : store_bytes(p, bytes, n);
+}
+
 }  // namespace
 }  // namespace FF_ISA
 }  // namespace ff

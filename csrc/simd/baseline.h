@@ -40,6 +40,22 @@ FF_BASELINE_OPS(double, f64v)
 
 FF_INLINE void stream_fence() {}
 
+#define FF_BYTES(bits)                                                                     \
+  typedef int##bits##_t i##bits##x __attribute__((vector_size(16)));                       \
+  typedef uint8_t u8x##bits __attribute__((vector_size(16 / (bits / 8))));                 \
+  FF_INLINE i##bits##x widen##bits(const uint8_t* p, idx n) {                              \
+    u8x##bits bytes = {};                                                                  \
+    __builtin_memcpy(&bytes, p, static_cast<size_t>(n));                                   \
+    return __builtin_convertvector(bytes, i##bits##x);                                     \
+  }                                                                                        \
+  FF_INLINE void narrow##bits(uint8_t* p, i##bits##x v, idx n) {                           \
+    const u8x##bits bytes = __builtin_convertvector(v, u8x##bits);                         \
+    __builtin_memcpy(p, &bytes, static_cast<size_t>(n));                                   \
+  }
+FF_BYTES(32)
+FF_BYTES(64)
+#undef FF_BYTES
+
 }  // namespace
 }  // namespace FF_ISA
 }  // namespace ff

@@ -11,6 +11,8 @@
 //   V    fma(V a, V b, V c)             a·b + c, in one rounding where the ISA has it
 //   V    max_bound(V v, V bound)        lane maximum; a NaN in v stays, as torch's clamp does
 //   V    min_bound(V v, V bound)
+//   I    widen32(const uint8_t* p, idx n)       bytes [0, n) as the 32-bit lanes of f32v, zero in the others
+//   void narrow32(uint8_t* p, I v, idx n)       the low bytes of those lanes; widen64 and narrow64 for f64v
 // Everything here and in a cpu.cpp has internal linkage: a template merged by the linker between two ISAs would hand
 // AVX-512 code to a baseline caller.
 #pragma once

@@ -5,7 +5,7 @@ from fastfer.ops.cbam import cbam, channel_gate, spatial_gate
 from fastfer.ops.conv2d import conv2d
 from fastfer.ops.elementwise import activation, hardsigmoid, hardswish, relu, relu6, sigmoid, silu
 from fastfer.ops.norm import Norm, batch_norm
-from fastfer.ops.pool import global_avg_pool, global_max_pool, max_pool2d
+from fastfer.ops.pool import global_avg_max_pool, global_avg_pool, global_max_pool, max_pool2d
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "channel_gate",
     "conv2d",
     "depthwise_conv2d",
+    "global_avg_max_pool",
     "global_avg_pool",
     "global_max_pool",
     "hardsigmoid",

@@ -1,16 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Max pooling and the two global poolings."""
+"""Max pooling over windows, and the global poolings.
+
+Saved for backward: max_pool2d the place of each maximum in its window, 1 byte an element of the output (4 where a
+window has more than 256 elements), and not x, 4 bytes an element, which recomputing would read; the global maximum its
+pixel, 4 bytes a channel of an image; the mean nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from fastfer import _checks
-from fastfer.reference import pool as reference
+from fastfer import _checks, _library
 
-BACKENDS = ("reference",)
+_FAMILY = "pool"
+_CL = torch.channels_last
+
+
+def _image(like: Tensor, height: Any, width: Any) -> Tensor:
+    return like.new_empty((*like.shape[:2], height, width)).contiguous(memory_format=_CL)
+
+
+def _fake_max_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    height = (x.shape[2] + padding[0] + padding[2] - kernel[0]) // stride[0] + 1
+    width = (x.shape[3] + padding[1] + padding[3] - kernel[1]) // stride[1] + 1
+    return _image(x, height, width)
+
+
+def _fake_max_pool_train(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[Tensor, Tensor]:
+    y = _fake_max_pool(x, kernel, stride, padding)
+    return y, torch.empty_like(y, dtype=torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32)
+
+
+def _fake_max_pool_backward(dy: Tensor, positions: Tensor, size: list[Any], *window: Any) -> Tensor:
+    return _image(dy, *size)
+
+
+def _fake_avg(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2])
+
+
+def _fake_max(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _fake_avg(x), x.new_empty(x.shape[:2], dtype=torch.int32)
+
+
+def _fake_avg_max(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_avg(x), *_fake_max(x)
+
+
+_WINDOW = "int[2] kernel, int[2] stride, int[4] padding"
+_max_pool = _library.define(f"max_pool2d(Tensor x, {_WINDOW}) -> Tensor", _FAMILY, _fake_max_pool)
+_max_pool_train = _library.define(
+    f"max_pool2d_train(Tensor x, {_WINDOW}) -> (Tensor, Tensor)", _FAMILY, _fake_max_pool_train
+)
+_max_pool_backward = _library.define(
+    f"max_pool2d_backward(Tensor dy, Tensor positions, SymInt[2] size, {_WINDOW}) -> Tensor",
+    _FAMILY,
+    _fake_max_pool_backward,
+)
+_avg_pool = _library.define("global_avg_pool(Tensor x) -> Tensor", _FAMILY, _fake_avg)
+_avg_pool_backward = _library.define(
+    "global_avg_pool_backward(Tensor davg, SymInt[2] size) -> Tensor", _FAMILY, lambda davg, size: _image(davg, *size)
+)
+_global_max = _library.define("global_max_pool(Tensor x) -> (Tensor, Tensor)", _FAMILY, _fake_max)
+_global_max_backward = _library.define(
+    "global_max_pool_backward(Tensor dmax, Tensor positions, SymInt[2] size) -> Tensor",
+    _FAMILY,
+    lambda dmax, positions, size: _image(dmax, *size),
+)
+_avg_max = _library.define("global_avg_max_pool(Tensor x) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_avg_max)
+_avg_max_backward = _library.define(
+    "global_avg_max_pool_backward(Tensor davg, Tensor dmax, Tensor positions, SymInt[2] size) -> Tensor",
+    _FAMILY,
+    lambda davg, dmax, positions, size: _image(dmax, *size),
+)
+
+
+def _max_pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, *ctx.window = inputs
+    ctx.size = x.shape[2:]
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _max_pool_grad(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
+    return _max_pool_backward(dy, ctx.saved_tensors[0], ctx.size, *ctx.window), None, None, None
+
+
+def _avg_setup(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.size = inputs[0].shape[2:]
+
+
+def _avg_grad(ctx: Any, davg: Tensor) -> tuple[Tensor]:
+    return (_avg_pool_backward(davg, ctx.size),)
+
+
+def _max_setup(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+    ctx.size = inputs[0].shape[2:]
+    ctx.save_for_backward(output[-1])
+    ctx.mark_non_differentiable(output[-1])
+
+
+def _global_max_grad(ctx: Any, dmax: Tensor, _: Any) -> tuple[Tensor]:
+    return (_global_max_backward(dmax, ctx.saved_tensors[0], ctx.size),)
+
+
+def _avg_max_grad(ctx: Any, davg: Tensor, dmax: Tensor, _: Any) -> tuple[Tensor]:
+    return (_avg_max_backward(davg, dmax, ctx.saved_tensors[0], ctx.size),)
+
+
+_library.autograd(_max_pool_train, _max_pool_setup, _max_pool_grad)
+_library.autograd(_avg_pool, _avg_setup, _avg_grad)
+_library.autograd(_global_max, _max_setup, _global_max_grad)
+_library.autograd(_avg_max, _max_setup, _avg_max_grad)
+for _op in (_max_pool, _max_pool_train, _avg_pool, _global_max, _avg_max):
+    _library.autocast_float32(_op)
 
 
 def max_pool2d(
@@ -23,30 +130,47 @@ def max_pool2d(
 
     stride defaults to the kernel; padding is an int, (vertical, horizontal) or (top, left, bottom, right), at most half
     the kernel, so that every window holds an element. NaN wins; among equals the first, row by row, gets the gradient.
+    Raises TypeError or ValueError naming the argument.
     """
-    _checks.image("max_pool2d", "x", x)
-    kernels = _checks.pair("max_pool2d", "kernel", kernel)
-    strides = kernels if stride is None else _checks.pair("max_pool2d", "stride", stride)
-    pads = _checks.padding4("max_pool2d", padding)
+    op = "max_pool2d"
+    _checks.image(op, "x", x)
+    kernels = _checks.pair(op, "kernel", kernel)
+    strides = kernels if stride is None else _checks.pair(op, "stride", stride)
+    pads = _checks.padding4(op, padding)
     if max(pads[0], pads[2]) > kernels[0] // 2 or max(pads[1], pads[3]) > kernels[1] // 2:
-        raise ValueError(f"max_pool2d: padding: expected at most half the kernel {tuple(kernels)}, got {padding!r}")
-    _check_pixels("max_pool2d", x)
-    _checks.out_size("max_pool2d", x.shape[2], pads[0], pads[2], kernels[0], strides[0], "height")
-    _checks.out_size("max_pool2d", x.shape[3], pads[1], pads[3], kernels[1], strides[1], "width")
-    return reference.max_pool2d(x, kernels, strides, pads)
+        raise ValueError(f"{op}: padding: expected at most half the kernel {tuple(kernels)}, got {padding!r}")
+    _check_pixels(op, x)
+    _checks.out_size(op, x.shape[2], pads[0], pads[2], kernels[0], strides[0], "height")
+    _checks.out_size(op, x.shape[3], pads[1], pads[3], kernels[1], strides[1], "width")
+    y: Tensor
+    if x.requires_grad and torch.is_grad_enabled():
+        y, _ = _max_pool_train(x, kernels, strides, pads)
+    else:
+        y = _max_pool(x, kernels, strides, pads)
+    return y
 
 
 def global_avg_pool(x: Tensor) -> Tensor:
     """Mean over the image: x (N, C, H, W) -> (N, C); NaN where H or W is 0."""
     _checks.image("global_avg_pool", "x", x)
-    return reference.global_avg_pool(x)
+    y: Tensor = _avg_pool(x)
+    return y
 
 
 def global_max_pool(x: Tensor) -> Tensor:
     """Maximum over the image: x (N, C, H, W), H and W at least 1 -> (N, C); NaN and equals as in `max_pool2d`."""
     _checks.image("global_max_pool", "x", x)
     _check_pixels("global_max_pool", x)
-    return reference.global_max_pool(x)
+    y: Tensor = _global_max(x)[0]
+    return y
+
+
+def global_avg_max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`global_avg_pool` and `global_max_pool` in one pass: x (N, C, H, W), H and W at least 1 -> two of (N, C)."""
+    _checks.image("global_avg_max_pool", "x", x)
+    _check_pixels("global_avg_max_pool", x)
+    avg, largest, _ = _avg_max(x)
+    return avg, largest
 
 
 def _check_pixels(op: str, x: Tensor) -> None:

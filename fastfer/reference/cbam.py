@@ -20,7 +20,7 @@ def channel_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> T
     def mlp(v: Tensor) -> Tensor:
         return F.linear(F.relu(F.linear(v, w1, b1)), w2, b2)
 
-    gate = torch.sigmoid(mlp(global_avg_pool(x)) + mlp(global_max_pool(x)))
+    gate = torch.sigmoid(mlp(global_avg_pool(x)) + mlp(global_max_pool(x)[0]))
     return x * gate[:, :, None, None]
 
 
