@@ -3,17 +3,22 @@
 
 from fastfer.nn.cbam import CBAM, ChannelGate, SpatialGate
 from fastfer.nn.conv2d import Conv2d
+from fastfer.nn.coordinate import CoordinateAttention
 from fastfer.nn.elementwise import Activation, Hardsigmoid, Hardswish, ReLU, ReLU6, Sigmoid, SiLU
+from fastfer.nn.gate import CSA, ECA, ScSE, SpatialAttention, SqueezeExcite
 from fastfer.nn.norm import BatchNorm2d
 from fastfer.nn.pool import GlobalAvgPool, GlobalMaxPool, MaxPool2d
 from fastfer.nn.separable_conv import DepthwiseConv2d, PointwiseConv2d, SeparableConv2d
 
 __all__ = [
     "CBAM",
+    "CSA",
+    "ECA",
     "Activation",
     "BatchNorm2d",
     "ChannelGate",
     "Conv2d",
+    "CoordinateAttention",
     "DepthwiseConv2d",
     "GlobalAvgPool",
     "GlobalMaxPool",
@@ -23,8 +28,11 @@ __all__ = [
     "PointwiseConv2d",
     "ReLU",
     "ReLU6",
+    "ScSE",
     "SeparableConv2d",
     "SiLU",
     "Sigmoid",
+    "SpatialAttention",
     "SpatialGate",
+    "SqueezeExcite",
 ]

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 
 def positive(op: str, arg: str, value: object) -> int:
     """An int of at least 1."""
@@ -11,3 +15,8 @@ def positive(op: str, arg: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{op}: {arg}: expected an int >= 1, got {value}")
     return value
+
+
+def weight_and_bias(conv: Any) -> tuple[Tensor, Tensor]:
+    """The tensors of a convolution that was made with a bias."""
+    return conv.weight, conv.bias

@@ -3,7 +3,9 @@
 
 from fastfer.ops.cbam import cbam, channel_gate, spatial_gate
 from fastfer.ops.conv2d import conv2d
+from fastfer.ops.coordinate import coordinate_attention, cpsca_pool
 from fastfer.ops.elementwise import activation, hardsigmoid, hardswish, relu, relu6, sigmoid, silu
+from fastfer.ops.gate import csa, eca, sa, scse, squeeze_excite
 from fastfer.ops.norm import Norm, batch_norm
 from fastfer.ops.pool import global_avg_max_pool, global_avg_pool, global_max_pool, max_pool2d
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
@@ -15,7 +17,11 @@ __all__ = [
     "cbam",
     "channel_gate",
     "conv2d",
+    "coordinate_attention",
+    "cpsca_pool",
+    "csa",
     "depthwise_conv2d",
+    "eca",
     "global_avg_max_pool",
     "global_avg_pool",
     "global_max_pool",
@@ -25,8 +31,11 @@ __all__ = [
     "pointwise_conv2d",
     "relu",
     "relu6",
+    "sa",
+    "scse",
     "separable_conv2d",
     "sigmoid",
     "silu",
     "spatial_gate",
+    "squeeze_excite",
 ]
