@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules over ``fastfer.ops``: torch's names and defaults where torch has the module, four-sided padding."""
 
+from fastfer.nn.attention import AdditiveAttention, DotProductAttention
 from fastfer.nn.cbam import CBAM, ChannelGate, SpatialGate
 from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.elementwise import Activation, Hardsigmoid, Hardswish, ReLU, ReLU6, Sigmoid, SiLU
+from fastfer.nn.loss import CenterLoss, CrossEntropyLoss, TripletLoss
 from fastfer.nn.norm import BatchNorm2d
 from fastfer.nn.pool import GlobalAvgPool, GlobalMaxPool, MaxPool2d
 from fastfer.nn.separable_conv import DepthwiseConv2d, PointwiseConv2d, SeparableConv2d
@@ -11,10 +13,14 @@ from fastfer.nn.separable_conv import DepthwiseConv2d, PointwiseConv2d, Separabl
 __all__ = [
     "CBAM",
     "Activation",
+    "AdditiveAttention",
     "BatchNorm2d",
+    "CenterLoss",
     "ChannelGate",
     "Conv2d",
+    "CrossEntropyLoss",
     "DepthwiseConv2d",
+    "DotProductAttention",
     "GlobalAvgPool",
     "GlobalMaxPool",
     "Hardsigmoid",
@@ -27,4 +33,5 @@ __all__ = [
     "SiLU",
     "Sigmoid",
     "SpatialGate",
+    "TripletLoss",
 ]

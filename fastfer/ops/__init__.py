@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public functions: torch ops with gradients, NHWC inside, one backend of native C++, CUDA, Numba or plain torch."""
 
+from fastfer.ops.attention import additive_attention, dot_product_attention
 from fastfer.ops.cbam import cbam, channel_gate, spatial_gate
 from fastfer.ops.conv2d import conv2d
 from fastfer.ops.elementwise import activation, hardsigmoid, hardswish, relu, relu6, sigmoid, silu
+from fastfer.ops.loss import center_loss, cross_entropy, triplet_loss, update_centers_
 from fastfer.ops.norm import Norm, batch_norm
 from fastfer.ops.pool import global_avg_pool, global_max_pool, max_pool2d
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
@@ -11,11 +13,15 @@ from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separ
 __all__ = [
     "Norm",
     "activation",
+    "additive_attention",
     "batch_norm",
     "cbam",
+    "center_loss",
     "channel_gate",
     "conv2d",
+    "cross_entropy",
     "depthwise_conv2d",
+    "dot_product_attention",
     "global_avg_pool",
     "global_max_pool",
     "hardsigmoid",
@@ -28,4 +34,6 @@ __all__ = [
     "sigmoid",
     "silu",
     "spatial_gate",
+    "triplet_loss",
+    "update_centers_",
 ]
