@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public functions: torch ops with gradients, NHWC inside, one backend of native C++, CUDA, Numba or plain torch."""
 
+from fastfer.ops.attention import additive_attention, dot_product_attention
 from fastfer.ops.cbam import cbam, channel_gate, spatial_gate
 from fastfer.ops.conv2d import conv2d
 from fastfer.ops.coordinate import coordinate_attention, cpsca_pool
 from fastfer.ops.elementwise import activation, hardsigmoid, hardswish, relu, relu6, sigmoid, silu
 from fastfer.ops.gate import csa, eca, sa, scse, squeeze_excite
+from fastfer.ops.loss import center_loss, cross_entropy, triplet_loss, update_centers_
 from fastfer.ops.norm import Norm, batch_norm
 from fastfer.ops.pool import global_avg_max_pool, global_avg_pool, global_max_pool, max_pool2d
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
@@ -13,8 +15,10 @@ from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separ
 __all__ = [
     "Norm",
     "activation",
+    "additive_attention",
     "batch_norm",
     "cbam",
+    "center_loss",
     "channel_gate",
     "conv2d",
     "coordinate_attention",
@@ -23,6 +27,8 @@ __all__ = [
     "depthwise_conv2d",
     "eca",
     "global_avg_max_pool",
+    "cross_entropy",
+    "dot_product_attention",
     "global_avg_pool",
     "global_max_pool",
     "hardsigmoid",
@@ -38,4 +44,6 @@ __all__ = [
     "silu",
     "spatial_gate",
     "squeeze_excite",
+    "triplet_loss",
+    "update_centers_",
 ]
