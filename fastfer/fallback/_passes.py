@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passes over memory that the ops of ``separable_conv`` are made of, one kernel each.
+"""The passes over memory that the ops of several families are made of, one kernel each.
 
 Activations are flat NHWC arrays; ``norm`` and ``coef`` are as in ``_norm``; an absent array has no elements. Chunk
 ``i`` takes the pixels or rows ``starts[i] .. starts[i + 1]`` and writes its own part of ``stats``, ``sums`` and
@@ -137,10 +137,23 @@ def norm_act(pointer: Pointer, chunk: int) -> None:
 
 @kernel
 def norm_backward(pointer: Pointer, chunk: int) -> None:
-    """Gradient of y from that of z = norm(y), by pixels; ``dy`` may be ``dz``."""
-    dy, dz, y, norm, coef, starts, channels = arguments(pointer, "FFFFFLi")
+    """Gradient of y from that of z = act(norm(y)), by pixels; ``dy`` may be ``dz``."""
+    dy, dz, y, norm, coef, starts, channels, act = arguments(pointer, "FFFFFLii")
     at = get(starts, chunk) * channels
-    backward(dy, at, channels, dz, y, at, get(starts, chunk + 1) - get(starts, chunk), channels, norm, coef, ZERO)
+    backward(dy, at, channels, dz, y, at, get(starts, chunk + 1) - get(starts, chunk), channels, norm, coef, act)
+
+
+@kernel
+def norm_moments(pointer: Pointer, chunk: int) -> None:
+    """``stats`` (chunks, 3, C) as ``_norm.moments``, by pixels."""
+    stats, y, starts, channels = arguments(pointer, "DFLi")
+    memory = np.empty(room(stats, 3 * channels), np.uint8)
+    scratch = area(stats, memory)
+    start, stop = get(starts, chunk), get(starts, chunk + 1)
+    for r in range(start, stop, BLOCK):
+        rows = min(BLOCK, stop - r)
+        moments(stats, 3 * channels * chunk, r - start, scratch, y, r * channels, rows, channels)
+    keep(memory)
 
 
 @kernel

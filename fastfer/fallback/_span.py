@@ -89,6 +89,18 @@ def absent(typingctx: Any, a: Any) -> Any:
 
 
 @intrinsic
+def no_offsets(typingctx: Any) -> Any:
+    """A span of no int64 elements."""
+    empty: Any = SpanType(types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(ir.IntType(64), 0)
+        return make_span(context, builder, empty, zero, zero)
+
+    return empty(), codegen
+
+
+@intrinsic
 def room(typingctx: Any, a: Any, n: Any) -> Any:
     """Bytes that `area` needs for ``n`` elements of the dtype of ``a``."""
 

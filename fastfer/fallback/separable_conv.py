@@ -15,46 +15,27 @@ from torch import Tensor
 from fastfer.fallback import _passes
 from fastfer.fallback._depthwise import taps, tiles
 from fastfer.fallback._numba import CHUNKS, Array, chunks, image, nhwc
-from fastfer.fallback._simd import REGISTER_BYTES
-
-_PART_ELEMENTS = 1 << 22
-"""Elements of weight gradient that all chunks together may hold: 16 MiB in float32."""
-
-
-def _starts(items: int, count: int) -> Array:
-    return np.arange(count + 1, dtype=np.int64) * items // count
-
-
-def _dense(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()
+from fastfer.fallback._steps import (
+    PART_ELEMENTS,
+    affine,
+    batch,
+    cut,
+    dense,
+    distinct,
+    merged,
+    norm_act,
+    norm_backward,
+    norm_gradients,
+    norm_sums,
+    pack,
+    panel,
+    running,
+)
 
 
 def _taps_first(weight: Tensor) -> Tensor:
     """Depthwise weights (C, 1, KH, KW) as (KH, KW, C), flat."""
     return weight.permute(2, 3, 1, 0).contiguous()
-
-
-def _panel(x: Tensor) -> int:
-    return 2 * REGISTER_BYTES // x.element_size()
-
-
-def _pack(weight: Tensor, transposed: bool) -> Tensor:
-    """Panels of the pointwise weights (O, C) for x · wᵀ, or for dy · w when ``transposed``."""
-    outputs, inputs = weight.shape[:2]
-    depth, columns = (outputs, inputs) if transposed else (inputs, outputs)
-    count = -(-columns // _panel(weight))
-    panels = weight.new_empty(count * depth * _panel(weight))
-    steps = (inputs, 1) if transposed else (1, inputs)
-    _passes.pack_panel(weight.dtype, count, panels.numel(), panels, weight.contiguous(), depth, columns, *steps)
-    return panels
-
-
-def _merged(parts: Tensor, size: int) -> Tensor:
-    """Sum of ``parts`` (chunks, size) over chunks."""
-    out = parts.new_empty(size)
-    count = chunks(size, parts.numel())
-    _passes.merge_parts(parts.dtype, count, parts.numel(), out, parts, count)
-    return out
 
 
 class _Geometry:
@@ -88,10 +69,10 @@ def _depthwise(
     """Depthwise convolution, its moments by chunk (or none) and the chunks' pixels."""
     y = image(x, x.shape[1], *geometry.out)
     count = chunks(geometry.rows, geometry.work)
-    starts = _starts(geometry.rows, count)
+    starts = cut(geometry.rows, count)
     stats = torch.zeros(count * 3 * x.shape[1] if moments else 0, dtype=torch.float64)
     if y.numel():
-        arrays = y, nhwc(x), _taps_first(weight), _dense(bias), *geometry.taps(), stats, starts
+        arrays = y, nhwc(x), _taps_first(weight), dense(bias), *geometry.taps(), stats, starts
         _passes.depthwise(x.dtype, count, geometry.work, *arrays, *geometry.size)
     return y, stats, np.diff(starts) * geometry.out[1]
 
@@ -105,10 +86,10 @@ def _pointwise(
     y = image(x, outputs, x.shape[2], x.shape[3])
     work = pixels * inputs * outputs
     count = chunks(-(-pixels // _passes.BLOCK), work)
-    starts = _starts(pixels, count)
+    starts = cut(pixels, count)
     stats = torch.zeros(count * 3 * outputs if moments else 0, dtype=torch.float64)
     if y.numel():
-        arrays = y, nhwc(x), _pack(weight, False), _dense(bias), norm, stats, starts
+        arrays = y, nhwc(x), pack(weight, False), dense(bias), norm, stats, starts
         _passes.pointwise(x.dtype, count, work, *arrays, inputs, outputs, act)
     return y, stats, np.diff(starts)
 
@@ -116,11 +97,6 @@ def _pointwise(
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     """Depthwise convolution with four-sided padding."""
     return _depthwise(x, weight, bias, _Geometry(x, weight, stride, padding), False)[0]
-
-
-def _distinct(*grads: Tensor) -> tuple[Tensor, ...]:
-    """The same tensors, none twice: an op's outputs must not alias."""
-    return tuple(grad if grad.numel() else grad.new_empty(grad.shape) for grad in grads)
 
 
 def depthwise_conv2d_backward(
@@ -131,7 +107,7 @@ def depthwise_conv2d_backward(
     need_dx, need_dw = mask[0], mask[1] or mask[2]
     channels, nothing = x.shape[1], x.new_empty(0)
     dx = image(x, *x.shape[1:]) if need_dx else nothing
-    count = chunks(geometry.rows, geometry.work, min(CHUNKS, max(1, _PART_ELEMENTS // weight.numel())))
+    count = chunks(geometry.rows, geometry.work, min(CHUNKS, max(1, PART_ELEMENTS // weight.numel())))
     parts = x.new_zeros(count * weight.numel() if need_dw else 0)
     sums = torch.zeros(count * channels if need_dw else 0, dtype=torch.float64)
     if geometry.rows and (need_dx or need_dw):
@@ -139,10 +115,10 @@ def depthwise_conv2d_backward(
         _passes.depthwise_backward(x.dtype, count, 2 * geometry.work, *arrays, geometry.images, count, *geometry.size)
     dw, db = nothing, nothing
     if mask[1]:
-        dw = _merged(parts, weight.numel()).view(*weight.shape[2:], 1, channels).permute(3, 2, 0, 1).contiguous()
+        dw = merged(parts, weight.numel()).view(*weight.shape[2:], 1, channels).permute(3, 2, 0, 1).contiguous()
     if mask[2]:
-        db = _merged(sums, channels).to(x.dtype)
-    return _distinct(dx, dw, db)
+        db = merged(sums, channels).to(x.dtype)
+    return distinct(dx, dw, db)
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -157,9 +133,9 @@ def _pointwise_backward(
     """Gradients before act1, of weights and bias, and sums (2, C) for norm1, as ``_passes.pointwise_backward``."""
     outputs, inputs = weight.shape[:2]
     pixels = y1.shape[0] * y1.shape[2] * y1.shape[3]
-    padded = -(-inputs // _panel(y1)) * _panel(y1)
+    padded = -(-inputs // panel(y1)) * panel(y1)
     work = 2 * pixels * inputs * outputs
-    limit = min(CHUNKS, max(1, _PART_ELEMENTS // (outputs * padded))) if need_dw else CHUNKS
+    limit = min(CHUNKS, max(1, PART_ELEMENTS // (outputs * padded))) if need_dw else CHUNKS
     count = chunks(-(-pixels // _passes.BLOCK), work, limit)
     nothing = y1.new_empty(0)
     da = image(y1, *y1.shape[1:]) if need_da else nothing
@@ -167,40 +143,20 @@ def _pointwise_backward(
     sums2 = torch.zeros(count * outputs if need_dw else 0, dtype=torch.float64)
     sums1 = torch.zeros(count * 2 * inputs, dtype=torch.float64)
     if pixels and (need_da or need_dw):
-        panels = _pack(weight, True) if need_da else None
+        panels = pack(weight, True) if need_da else None
         arrays = da, parts, sums2, sums1, nhwc(dout), nhwc(y2), nhwc(y1), panels, norm2, coef2, norm1
-        _passes.pointwise_backward(y1.dtype, count, work, *arrays, _starts(pixels, count), inputs, outputs, act2, act1)
-    merged1 = _merged(sums1, 2 * inputs)
+        _passes.pointwise_backward(y1.dtype, count, work, *arrays, cut(pixels, count), inputs, outputs, act2, act1)
+    merged1 = merged(sums1, 2 * inputs)
     if not need_dw:
         return da, nothing, nothing, merged1
-    dw = _merged(parts, outputs * padded).view(outputs, padded)[:, :inputs].contiguous().view(weight.shape)
-    return da, dw, _merged(sums2, outputs).to(y1.dtype), merged1
+    dw = merged(parts, outputs * padded).view(outputs, padded)[:, :inputs].contiguous().view(weight.shape)
+    return da, dw, merged(sums2, outputs).to(y1.dtype), merged1
 
 
 def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of x, weight and bias."""
     dx, dw, db, _ = _pointwise_backward(dy, dy, x, weight, None, None, 0, None, 0, mask[0], mask[1] or mask[2])
     return dx, dw if mask[1] else x.new_empty(0), db if mask[2] else x.new_empty(0)
-
-
-def _norm(weight: Tensor | None, bias: Tensor | None, stats: Tensor) -> Tensor | None:
-    """Mean, scale and bias of a norm, flat; None without norm."""
-    return None if weight is None or bias is None else torch.cat([stats[0], stats[1] * weight, bias])
-
-
-def _running(mean: Tensor | None, var: Tensor | None, eps: float, like: Tensor) -> Tensor:
-    """Statistics (3, C) from running ones; empty without norm."""
-    return like.new_empty(0) if mean is None or var is None else torch.stack([mean, (var + eps).rsqrt(), var])
-
-
-def _batch(moments: Tensor, counts: Array, eps: float, like: Tensor) -> Tensor:
-    """Statistics (3, C) from the chunks' moments."""
-    channels, count = like.shape[1], int(counts.sum())
-    _passes.merge_moments(like.dtype, 1, 0, moments, counts, channels)
-    total, _, m2 = moments[: 3 * channels].view(3, channels)
-    return torch.stack([total / max(count, 1), (m2 / max(count, 1) + eps).rsqrt(), m2 / max(count - 1, 1)]).to(
-        like.dtype
-    )
 
 
 def separable_conv2d(
@@ -218,22 +174,22 @@ def separable_conv2d(
     out = image(x, outputs, *geometry.out)
     if not out.numel():
         return out
-    norm1 = _norm(n1_weight, n1_bias, _running(n1_mean, n1_var, eps1, x))
-    norm2 = _norm(n2_weight, n2_bias, _running(n2_mean, n2_var, eps2, x))
+    norm1 = affine(n1_weight, n1_bias, running(n1_mean, n1_var, eps1, x))
+    norm2 = affine(n2_weight, n2_bias, running(n2_mean, n2_var, eps2, x))
     work = geometry.work + geometry.pixels * pw.numel()
     count = chunks(geometry.rows, work)
     arrays = (
         out,
         nhwc(x),
         _taps_first(dw),
-        _dense(dw_bias),
+        dense(dw_bias),
         norm1,
-        _pack(pw, False),
-        _dense(pw_bias),
+        pack(pw, False),
+        dense(pw_bias),
         norm2,
         *geometry.taps(),
     )
-    _passes.separable(x.dtype, count, work, *arrays, _starts(geometry.rows, count), outputs, act1, act2, *geometry.size)
+    _passes.separable(x.dtype, count, work, *arrays, cut(geometry.rows, count), outputs, act1, act2, *geometry.size)
     return out
 
 
@@ -250,29 +206,12 @@ def separable_conv2d_train(
     geometry = _Geometry(x, dw, stride, padding)
     batch1, batch2 = batch_stats and n1_weight is not None, batch_stats and n2_weight is not None
     y1, moments, counts = _depthwise(x, dw, dw_bias, geometry, batch1)
-    stats1 = _batch(moments, counts, eps1, y1) if batch1 else _running(n1_mean, n1_var, eps1, x)
-    y2, moments, counts = _pointwise(y1, pw, pw_bias, _norm(n1_weight, n1_bias, stats1), act1, batch2)
-    stats2 = _batch(moments, counts, eps2, y2) if batch2 else _running(n2_mean, n2_var, eps2, x)
+    stats1 = batch(moments, counts, eps1, y1) if batch1 else running(n1_mean, n1_var, eps1, x)
+    y2, moments, counts = _pointwise(y1, pw, pw_bias, affine(n1_weight, n1_bias, stats1), act1, batch2)
+    stats2 = batch(moments, counts, eps2, y2) if batch2 else running(n2_mean, n2_var, eps2, x)
     if n2_weight is None and act2 == 0:
         return y2, y1, y2.new_empty(0), stats1, stats2
-    out, size = torch.empty_like(y2), y2.numel()
-    if size:
-        count = chunks(geometry.pixels, size)
-        starts = _starts(geometry.pixels, count)
-        _passes.norm_act(x.dtype, count, size, out, y2, _norm(n2_weight, n2_bias, stats2), starts, y2.shape[1], act2)
-    return out, y1, y2, stats1, stats2
-
-
-def _norm_gradients(
-    sums: Tensor, stats: Tensor, weight: Tensor, pixels: int, batch_stats: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of a norm's weight and bias, and the coefficients of its backward, from the sums (2, C)."""
-    total, moment = sums.view(2, -1)
-    invstd = stats[1].double()
-    coef = None
-    if batch_stats:
-        coef = (torch.cat([total, moment * invstd**2]) * (-invstd * weight / max(pixels, 1)).repeat(2)).to(stats.dtype)
-    return (moment * invstd).to(stats.dtype), total.to(stats.dtype, copy=True), coef
+    return norm_act(y2, affine(n2_weight, n2_bias, stats2), act2), y1, y2, stats1, stats2
 
 
 def separable_conv2d_backward(
@@ -283,28 +222,23 @@ def separable_conv2d_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
     need_dx, need_dw, need_pw = mask
-    need_da, nothing, size = need_dx or need_dw, x.new_empty(0), dout.numel()
+    need_da, nothing = need_dx or need_dw, x.new_empty(0)
     pixels = dout.shape[0] * dout.shape[2] * dout.shape[3]
-    norm1, norm2 = _norm(n1_weight, n1_bias, stats1), _norm(n2_weight, n2_bias, stats2)
+    norm1, norm2 = affine(n1_weight, n1_bias, stats1), affine(n2_weight, n2_bias, stats2)
     dout = nhwc(dout)
     y2 = nhwc(y2) if y2.dim() == 4 else dout
     d_w2, d_b2, coef2 = nothing, nothing, None
     if n2_weight is not None:
-        count = chunks(-(-pixels // _passes.BLOCK), size)
-        outputs, sums = n2_weight.numel(), torch.zeros(count * 2 * n2_weight.numel(), dtype=torch.float64)
-        if need_pw or batch_stats:
-            arrays = sums, dout, y2, norm2, _starts(pixels, count)
-            _passes.norm_sums(x.dtype, count, size, *arrays, outputs, act2)
-        d_w2, d_b2, coef2 = _norm_gradients(_merged(sums, 2 * outputs), stats2, n2_weight, pixels, batch_stats)
+        needed = need_pw or batch_stats
+        sums = norm_sums(dout, y2, norm2, act2) if needed else torch.zeros(2 * n2_weight.numel(), dtype=torch.float64)
+        d_w2, d_b2, coef2 = norm_gradients(sums, stats2, n2_weight, pixels, batch_stats)
     dy1, d_pw, d_pb, sums1 = _pointwise_backward(dout, y2, y1, pw, norm2, coef2, act2, norm1, act1, need_da, need_pw)
     pw_side = (d_pw, d_pb, d_w2, d_b2) if need_pw else (nothing,) * 4
     if not need_da:
-        return _distinct(nothing, nothing, nothing, nothing, nothing, *pw_side)
+        return distinct(nothing, nothing, nothing, nothing, nothing, *pw_side)
     d_w1, d_b1 = nothing, nothing
     if n1_weight is not None:
-        d_w1, d_b1, coef1 = _norm_gradients(sums1, stats1, n1_weight, pixels, batch_stats)
-        count = chunks(pixels, dy1.numel())
-        starts, y1 = _starts(pixels, count), nhwc(y1)
-        _passes.norm_backward(x.dtype, count, dy1.numel(), dy1, dy1, y1, norm1, coef1, starts, y1.shape[1])
+        d_w1, d_b1, coef1 = norm_gradients(sums1, stats1, n1_weight, pixels, batch_stats)
+        norm_backward(dy1, dy1, nhwc(y1), norm1, coef1, 0)
     dx, d_dw, d_db = depthwise_conv2d_backward(dy1, x, dw, stride, padding, [need_dx, need_dw, need_dw])
-    return _distinct(dx, d_dw, d_db, d_w1 if need_dw else nothing, d_b1 if need_dw else nothing, *pw_side)
+    return distinct(dx, d_dw, d_db, d_w1 if need_dw else nothing, d_b1 if need_dw else nothing, *pw_side)

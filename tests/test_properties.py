@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every public op with random arguments: each backend against the float64 reference, forward and gradients.
+
+An op is one row of ``ROWS``. ``FASTFER_SEED=<number>`` runs that seed alone, as the message of a failure says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+from conftest import Variant, variants
+from properties import Call, Draw, Row, check
+from torch import Tensor
+
+from fastfer import ops
+from fastfer._checks import ACTIVATIONS
+
+CASES = 2000
+"""On each backend, at least."""
+
+KERNELS, STRIDES = (1, 2, 3, 3, 4, 5), (1, 1, 2, 3)
+MOMENTS = 8
+"""Values a channel from which batch statistics are drawn: fewer leave gradients that are all rounding."""
+
+
+def extent(d: Draw, kernel: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image that ``kernel`` fits in."""
+    return kernel[0] + d.size(8) - 1, kernel[1] + d.size(8) - 1
+
+
+def training(d: Draw, values: int) -> bool:
+    return d.flag("training") and values >= MOMENTS
+
+
+def out_size(size: int, pads: tuple[int, int], kernel: int, stride: int) -> int:
+    return (size + sum(pads) - kernel) // stride + 1
+
+
+def sides(padding: int | tuple[int, ...]) -> tuple[int, int, int, int]:
+    if isinstance(padding, int):
+        return (padding,) * 4
+    return padding if len(padding) == 4 else (*padding, *padding)  # type: ignore[return-value]
+
+
+def convolved(d: Draw, n: int, kernel: tuple[int, int], c: int) -> tuple[tuple[int, int], int | tuple[int, ...], int]:
+    """Draws the image of a convolution; its stride, padding and the values a channel that come out."""
+    stride, padding, (h, w) = d.pair("stride", STRIDES), d.padding(kernel), extent(d, kernel)
+    d.image("x", n, c, h, w)
+    top, left, bottom, right = sides(padding)
+    rows = out_size(h, (top, bottom), kernel[0], stride[0])
+    return stride, padding, n * rows * out_size(w, (left, right), kernel[1], stride[1])
+
+
+def activation(name: str, d: Draw) -> Call:
+    if d.flag("image"):
+        d.image("x", d.batch(), d.channels(), d.size(), d.size())
+    else:
+        d.tensor("x", *(d.size(40) for _ in range(d.size(3))))
+    return lambda t: getattr(ops, name)(t["x"])
+
+
+def named_activation(d: Draw) -> Call:
+    d.image("x", d.batch(), d.channels(), d.size(), d.size())
+    act = d.option("act", ACTIVATIONS[1:])
+    return lambda t: ops.activation(t["x"], act)
+
+
+def batch_norm(d: Draw) -> Call:
+    n, c, h, w = d.batch(), d.channels(), d.size(), d.size()
+    d.image("x", n, c, h, w)
+    d.norm("norm", c)
+    act, train = d.act(), training(d, n * h * w)
+    return lambda t: ops.batch_norm(t["x"], t.norm("norm"), act=act, training=train)
+
+
+def conv2d(d: Draw) -> Call:
+    n, c, o, kernel = d.batch(), d.channels(), d.channels(), d.pair("kernel", KERNELS)
+    stride, padding, values = convolved(d, n, kernel, c)
+    d.weight("weight", o, c, *kernel)
+    d.maybe_weight("bias", o)
+    d.maybe_norm("norm", o)
+    act, train = d.act(), training(d, values)
+    return lambda t: ops.conv2d(
+        t["x"], t["weight"], t.get("bias"), norm=t.norm("norm"), act=act, stride=stride, padding=padding, training=train
+    )
+
+
+def depthwise_conv2d(d: Draw) -> Call:
+    c, kernel = d.channels(), d.pair("kernel", KERNELS)
+    stride, padding, _ = convolved(d, d.batch(), kernel, c)
+    d.weight("weight", c, 1, *kernel)
+    d.maybe_weight("bias", c)
+    return lambda t: ops.depthwise_conv2d(t["x"], t["weight"], t.get("bias"), stride, padding)
+
+
+def pointwise_conv2d(d: Draw) -> Call:
+    c, o = d.channels(), d.channels()
+    d.image("x", d.batch(), c, d.size(), d.size())
+    d.weight("weight", o, c, 1, 1)
+    d.maybe_weight("bias", o)
+    return lambda t: ops.pointwise_conv2d(t["x"], t["weight"], t.get("bias"))
+
+
+def separable_conv2d(d: Draw) -> Call:
+    n, c, o, kernel = d.batch(), d.channels(), d.channels(), d.pair("kernel", KERNELS)
+    stride, padding, values = convolved(d, n, kernel, c)
+    d.weight("dw", c, 1, *kernel)
+    d.weight("pw", o, c, 1, 1)
+    d.maybe_weight("dw_bias", c)
+    d.maybe_weight("pw_bias", o)
+    d.maybe_norm("norm1", c)
+    d.maybe_norm("norm2", o)
+    act1, act2, train = d.act("act1"), d.act("act2"), training(d, values)
+    return lambda t: ops.separable_conv2d(
+        t["x"], t["dw"], t["pw"], dw_bias=t.get("dw_bias"), norm1=t.norm("norm1"), act1=act1,
+        pw_bias=t.get("pw_bias"), norm2=t.norm("norm2"), act2=act2, stride=stride, padding=padding, training=train,
+    )  # fmt: skip
+
+
+def max_pool2d(d: Draw) -> Call:
+    kernel = d.pair("kernel", KERNELS)
+    h, w = extent(d, kernel)
+    d.image("x", d.batch(), d.channels(), h, w)
+    stride, padding = d.option("stride", (None, 1, 2, (2, 1))), d.padding((kernel[0] // 2, kernel[1] // 2))
+    return lambda t: ops.max_pool2d(t["x"], kernel, stride, padding)
+
+
+def pooled(name: str, d: Draw) -> Call:
+    d.image("x", d.batch(), d.channels(), d.size(), d.size())
+    return lambda t: getattr(ops, name)(t["x"])
+
+
+def channel_mlp(d: Draw) -> int:
+    """Draws the image and the channel gate's perceptron; values of its image."""
+    n, c, hidden, h, w = d.batch(), d.channels(), d.size(5), d.size(), d.size()
+    d.image("x", n, c, h, w)
+    d.weight("w1", hidden, c)
+    d.weight("b1", hidden)
+    d.weight("w2", c, hidden)
+    d.weight("b2", c)
+    return n * h * w
+
+
+def spatial(d: Draw) -> None:
+    size = d.option("kernel", (1, 3, 7))
+    d.weight("spatial", 1, 2, size, size)
+    d.norm("norm", 1)
+
+
+def channel_gate(d: Draw) -> Call:
+    channel_mlp(d)
+    return lambda t: ops.channel_gate(t["x"], t["w1"], t["b1"], t["w2"], t["b2"])
+
+
+def spatial_gate(d: Draw) -> Call:
+    n, h, w = d.batch(), d.size(), d.size()
+    d.image("x", n, d.channels(), h, w)
+    spatial(d)
+    train = training(d, n * h * w)
+    return lambda t: ops.spatial_gate(t["x"], t["spatial"], t.norm("norm"), training=train)
+
+
+def cbam(d: Draw) -> Call:
+    values = channel_mlp(d)
+    spatial(d)
+    train = training(d, values)
+    return lambda t: ops.cbam(t["x"], t["w1"], t["b1"], t["w2"], t["b2"], t["spatial"], t.norm("norm"), training=train)
+
+
+ROWS = (
+    Row("activation", 4, named_activation),
+    *(Row(name, 1, partial(activation, name)) for name in ACTIVATIONS[1:]),
+    Row("batch_norm", 6, batch_norm),
+    Row("cbam", 4, cbam),
+    Row("channel_gate", 3, channel_gate),
+    Row("conv2d", 12, conv2d),
+    Row("depthwise_conv2d", 8, depthwise_conv2d),
+    Row("global_avg_pool", 2, partial(pooled, "global_avg_pool")),
+    Row("global_max_pool", 2, partial(pooled, "global_max_pool")),
+    Row("max_pool2d", 5, max_pool2d),
+    Row("pointwise_conv2d", 5, pointwise_conv2d),
+    Row("separable_conv2d", 12, separable_conv2d),
+    Row("spatial_gate", 3, spatial_gate),
+)
+NOT_OPS = ("Norm",)
+
+
+def seeds(row: Row) -> range:
+    forced = os.environ.get("FASTFER_SEED")
+    if forced is not None:
+        return range(int(forced), int(forced) + 1)
+    return range(-(-CASES * row.weight // sum(each.weight for each in ROWS)))
+
+
+@pytest.fixture(params=[p for p in variants(every_isa=False) if p.values[0].backend != "reference"])
+def kernels(request: pytest.FixtureRequest, threads: None) -> Iterator[Variant]:
+    """Every CPU backend with kernels of its own, native on its best ISA, on one thread: the shapes are small."""
+    torch.set_num_threads(1)
+    with request.param.active():
+        yield request.param
+
+
+def check_all(row: Row, seeds: range) -> None:
+    for seed in seeds:
+        check(row, seed)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_random_calls(kernels: Variant, row: Row) -> None:
+    check_all(row, seeds(row))
+
+
+def test_every_public_op_has_a_row() -> None:
+    assert sorted(row.name for row in ROWS) == sorted(set(ops.__all__) - set(NOT_OPS))
+
+
+@pytest.mark.skipif("FASTFER_SEED" in os.environ, reason="FASTFER_SEED runs one case of each op")
+def test_there_are_enough_cases() -> None:
+    assert sum(len(seeds(row)) for row in ROWS) >= CASES
+
+
+def test_a_wrong_result_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(x: Tensor, act: str) -> Tensor:
+        y = original(x, act)
+        return y if x.dtype == torch.float64 or not x.numel() else y + 1e-3 * (torch.arange(x.numel()) == 0).view_as(x)
+
+    original = ops.activation
+    monkeypatch.setattr(ops, "activation", wrong)
+    row = next(row for row in ROWS if row.name == "activation")
+    with pytest.raises(AssertionError, match=r"activation: FASTFER_SEED=\d+: dtype=.*output 0: element"):
+        check_all(row, range(20))
