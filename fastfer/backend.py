@@ -16,8 +16,18 @@ from typing import Any
 
 import torch
 
-FAMILIES = ("elementwise", "separable_conv", "conv2d", "norm", "pool", "cbam", "coordinate", "gate")
-FAMILIES = ("elementwise", "separable_conv", "conv2d", "norm", "pool", "cbam", "attention", "loss")
+FAMILIES = (
+    "elementwise",
+    "separable_conv",
+    "conv2d",
+    "norm",
+    "pool",
+    "cbam",
+    "coordinate",
+    "gate",
+    "attention",
+    "loss",
+)
 _PACKAGES = {"native": "native", "numba": "fallback", "cuda": "cuda", "cupy": "cupy", "reference": "reference"}
 _ORDER = {"cpu": ("native", "numba", "reference"), "cuda": ("cuda", "cupy", "reference")}
 

@@ -10,7 +10,7 @@ from fastfer import _C
 
 
 def update_running(mean: Tensor, var: Tensor, stats: Tensor, momentum: float) -> bool:
-    """running += momentum · (batch - running), ``stats`` (3, C) as `separable_conv2d_train`; False where it cannot run."""
+    """running += momentum · (batch - running), ``stats`` (3, C) of a training op; False where it cannot run."""
     for t in (mean, var):
         if type(t) is not Tensor or not t.is_cpu or t.dtype != stats.dtype or not t.is_contiguous():
             return False

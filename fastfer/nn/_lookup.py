@@ -14,6 +14,11 @@ def tensor(module: nn.Module, name: str) -> Any:
     return parameters[name] if name in parameters else getattr(module, name)
 
 
+def buffer(module: nn.Module, name: str) -> Any:
+    """The buffer ``name`` of ``module``."""
+    return module._buffers[name]
+
+
 def child(module: nn.Module, name: str) -> Any:
     """The submodule ``name`` of ``module``, or the None that stands for it."""
     modules = module._modules

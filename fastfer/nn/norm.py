@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastfer.nn._lookup import tensor
+from fastfer.nn._lookup import buffer, tensor
 from fastfer.ops.norm import Norm, batch_norm
 
 
@@ -44,9 +44,7 @@ class BatchNorm2d(torch.nn.BatchNorm2d):
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0 / max(int(self.num_batches_tracked), 1)
-        buffers = self._buffers  # as `self.running_mean`, without the search of Module.__getattr__
-        mean, var = buffers["running_mean"], buffers["running_var"]
-        assert mean is not None and var is not None
+        mean, var = buffer(self, "running_mean"), buffer(self, "running_var")
         return Norm(tensor(self, "weight"), tensor(self, "bias"), mean, var, momentum, self.eps)
 
     def step(self) -> Norm:

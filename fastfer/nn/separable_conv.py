@@ -20,7 +20,10 @@ from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separ
 
 
 class DepthwiseConv2d(nn.Module):
-    """One filter a channel: (N, channels, H, W) -> (N, channels, OH, OW), channels_last; sizes as in `Conv2d`."""
+    """act(norm(one filter a channel)): (N, channels, H, W) -> (N, channels, OH, OW), channels_last.
+
+    Sizes, norm and activation as in `Conv2d`.
+    """
 
     def __init__(
         self,
@@ -30,26 +33,41 @@ class DepthwiseConv2d(nn.Module):
         padding: int | Sequence[int] = 0,
         *,
         bias: bool = True,
+        norm: bool | BatchNorm2d = False,
+        act: str | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         op, factory = "DepthwiseConv2d", {"device": device, "dtype": dtype}
+        _checks.act_code(op, act)
+        self.act = act
         self.channels = positive(op, "channels", channels)
         self.kernel_size = _checks.pair(op, "kernel_size", kernel_size)
         self.stride = _checks.pair(op, "stride", stride)
         self.padding = _checks.padding4(op, padding)
         self.weight = nn.Parameter(torch.empty(channels, 1, *self.kernel_size, **factory))
         self.bias = nn.Parameter(torch.empty(channels, **factory)) if bias else None
+        self.norm = make_norm(op, "norm", norm, channels, factory)
         reset_conv(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        norm = child(self, "norm")
+        return depthwise_conv2d(
+            x,
+            tensor(self, "weight"),
+            tensor(self, "bias"),
+            self.stride,
+            self.padding,
+            norm=norm.step() if norm is not None else None,
+            act=self.act,
+            training=norm is not None and norm.training,
+        )
 
     def extra_repr(self) -> str:
         return (
             f"{self.channels}, kernel_size={tuple(self.kernel_size)}, stride={tuple(self.stride)}, "
-            f"padding={tuple(self.padding)}, bias={self.bias is not None}"
+            f"padding={tuple(self.padding)}, bias={self.bias is not None}, act={self.act!r}"
         )
 
 

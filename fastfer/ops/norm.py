@@ -57,9 +57,9 @@ def update_running(norm: Norm | None, stats: Tensor) -> None:
     if norm is None:
         return
     mean, var = norm.running_mean, norm.running_var
-    if _native is not None and not torch.compiler.is_compiling():
-        if _native.update_running(mean, var, stats, norm.momentum):
-            return
+    eager = _native is not None and not torch.compiler.is_compiling()
+    if eager and _native.update_running(mean, var, stats, norm.momentum):
+        return
     with torch.no_grad():
         mean.lerp_(stats[0].to(mean.dtype), norm.momentum)
         var.lerp_(stats[2].to(var.dtype), norm.momentum)

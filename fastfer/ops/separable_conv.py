@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
-from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
+from fastfer.ops.elementwise import activation
+from fastfer.ops.norm import Norm, batch_norm, check_batch, check_norm, update_running
 
 _FAMILY = "separable_conv"
 _CL = torch.channels_last
@@ -203,26 +204,31 @@ def _check_pointwise(op: str, x: Tensor, weight: Tensor, name: str) -> None:
 
 
 def depthwise_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-) -> Tensor:
-    """Depthwise convolution: y[n,c,i,j] = bias[c] + sum_kl x[n,c,i·s+k-top,j·s+l-left] · weight[c,0,k,l].
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0, *, norm: Norm | None = None, act: str | None = None, training: bool = False,
+) -> Tensor:  # fmt: skip
+    """act(norm(y)) of the depthwise convolution y[n,c,i,j] = bias[c] + sum_kl x[n,c,i·s+k-top,j·s+l-left] · weight[c,0,k,l].
 
     x (N, C, H, W) float32 or float64; weight (C, 1, KH, KW); bias (C,); stride int or (vertical, horizontal); padding
-    int, (vertical, horizontal) or (top, left, bottom, right). Returns channels_last (N, C, OH, OW).
+    int, (vertical, horizontal) or (top, left, bottom, right); norm, act and training as `separable_conv2d`.
+    Returns channels_last (N, C, OH, OW).
     Raises TypeError or ValueError naming the argument. Source: Howard et al. 2017, eq. 3.
     """
     op = "depthwise_conv2d"
     _checks.image(op, "x", x)
     strides, pads = _checks.pair(op, "stride", stride), _checks.padding4(op, padding)
-    _check_depthwise(op, x, weight, strides, pads, "weight")
+    height, width = _check_depthwise(op, x, weight, strides, pads, "weight")
     if bias is not None:
         _checks.like(op, "bias", bias, x, (x.shape[1],))
-    y: Tensor = _depthwise(x, weight, bias, strides, pads)
-    return y
+    _checks.act_code(op, act)
+    if norm is None:
+        y: Tensor = _depthwise(x, weight, bias, strides, pads)
+        return activation(y, act)
+    check_norm(op, "norm", norm, x, x.shape[1])
+    if training:
+        check_batch(op, (x.shape[0], x.shape[1], height, width))
+    y = _depthwise(x, weight, bias, strides, pads)
+    return batch_norm(y, norm, act=act, training=training)
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
