@@ -207,7 +207,7 @@ def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0, *, norm: Norm | None = None, act: str | None = None, training: bool = False,
 ) -> Tensor:  # fmt: skip
-    """act(norm(y)) of the depthwise convolution y[n,c,i,j] = bias[c] + sum_kl x[n,c,i·s+k-top,j·s+l-left] · weight[c,0,k,l].
+    """act(norm(y)), y depthwise: y[n,c,i,j] = bias[c] + sum_kl x[n,c,i·s+k-top,j·s+l-left] · weight[c,0,k,l].
 
     x (N, C, H, W) float32 or float64; weight (C, 1, KH, KW); bias (C,); stride int or (vertical, horizontal); padding
     int, (vertical, horizontal) or (top, left, bottom, right); norm, act and training as `separable_conv2d`.
