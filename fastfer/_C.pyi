@@ -35,3 +35,19 @@ def separable_conv2d_bwd(
     act1: int, pw: int, norm2: list[int], act2: int, batch_stats: bool, dx: int, d_dw: int, d_dw_bias: int, d_pw: int,
     d_pw_bias: int, threads: int,
 ) -> None: ...  # fmt: skip
+def conv2d_fwd(
+    wide: bool, train: bool, shape: list[int], x: int, weight: int, bias: int, norm: list[int], eps: float, act: int,
+    batch_stats: bool, out: int, y: int, threads: int,
+) -> None: ...  # fmt: skip
+def conv2d_bwd(
+    wide: bool, shape: list[int], dout: int, x: int, y: int, weight: int, norm: list[int], act: int, batch_stats: bool,
+    dx: int, d_weight: int, d_bias: int, threads: int,
+) -> None: ...  # fmt: skip
+def batch_norm_fwd(
+    wide: bool, train: bool, rows: int, channels: int, x: int, norm: list[int], eps: float, act: int,
+    batch_stats: bool, out: int, threads: int,
+) -> None: ...  # fmt: skip
+def batch_norm_bwd(
+    wide: bool, rows: int, channels: int, dout: int, x: int, norm: list[int], act: int, batch_stats: bool, dx: int,
+    threads: int,
+) -> None: ...  # fmt: skip

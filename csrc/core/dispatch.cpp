@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/dispatch.h"
 
+#include "conv2d/op.h"
 #include "elementwise/op.h"
+#include "norm/op.h"
 #include "separable_conv/op.h"
 
 namespace ff {
