@@ -17,6 +17,8 @@ namespace ff {
 void bind_elementwise(py::module_& m);
 void bind_separable_conv(py::module_& m);
 void bind_pool(py::module_& m);
+void bind_conv2d(py::module_& m);
+void bind_norm(py::module_& m);
 void bind_memory(py::module_& m);
 #ifdef FASTFER_CUDA
 void bind_cuda(py::module_& m);
@@ -88,6 +90,8 @@ PYBIND11_MODULE(_C, m) {
   bind_elementwise(m);
   bind_separable_conv(m);
   bind_pool(m);
+  bind_conv2d(m);
+  bind_norm(m);
 #ifdef FASTFER_CUDA
   bind_cuda(m);  // the submodule "cuda"
 #else

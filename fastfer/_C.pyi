@@ -55,3 +55,19 @@ def global_avg_max_pool_fwd(
 def global_avg_max_pool_bwd(
     wide: bool, n: int, pixels: int, channels: int, davg: int, dmax: int, positions: int, dx: int, threads: int
 ) -> None: ...
+def conv2d_fwd(
+    wide: bool, train: bool, shape: list[int], x: int, weight: int, bias: int, norm: list[int], eps: float, act: int,
+    batch_stats: bool, out: int, y: int, threads: int,
+) -> None: ...  # fmt: skip
+def conv2d_bwd(
+    wide: bool, shape: list[int], dout: int, x: int, y: int, weight: int, norm: list[int], act: int, batch_stats: bool,
+    dx: int, d_weight: int, d_bias: int, threads: int,
+) -> None: ...  # fmt: skip
+def batch_norm_fwd(
+    wide: bool, train: bool, rows: int, channels: int, x: int, norm: list[int], eps: float, act: int,
+    batch_stats: bool, out: int, threads: int,
+) -> None: ...  # fmt: skip
+def batch_norm_bwd(
+    wide: bool, rows: int, channels: int, dout: int, x: int, norm: list[int], act: int, batch_stats: bool, dx: int,
+    threads: int,
+) -> None: ...  # fmt: skip

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/dispatch.h"
 
+#include "conv2d/op.h"
 #include "elementwise/op.h"
 #include "pool/op.h"
+#include "norm/op.h"
 #include "separable_conv/op.h"
 
 namespace ff {

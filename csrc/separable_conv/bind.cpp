@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <pybind11/stl.h>
-
-#include <array>
-
-#include "core/bind.h"
+#include "norm/bind.h"
 
 namespace ff {
 namespace {
@@ -14,13 +10,6 @@ using ShapeList = std::array<idx, 12>;
 DepthwiseShape shape(const ShapeList& v) {
   return {v[0], v[1], v[2], v[3], v[4], v[5], static_cast<int>(v[6]), static_cast<int>(v[7]),
           static_cast<int>(v[8]), static_cast<int>(v[9]), static_cast<int>(v[10]), static_cast<int>(v[11])};
-}
-
-// weight, bias, mean, var, stats, d_weight, d_bias
-using NormList = std::array<Address, 7>;
-
-NormParams norm(const NormList& v, double eps) {
-  return {pointer(v[0]), pointer(v[1]), pointer(v[2]), pointer(v[3]), eps, pointer(v[4]), pointer(v[5]), pointer(v[6])};
 }
 
 }  // namespace
@@ -60,8 +49,8 @@ void bind_separable_conv(py::module_& m) {
            int act2, bool batch_stats, Address out, Address y1, Address y2, int threads) {
           SeparableParams p{};
           p.shape = shape(s), p.out_channels = out_channels, p.x = pointer(x), p.dw = pointer(dw);
-          p.dw_bias = pointer(dw_bias), p.norm1 = norm(n1, eps1), p.act1 = static_cast<Act>(act1);
-          p.pw = pointer(pw), p.pw_bias = pointer(pw_bias), p.norm2 = norm(n2, eps2), p.act2 = static_cast<Act>(act2);
+          p.dw_bias = pointer(dw_bias), p.norm1 = norm_params(n1, eps1), p.act1 = static_cast<Act>(act1);
+          p.pw = pointer(pw), p.pw_bias = pointer(pw_bias), p.norm2 = norm_params(n2, eps2), p.act2 = static_cast<Act>(act2);
           p.batch_stats = batch_stats, p.out = pointer(out), p.y1 = pointer(y1), p.y2 = pointer(y2);
           p.threads = threads;
           if (train)
@@ -76,7 +65,7 @@ void bind_separable_conv(py::module_& m) {
           SeparableParams p{};
           p.shape = shape(s), p.out_channels = out_channels, p.dout = pointer(dout), p.x = pointer(x);
           p.y1 = pointer(y1), p.y2 = pointer(y2), p.dw = pointer(dw), p.pw = pointer(pw);
-          p.norm1 = norm(n1, 0), p.act1 = static_cast<Act>(act1), p.norm2 = norm(n2, 0), p.act2 = static_cast<Act>(act2);
+          p.norm1 = norm_params(n1, 0), p.act1 = static_cast<Act>(act1), p.norm2 = norm_params(n2, 0), p.act2 = static_cast<Act>(act2);
           p.batch_stats = batch_stats, p.dx = pointer(dx), p.d_dw = pointer(d_dw), p.d_dw_bias = pointer(d_dw_bias);
           p.d_pw = pointer(d_pw), p.d_pw_bias = pointer(d_pw_bias), p.threads = threads;
           run(separable_conv2d_bwd_f32, separable_conv2d_bwd_f64, wide, p);

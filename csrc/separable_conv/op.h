@@ -5,7 +5,7 @@
 //   separable  out = act2(norm2(pointwise(act1(norm1(depthwise(x))))))
 // Strides are in elements, pads in pixels; the bottom and right pad follow from the output size.
 #pragma once
-#include "core/types.h"
+#include "norm/op.h"
 
 namespace ff {
 
@@ -30,14 +30,6 @@ struct PointwiseParams {
   const void* dy;
   void *dx, *dw, *db;        // null where not wanted
   int threads;
-};
-
-// A normalisation's tensors, [channels] each; weight null: there is none.
-struct NormParams {
-  const void *weight, *bias, *mean, *var;
-  double eps;
-  void* stats;               // [3][channels]: mean, 1/sqrt(var + eps), unbiased variance; written by training, read by backward
-  void *d_weight, *d_bias;   // backward; null where not wanted
 };
 
 struct SeparableParams {

@@ -4,35 +4,13 @@
 //   training   y1 and y2 (the convolutions' outputs) are kept; each pass measures what it writes and normalises what it reads
 //   backward   (1) sums of norm2; (2) dz -> g1 with the weights' gradient; (3) g1 -> dx with the depthwise gradient
 #pragma once
+#include "norm/passes.h"
 #include "separable_conv/depthwise_pass.h"
 #include "separable_conv/pointwise_pass.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
-
-// Bounds of the activations that are a clamp; false for the others.
-template <class T>
-FF_INLINE bool clamp_bounds(Act act, T* lo, T* hi) {
-  *lo = act == Act::relu || act == Act::relu6 ? T(0) : T(-kInfinity);
-  *hi = act == Act::relu6 ? T(6) : T(kInfinity);
-  return act == Act::none || act == Act::relu || act == Act::relu6;
-}
-
-// Convolution bias and running-statistics norm as one scale and shift.
-template <class T>
-FF_INLINE void fold(const NormParams& norm, const void* bias, idx channels, T* scale, T* shift) {
-  const T* b = static_cast<const T*>(bias);
-  copy_padded<T>(shift, b, channels);
-  if (!norm.weight) return;
-  for (idx c = 0; c < channels; ++c) {
-    const double slope = static_cast<const T*>(norm.weight)[c] /
-                         __builtin_sqrt(static_cast<double>(static_cast<const T*>(norm.var)[c]) + norm.eps);
-    const double centre = static_cast<double>(static_cast<const T*>(norm.mean)[c]) - (b ? b[c] : T(0));
-    scale[c] = static_cast<T>(slope);
-    shift[c] = static_cast<T>(static_cast<const T*>(norm.bias)[c] - centre * slope);
-  }
-}
 
 template <class T>
 FF_INLINE void separable_inference(const SeparableParams& p) {
@@ -70,29 +48,6 @@ FF_INLINE void separable_inference(const SeparableParams& p) {
     gemm<T, false>({buffer, lda, packed, 0, y, out, pixels, out, s.c, shift2, lo2, hi2, false});
     if (!clamped2) affine_act_rows<T>(y, out, y, out, pixels, out, nullptr, nullptr, p.act2);
   });
-}
-
-// Per-channel vectors of a normalisation in training; null without one.
-template <class T>
-struct NormVectors {
-  T *scale = nullptr, *shift = nullptr, *mean = nullptr;
-
-  void take(Arena& a, const NormParams& norm, idx channels) {
-    if (!norm.weight) return;
-    scale = a.take<T>(channels), shift = a.take<T>(channels), mean = a.take<T>(channels);
-  }
-  void fill(const NormParams& norm, idx channels) {
-    if (!norm.weight) return;
-    norm_vectors<T>(static_cast<const T*>(norm.weight), static_cast<const T*>(norm.bias),
-                    static_cast<const T*>(norm.stats), channels, scale, shift, mean);
-  }
-};
-
-template <class T>
-FF_INLINE void constant_stats(const NormParams& norm, idx channels, bool batch_stats) {
-  if (norm.weight && !batch_stats)
-    running_stats<T>(static_cast<const T*>(norm.mean), static_cast<const T*>(norm.var), channels, norm.eps,
-                     static_cast<T*>(norm.stats));
 }
 
 template <class T>
@@ -141,57 +96,11 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   merge_moments(mean2, m2_2, blocks, stride2, out, p.norm2.eps,
                 [&](idx b) { return min_idx(block, pixels - b * block); }, static_cast<T*>(p.norm2.stats));
   n2.fill(p.norm2, out);
-  const bool streamed = streamable(z, pixels * out, out);
-  for_tasks(blocks, p.threads, [&](idx b) {
-    const idx first = b * block * out;
-    affine_act_rows<T>(z + first, out, pass.y + first, out, min_idx(block, pixels - b * block), out, n2.scale, n2.shift, p.act2, streamed);
-    if (streamed) stream_fence();
-  });
+  affine_act_pass<T>(z, pass.y, {pixels, out, 1}, n2, p.act2, p.threads);
 }
-
-// Sums of norm2: g = dz·act2'(z) and g·(y2 - mean) over chunks of blocks.
-template <class T>
-FF_INLINE void output_sums(const SeparableParams& p, const NormVectors<T>& n2, idx pixels, idx chunks, idx stride,
-                           double* sum_g, double* sum_gx) {
-  const idx out = p.out_channels, block = block_rows<T>(2 * out), blocks = ceil_div(pixels, block);
-  for_tasks(chunks, p.threads, [&](idx chunk) {
-    T *sums = nullptr, *sums_x = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) { sums = a.take<T>(stride), sums_x = a.take<T>(stride); });
-    fill_zero(sum_g + chunk * stride, stride), fill_zero(sum_gx + chunk * stride, stride);
-    for (idx b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
-      const idx first = b * block, rows = min_idx(block, pixels - first);
-      fill_zero(sums, stride), fill_zero(sums_x, stride);
-      act_grad_rows<T>(nullptr, 0, static_cast<const T*>(p.dout) + first * out, out,
-                       static_cast<const T*>(p.y2) + first * out, out, rows, out,
-                       {n2.scale, n2.shift, n2.mean, p.act2}, sums, sums_x);
-      add_to(sum_g + chunk * stride, sums, out), add_to(sum_gx + chunk * stride, sums_x, out);
-    }
-  });
-}
-
-template <class T>
-struct NormGradVectors {
-  T *slope = nullptr, *curve = nullptr, *offset = nullptr;
-  NormGrad<T> grad{};
-
-  void take(Arena& a, const NormParams& norm, idx channels) {
-    if (!norm.weight) return;
-    slope = a.take<T>(channels), curve = a.take<T>(channels), offset = a.take<T>(channels);
-  }
-  const NormGrad<T>* fill(const NormParams& norm, idx channels, double* s, double* sx, idx parts, idx stride, idx count,
-                          bool batch_stats) {
-    if (!norm.weight) return nullptr;
-    norm_backward_vectors<T>(static_cast<const T*>(norm.weight), static_cast<const T*>(norm.stats), channels, s, sx,
-                             parts, stride, static_cast<double>(max_idx(count, 1)), batch_stats, slope, curve, offset,
-                             static_cast<T*>(norm.d_weight), static_cast<T*>(norm.d_bias));
-    grad = {slope, curve, offset};
-    return &grad;
-  }
-};
 
 template <class T>
 FF_INLINE void separable_backward(const SeparableParams& p) {
-  constexpr idx kSumChunks = 16;
   const DepthwiseShape& s = p.shape;
   const idx out = p.out_channels, pixels = s.n * s.oh * s.ow, taps = s.kh * s.kw;
   const idx stride1 = round_up_lanes<T>(s.c), stride2 = round_up_lanes<T>(out);
@@ -214,7 +123,9 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
     if (real) {
       n1.fill(p.norm1, s.c), n2.fill(p.norm2, out);
       double* sums2_x = sums2 + kSumChunks * stride2;
-      if (norm2) output_sums<T>(p, n2, pixels, kSumChunks, stride2, sums2, sums2_x);
+      if (norm2)
+        sums_pass<T>({static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), {pixels, out, 1},
+                      {n2.scale, n2.shift, n2.mean, p.act2}, kSumChunks, stride2, sums2, sums2_x, p.threads});
       pass.norm2 = grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
       pass.x = static_cast<const T*>(p.y1), pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
       pass.w = static_cast<const T*>(p.pw), pass.dz = static_cast<const T*>(p.dout);

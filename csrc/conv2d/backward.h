@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// Backward: (1) sums of the norm, (2) over blocks of output pixels, while they are in L2, the gradient dy of the
+// convolution's output, its product with the gathered windows (weights) and with the weights (windows, added back into
+// dx). The work is cut into chunks of images, or bands of rows of one, with partial weight gradients of their own; a
+// chunk owns rows of dx, and computes the windows of the chunk before that reach into them once more.
+#pragma once
+#include "conv2d/forward.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+template <class T>
+struct ConvBackward {
+  ConvShape s;
+  PointwiseBackward<T> out;    // from dout to dy, `times` pixels as one row, see Wide; and db
+  idx times;
+  const T *x, *weight;
+  T *dx, *dw;                  // null where not wanted
+  int threads;
+};
+
+// Rows [begin, end) of output and of dx that a chunk owns, over all images, and where it begins to compute for dx.
+struct ConvChunk {
+  idx halo, begin, end, dx_begin, dx_end;
+};
+
+struct ConvChunks {
+  idx count, bands;            // bands of an image; 1: chunks are of whole images
+
+  FF_CLASS_INLINE ConvChunk at(const ConvShape& s, idx chunk) const {
+    if (bands == 1) {
+      const idx first = s.n * chunk / count, last = s.n * (chunk + 1) / count;
+      return {first * s.oh, first * s.oh, last * s.oh, first * s.h, last * s.h};
+    }
+    const idx image = chunk / bands, band = chunk % bands;
+    const idx begin = s.oh * band / bands, end = s.oh * (band + 1) / bands, reach = (s.kh - 1) / s.sh;
+    const auto dx_row = [&](idx row) { return min_idx(s.h, max_idx(0, row * s.sh - s.top)); };
+    return {image * s.oh + max_idx(0, begin - reach), image * s.oh + begin, image * s.oh + end,
+            image * s.h + (band == 0 ? 0 : dx_row(begin)), image * s.h + (band == bands - 1 ? s.h : dx_row(end))};
+  }
+};
+
+template <class T>
+FF_INLINE ConvChunks conv_chunks(const ConvShape& s) {
+  const idx wanted = backward_chunks<T>(s.n * s.oh * s.ow, s.c * s.kh * s.kw, s.o);
+  if (wanted <= s.n || s.n == 0) return {wanted, 1};
+  const idx bands = max_idx(1, min_idx(ceil_div(wanted, s.n), s.oh / (2 * s.kh)));
+  return {s.n * bands, bands};
+}
+
+// Whether the window's values, or else the outputs, are the columns of the weight gradient: what fills vectors better.
+template <class T>
+FF_INLINE bool windows_are_columns(idx depth, idx o) {
+  return ceil_div(depth, lanes<T>) * o < ceil_div(o, lanes<T>) * depth;
+}
+
+// A chunk's blocks; its partial weight gradient is `part`, of rows of `ld`.
+template <class T>
+struct ConvBackwardChunk {
+  const ConvBackward<T>& p;
+  const Windows windows;
+  const ConvChunk rows;
+  const T* packed;
+  T *part, *a, *g, *sums;
+  double* db;
+  idx depth, lda, ldg, ld, zeroed;
+  bool began = false;
+
+  // dx must be zero where the windows of output rows before `row` reach.
+  FF_CLASS_INLINE void zero_before(idx row) {
+    const ConvShape& s = p.s;
+    const idx last = row - 1, reach = min_idx(s.h, max_idx(0, last % s.oh * s.sh - s.top + s.kh));
+    const idx end = row == rows.end ? rows.dx_end : min_idx(rows.dx_end, last / s.oh * s.h + reach), line = s.w * s.c;
+    if (end <= zeroed) return;
+    fill_zero(p.dx + zeroed * line, (end - zeroed) * line);
+    zeroed = end;
+  }
+
+  FF_CLASS_INLINE void weight_grad(idx first, idx count) {
+    const T inf = T(__builtin_inf());
+    gather_windows(windows, p.x, first, count, a, lda);
+    if (windows_are_columns<T>(depth, p.s.o))
+      gemm<T, true>({g, ldg, a, lda, part, ld, p.s.o, depth, count, nullptr, -inf, inf, began});
+    else
+      gemm<T, true>({a, lda, g, ldg, part, ld, depth, p.s.o, count, nullptr, -inf, inf, began});
+    began = true;
+  }
+
+  FF_CLASS_INLINE void input_grad(idx first, idx count) {
+    const T inf = T(__builtin_inf());
+    gemm<T, false>({g, ldg, packed, 0, a, lda, count, depth, p.s.o, nullptr, -inf, inf, false});
+    zero_before((first + count - 1) / p.s.ow + 1);
+    scatter_windows(windows, a, lda, first, count, p.dx, rows.dx_begin, rows.dx_end);
+  }
+
+  // Output pixels [first, end); the weights' gradients only of those the chunk owns.
+  FF_CLASS_INLINE void run(idx first, idx end, idx block, bool owned) {
+    const idx o = p.s.o;
+    for (; first < end; first += block) {
+      const idx count = min_idx(block, end - first);
+      output_grad_rows(p.out, g, ldg * p.times, first / p.times, count / p.times);
+      if (owned && p.out.db) {
+        fill_zero(sums, o);
+        sums_rows<T>(g, ldg, count, o, sums);
+        add_to(db, sums, o);
+      }
+      if (owned && p.dw) weight_grad(first, count);
+      if (p.dx) input_grad(first, count);
+    }
+  }
+};
+
+template <class T>
+FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
+  const ConvShape& s = p.s;
+  const Windows windows(s);
+  const ConvChunks chunks = conv_chunks<T>(s);
+  const idx depth = windows.depth(), out_stride = round_up_lanes<T>(s.o);
+  const bool columns = windows_are_columns<T>(depth, s.o);
+  const idx ld = columns ? round_up_lanes<T>(depth) : out_stride, lines = columns ? s.o : depth;
+  const idx part = p.dw ? lines * ld : 0;
+  T* packed = arena.take<T>(p.dx ? packed_size<T>(depth, s.o) : 0);
+  T* room = arena.take<T>(p.dx ? depth * s.o : 0);
+  T* parts = arena.take<T>(chunks.count * part);
+  double* bias_parts = arena.take<double>(chunks.count * out_stride);
+  if (!packed) return;
+  if (p.dx) pack_outputs<T>(packed, room, p.weight, s, p.threads);
+
+  const idx block = max_idx(p.times, block_rows<T>(2 * (depth + s.o)) / p.times * p.times);
+  const idx lda = block_stride<T>(depth), ldg = p.times > 1 ? s.o : block_stride<T>(s.o);
+  for_tasks(chunks.count, p.threads, [&](idx chunk) {
+    const ConvChunk rows = chunks.at(s, chunk);
+    T *a = nullptr, *g = nullptr, *sums = nullptr;
+    lay_out(Scratch::task, [&](Arena& task) {
+      a = task.take<T>(block * lda), g = task.take<T>(block * ldg), sums = task.take<T>(out_stride);
+    });
+    ConvBackwardChunk<T> work{p, windows, rows, packed, parts + chunk * part, a, g, sums, bias_parts + chunk * out_stride,
+                              depth, lda, ldg, ld, rows.dx_begin};
+    fill_zero(work.db, out_stride);
+    if (p.dx) work.run(rows.halo * s.ow, rows.begin * s.ow, block, false);
+    work.run(rows.begin * s.ow, rows.end * s.ow, block, true);
+    if (p.dw && !work.began) fill_zero(work.part, part);
+  });
+  if (p.out.db) {
+    fold_parts(bias_parts, chunks.count, out_stride, s.o);
+    for (idx o = 0; o < s.o; ++o) p.out.db[o] = static_cast<T>(bias_parts[o]);
+  }
+  if (!p.dw) return;
+  for_tasks(lines, part * chunks.count < kPackParallel ? 1 : p.threads, [&](idx line) {
+    for (idx k = 0; k < ld; k += lanes<T>) {
+      T* at = parts + line * ld + k;
+      vec<T> total = load(at);
+      for (idx chunk = 1; chunk < chunks.count; ++chunk) total = total + load(at + chunk * part);
+      store(at, total);
+    }
+  });
+  unpack_gradient<T>(p.dw, parts, columns ? ld : 1, columns ? 1 : ld, s, p.threads);
+}
+
+template <class T>
+FF_INLINE void conv_backward(const Conv2dParams& p) {
+  const ConvShape& s = p.shape;
+  const Wide v = widened<T>(s.n * s.oh * s.ow, s.o);
+  const bool pointwise = is_pointwise(s);
+  const idx times = pointwise ? 1 : widened<T>(s.ow, s.o).times;
+  PointwiseBackward<T> pass{};
+  pass.rows = s.n * s.oh * s.ow / times, pass.in = s.c, pass.out = s.o * times, pass.threads = p.threads;
+  pass.x = static_cast<const T*>(p.x), pass.w = static_cast<const T*>(p.weight), pass.g = static_cast<T*>(p.dx);
+  pass.dz = static_cast<const T*>(p.dout), pass.y = static_cast<const T*>(p.y);
+  pass.dw = static_cast<T*>(p.d_weight), pass.db = static_cast<T*>(p.d_bias);
+  lay_out(Scratch::shared, [&](Arena& a) {
+    NormBackward<T> norm;
+    norm.take(a, p.norm, s.o, v);
+    if (norm.n.scale) norm.run(p.norm, s.o, v, pass.dz, pass.y, p.act, p.batch_stats, p.threads);
+    pass.after = norm.norm_act(p.act), pass.norm2 = norm.form;
+    if (pointwise)
+      pointwise_backward_pass(pass, a);
+    else
+      conv_backward_pass<T>({s, pass, times, pass.x, pass.w, pass.g, pass.dw, p.threads}, a);
+  });
+}
+
+}  // namespace
+}  // namespace FF_ISA
+}  // namespace ff

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dense convolution with normalisation and activation, out = act(norm(y)). Activations are NHWC, dense.
+//   y[n,i,j,o] = b[o] + sum_klc x[n, i·sh + k - top, j·sw + l - left, c] · w[o,c,k,l]
+// Strides and pads are in pixels; the bottom and right pad follow from the output size.
+#pragma once
+#include "norm/op.h"
+
+namespace ff {
+
+struct ConvShape {
+  idx n, h, w, c, o, oh, ow;
+  int kh, kw, sh, sw, top, left;
+};
+
+struct Conv2dParams {
+  ConvShape shape;
+  const void *x, *weight, *bias;    // [n,h,w,c] [o,c,kh,kw] [o] or null
+  NormParams norm;
+  Act act;
+  bool batch_stats;
+  void *out, *y;                    // [n,oh,ow,o]; y null: nothing follows the convolution. Read by backward
+  const void* dout;
+  void *dx, *d_weight, *d_bias;     // null where not wanted
+  int threads;
+};
+
+}  // namespace ff
