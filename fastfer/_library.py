@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 from fastfer import backend
@@ -68,9 +69,7 @@ class Op:
                 return self.registered(*args)
         x = args[0]
         if differentiable and torch.is_grad_enabled():
-            if self.function is None:  # the gradient of a gradient: torch says so
-                return self.registered(*args)
-            return self.function.apply(*args)
+            return self.registered(*args) if self.function is None else self.function.apply(*args)
         if x.is_cpu or x.is_cuda:
             return self.run("cpu" if x.is_cpu else "cuda", args)
         return self.registered(*args)
@@ -142,7 +141,7 @@ def autograd(op: Op, setup: Callable[..., None], backward: Callable[..., Any]) -
 
 def _function(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
     return type(name, (torch.autograd.Function,), {
-        "forward": staticmethod(forward), "backward": staticmethod(backward)
+        "forward": staticmethod(forward), "backward": staticmethod(once_differentiable(backward))
     })  # fmt: skip
 
 

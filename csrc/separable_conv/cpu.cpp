@@ -2,7 +2,7 @@
 // Depthwise and pointwise convolution, forward and backward, and the fused block in inference. Vectorised over channels,
 // parallel over bands of rows. Work is cut into tasks by shape alone, and partial sums are merged in task order, so that
 // results do not depend on the number of threads.
-#include "separable_conv/depthwise_pass.h"
+#include "separable_conv/depthwise_norm_pass.h"
 #include "separable_conv/pointwise_pass.h"
 #include "separable_conv/separable_pass.h"
 
@@ -13,6 +13,12 @@ void depthwise_conv2d_fwd_f32(const DepthwiseParams& p) { depthwise_forward<floa
 void depthwise_conv2d_fwd_f64(const DepthwiseParams& p) { depthwise_forward<double>(p); }
 void depthwise_conv2d_bwd_f32(const DepthwiseParams& p) { depthwise_backward<float>(p); }
 void depthwise_conv2d_bwd_f64(const DepthwiseParams& p) { depthwise_backward<double>(p); }
+void depthwise_norm_fwd_f32(const DepthwiseParams& p) { depthwise_norm_inference<float>(p); }
+void depthwise_norm_fwd_f64(const DepthwiseParams& p) { depthwise_norm_inference<double>(p); }
+void depthwise_norm_train_f32(const DepthwiseParams& p) { depthwise_norm_training<float>(p); }
+void depthwise_norm_train_f64(const DepthwiseParams& p) { depthwise_norm_training<double>(p); }
+void depthwise_norm_bwd_f32(const DepthwiseParams& p) { depthwise_norm_backward<float>(p); }
+void depthwise_norm_bwd_f64(const DepthwiseParams& p) { depthwise_norm_backward<double>(p); }
 void pointwise_conv2d_fwd_f32(const PointwiseParams& p) { pointwise_forward<float>(p); }
 void pointwise_conv2d_fwd_f64(const PointwiseParams& p) { pointwise_forward<double>(p); }
 void pointwise_conv2d_bwd_f32(const PointwiseParams& p) { pointwise_backward<float>(p); }

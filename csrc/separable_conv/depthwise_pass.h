@@ -67,6 +67,7 @@ struct DepthwiseBackward {
   const T *x, *w;     // w packed
   const T* dy;        // gradient of the depthwise output; with norm: of the normalisation's output
   const NormGrad<T>* norm;
+  NormAct<T> after;   // with norm: what dy has still to pass before it; an activation, or none
   const T* y;         // depthwise output, with norm only
   T *dx, *dw, *db;    // null where not wanted; dw in [c][taps]
   int threads;
@@ -99,7 +100,7 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
       const T* dy = p.dy + image * s.oh * row;
       if (p.norm) {
         norm_act_grad_rows<T>(window, s.c, p.dy + pixel * s.c, s.c, p.y + pixel * s.c, s.c, (end - above) * s.ow, s.c,
-                              {nullptr, nullptr, nullptr, Act::none}, *p.norm);
+                              p.after, *p.norm);
         dy = window - above * row;
       }
       const T* x = p.x + image * s.h * s.w * s.c;
@@ -142,7 +143,7 @@ FF_INLINE void depthwise_backward(const DepthwiseParams& p) {
   lay_out(Scratch::shared, [&](Arena& a) {
     T* w = a.take<T>(taps * stride);
     if (w) pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
-    depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, static_cast<const T*>(p.dy), nullptr, nullptr,
+    depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, static_cast<const T*>(p.dy), nullptr, {}, nullptr,
                                 static_cast<T*>(p.dx), static_cast<T*>(p.dw), static_cast<T*>(p.db), p.threads},
                                a);
   });

@@ -2,6 +2,7 @@
 // Depthwise and pointwise convolution and the fused separable block. Activations are NHWC, dense.
 //   depthwise  y[n,i,j,c] = b[c] + sum_kl x[n, i·sh + k - top, j·sw + l - left, c] · w[c,k,l]
 //   pointwise  y[m,o] = b[o] + sum_c x[m,c] · w[o,c]                                  m over all pixels
+//   depthwise_norm  out = act(norm(depthwise(x)))
 //   separable  out = act2(norm2(pointwise(act1(norm1(depthwise(x))))))
 // Strides are in elements, pads in pixels; the bottom and right pad follow from the output size.
 #pragma once
@@ -21,6 +22,11 @@ struct DepthwiseParams {
   const void* dy;            // [n,oh,ow,c]
   void *dx, *dw, *db;        // null where not wanted
   int threads;
+  NormParams norm;           // depthwise_norm only, from here on; y is then the convolution's output
+  Act act;
+  bool batch_stats;
+  void* out;                 // act(norm(y)) [n,oh,ow,c]
+  const void* dout;
 };
 
 struct PointwiseParams {

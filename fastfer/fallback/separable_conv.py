@@ -121,6 +121,41 @@ def depthwise_conv2d_backward(
     return distinct(dx, dw, db)
 
 
+def depthwise_norm_train(
+    x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
+    eps: float, act: int, stride: list[int], padding: list[int], batch_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """act(norm(y)), the depthwise output y, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance."""
+    y, moments, counts = _depthwise(x, weight, bias, _Geometry(x, weight, stride, padding), batch_stats)
+    stats = batch(moments, counts, eps, y) if batch_stats else running(n_mean, n_var, eps, x)
+    return norm_act(y, affine(n_weight, n_bias, stats), act), y, stats
+
+
+def depthwise_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
+    eps: float, act: int, stride: list[int], padding: list[int],
+) -> Tensor:  # fmt: skip
+    """act(norm(depthwise(x))) with running statistics."""
+    y = depthwise_conv2d(x, weight, bias, stride, padding)
+    return norm_act(y, affine(n_weight, n_bias, running(n_mean, n_var, eps, x)), act)
+
+
+def depthwise_norm_backward(
+    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor, act: int,
+    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x; weight, bias and norm's two; ``mask`` is [x, the others], those not asked for are empty."""
+    need_dx, need_dw = mask
+    norm, dout, y, nothing = affine(n_weight, n_bias, stats), nhwc(dout), nhwc(y), x.new_empty(0)
+    sums = norm_sums(dout, y, norm, act)
+    pixels = y.shape[0] * y.shape[2] * y.shape[3]
+    d_weight, d_bias, coef = norm_gradients(sums, stats, n_weight, pixels, batch_stats)
+    dy = torch.empty_like(y)
+    norm_backward(dy, dout, y, norm, coef, act)
+    dx, dw, db = depthwise_conv2d_backward(dy, x, weight, stride, padding, [need_dx, need_dw, need_dw])
+    return distinct(dx, dw, db, d_weight if need_dw else nothing, d_bias if need_dw else nothing)
+
+
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1×1 convolution."""
     return _pointwise(x, weight, bias, None, 0, False)[0]

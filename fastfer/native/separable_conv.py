@@ -74,6 +74,54 @@ def depthwise_conv2d_backward(
     return _or_empty(x, dx, dw, db)
 
 
+def _norm_run(
+    train: bool, batch_stats: bool, x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor,
+    n_mean: Tensor, n_var: Tensor, eps: float, act: int, stride: list[int], padding: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    shape = _shape(x, weight, stride, padding)
+    x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)
+    norm = [t.contiguous() for t in (n_weight, n_bias, n_mean, n_var)]
+    out = empty_nhwc(x, shape[3], shape[4], shape[5])
+    y = empty_nhwc(x, shape[3], shape[4], shape[5]) if train else out  # not written in inference
+    stats = x.new_empty((3, shape[3])) if train else out
+    _C.depthwise_norm_fwd(
+        x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), _address(bias),
+        [*(t.data_ptr() for t in norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(), y.data_ptr(),
+        num_threads(),
+    )  # fmt: skip
+    return out, y, stats
+
+
+def depthwise_norm(*args: Any) -> Tensor:
+    """act(norm(depthwise(x))) with running statistics, in one pass; arguments as the op's."""
+    return _norm_run(False, False, *args)[0]
+
+
+def depthwise_norm_train(*args: Any) -> tuple[Tensor, ...]:
+    """act(norm(y)), the depthwise output y, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance."""
+    *block, batch_stats = args
+    return _norm_run(True, batch_stats, *block)
+
+
+def depthwise_norm_backward(
+    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor, act: int,
+    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x; weight, bias and norm's two; ``mask`` is [x, the others], those not asked for are empty."""
+    shape = _shape(x, weight, stride, padding)
+    dout, x, weight = _nhwc(dout), _nhwc(x), weight.contiguous()
+    norm = n_weight.contiguous(), n_bias.contiguous()
+    need_dx, need_dw = mask
+    dx, dw, db = _wanted([need_dx, need_dw, need_dw], x, weight, shape[3])
+    d_norm = [torch.empty_like(t) if need_dw else None for t in norm]
+    _C.depthwise_norm_bwd(
+        x.dtype == torch.float64, shape, dout.data_ptr(), x.data_ptr(), y.data_ptr(), weight.data_ptr(),
+        [norm[0].data_ptr(), norm[1].data_ptr(), 0, 0, stats.data_ptr(), *map(_address, d_norm)], act, batch_stats,
+        _address(dx), _address(dw), _address(db), num_threads(),
+    )  # fmt: skip
+    return _or_empty(x, dx, dw, db, *d_norm)
+
+
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1×1 convolution."""
     x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)

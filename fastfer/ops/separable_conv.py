@@ -3,7 +3,7 @@
 
 Evaluation without gradients is one pass over the activations; training keeps x, y1 (depthwise output), y2 (pointwise
 output) and 3 statistics a channel: 4 bytes an element of each in float32, nothing of normalised or activated copies,
-which backward recomputes.
+which backward recomputes. Depthwise with norm and activation keeps x and its output before the norm.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from torch import Tensor
 
 from fastfer import _checks, _library
 from fastfer.ops.elementwise import activation
-from fastfer.ops.norm import Norm, batch_norm, check_batch, check_norm, update_running
+from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
 
 _FAMILY = "separable_conv"
 _CL = torch.channels_last
+_NORM = (
+    "Tensor x, Tensor weight, Tensor? bias, Tensor n_weight, Tensor n_bias, Tensor n_mean, Tensor n_var, float eps, "
+    "int act, int[2] stride, int[4] padding"
+)
 _NORMS = (
     "Tensor dw, Tensor? dw_bias, "
     "Tensor? n1_weight, Tensor? n1_bias, Tensor? n1_mean, Tensor? n1_var, float eps1, int act1, "
@@ -51,6 +55,24 @@ def _fake_depthwise_backward(
     dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]
 ) -> tuple[Tensor, ...]:
     return _grads(mask, _image(x, x.shape[1], x.shape[2], x.shape[3]), weight, weight[:, 0, 0, 0].contiguous())
+
+
+def _fake_depthwise_norm(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return _depthwise_out(x, weight, rest[7], rest[8])
+
+
+def _fake_depthwise_norm_train(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    y = _depthwise_out(x, weight, rest[7], rest[8])
+    return y, torch.empty_like(y), x.new_empty((3, x.shape[1]))
+
+
+def _fake_depthwise_norm_backward(
+    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:  # fmt: skip
+    need_dx, need_dw = rest[-1]
+    channels = weight.new_empty(weight.shape[0])
+    image = _image(x, x.shape[1], x.shape[2], x.shape[3])
+    return _grads((need_dx, *(need_dw,) * 4), image, weight, channels, channels, channels)
 
 
 def _fake_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -103,6 +125,16 @@ _depthwise_backward = _library.define(
     " -> (Tensor, Tensor, Tensor)",
     _FAMILY, _fake_depthwise_backward,
 )  # fmt: skip
+_depthwise_norm = _library.define(f"depthwise_norm({_NORM}) -> Tensor", _FAMILY, _fake_depthwise_norm)
+_depthwise_norm_train = _library.define(
+    f"depthwise_norm_train({_NORM}, bool batch_stats) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_depthwise_norm_train
+)
+_depthwise_norm_backward = _library.define(
+    "depthwise_norm_backward(Tensor dout, Tensor x, Tensor y, Tensor weight, Tensor n_weight, Tensor n_bias, "
+    "Tensor stats, int act, int[2] stride, int[4] padding, bool batch_stats, bool[2] mask)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _FAMILY, _fake_depthwise_norm_backward,
+)  # fmt: skip
 _pointwise = _library.define(
     "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _FAMILY, _fake_pointwise
 )
@@ -138,6 +170,25 @@ def _depthwise_grad(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     mask = list(ctx.needs_input_grad[:3])
     grads = _depthwise_backward(dy, *ctx.saved_tensors, ctx.stride, ctx.padding, mask)
     return *_wanted(mask, grads), None, None
+
+
+def _depthwise_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, n_weight, n_bias, _, _, _, ctx.act, ctx.stride, ctx.padding, ctx.batch_stats = inputs
+    _, y, stats = output
+    ctx.save_for_backward(x, y, weight, n_weight, n_bias, stats)
+    ctx.mark_non_differentiable(y, stats)
+    ctx.set_materialize_grads(False)
+
+
+def _depthwise_norm_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
+    if dout is None:
+        return (None,) * 12
+    needs = ctx.needs_input_grad
+    mask = [needs[0], any(needs[1:5])]
+    grads = _depthwise_norm_backward(
+        dout, *ctx.saved_tensors, ctx.act, ctx.stride, ctx.padding, ctx.batch_stats, mask
+    )  # fmt: skip
+    return *_wanted(needs[:5], grads), *(None,) * 7
 
 
 def _pointwise_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -176,9 +227,10 @@ def _separable_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, .
 
 
 _library.autograd(_depthwise, _depthwise_setup, _depthwise_grad)
+_library.autograd(_depthwise_norm_train, _depthwise_norm_setup, _depthwise_norm_grad)
 _library.autograd(_pointwise, _pointwise_setup, _pointwise_grad)
 _library.autograd(_separable_train, _separable_setup, _separable_grad)
-for _op in (_depthwise, _pointwise, _separable, _separable_train):
+for _op in (_depthwise, _depthwise_norm, _depthwise_norm_train, _pointwise, _separable, _separable_train):
     _library.autocast_float32(_op)
 
 
@@ -203,6 +255,10 @@ def _check_pointwise(op: str, x: Tensor, weight: Tensor, name: str) -> None:
     _checks.like(op, name, weight, x, weight.shape)
 
 
+def _differentiable(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor))
+
+
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0, *, norm: Norm | None = None, act: str | None = None, training: bool = False,
@@ -220,15 +276,21 @@ def depthwise_conv2d(
     height, width = _check_depthwise(op, x, weight, strides, pads, "weight")
     if bias is not None:
         _checks.like(op, "bias", bias, x, (x.shape[1],))
-    _checks.act_code(op, act)
+    code = _checks.act_code(op, act)
     if norm is None:
         y: Tensor = _depthwise(x, weight, bias, strides, pads)
         return activation(y, act)
     check_norm(op, "norm", norm, x, x.shape[1])
+    args = x, weight, bias, *norm[:4], norm.eps, code, strides, pads
+    if not training and not _differentiable(args):
+        y = _depthwise_norm(*args)
+        return y
     if training:
         check_batch(op, (x.shape[0], x.shape[1], height, width))
-    y = _depthwise(x, weight, bias, strides, pads)
-    return batch_norm(y, norm, act=act, training=training)
+    y, _, stats = _depthwise_norm_train(*args, training)
+    if training and y.numel():
+        update_running(norm, stats)
+    return y
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -277,9 +339,8 @@ def separable_conv2d(
         strides, pads,
     )  # fmt: skip
     batch_stats = training and (norm1 is not None or norm2 is not None)
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor))
     out: Tensor
-    if not batch_stats and not differentiable:
+    if not batch_stats and not _differentiable(args):
         out = _separable(*args)
         return out
     if batch_stats:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfer.reference.separable_conv import _norm_act, _norm_act_backward, _stats
+from fastfer.reference.norm import norm_act, norm_act_backward, statistics
 
 KINDS = ("ca", "maxca", "cpsca")
 """Pooling by mean, by maximum, and by both; the index is the code that kernels receive."""
@@ -78,8 +78,8 @@ def coordinate_attention_train(
         rows, cols = x.max(3), x.max(2)
         pooled, at = pooled + _flat(rows.values, cols.values), _flat(rows.indices, cols.indices).to(x.dtype)
     y = torch.addmm(bias * (2 if kind == 2 else 1), pooled, weight.flatten(1).t())
-    stats = _stats(y[:, :, None, None], n_mean, n_var, eps, batch_stats)
-    z, split = _norm_act(y[:, :, None, None], n_weight, n_bias, stats, act)[:, :, 0, 0], x.shape[0] * x.shape[2]
+    stats = statistics(y[:, :, None, None], n_mean, n_var, eps, batch_stats)
+    z, split = norm_act(y[:, :, None, None], n_weight, n_bias, stats, act)[:, :, 0, 0], x.shape[0] * x.shape[2]
     logits = [
         torch.addmm(h_bias, z[:split], h_weight.flatten(1).t()),
         torch.addmm(w_bias, z[split:], w_weight.flatten(1).t()),
@@ -104,9 +104,9 @@ def coordinate_attention_backward(
     rows, product = x.shape[0] * x.shape[2], dout * x
     g_h, g_w = _split(gates, x)
     d_logits = _flat((product * g_w).sum(3), (product * g_h).sum(2)) * gates * (1 - gates)
-    z = _norm_act(y[:, :, None, None], n_weight, n_bias, stats, act)[:, :, 0, 0]
+    z = norm_act(y[:, :, None, None], n_weight, n_bias, stats, act)[:, :, 0, 0]
     dz = torch.cat([d_logits[:rows] @ h_weight.flatten(1), d_logits[rows:] @ w_weight.flatten(1)])
-    dy, d_n_weight, d_n_bias = _norm_act_backward(
+    dy, d_n_weight, d_n_bias = norm_act_backward(
         dz[:, :, None, None], y[:, :, None, None], n_weight, n_bias, stats, act, batch_stats
     )
     dy = dy[:, :, 0, 0]

@@ -39,6 +39,32 @@ def depthwise_conv2d_backward(
     )
 
 
+def depthwise_norm_train(
+    x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
+    eps: float, act: int, stride: list[int], padding: list[int], batch_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """act(norm(y)), the depthwise output y, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance."""
+    y = depthwise_conv2d(x, weight, bias, stride, padding)
+    stats = statistics(y, n_mean, n_var, eps, batch_stats)
+    return nhwc(norm_act(y, n_weight, n_bias, stats, act)), y, stats
+
+
+def depthwise_norm(*args: object) -> Tensor:
+    """act(norm(y)) with running statistics; arguments as `depthwise_norm_train` without ``batch_stats``."""
+    return depthwise_norm_train(*args, False)[0]  # type: ignore[arg-type, call-arg]
+
+
+def depthwise_norm_backward(
+    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor, act: int,
+    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x; weight, bias and norm's two; ``mask`` is [x, the others], those not asked for are empty."""
+    dy, d_weight, d_bias = norm_act_backward(dout, y, n_weight, n_bias, stats, act, batch_stats)
+    dx, dw, db = depthwise_conv2d_backward(dy, x, weight, stride, padding, [mask[0], mask[1], mask[1]])
+    nothing = x.new_empty(0), x.new_empty(0)
+    return dx, dw, db, *((d_weight, d_bias) if mask[1] else nothing)
+
+
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1×1 convolution."""
     return nhwc(F.conv2d(x, weight, bias))
