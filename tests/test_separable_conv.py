@@ -126,6 +126,28 @@ def test_separable(variant: Variant, layer: Layer, dtype: torch.dtype, training:
 
 
 @dtypes
+@pytest.mark.parametrize("norm2", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer(9, 17, 13, 11, o=21),
+        Layer(8, 33, 40, 40, (5, 5), padding=(2, 2, 2, 2), o=16),
+        Layer(2, 40, 33, 29, o=24),
+        Layer(11, 8, 20, 19, stride=(2, 2), padding=(0, 1, 1, 0), o=40),
+        Layer(8, 24, 35, 32, (4, 4), (4, 4), (0, 0, 1, 0), o=48),
+        Layer(8, 256, 12, 9, o=64),
+    ],
+    ids=str,
+)
+def test_nothing_between_the_convolutions(variant: Variant, layer: Layer, norm2: bool, dtype: torch.dtype) -> None:
+    """Training keeps no depthwise output: by bands of whole images' rows, in several bands, and for few images."""
+    case, want = safe(layer, Block(False, False, norm2, None, "hardswish", True), dtype)
+    with variant.runs(*kernels("separable_conv2d", dtype, "train", "bwd")):
+        got = measured(case, dtype)
+    assert_result(got, want, length(layer))
+
+
+@dtypes
 @layers
 def test_inference(variant: Variant, layer: Layer, dtype: torch.dtype) -> None:
     case = make(layer, Block(biases=True, act1="relu6", act2="silu", training=False))

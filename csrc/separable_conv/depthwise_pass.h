@@ -73,6 +73,17 @@ struct DepthwiseBackward {
   int threads;
 };
 
+// dw [c][taps] and db from partial sums [parts][taps + 1][c padded], the taps packed as the weights; null where not wanted.
+template <class T>
+FF_INLINE void store_depthwise_grad(T* parts, idx count, const DepthwiseShape& s, T* dw, T* db) {
+  const idx taps = s.kh * s.kw, stride = round_up_lanes<T>(s.c), part = (taps + 1) * stride;
+  fold_parts(parts, count, part, part);
+  for (idx c = 0; c < s.c; ++c) {
+    for (idx t = 0; dw && t < taps; ++t) dw[c * taps + t] = parts[packed_tap<T>(c, t, taps)];
+    if (db) db[c] = parts[taps * stride + c];
+  }
+}
+
 // dx, dw and db in one pass over (dy, x): rows of both are in L2 when the second of the two uses them.
 template <class T>
 FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& arena) {
@@ -115,11 +126,7 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
     if (streamed) stream_fence();
   });
   if (chunks == 0) fill_zero(parts, part);
-  fold_parts(parts, chunks, part, part);
-  for (idx c = 0; c < s.c; ++c) {
-    for (idx t = 0; p.dw && t < taps; ++t) p.dw[c * taps + t] = parts[packed_tap<T>(c, t, taps)];
-    if (p.db) p.db[c] = parts[taps * stride + c];
-  }
+  store_depthwise_grad(parts, chunks, s, p.dw, p.db);
 }
 
 template <class T>

@@ -110,6 +110,24 @@ FF_INLINE void output_grad_rows(const PointwiseBackward<T>& p, T* block, idx str
                      nullptr, nullptr);
 }
 
+// dw [out][in] and db from partial sums [chunks][out][in padded], [chunks][out padded]; null where not wanted.
+template <class T>
+FF_INLINE void store_pointwise_grad(const T* parts, double* bias_parts, idx chunks, idx in, idx out, T* dw, T* db, int threads) {
+  const idx in_stride = round_up_lanes<T>(in), part = out * in_stride;
+  if (db) {
+    fold_parts(bias_parts, chunks, round_up_lanes<T>(out), out);
+    for (idx o = 0; o < out; ++o) db[o] = static_cast<T>(bias_parts[o]);
+  }
+  if (!dw) return;
+  for_tasks(out, out * in * chunks < kPackParallel ? 1 : threads, [&](idx o) {
+    for_lanes<T>(in, [&](idx c, idx n) {
+      vec<T> total = {};
+      for (idx chunk = 0; chunk < chunks; ++chunk) total = total + load(parts + chunk * part + o * in_stride + c);
+      store_n<T>(dw + o * in + c, total, n);
+    });
+  });
+}
+
 template <class T>
 FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& arena) {
   const idx in_stride = round_up_lanes<T>(p.in), out_stride = round_up_lanes<T>(p.out);
@@ -172,19 +190,7 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
     }
     if (streamed) stream_fence();
   });
-  if (p.db) {
-    fold_parts(bias_parts, chunks, out_stride, p.out);
-    for (idx o = 0; o < p.out; ++o) p.db[o] = static_cast<T>(bias_parts[o]);
-  }
-  if (!p.dw) return;
-  for_tasks(p.out, p.out * p.in * chunks < kPackParallel ? 1 : p.threads, [&](idx o) {
-    T* row = p.dw + o * p.in;
-    for_lanes<T>(p.in, [&](idx c, idx n) {
-      vec<T> total = {};
-      for (idx chunk = 0; chunk < chunks; ++chunk) total = total + load(parts + chunk * part + o * in_stride + c);
-      store_n<T>(row + c, total, n);
-    });
-  });
+  store_pointwise_grad(parts, bias_parts, chunks, p.in, p.out, p.dw, p.db, p.threads);
 }
 
 template <class T>

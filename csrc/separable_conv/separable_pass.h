@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fused block out = act2(norm2(pointwise(act1(norm1(depthwise(x)))))).
 //   inference  strips of depthwise rows go through L2 straight into the product: x is read once, out written once
-//   training   y1 and y2 (the convolutions' outputs) are kept; each pass measures what it writes and normalises what it reads
+//   training   (separable_recompute_pass.h without norm1, act1 and bias: y1 null)
+//              y1 and y2 (the convolutions' outputs) are kept; each pass measures what it writes and normalises what it reads
 //   backward   (1) sums of norm2; (2) dz -> g1 with the weights' gradient; (3) g1 -> dx with the depthwise gradient
 #pragma once
-#include "norm/passes.h"
-#include "separable_conv/depthwise_pass.h"
-#include "separable_conv/pointwise_pass.h"
+#include "separable_conv/separable_recompute_pass.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -52,6 +51,7 @@ FF_INLINE void separable_inference(const SeparableParams& p) {
 
 template <class T>
 FF_INLINE void separable_training(const SeparableParams& p) {
+  if (recomputed(p)) return separable_recompute_training<T>(p);
   const DepthwiseShape& s = p.shape;
   const idx stride1 = round_up_lanes<T>(s.c), taps = s.kh * s.kw, out = p.out_channels, stride2 = round_up_lanes<T>(out);
   const idx pixels = s.n * s.oh * s.ow, block = block_rows<T>(s.c + out), blocks = ceil_div(pixels, block);
@@ -102,6 +102,7 @@ FF_INLINE void separable_training(const SeparableParams& p) {
 template <class T>
 FF_INLINE void separable_backward(const SeparableParams& p) {
   const DepthwiseShape& s = p.shape;
+  if (recomputed(p) && s.n >= kRecomputeImages) return separable_recompute_backward<T>(p);
   const idx out = p.out_channels, pixels = s.n * s.oh * s.ow, taps = s.kh * s.kw;
   const idx stride1 = round_up_lanes<T>(s.c), stride2 = round_up_lanes<T>(out);
   const idx chunks = backward_chunks<T>(pixels, s.c, out);
@@ -115,7 +116,15 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
     double* sums1 = a.take<double>(norm1 ? 2 * chunks * stride1 : 0);
     T* g = a.take<T>(below ? pixels * s.c : 0);
     T* w = a.take<T>(taps * stride1);
+    T* again = a.take<T>(p.y1 ? 0 : pixels * s.c + stride1);
     const bool real = w != nullptr;
+    const T* y1 = p.y1 ? static_cast<const T*>(p.y1) : again;
+    if (real) pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
+    if (real && !p.y1) {  // few images
+      T* zero = again + pixels * s.c;
+      fill_zero(zero, stride1);
+      depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, zero, again, nullptr, nullptr, p.threads});
+    }
     PointwiseBackward<T> pass{};
     pass.rows = pixels, pass.in = s.c, pass.out = out, pass.threads = p.threads;
     pass.g = below ? g : nullptr;
@@ -127,7 +136,7 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
         sums_pass<T>({static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), {pixels, out, 1},
                       {n2.scale, n2.shift, n2.mean, p.act2}, kSumChunks, stride2, sums2, sums2_x, p.threads});
       pass.norm2 = grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
-      pass.x = static_cast<const T*>(p.y1), pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
+      pass.x = y1, pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
       pass.w = static_cast<const T*>(p.pw), pass.dz = static_cast<const T*>(p.dout);
       pass.y = static_cast<const T*>(p.y2), pass.after = {n2.scale, n2.shift, n2.mean, p.act2};
       pass.sum_g = norm1 && below ? sums1 : nullptr;
@@ -141,9 +150,8 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
     depthwise.s = s, depthwise.threads = p.threads;
     depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw), depthwise.db = static_cast<T*>(p.d_dw_bias);
     if (real && below) {
-      pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
       depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
-      depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = static_cast<const T*>(p.y1);
+      depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1;
     }
     if (below) depthwise_backward_pass(depthwise, a);
   });

@@ -31,6 +31,7 @@ from fastfer.fallback._steps import (
     panel,
     running,
 )
+from fastfer.reference.separable_conv import recomputes
 
 
 def _taps_first(weight: Tensor) -> Tensor:
@@ -244,6 +245,8 @@ def separable_conv2d_train(
     stats1 = batch(moments, counts, eps1, y1) if batch1 else running(n1_mean, n1_var, eps1, x)
     y2, moments, counts = _pointwise(y1, pw, pw_bias, affine(n1_weight, n1_bias, stats1), act1, batch2)
     stats2 = batch(moments, counts, eps2, y2) if batch2 else running(n2_mean, n2_var, eps2, x)
+    if recomputes(dw_bias, n1_weight, act1, *y1.shape[1:]):
+        y1 = x.new_empty(0)
     if n2_weight is None and act2 == 0:
         return y2, y1, y2.new_empty(0), stats1, stats2
     return norm_act(y2, affine(n2_weight, n2_bias, stats2), act2), y1, y2, stats1, stats2
@@ -258,6 +261,7 @@ def separable_conv2d_backward(
     """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
     need_dx, need_dw, need_pw = mask
     need_da, nothing = need_dx or need_dw, x.new_empty(0)
+    y1 = y1 if y1.dim() == 4 else depthwise_conv2d(x, dw, None, stride, padding)
     pixels = dout.shape[0] * dout.shape[2] * dout.shape[3]
     norm1, norm2 = affine(n1_weight, n1_bias, stats1), affine(n2_weight, n2_bias, stats2)
     dout = nhwc(dout)

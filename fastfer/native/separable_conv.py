@@ -11,6 +11,7 @@ from torch import Tensor
 from fastfer import _C
 from fastfer.backend import num_threads
 from fastfer.native.memory import empty_nhwc
+from fastfer.reference.separable_conv import recomputes
 
 _CL = torch.channels_last
 
@@ -163,16 +164,17 @@ def _run(
     out = empty_nhwc(x, outputs, shape[4], shape[5])
     follows = n2[0] is not None or act2 != 0
     y1 = y2 = stats1 = stats2 = out  # not written in inference
+    keeps = train and not recomputes(dw_bias, n1_weight, act1, channels, shape[4], shape[5])
     if train:
-        y1 = empty_nhwc(x, channels, shape[4], shape[5])
+        y1 = empty_nhwc(x, channels, shape[4], shape[5]) if keeps else x.new_empty(0)
         y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if follows else x.new_empty(0)
         stats1 = x.new_empty((3, channels) if n1[0] is not None else 0)
         stats2 = x.new_empty((3, outputs) if n2[0] is not None else 0)
     _C.separable_conv2d_fwd(
         x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw.data_ptr(), _address(dw_bias),
         [*map(_address, n1), stats1.data_ptr(), 0, 0], eps1, act1, pw.data_ptr(), _address(pw_bias),
-        [*map(_address, n2), stats2.data_ptr(), 0, 0], eps2, act2, batch_stats, out.data_ptr(), y1.data_ptr(),
-        y2.data_ptr() if train and follows else 0, num_threads(),
+        [*map(_address, n2), stats2.data_ptr(), 0, 0], eps2, act2, batch_stats, out.data_ptr(),
+        y1.data_ptr() if keeps else 0, y2.data_ptr() if train and follows else 0, num_threads(),
     )  # fmt: skip
     return out, y1, y2, stats1, stats2
 
@@ -185,7 +187,8 @@ def separable_conv2d(*args: Any) -> Tensor:
 def separable_conv2d_train(*args: Any) -> tuple[Tensor, ...]:
     """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance.
 
-    The statistics are empty without a norm, y2 where nothing follows the pointwise convolution.
+    The statistics are empty without a norm, y1 where backward computes it again (see `recomputes`), y2 where nothing
+    follows the pointwise convolution.
     """
     *block, batch_stats = args
     return _run(True, batch_stats, *block)
@@ -206,8 +209,8 @@ def separable_conv2d_backward(
     _, d_pw, d_pwb = _wanted([False, need_pw, need_pw], x, pw, pw.shape[0])
     d_n = [torch.empty_like(t) if t is not None else None for t in norms]
     _C.separable_conv2d_bwd(
-        x.dtype == torch.float64, shape, pw.shape[0], dout.data_ptr(), x.data_ptr(), y1.data_ptr(),
-        y2.data_ptr() if n2_weight is not None or act2 else 0, dw.data_ptr(),
+        x.dtype == torch.float64, shape, pw.shape[0], dout.data_ptr(), x.data_ptr(),
+        y1.data_ptr() if y1.dim() == 4 else 0, y2.data_ptr() if n2_weight is not None or act2 else 0, dw.data_ptr(),
         [_address(norms[0]), _address(norms[1]), 0, 0, stats1.data_ptr(), _address(d_n[0]), _address(d_n[1])], act1,
         pw.data_ptr(),
         [_address(norms[2]), _address(norms[3]), 0, 0, stats2.data_ptr(), _address(d_n[2]), _address(d_n[3])], act2,

@@ -3,7 +3,8 @@
 
 Evaluation without gradients is one pass over the activations; training keeps x, y1 (depthwise output), y2 (pointwise
 output) and 3 statistics a channel: 4 bytes an element of each in float32, nothing of normalised or activated copies,
-which backward recomputes. Depthwise with norm and activation keeps x and its output before the norm.
+which backward recomputes, as it does y1 where nothing follows it (see `recomputes`). Depthwise with norm and activation
+keeps x and its output before the norm.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from fastfer import _checks, _library
 from fastfer.ops.elementwise import activation
 from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
+from fastfer.reference.separable_conv import recomputes
 
 _FAMILY = "separable_conv"
 _CL = torch.channels_last
@@ -90,9 +92,11 @@ def _fake_separable(x: Tensor, dw: Tensor, *rest: Any) -> Tensor:
 
 
 def _fake_separable_train(x: Tensor, dw: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    n1_weight, pw, n2_weight, act2, stride, padding = (rest[i] for i in (1, 7, 9, 14, 15, 16))
+    dw_bias, n1_weight, act1, pw, n2_weight, act2, stride, padding = (rest[i] for i in (0, 1, 6, 7, 9, 14, 15, 16))
     y1 = _depthwise_out(x, dw, stride, padding)
     out = _image(x, pw.shape[0], y1.shape[2], y1.shape[3])
+    if recomputes(dw_bias, n1_weight, act1, *y1.shape[1:]):
+        y1 = x.new_empty(0)
     y2 = torch.empty_like(out) if n2_weight is not None or act2 else x.new_empty(0)
     stats1 = x.new_empty((3, x.shape[1]) if n1_weight is not None else 0)
     stats2 = x.new_empty((3, pw.shape[0]) if n2_weight is not None else 0)

@@ -82,6 +82,17 @@ def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[
     )
 
 
+def recomputes(
+    dw_bias: Tensor | None, n1_weight: Tensor | None, act1: int, channels: int, height: int, width: int
+) -> bool:
+    """Whether training keeps no y1: nothing follows the depthwise convolution, and backward computes it again.
+
+    ``height`` and ``width`` are y1's. Above 256 channels a band of rows and the pointwise weights no longer share an
+    L2, and images below 8×8 are too few rows for a product: there keeping y1 is faster.
+    """
+    return dw_bias is None and n1_weight is None and act1 == 0 and channels <= 256 and height * width >= 64
+
+
 def separable_conv2d_train(
     x: Tensor, dw: Tensor, dw_bias: Tensor | None,
     n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
@@ -96,6 +107,8 @@ def separable_conv2d_train(
     stats1 = statistics(y1, n1_mean, n1_var, eps1, batch_stats)
     y2 = pointwise_conv2d(norm_act(y1, n1_weight, n1_bias, stats1, act1), pw, pw_bias)
     stats2 = statistics(y2, n2_mean, n2_var, eps2, batch_stats)
+    if recomputes(dw_bias, n1_weight, act1, *y1.shape[1:]):
+        y1 = x.new_empty(0)
     if n2_weight is None and act2 == 0:
         return y2, y1, y2.new_empty(0), stats1, stats2
     return nhwc(norm_act(y2, n2_weight, n2_bias, stats2, act2)), y1, y2, stats1, stats2
@@ -114,6 +127,7 @@ def separable_conv2d_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
     need_dx, need_dw, need_pw = mask
+    y1 = y1 if y1.dim() == 4 else depthwise_conv2d(x, dw, None, stride, padding)
     dy2, d_w2, d_b2 = norm_act_backward(dout, y2, n2_weight, n2_bias, stats2, act2, batch_stats)
     a1 = norm_act(y1, n1_weight, n1_bias, stats1, act1)
     da1, d_pw, d_pb = pointwise_conv2d_backward(dy2, a1, pw, [need_dx or need_dw, need_pw, need_pw])
