@@ -92,9 +92,45 @@ FF_NOINLINE void gather_windows(const Windows& s, const T* x, idx first, idx cou
   });
 }
 
+// to += from[i·step] over i < count, for n lanes; whole vectors of `from` are read.
+template <class T>
+FF_INLINE void add_lanes(T* to, const T* from, idx step, idx count, idx n) {
+  vec<T> sum = load_n<T>(to, n);
+  for (idx i = 0; i < count; ++i) sum = sum + load(from + i * step);
+  store_n<T>(to, sum, n);
+}
+
+// The same for N channels as a type of their own: a masked store delays every load beside it, as of the next pixel.
+template <class T, int N>
+FF_INLINE void add_exact(T* to, const T* from, idx step, idx count) {
+  typedef T V __attribute__((vector_size(N * sizeof(T))));
+  V sum, v;
+  __builtin_memcpy(&sum, to, sizeof sum);
+  for (idx i = 0; i < count; ++i) {
+    __builtin_memcpy(&v, from + i * step, sizeof v);
+    sum = sum + v;
+  }
+  __builtin_memcpy(to, &sum, sizeof sum);
+}
+
+template <class T>
+FF_INLINE void add_windows(T* to, const T* from, idx step, idx count, idx channels) {
+  if constexpr (lanes<T> > 8) {
+    if (channels == 8) return add_exact<T, 8>(to, from, step, count);
+  }
+  if constexpr (lanes<T> > 4) {
+    if (channels == 4) return add_exact<T, 4>(to, from, step, count);
+  }
+  if constexpr (lanes<T> > 2) {
+    if (channels == 2) return add_exact<T, 2>(to, from, step, count);
+  }
+  if (channels == 1) return add_exact<T, 1>(to, from, step, count);
+  for_lanes<T>(channels, [&](idx c, idx n) { add_lanes<T>(to + c, from + c, step, count, n); });
+}
+
 // Adds src [count][stride], gradients of windows [first, first + count), to dx, but only to its rows [begin, end), which
 // count over all images. A pixel takes what one row of the windows has for it at once, so that it is written kh times
-// and not kh·kw times.
+// and not kh·kw times. stride leaves a vector's room after each.
 template <class T>
 FF_NOINLINE void scatter_windows(const Windows& s, const T* src, idx stride, idx first, idx count, T* dx, idx begin, idx end) {
   for_row_parts(s.ow, first, count, [&](idx row, idx column, idx columns, idx done) {
@@ -110,11 +146,7 @@ FF_NOINLINE void scatter_windows(const Windows& s, const T* src, idx stride, idx
         const idx at = x + s.left;
         while (high < last && (high + 1) * s.sw <= at) ++high;
         while (low <= high && low * s.sw + s.kw <= at) ++low;
-        for_lanes<T>(s.c, [&](idx c, idx n) {
-          vec<T> sum = load_n<T>(to + c, n);
-          for (idx j = low; j <= high; ++j) sum = sum + load_n<T>(from + j * stride + (at - j * s.sw) * s.c + c, n);
-          store_n<T>(to + c, sum, n);
-        });
+        add_windows<T>(to, from + low * stride + (at - low * s.sw) * s.c, stride - s.sw * s.c, high - low + 1, s.c);
       }
     }
   });
