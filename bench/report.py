@@ -24,6 +24,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WORKS = (
     "block inference, batch 1", "block inference, batch 32", "block training", "depthwise forward",
     "depthwise backward", "pointwise forward", "pointwise backward", "elementwise forward", "elementwise backward",
+    "dense inference", "dense training", "batch_norm inference", "batch_norm training",
 )  # fmt: skip
 TARGETS = {
     "block inference, batch 1": 2.0,

@@ -1,16 +1,157 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch normalisation against its formula in float64."""
+"""Batch normalisation with an activation on every backend and ISA against float64 torch.
+
+How it fits into torch, and drawn cases, are in test_conv2d_torch.py.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from conftest import Variant
+from conv_oracle import DTYPES, Layer, alone, assert_result, expected, frozen, kernels, known, make, safe, same_bits
+from oracle import Result
+from shapes import around_vectors
+from tolerance import assert_close
 from torch import Tensor
 
-from fastfer.ops import Norm, batch_norm
+from fastfer import ops
+from fastfer._checks import ACTIVATIONS
+from fastfer.ops import Norm
 from fastfer.ops.norm import update_running
 
-SHAPES = [(1, 1, 3, 5), (4, 3, 7, 5), (2, 17, 1, 1), (3, 8, 6, 1)]
+LAYERS = (
+    alone(2, 17, 5, 7),
+    alone(4, 8, 6, 6),
+    alone(3, 1, 4, 5),
+    alone(1, 4, 3, 5),
+    alone(2, 33, 1, 2),
+    alone(5, 2, 1, 1),
+)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("f32", "f64"))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@dtypes
+@pytest.mark.parametrize("training", [True, False], ids=["batch", "frozen"])
+def test_gradients(variant: Variant, layer: Layer, dtype: torch.dtype, training: bool) -> None:
+    case, want = safe(replace(layer, training=training), dtype)
+    with variant.runs(*kernels(layer, dtype, "train", "bwd")):
+        got = case.measured(dtype)
+    assert_result(got, want, case.layer)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@dtypes
+def test_inference(variant: Variant, act: str, dtype: torch.dtype) -> None:
+    for channels in (1, 3, 8, 19):
+        case = make(alone(2, channels, 6, 4, act, training=False))
+        leaves, running = case.tensors(dtype)
+        with torch.inference_mode(), variant.runs(*kernels(case.layer, dtype, "fwd")):
+            out = case.call(leaves, running)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert_close(out, expected(case).out, "chain", 4, name=f"{channels} channels")
+        assert all(torch.equal(running[name], value.to(dtype)) for name, value in case.running.items())
+
+
+def test_channels(variant: Variant) -> None:
+    """Every tail of a vector, with rows that fill wide ones and rows that do not; several blocks."""
+    for channels in around_vectors():
+        for layer in (alone(1, channels, 8, 8, "silu"), alone(1, channels, 7, 9, "silu")):
+            case, want = known(layer)
+            assert_result(case.measured(torch.float32), want, layer)
+    for layer in (alone(3, 1, 90, 80, "silu"), alone(2, 8, 60, 60, "silu"), alone(2, 200, 11, 13, "silu")):
+        case, want = known(layer)
+        assert_result(case.measured(torch.float32), want, layer)
+
+
+@dtypes
+def test_mean_far_from_zero(variant: Variant, dtype: torch.dtype) -> None:
+    """Statistics are exact to the data's rounding when the mean is 1000 standard deviations."""
+    for channels in (2, 5):
+        case = make(alone(8, channels, 16, 16, "none"))
+        case.leaves["x"] = (case.leaves["x"] + 1000).float().double()
+        got, want = case.measured(dtype), expected(case)
+        for name, value in want.running.items():
+            assert_close(got.running[name], value, "chain", 12, scale=1000.0, name=name)
+        assert_close(got.out, want.out, "chain", 12, scale=1000.0, name="out")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_only_the_gradients_asked_for(cpu_backend: Variant, training: bool) -> None:
+    case, want = safe(alone(2, 5, 4, 3, training=training), torch.float64)
+    for wanted in (["x"], ["norm.weight"], ["norm.bias"], ["x", "norm.bias"], ["norm.weight", "norm.bias"]):
+        got = case.measured(torch.float64, wanted)
+        assert set(got.grads) == set(wanted)
+        assert_result(got, want, case.layer)
+
+
+def test_layouts_agree(kernel_variant: Variant) -> None:
+    case = make(alone(3, 3, 5, 6, "silu"))
+    want = case.measured(torch.float32)
+    big = torch.full((6, 5, 9, 7), math.nan)
+    sliced = big[::2, 1:4, 2:7, 1:]
+    for x in (case.leaves["x"].float(), sliced.copy_(case.leaves["x"])):
+        leaves, running = case.tensors(torch.float32, True)
+        leaves["x"] = x.requires_grad_()
+        out = case.call(leaves, running)
+        grads = torch.autograd.grad(out, list(leaves.values()), case.upstream.float())
+        same_bits(Result(out.detach(), dict(zip(leaves, grads, strict=True)), running), want)
+
+
+def test_expanded_gradient(cpu_backend: Variant) -> None:
+    leaves, running = make(alone(2, 3, 4, 4, "silu")).tensors(torch.float32, True)
+    norm = Norm(leaves["norm.weight"], leaves["norm.bias"], running["mean"], running["var"])
+    y = ops.batch_norm(leaves["x"], norm, act="silu", training=True)
+    upstreams = torch.ones(()).expand(y.shape), torch.ones_like(y)
+    one, two = (torch.autograd.grad(y, leaves["x"], g, retain_graph=True)[0] for g in upstreams)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_empty_batch_updates_nothing(cpu_backend: Variant, training: bool) -> None:
+    case = make(alone(0, 3, 4, 4, training=training))
+    got = case.measured(torch.float32)
+    assert got.out.shape == (0, 3, 4, 4)
+    assert not any(bool(grad.any()) for grad in got.grads.values())
+    assert all(torch.equal(got.running[name], case.running[name].float()) for name in got.running)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite(variant: Variant, value: float) -> None:
+    """In its place in evaluation, in its channel in training."""
+    for channels in (2, 5):
+        case = make(alone(2, channels, 3, 4, "none"))
+        case.leaves["x"][0, 1, 2, 0] = value
+        evaluation = replace(case, layer=frozen(case.layer)).measured(torch.float32)
+        assert torch.equal(~evaluation.out.isfinite(), ~case.leaves["x"].isfinite())
+        got = case.measured(torch.float32)
+        bad = torch.zeros(channels, dtype=torch.bool)
+        bad[1] = True
+        assert torch.equal(got.out.isnan().all((0, 2, 3)), bad)
+        assert torch.equal(got.out.isnan().any((0, 2, 3)), bad)
+        assert torch.equal(~got.running["mean"].isfinite(), bad)
+        assert torch.equal(got.grads["x"].isnan().any((0, 2, 3)), bad)
+
+
+@pytest.mark.parametrize(
+    "layer", [alone(5, 8, 48, 48, "relu6"), alone(3, 70, 9, 11, "silu"), alone(2, 1, 48, 48)], ids=str
+)
+def test_threads_give_the_same_bits(kernel_variant: Variant, layer: Layer, threads: None) -> None:
+    case, evaluation = make(layer), make(frozen(layer))
+    results = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        with torch.inference_mode():
+            out = evaluation.call(*evaluation.tensors(torch.float32))
+        results.append((case.measured(torch.float32), evaluation.measured(torch.float32), Result(out.clone(), {}, {})))
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            same_bits(a, b)
 
 
 def random_norm(channels: int, dtype: torch.dtype = torch.float64) -> Norm:
@@ -19,90 +160,10 @@ def random_norm(channels: int, dtype: torch.dtype = torch.float64) -> Norm:
     return Norm(weight, bias, mean, torch.rand(channels, dtype=dtype) + 0.5, momentum=0.2, eps=1e-3)
 
 
-def formula(x: Tensor, norm: Norm, mean: Tensor, var: Tensor) -> Tensor:
-    column = (1, -1, 1, 1)
-    scale = norm.weight / torch.sqrt(var + norm.eps)
-    return (x - mean.view(column)) * scale.view(column) + norm.bias.view(column)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_evaluation(shape: tuple, dtype: torch.dtype) -> None:
-    norm = random_norm(shape[1])
-    x = torch.randn(shape, dtype=torch.float64)
-    want = formula(x, norm, norm.running_mean, norm.running_var)
-    got = batch_norm(x.to(dtype), Norm(*(t.to(dtype) for t in norm[:4]), *norm[4:]))
-    assert got.is_contiguous(memory_format=torch.channels_last)
-    assert got.dtype == dtype
-    torch.testing.assert_close(got.double(), want, rtol=0, atol=100 * torch.finfo(dtype).eps)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_training(shape: tuple) -> None:
-    norm = random_norm(shape[1])
-    x = torch.randn(shape, dtype=torch.float64) * 3 + 2
-    values = x.transpose(0, 1).flatten(1)
-    mean, var = values.mean(1), values.var(1, unbiased=False)
-    running_mean = 0.8 * norm.running_mean + 0.2 * mean
-    running_var = 0.8 * norm.running_var + 0.2 * values.var(1, unbiased=True)
-    got = batch_norm(x, norm, act="relu", training=True)
-    torch.testing.assert_close(got, formula(x, norm, mean, var).clamp_min(0))
-    torch.testing.assert_close(norm.running_mean, running_mean)
-    torch.testing.assert_close(norm.running_var, running_var)
-
-
-def test_large_mean_keeps_its_variance() -> None:
-    norm = Norm(torch.ones(2), torch.zeros(2), torch.zeros(2), torch.ones(2))
-    x = torch.randn(8, 2, 16, 16) + 1e3
-    got = batch_norm(x, norm, training=True)
-    want = formula(x.double(), norm, x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), unbiased=False))
-    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("act", [None, "silu"])
-def test_gradient(training: bool, act: str | None) -> None:
-    weight, bias, mean, var, momentum, eps = random_norm(3)
-    x = torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True)
-    weight.requires_grad_()
-    bias.requires_grad_()
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        norm = Norm(weight, bias, mean.clone(), var.clone(), momentum, eps)
-        return batch_norm(x, norm, act=act, training=training)
-
-    assert torch.autograd.gradcheck(run, (x, weight, bias))
-
-
-def test_layouts_agree() -> None:
-    norm = random_norm(3)
-    x = torch.randn(6, 5, 9, 7, dtype=torch.float64)[::2, 1:4, ::2, 1:]
-    want = batch_norm(x.contiguous(), norm)
-    torch.testing.assert_close(batch_norm(x, norm), want, rtol=0, atol=0)
-
-
-def test_empty_batch_updates_nothing() -> None:
-    norm = random_norm(3)
-    before = [t.clone() for t in norm[:4]]
-    assert batch_norm(torch.zeros(0, 3, 4, 4, dtype=torch.float64), norm, training=True).shape == (0, 3, 4, 4)
-    assert all(torch.equal(a, b) for a, b in zip(before, norm[:4], strict=True))
-
-
-def test_nan_stays_in_place_in_evaluation_and_in_its_channel_in_training() -> None:
-    norm = random_norm(2)
-    x = torch.randn(2, 2, 3, 3, dtype=torch.float64)
-    x[0, 1, 2, 0] = float("nan")
-    assert torch.equal(batch_norm(x, norm, act="relu").isnan(), x.isnan())
-    bad = batch_norm(x, norm, training=True).isnan()
-    assert bool(bad[:, 1].all())
-    assert not bool(bad[:, 0].any())
-    assert norm.running_mean.isnan().tolist() == [False, True]
-
-
-def test_update_running_is_what_training_does() -> None:
+def test_update_running_is_what_training_does(cpu_backend: Variant) -> None:
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     one, two = random_norm(3), random_norm(3)
-    batch_norm(x, one, training=True)
+    ops.batch_norm(x, one, training=True)
     update_running(two, torch.stack([x.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), x.var((0, 2, 3))]))
     torch.testing.assert_close(one.running_mean, two.running_mean)
     torch.testing.assert_close(one.running_var, two.running_var)
@@ -121,6 +182,6 @@ def test_update_running_is_what_training_does() -> None:
         (torch.zeros(1, 3, 1, 1).double(), random_norm(3), {"act": "tanh"}, ValueError, "act: expected one of"),
     ],
 )
-def test_errors(x: Tensor, norm: Norm, kwargs: dict, error: type[Exception], message: str) -> None:
+def test_errors(x: Tensor, norm: Norm, kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        batch_norm(x, norm, **kwargs)
+        ops.batch_norm(x, norm, **kwargs)

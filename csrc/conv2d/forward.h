@@ -5,7 +5,6 @@
 // A 1×1 convolution of stride 1 without padding is the pointwise one.
 #pragma once
 #include "conv2d/weights.h"
-#include "norm/passes.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -18,7 +17,8 @@ FF_INLINE bool is_pointwise(const ConvShape& s) {
 template <class T>
 struct ConvForward {
   ConvShape s;
-  const T *x, *packed, *bias;
+  const T* x;
+  ForwardWeights<T> w;
   T lo, hi;                    // bounds of y
   T* y;
   T *mean, *m2;                // moments of y by blocks, or null
@@ -28,42 +28,73 @@ struct ConvForward {
   int threads;
 };
 
-// How the pixels are cut, and how their moments lie: [blocks·times][stride] for `times` shares of each block.
+// How the pixels are cut, into multiples of `unit`, and how their moments lie: [blocks·times][stride] for `times` shares
+// of each block.
 struct ConvBlocks {
-  idx pixels, block, count, times, stride;
+  idx pixels, unit, block, count, times, stride;
+
+  FF_CLASS_INLINE void cut(idx most) {
+    block = max_idx(unit, most / unit * unit);
+    count = ceil_div(pixels, block);
+  }
 };
 
 template <class T>
-FF_INLINE ConvBlocks conv_blocks(const ConvShape& s) {
-  const idx pixels = s.n * s.oh * s.ow, depth = s.c * s.kh * s.kw;
+FF_INLINE ConvBlocks conv_blocks(const ConvShape& s, idx group) {
+  const idx pixels = s.n * s.oh * s.ow;
   const Wide v = is_pointwise(s) ? Wide{pixels, s.o, 1} : widened<T>(pixels, s.o);
-  idx block = block_rows<T>(depth + s.o);
-  block = max_idx(v.times, block / v.times * v.times);
-  return {pixels, block, ceil_div(pixels, block), v.times, v.times > 1 ? s.o : round_up_lanes<T>(s.o)};
+  ConvBlocks blocks{pixels, v.times, 0, 0, v.times, v.times > 1 ? s.o : round_up_lanes<T>(s.o)};
+  while (blocks.unit % group) blocks.unit += v.times;
+  blocks.cut(block_rows<T>(Windows(s).depth() + s.o));
+  return blocks;
 }
 
 template <class T>
 FF_INLINE void pointwise_as_conv(const ConvForward<T>& p) {
   PointwiseForward<T> pass{};
   pass.rows = p.s.n * p.s.h * p.s.w, pass.in = p.s.c, pass.out = p.s.o, pass.threads = p.threads;
-  pass.x = p.x, pass.packed = p.packed, pass.bias = p.bias, pass.y = p.y;
+  pass.x = p.x, pass.packed = p.w.single, pass.bias = p.w.bias, pass.y = p.y;
   pass.mean = p.mean, pass.m2 = p.m2, pass.stride = round_up_lanes<T>(p.s.o);
   pass.z = p.z, pass.scale2 = p.scale, pass.shift2 = p.shift, pass.act2 = p.act;
   pointwise_forward_pass(pass);
 }
 
 template <class T>
-FF_INLINE void conv_forward_pass(const ConvForward<T>& p, const ConvBlocks& cut) {
-  const Windows windows(p.s);
-  const idx depth = windows.depth(), stride = block_stride<T>(depth), o = p.s.o;
-  for_tasks(cut.count, p.threads, [&](idx b) {
-    const idx first = b * cut.block, rows = min_idx(cut.block, cut.pixels - first);
-    T* a = nullptr;
-    lay_out(Scratch::task, [&](Arena& arena) { a = arena.take<T>(rows * stride); });
-    gather_windows(windows, p.x, first, rows, a, stride);
-    T* y = p.y + first * o;
-    gemm<T, false>({a, stride, p.packed, 0, y, o, rows, o, depth, p.bias, p.lo, p.hi, false});
-    const idx wide = o * cut.times, wide_rows = rows / cut.times, part = cut.times * cut.stride;
+FF_INLINE bool any_nan(const T* p, idx n) {
+  vec<T> sum = {};
+  for_lanes<T>(n, [&](idx i, idx valid) {
+    const vec<T> v = load_n<T>(p + i, valid);
+    sum = sum + (v == v ? vec<T>{} : v);
+  });
+  T lane[lanes<T>];
+  store(lane, sum);
+  bool found = false;
+  for (idx i = 0; i < lanes<T>; ++i) found |= lane[i] != lane[i];
+  return found;
+}
+
+// y = windows × weights + bias for pixels [first, first + rows), windows of `group` pixels at once.
+template <class T>
+FF_INLINE void multiply_windows(const ConvForward<T>& p, idx group, idx first, idx rows, T* a) {
+  const Windows windows(p.s, group);
+  const idx depth = windows.depth(), stride = block_stride<T>(depth), cols = group * p.s.o;
+  gather_windows(windows, p.x, first / group, rows / group, a, stride);
+  gemm<T, false>({a, stride, group > 1 ? p.w.grouped : p.w.single, 0, p.y + first * p.s.o, cols, rows / group, cols,
+                  depth, p.w.bias, p.lo, p.hi, false});
+}
+
+template <class T>
+FF_INLINE void conv_forward_pass(const ConvForward<T>& p, const ConvBlocks& blocks) {
+  const idx o = p.s.o, group = p.w.group, stride = block_stride<T>(Windows(p.s, group).depth());
+  const idx row = max_idx(ceil_div(stride, group), block_stride<T>(Windows(p.s).depth()));
+  for_tasks(blocks.count, p.threads, [&](idx b) {
+    const idx first = b * blocks.block, rows = min_idx(blocks.block, blocks.pixels - first);
+    T *a = nullptr, *y = p.y + first * o;
+    lay_out(Scratch::task, [&](Arena& arena) { a = arena.take<T>(rows * row); });
+    multiply_windows(p, group, first, rows, a);
+    // A zero times what a neighbour alone sees is NaN where that is not finite.
+    if (group > 1 && any_nan<T>(y, rows * o)) multiply_windows(p, 1, first, rows, a);
+    const idx wide = o * blocks.times, wide_rows = rows / blocks.times, part = blocks.times * blocks.stride;
     if (p.mean) moments_rows<T>(y, wide, wide_rows, wide, p.mean + b * part, p.m2 + b * part);
     if (p.z) affine_act_rows<T>(p.z + first * o, wide, y, wide, wide_rows, wide, p.scale, p.shift, p.act);
   });
@@ -72,73 +103,68 @@ FF_INLINE void conv_forward_pass(const ConvForward<T>& p, const ConvBlocks& cut)
 template <class T>
 FF_INLINE void conv_inference(const Conv2dParams& p) {
   const ConvShape& s = p.shape;
-  const idx depth = s.c * s.kh * s.kw;
-  T *packed = nullptr, *room = nullptr, *scale = nullptr, *shift = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    packed = a.take<T>(packed_size<T>(s.o, depth)), room = a.take<T>(packed_size<T>(s.o, depth));
-    scale = a.take<T>(s.o), shift = a.take<T>(s.o);
-  });
-  fold<T>(p.norm, p.bias, s.o, scale, shift);
-  pack_windows<T>(packed, room, static_cast<const T*>(p.weight), p.norm.weight ? scale : nullptr, s, p.threads);
-
+  const bool pointwise = is_pointwise(s);
   ConvForward<T> pass{};
+  T* scale = nullptr;
+  lay_out(Scratch::shared, [&](Arena& a) {
+    pass.w.take(a, s, pointwise ? 1 : pixel_group<T>(s));
+    scale = a.take<T>(s.o);
+  });
+  fold<T>(p.norm, p.bias, s.o, scale, pass.w.bias);
+  pass.w.pack(static_cast<const T*>(p.weight), p.norm.weight ? scale : nullptr, s, p.threads);
   pass.s = s, pass.threads = p.threads, pass.act = p.act;
-  pass.x = static_cast<const T*>(p.x), pass.packed = packed, pass.bias = shift, pass.y = static_cast<T*>(p.out);
+  pass.x = static_cast<const T*>(p.x), pass.y = static_cast<T*>(p.out);
   const bool clamped = clamp_bounds(p.act, &pass.lo, &pass.hi);
-  if (is_pointwise(s)) {
+  if (pointwise) {
     if (p.act != Act::none) pass.z = pass.y;
     pointwise_as_conv(pass);
     return;
   }
   if (!clamped) pass.z = pass.y;
-  ConvBlocks cut = conv_blocks<T>(s);
-  const idx rounds = max_idx(1, ceil_div(cut.count, p.threads));
-  if (rounds < 4) {  // few blocks: cut them so that every thread gets as many; each pixel is computed the same way
-    cut.block = max_idx(cut.times, ceil_div(ceil_div(cut.pixels, rounds * p.threads), cut.times) * cut.times);
-    cut.count = ceil_div(cut.pixels, cut.block);
-  }
-  conv_forward_pass(pass, cut);
+  ConvBlocks blocks = conv_blocks<T>(s, pass.w.group);
+  const idx rounds = max_idx(1, ceil_div(blocks.count, p.threads));
+  if (rounds < 4)  // few blocks: cut them so that every thread gets as many; each pixel is computed the same way
+    blocks.cut(ceil_div(blocks.pixels, rounds * p.threads) + blocks.unit - 1);
+  conv_forward_pass(pass, blocks);
 }
 
 template <class T>
 FF_INLINE void conv_training(const Conv2dParams& p) {
   const ConvShape& s = p.shape;
-  const ConvBlocks cut = conv_blocks<T>(s);
-  const idx size = packed_size<T>(s.o, s.c * s.kh * s.kw);
-  const bool measure = p.norm.weight && p.batch_stats;
-  T *packed = nullptr, *room = nullptr, *bias = nullptr, *mean = nullptr, *m2 = nullptr;
+  const bool measure = p.norm.weight && p.batch_stats, pointwise = is_pointwise(s);
+  const idx group = pointwise ? 1 : pixel_group<T>(s);
+  const ConvBlocks blocks = conv_blocks<T>(s, group);
+  ConvForward<T> pass{};
   NormVectors<T> n;
   lay_out(Scratch::shared, [&](Arena& a) {
-    packed = a.take<T>(size), room = a.take<T>(size), bias = a.take<T>(s.o);
+    pass.w.take(a, s, group);
     if (measure) {
-      mean = a.take<T>(cut.count * cut.times * cut.stride);
-      m2 = a.take<T>(cut.count * cut.times * cut.stride);
+      pass.mean = a.take<T>(blocks.count * blocks.times * blocks.stride);
+      pass.m2 = a.take<T>(blocks.count * blocks.times * blocks.stride);
     }
     n.take(a, p.norm, s.o);
   });
-  pack_windows<T>(packed, room, static_cast<const T*>(p.weight), nullptr, s, p.threads);
-  copy_padded(bias, static_cast<const T*>(p.bias), s.o);
+  copy_padded(pass.w.bias, static_cast<const T*>(p.bias), s.o);
+  pass.w.pack(static_cast<const T*>(p.weight), nullptr, s, p.threads);
   constant_stats<T>(p.norm, s.o, p.batch_stats);
 
   T* z = static_cast<T*>(p.out);
-  ConvForward<T> pass{};
   pass.s = s, pass.threads = p.threads, pass.act = p.act;
-  pass.x = static_cast<const T*>(p.x), pass.packed = packed, pass.bias = bias, pass.y = p.y ? static_cast<T*>(p.y) : z;
+  pass.x = static_cast<const T*>(p.x), pass.y = p.y ? static_cast<T*>(p.y) : z;
   clamp_bounds(Act::none, &pass.lo, &pass.hi);
-  pass.mean = mean, pass.m2 = m2;
   if (!measure && p.y) {  // what follows is known already: apply it while the block is in L2
-    n.fill(p.norm, s.o, cut.times);
+    n.fill(p.norm, s.o, blocks.times);
     pass.z = z, pass.scale = n.scale, pass.shift = n.shift;
   }
-  if (is_pointwise(s))
+  if (pointwise)
     pointwise_as_conv(pass);
   else
-    conv_forward_pass(pass, cut);
+    conv_forward_pass(pass, blocks);
   if (!measure) return;
-  merge_moments(mean, m2, cut.count * cut.times, cut.stride, s.o, p.norm.eps,
-                [&](idx part) { return min_idx(cut.block, cut.pixels - part / cut.times * cut.block) / cut.times; },
-                static_cast<T*>(p.norm.stats));
-  const Wide v = widened<T>(cut.pixels, s.o);
+  merge_moments(pass.mean, pass.m2, blocks.count * blocks.times, blocks.stride, s.o, p.norm.eps, [&](idx part) {
+    return min_idx(blocks.block, blocks.pixels - part / blocks.times * blocks.block) / blocks.times;
+  }, static_cast<T*>(p.norm.stats));
+  const Wide v = widened<T>(blocks.pixels, s.o);
   n.fill(p.norm, s.o, v.times);
   affine_act_pass<T>(z, pass.y, v, n, p.act, p.threads);
 }

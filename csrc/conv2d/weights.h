@@ -3,6 +3,7 @@
 // network lies a transposition of [c][kh·kw] for each output.
 #pragma once
 #include "conv2d/windows.h"
+#include "norm/passes.h"
 #include "separable_conv/pointwise_pass.h"
 
 namespace ff {
@@ -24,6 +25,56 @@ FF_INLINE void pack_windows(T* packed, T* room, const T* w, const T* scale, cons
         copy_whole(packed + first * depth + (tap * s.c + c) * width, 0, from + (c * taps + tap) * width, 0, width, 1);
   });
 }
+
+// Neighbours in a row whose outputs share a vector, where a pixel's do not fill one: their windows overlap, and are
+// gathered and multiplied as one, with zeros for what a pixel does not see.
+template <class T>
+FF_INLINE idx pixel_group(const ConvShape& s) {
+  idx best = 1, best_cost = 0;
+  for (idx group = 1; group == 1 || group * s.o <= lanes<T>; ++group) {
+    if (s.ow % group) continue;
+    const idx run = (s.kw + (group - 1) * s.sw) * s.c, cost = run + 2 * ceil_div(run, lanes<T>);
+    if (group == 1 || cost * best < best_cost * group) best = group, best_cost = cost;
+  }
+  return best;
+}
+
+// B[k][p·o + j] for pixel p and output j of a group, k in the group's window; one vector wide.
+template <class T>
+FF_INLINE void pack_group(T* packed, const T* w, const T* scale, const ConvShape& s, idx group) {
+  const idx L = lanes<T>;
+  const Windows windows(s, group);
+  fill_zero(packed, windows.depth() * L);
+  for (idx p = 0; p < group; ++p)
+    for (idx o = 0; o < s.o; ++o)
+      for (idx c = 0; c < s.c; ++c)
+        for (idx k = 0; k < s.kh; ++k)
+          for (idx l = 0; l < s.kw; ++l) {
+            const T value = w[((o * s.c + c) * s.kh + k) * s.kw + l];
+            packed[((k * windows.kw + p * s.sw + l) * s.c + c) * L + p * s.o + o] = scale ? value * scale[o] : value;
+          }
+}
+
+// Weights and bias for the forward products.
+template <class T>
+struct ForwardWeights {
+  idx group;
+  T *single, *room, *grouped, *bias;
+
+  void take(Arena& a, const ConvShape& s, idx pixels) {
+    const idx size = packed_size<T>(s.o, Windows(s).depth());
+    group = pixels;
+    single = a.take<T>(size), room = a.take<T>(size), bias = a.take<T>(s.o);
+    grouped = a.take<T>(group > 1 ? Windows(s, group).depth() * lanes<T> : 0);
+  }
+  // bias has been filled.
+  void pack(const T* w, const T* scale, const ConvShape& s, int threads) {
+    pack_windows<T>(single, room, w, scale, s, threads);
+    if (group == 1) return;
+    pack_group<T>(grouped, w, scale, s, group);
+    repeat(bias, s.o, group);
+  }
+};
 
 // B[o][k] = w[o][k], packed; `room` is of o·depth.
 template <class T>

@@ -14,8 +14,10 @@ namespace {
 struct Windows {
   idx n, h, w, c, oh, ow, kh, kw, sh, sw, top, left;
 
-  explicit Windows(const ConvShape& s)
-      : n(s.n), h(s.h), w(s.w), c(s.c), oh(s.oh), ow(s.ow), kh(s.kh), kw(s.kw), sh(s.sh), sw(s.sw), top(s.top), left(s.left) {}
+  // With a group, the windows of that many neighbours in a row as one; ow is a multiple of it.
+  explicit Windows(const ConvShape& s, idx group = 1)
+      : n(s.n), h(s.h), w(s.w), c(s.c), oh(s.oh), ow(s.ow / group), kh(s.kh), kw(s.kw + (group - 1) * s.sw),
+        sh(s.sh), sw(s.sw * group), top(s.top), left(s.left) {}
   FF_CLASS_INLINE idx run() const { return kw * c; }
   FF_CLASS_INLINE idx depth() const { return kh * kw * c; }
   // Keeps of the columns j of [first, end) those whose window has its column l inside the image; end <= first: none.
@@ -90,24 +92,61 @@ FF_NOINLINE void gather_windows(const Windows& s, const T* x, idx first, idx cou
   });
 }
 
+// to += from[i·step] over i < count, for n lanes; whole vectors of `from` are read.
+template <class T>
+FF_INLINE void add_lanes(T* to, const T* from, idx step, idx count, idx n) {
+  vec<T> sum = load_n<T>(to, n);
+  for (idx i = 0; i < count; ++i) sum = sum + load(from + i * step);
+  store_n<T>(to, sum, n);
+}
+
+// The same for N channels as a type of their own: a masked store delays every load beside it, as of the next pixel.
+template <class T, int N>
+FF_INLINE void add_exact(T* to, const T* from, idx step, idx count) {
+  typedef T V __attribute__((vector_size(N * sizeof(T))));
+  V sum, v;
+  __builtin_memcpy(&sum, to, sizeof sum);
+  for (idx i = 0; i < count; ++i) {
+    __builtin_memcpy(&v, from + i * step, sizeof v);
+    sum = sum + v;
+  }
+  __builtin_memcpy(to, &sum, sizeof sum);
+}
+
+template <class T>
+FF_INLINE void add_windows(T* to, const T* from, idx step, idx count, idx channels) {
+  if constexpr (lanes<T> > 8) {
+    if (channels == 8) return add_exact<T, 8>(to, from, step, count);
+  }
+  if constexpr (lanes<T> > 4) {
+    if (channels == 4) return add_exact<T, 4>(to, from, step, count);
+  }
+  if constexpr (lanes<T> > 2) {
+    if (channels == 2) return add_exact<T, 2>(to, from, step, count);
+  }
+  if (channels == 1) return add_exact<T, 1>(to, from, step, count);
+  for_lanes<T>(channels, [&](idx c, idx n) { add_lanes<T>(to + c, from + c, step, count, n); });
+}
+
 // Adds src [count][stride], gradients of windows [first, first + count), to dx, but only to its rows [begin, end), which
-// count over all images.
+// count over all images. A pixel takes what one row of the windows has for it at once, so that it is written kh times
+// and not kh·kw times. stride leaves a vector's room after each.
 template <class T>
 FF_NOINLINE void scatter_windows(const Windows& s, const T* src, idx stride, idx first, idx count, T* dx, idx begin, idx end) {
-  const idx step = s.sw * s.c;
   for_row_parts(s.ow, first, count, [&](idx row, idx column, idx columns, idx done) {
+    const idx x_first = max_idx(0, column * s.sw - s.left), last = column + columns - 1;
+    const idx x_end = min_idx(s.w, last * s.sw - s.left + s.kw);
     for (idx k = 0; k < s.kh; ++k) {
       const idx y = row % s.oh * s.sh + k - s.top, line = row / s.oh * s.h + y;
       if (y < 0 || y >= s.h || line < begin || line >= end) continue;
-      for (idx l = 0; l < s.kw; ++l) {
-        idx j = column, j_end = column + columns;
-        s.inside(l, &j, &j_end);
-        const T* from = src + (done + j - column) * stride + (k * s.kw + l) * s.c;
-        T* to = dx + (line * s.w + j * s.sw + l - s.left) * s.c;
-        for (; j < j_end; ++j, from += stride, to += step)
-          for_lanes<T>(s.c, [&](idx c, idx n) {
-            store_n<T>(to + c, load_n<T>(to + c, n) + load_n<T>(from + c, n), n);
-          });
+      const T* from = src + (done - column) * stride + k * s.run();
+      T* to = dx + (line * s.w + x_first) * s.c;
+      idx low = column, high = column;  // windows that hold column x of the image
+      for (idx x = x_first; x < x_end; ++x, to += s.c) {
+        const idx at = x + s.left;
+        while (high < last && (high + 1) * s.sw <= at) ++high;
+        while (low <= high && low * s.sw + s.kw <= at) ++low;
+        add_windows<T>(to, from + low * stride + (at - low * s.sw) * s.c, stride - s.sw * s.c, high - low + 1, s.c);
       }
     }
   });
