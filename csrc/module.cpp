@@ -18,6 +18,7 @@ namespace ff {
 void bind_elementwise(py::module_& m);
 void bind_separable_conv(py::module_& m);
 void bind_pool(py::module_& m);
+void bind_cbam(py::module_& m);
 void bind_memory(py::module_& m);
 #ifdef FASTFER_CUDA
 void bind_cuda(py::module_& m);
@@ -72,6 +73,7 @@ PYBIND11_MODULE(_C, m) {
   bind_elementwise(m);
   bind_separable_conv(m);
   bind_pool(m);
+  bind_cbam(m);
 #ifdef FASTFER_CUDA
   bind_cuda(m);  // the submodule "cuda"
 #else

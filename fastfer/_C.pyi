@@ -55,3 +55,27 @@ def global_avg_max_pool_fwd(
 def global_avg_max_pool_bwd(
     wide: bool, n: int, pixels: int, channels: int, davg: int, dmax: int, positions: int, dx: int, threads: int
 ) -> None: ...
+def cbam_fwd(
+    wide: bool, train: bool, shape: list[int], channel: list[int], spatial: list[int], eps: float, batch_stats: bool,
+    saved: list[int], out: int, threads: int,
+) -> None: ...  # fmt: skip
+def cbam_bwd(
+    wide: bool, shape: list[int], channel: list[int], spatial: list[int], batch_stats: bool, saved: list[int],
+    dout: int, grads: list[int], threads: int,
+) -> None: ...  # fmt: skip
+def channel_gate_fwd(
+    wide: bool, train: bool, shape: list[int], channel: list[int], spatial: list[int], eps: float, batch_stats: bool,
+    saved: list[int], out: int, threads: int,
+) -> None: ...  # fmt: skip
+def channel_gate_bwd(
+    wide: bool, shape: list[int], channel: list[int], spatial: list[int], batch_stats: bool, saved: list[int],
+    dout: int, grads: list[int], threads: int,
+) -> None: ...  # fmt: skip
+def spatial_gate_fwd(
+    wide: bool, train: bool, shape: list[int], channel: list[int], spatial: list[int], eps: float, batch_stats: bool,
+    saved: list[int], out: int, threads: int,
+) -> None: ...  # fmt: skip
+def spatial_gate_bwd(
+    wide: bool, shape: list[int], channel: list[int], spatial: list[int], batch_stats: bool, saved: list[int],
+    dout: int, grads: list[int], threads: int,
+) -> None: ...  # fmt: skip
