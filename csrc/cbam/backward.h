@@ -50,12 +50,13 @@ struct BackwardPlan {
 // A task's scratch for one image after the other.
 template <class T>
 struct BackwardScratch {
-  T *avg, *max, *gate, *hidden, *dgate, *davg, *dmax, *columns, *share;
+  T *avg, *max, *gate, *hidden, *dhidden, *dgate, *davg, *dmax, *columns, *share;
   T *dy, *padded, *dmean_plane, *dmax_plane;
 
   BackwardScratch(Arena& a, const BackwardPlan<T>& b) {
     const idx stride = round_up_lanes<T>(b.p.c), count = b.p.weight ? b.s.px.count : 0;
     avg = a.take<T>(stride), max = a.take<T>(stride), gate = a.take<T>(stride), hidden = a.take<T>(2 * b.p.hidden);
+    dhidden = a.take<T>(b.p.hidden);
     dgate = a.take<T>(b.s.columns + stride), davg = a.take<T>(stride), dmax = a.take<T>(stride);
     columns = a.take<T>(b.s.columns), share = a.take<T>(b.s.columns);
     dy = a.take<T>(count), dmean_plane = a.take<T>(count), dmax_plane = a.take<T>(count);
@@ -111,7 +112,7 @@ FF_INLINE void mlp_grads(const BackwardPlan<T>& b, idx i, BackwardScratch<T>& w,
   for (idx c = channels; c < b.mlp.stride; ++c) w.dgate[c] = T(0);
   mlp_gate<T>(b.mlp, w.avg, w.max, w.hidden, w.gate);
   copy_padded<T>(w.gate, pooled + 2 * all, channels);
-  mlp_backward<T>(b.mlp, w.avg, w.max, w.gate, w.hidden, w.dgate, w.davg, w.dmax, grads);
+  mlp_backward<T>(b.mlp, w.avg, w.max, w.gate, w.hidden, w.dgate, w.dhidden, w.davg, w.dmax, grads);
 }
 
 // (2) to (4) for image i.

@@ -63,13 +63,6 @@ FF_INLINE vec<T> lane_sums(const vec<T>* v) {
 }
 
 template <class T>
-FF_INLINE T sum_of_lanes(vec<T> v) {
-  T sum = 0;
-  for (idx i = 0; i < lanes<T>; ++i) sum += v[i];
-  return sum;
-}
-
-template <class T>
 FF_INLINE ivec<T> lane_numbers() {
   ivec<T> v = {};
   for (idx i = 0; i < lanes<T>; ++i) v[i] = static_cast<decltype(v[0] + 0)>(i);

@@ -29,11 +29,22 @@ struct Mlp {
   }
 };
 
+// out[j] = rows[j]·v (+ add[j]) for `count` rows of `stride` elements; a vector of rows at a time.
 template <class T>
-FF_INLINE T dot(const T* a, const T* b, idx stride) {
-  vec<T> sum = {};
-  for (idx c = 0; c < stride; c += lanes<T>) sum = fma(load(a + c), load(b + c), sum);
-  return sum_of_lanes<T>(sum);
+FF_INLINE void dots(const T* rows, idx count, idx stride, const T* v, const T* add, T* out) {
+  constexpr idx L = lanes<T>;
+  for (idx first = 0; first < count; first += L) {
+    const idx n = min_idx(L, count - first);
+    vec<T> sums[L] = {};
+    for (idx j = 0; j < n; ++j) {
+      const T* row = rows + (first + j) * stride;
+      vec<T> sum = {};
+      for (idx c = 0; c < stride; c += L) sum = fma(load(row + c), load(v + c), sum);
+      sums[j] = sum;
+    }
+    const vec<T> total = lane_sums<T>(sums);
+    store_n<T>(out + first, add ? total + load_n<T>(add + first, n) : total, n);
+  }
 }
 
 // NaN stays, as in torch.
@@ -45,10 +56,8 @@ FF_INLINE T relu(T v) {
 // gate = sigmoid(mlp(avg) + mlp(max)); the three are padded to `stride`. hidden [2][mlp.hidden]: before the ReLU.
 template <class T>
 FF_NOINLINE void mlp_gate(const Mlp<T>& mlp, const T* avg, const T* max, T* hidden, T* gate) {
-  for (idx j = 0; j < mlp.hidden; ++j) {
-    hidden[j] = dot<T>(mlp.w1 + j * mlp.stride, avg, mlp.stride) + mlp.b1[j];
-    hidden[mlp.hidden + j] = dot<T>(mlp.w1 + j * mlp.stride, max, mlp.stride) + mlp.b1[j];
-  }
+  dots<T>(mlp.w1, mlp.hidden, mlp.stride, avg, mlp.b1, hidden);
+  dots<T>(mlp.w1, mlp.hidden, mlp.stride, max, mlp.b1, hidden + mlp.hidden);
   for (idx c = 0; c < mlp.stride; c += lanes<T>) {
     vec<T> z = load(mlp.b2 + c) + load(mlp.b2 + c);
     for (idx j = 0; j < mlp.hidden; ++j)
@@ -67,20 +76,21 @@ struct MlpGrads {
       : w1(p), w2(p + hidden * stride), b1(p + (2 * hidden + 1) * stride), b2(p + 2 * hidden * stride) {}
 };
 
-// From dgate to davg and dmax (zeroed first), adding to `grads` unless null. All vectors are padded to `stride`;
-// dgate becomes the gradient before the sigmoid.
+// From dgate to davg and dmax, adding to `grads` unless null. All vectors are padded to `stride`; dgate becomes the
+// gradient before the sigmoid, dhidden [mlp.hidden] is scratch.
 template <class T>
 FF_NOINLINE void mlp_backward(const Mlp<T>& mlp, const T* avg, const T* max, const T* gate, const T* hidden, T* dgate,
-                              T* davg, T* dmax, const MlpGrads<T>* grads) {
+                              T* dhidden, T* davg, T* dmax, const MlpGrads<T>* grads) {
   for (idx c = 0; c < mlp.stride; c += lanes<T>) {
     const vec<T> g = load(gate + c), dz = load(dgate + c) * g * (splat<T>(1) - g);
     store(dgate + c, dz);
     store(davg + c, vec<T>{}), store(dmax + c, vec<T>{});
     if (grads) store(grads->b2 + c, load(grads->b2 + c) + dz + dz);
   }
+  dots<T>(mlp.w2, mlp.hidden, mlp.stride, dgate, nullptr, dhidden);
   for (idx j = 0; j < mlp.hidden; ++j) {
     const T a = hidden[j], m = hidden[mlp.hidden + j];
-    const T dh = dot<T>(dgate, mlp.w2 + j * mlp.stride, mlp.stride), da = a <= 0 ? T(0) : dh, dm = m <= 0 ? T(0) : dh;
+    const T da = a <= 0 ? T(0) : dhidden[j], dm = m <= 0 ? T(0) : dhidden[j];
     const vec<T> da_v = splat<T>(da), dm_v = splat<T>(dm), h_v = splat<T>(relu(a) + relu(m));
     for (idx c = 0; c < mlp.stride; c += lanes<T>) {
       const idx at = j * mlp.stride + c;

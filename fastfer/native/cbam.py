@@ -45,8 +45,8 @@ def _forward(
         saved[2:] = _addresses(*planes)
         kept += planes
     kernel(
-        x.dtype == torch.float64, train, _shape(x, mlp, spatial), _addresses(x, *mlp) if mlp else [x.data_ptr(), 0, 0, 0, 0],
-        _addresses(*spatial) if spatial else _NONE5, eps, batch_stats, saved, out.data_ptr(), num_threads(),
+        x.dtype == torch.float64, train, _shape(x, mlp, spatial),
+        _addresses(x, *mlp) if mlp else [x.data_ptr(), 0, 0, 0, 0], _addresses(*spatial) if spatial else _NONE5, eps, batch_stats, saved, out.data_ptr(), num_threads(),
     )  # fmt: skip
     return out, *kept
 
@@ -55,7 +55,7 @@ def _backward(
     kernel: Callable[..., None], dout: Tensor, x: Tensor, mlp: _Tensors, spatial: _Tensors, kept: _Tensors,
     batch_stats: bool, mask: list[bool],
 ) -> _Tensors:  # fmt: skip
-    """Gradients of x, of the MLP's four tensors (b2, which has no say in them, last) and of the spatial gate's three."""
+    """Gradients of x, of the MLP's four tensors (b2 last) and of the spatial gate's three."""
     dout, x = dout.contiguous(memory_format=_CL), x.contiguous(memory_format=_CL)
     mlp, spatial = tuple(t.contiguous() for t in mlp), tuple(t.contiguous() for t in spatial)
     need_dx, need_mlp, need_spatial = mask
