@@ -110,7 +110,7 @@ FF_INLINE void mlp_grads(const BackwardPlan<T>& b, idx i, BackwardScratch<T>& w,
   const T* pooled = input<T>(b.p.pooled) + i * channels;
   copy_padded<T>(w.avg, pooled, channels), copy_padded<T>(w.max, pooled + all, channels);
   for (idx c = channels; c < b.mlp.stride; ++c) w.dgate[c] = T(0);
-  mlp_gate<T>(b.mlp, w.avg, w.max, w.hidden, w.gate);
+  mlp_hidden<T>(b.mlp, w.avg, w.max, w.hidden);
   copy_padded<T>(w.gate, pooled + 2 * all, channels);
   mlp_backward<T>(b.mlp, w.avg, w.max, w.gate, w.hidden, w.dgate, w.dhidden, w.davg, w.dmax, grads);
 }

@@ -38,7 +38,8 @@ FF_INLINE void channel_gate_of(const CbamParams& p, const Shape<T>& s, const Mlp
   if (!p.w1) return s.px.repeat(t.columns, nullptr);
   for (idx c = p.c; c < mlp.stride; ++c) t.avg[c] = t.max[c] = T(0);
   pool_image<T>(x, s.px.count, p.c, {t.avg, t.max, t.position});
-  mlp_gate<T>(mlp, t.avg, t.max, t.hidden, t.gate);
+  mlp_hidden<T>(mlp, t.avg, t.max, t.hidden);
+  mlp_gate<T>(mlp, t.hidden, t.gate);
   s.px.repeat(t.columns, t.gate);
   if (!p.pooled) return;
   for (idx c = 0; c < p.c; ++c) {

@@ -19,6 +19,7 @@ struct Mlp {
     channels = channels_in, hidden = hidden_in, stride = round_up_lanes<T>(channels_in);
     w1 = a.take<T>(hidden * stride), w2 = a.take<T>(hidden * stride), b1 = a.take<T>(hidden), b2 = a.take<T>(stride);
   }
+  // b2_in may be null: backward does not read it.
   void fill(const T* w1_in, const T* b1_in, const T* w2_in, const T* b2_in) {
     for (idx j = 0; j < hidden; ++j) {
       copy_padded<T>(w1 + j * stride, w1_in + j * channels, channels);
@@ -53,11 +54,16 @@ FF_INLINE T relu(T v) {
   return v < 0 ? T(0) : v;
 }
 
-// gate = sigmoid(mlp(avg) + mlp(max)); the three are padded to `stride`. hidden [2][mlp.hidden]: before the ReLU.
+// hidden [2][mlp.hidden] = w1·v + b1 for v = avg and max, which are padded to `stride`.
 template <class T>
-FF_NOINLINE void mlp_gate(const Mlp<T>& mlp, const T* avg, const T* max, T* hidden, T* gate) {
+FF_NOINLINE void mlp_hidden(const Mlp<T>& mlp, const T* avg, const T* max, T* hidden) {
   dots<T>(mlp.w1, mlp.hidden, mlp.stride, avg, mlp.b1, hidden);
   dots<T>(mlp.w1, mlp.hidden, mlp.stride, max, mlp.b1, hidden + mlp.hidden);
+}
+
+// gate = sigmoid(w2·(relu(hidden[0]) + relu(hidden[1])) + 2·b2), padded to `stride`.
+template <class T>
+FF_NOINLINE void mlp_gate(const Mlp<T>& mlp, const T* hidden, T* gate) {
   for (idx c = 0; c < mlp.stride; c += lanes<T>) {
     vec<T> z = load(mlp.b2 + c) + load(mlp.b2 + c);
     for (idx j = 0; j < mlp.hidden; ++j)

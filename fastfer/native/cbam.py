@@ -44,9 +44,10 @@ def _forward(
         planes = (x.new_empty((3, n, h, w)), x.new_empty((n, h, w), dtype=torch.int32), x.new_empty((3, 1)))
         saved[2:] = _addresses(*planes)
         kept += planes
+    channel = [x.data_ptr(), *(_addresses(*mlp) if mlp else _NONE5[:4])]
     kernel(
-        x.dtype == torch.float64, train, _shape(x, mlp, spatial),
-        _addresses(x, *mlp) if mlp else [x.data_ptr(), 0, 0, 0, 0], _addresses(*spatial) if spatial else _NONE5, eps, batch_stats, saved, out.data_ptr(), num_threads(),
+        x.dtype == torch.float64, train, _shape(x, mlp, spatial), channel, _addresses(*spatial) if spatial else _NONE5,
+        eps, batch_stats, saved, out.data_ptr(), num_threads(),
     )  # fmt: skip
     return out, *kept
 
