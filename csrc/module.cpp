@@ -19,6 +19,7 @@ void bind_separable_conv(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_conv2d(py::module_& m);
 void bind_norm(py::module_& m);
+void bind_cbam(py::module_& m);
 void bind_memory(py::module_& m);
 #ifdef FASTFER_CUDA
 void bind_cuda(py::module_& m);
@@ -92,6 +93,7 @@ PYBIND11_MODULE(_C, m) {
   bind_pool(m);
   bind_conv2d(m);
   bind_norm(m);
+  bind_cbam(m);
 #ifdef FASTFER_CUDA
   bind_cuda(m);  // the submodule "cuda"
 #else

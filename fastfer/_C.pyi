@@ -80,3 +80,27 @@ def batch_norm_bwd(
     wide: bool, rows: int, channels: int, dout: int, x: int, norm: list[int], act: int, batch_stats: bool, dx: int,
     threads: int,
 ) -> None: ...  # fmt: skip
+def cbam_fwd(
+    wide: bool, train: bool, shape: list[int], channel: list[int], spatial: list[int], eps: float, batch_stats: bool,
+    saved: list[int], out: int, threads: int,
+) -> None: ...  # fmt: skip
+def cbam_bwd(
+    wide: bool, shape: list[int], channel: list[int], spatial: list[int], batch_stats: bool, saved: list[int],
+    dout: int, grads: list[int], threads: int,
+) -> None: ...  # fmt: skip
+def channel_gate_fwd(
+    wide: bool, train: bool, shape: list[int], channel: list[int], spatial: list[int], eps: float, batch_stats: bool,
+    saved: list[int], out: int, threads: int,
+) -> None: ...  # fmt: skip
+def channel_gate_bwd(
+    wide: bool, shape: list[int], channel: list[int], spatial: list[int], batch_stats: bool, saved: list[int],
+    dout: int, grads: list[int], threads: int,
+) -> None: ...  # fmt: skip
+def spatial_gate_fwd(
+    wide: bool, train: bool, shape: list[int], channel: list[int], spatial: list[int], eps: float, batch_stats: bool,
+    saved: list[int], out: int, threads: int,
+) -> None: ...  # fmt: skip
+def spatial_gate_bwd(
+    wide: bool, shape: list[int], channel: list[int], spatial: list[int], batch_stats: bool, saved: list[int],
+    dout: int, grads: list[int], threads: int,
+) -> None: ...  # fmt: skip

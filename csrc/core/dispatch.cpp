@@ -2,6 +2,7 @@
 #include "core/dispatch.h"
 
 #include "conv2d/op.h"
+#include "cbam/op.h"
 #include "elementwise/op.h"
 #include "pool/op.h"
 #include "norm/op.h"

@@ -2,6 +2,7 @@
 // Declarations of all kernels, as the bindings and the self-test call them: the active ISA's version runs.
 #pragma once
 #include "conv2d/op.h"
+#include "cbam/op.h"
 #include "elementwise/op.h"
 #include "pool/op.h"
 #include "norm/op.h"

@@ -29,6 +29,13 @@ struct Best {
     position = v > value ? at : kept_at;
     value = v > value ? v : kept;
   }
+  // The same, but the first NaN stays.
+  FF_CLASS_INLINE void take_once(vec<T> v, ivec<T> at) {
+    const vec<T> larger = v <= value ? value : v;
+    const ivec<T> larger_at = v <= value ? position : at;
+    position = value == value ? larger_at : position;
+    value = value == value ? larger : value;
+  }
   // The value alone.
   FF_CLASS_INLINE void take(vec<T> v) { value = v > value ? v : (v == v ? value : v); }
 };

@@ -2,6 +2,7 @@
 // Mean and maximum of each channel of an image in one read, and their gradient.
 #pragma once
 #include "pool/best.h"
+#include "pool/op.h"
 
 namespace ff {
 namespace FF_ISA {

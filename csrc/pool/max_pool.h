@@ -5,6 +5,7 @@
 // Windows of 2×2 and 3×3 with stride 2 are unrolled away from the edges.
 #pragma once
 #include "pool/best.h"
+#include "pool/op.h"
 
 namespace ff {
 namespace FF_ISA {

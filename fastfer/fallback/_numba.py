@@ -71,9 +71,11 @@ def piece(function: Callable[..., Any]) -> Any:
 def arguments(typingctx: Any, pointer: Any, codes: Any) -> Any:
     """``arguments(pointer, "FDLi")``: a kernel's arguments as a tuple.
 
-    Codes: F a span of the kernel's dtype, D of float64, L of int64, 2 slots each, address and elements; i an integer.
+    Codes: F a span of the kernel's dtype, D of float64, L of int64, I of int32, B of uint8, 2 slots each, address and
+    elements; i an integer.
     """
     spans = {"F": SpanType(pointer.dtype), "D": SpanType(types.float64), "L": SpanType(types.int64)}
+    spans |= {"I": SpanType(types.int32), "B": SpanType(types.uint8)}
     kinds = [spans.get(code, types.int64) for code in codes.literal_value]
     result = types.Tuple(kinds)
 

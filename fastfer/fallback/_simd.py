@@ -73,6 +73,8 @@ def _mask(builder: Any, n: Any, lanes: int) -> Any:
 
 
 def _mangled(vector: Any) -> str:
+    if isinstance(vector.element, ir.IntType):
+        return f"v{vector.count}i{vector.element.width}"
     return f"v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
 
 
@@ -82,7 +84,7 @@ def _masked_load(builder: Any, pointer: Any, vector: Any, n: Any, align: int) ->
     function = _declare(
         builder.module, ir.FunctionType(vector, [pointer.type, ir.IntType(32), mask.type, vector]), name
     )
-    zero = ir.Constant(vector, [0.0] * vector.count)
+    zero = ir.Constant(vector, [0 if isinstance(vector.element, ir.IntType) else 0.0] * vector.count)
     return builder.call(function, [pointer, ir.Constant(ir.IntType(32), align), mask, zero])
 
 
@@ -269,7 +271,7 @@ def _where(comparison: str) -> Any:
 
 
 # where_lt(a, b, x, y): x if a < b else y, lane by lane; y where a or b is NaN.
-where_lt, where_le = _where("<"), _where("<=")
+where_lt, where_le, where_eq = _where("<"), _where("<="), _where("==")
 
 
 @intrinsic
@@ -294,3 +296,71 @@ def exp2_int(typingctx: Any, a: Any) -> Any:
         return builder.bitcast(builder.shl(exponent, constant(fraction)), args[0].type)
 
     return a(a), codegen
+
+
+@intrinsic
+def lane_numbers(typingctx: Any, a: Any) -> Any:
+    """0, 1, 2 ... in the lanes of the dtype of ``a`` (a span or a register)."""
+    result = Vec(a.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(context.get_value_type(result), [float(lane) for lane in range(result.lanes)])
+
+    return result(a), codegen
+
+
+@intrinsic
+def load_index(typingctx: Any, a: Any, i: Any, n: Any, like: Any) -> Any:
+    """``load_index(a, i, n, like)``: as `load` from a span of integers, as lanes of the dtype of ``like``."""
+    result = Vec(like.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = element_pointer(context, builder, a, args[0], args[1])
+        whole = ir.VectorType(context.get_value_type(a.dtype), result.lanes)
+        loaded = _masked_load(builder, pointer, whole, args[2], a.dtype.bitwidth // 8)
+        return builder.uitofp(loaded, context.get_value_type(result))
+
+    return result(a, types.intp, types.intp, like), codegen
+
+
+@intrinsic
+def store_index(typingctx: Any, a: Any, i: Any, v: Any, n: Any) -> Any:
+    """``store_index(a, i, v, n)``: the first ``n`` lanes, whole numbers, to a span of integers."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        span, i_value, value, n_value = args
+        pointer = element_pointer(context, builder, a, span, i_value)
+        whole = builder.fptosi(value, ir.VectorType(ir.IntType(32), v.lanes))
+        if a.dtype.bitwidth < 32:
+            whole = builder.trunc(whole, ir.VectorType(context.get_value_type(a.dtype), v.lanes))
+        _store(builder, whole, pointer, n_value, a.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(a, types.intp, v, types.intp), codegen
+
+
+def _reduction(combine: Any) -> Any:
+    @intrinsic
+    def operation(typingctx: Any, a: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value, i32 = args[0], ir.IntType(32)
+            while value.type.count > 1:
+                half = value.type.count // 2
+                low, high = (
+                    builder.shuffle_vector(
+                        value, value, ir.Constant(ir.VectorType(i32, half), list(range(start, start + half)))
+                    )
+                    for start in (0, half)
+                )
+                value = combine(builder, low, high)
+            return builder.extract_element(value, ir.Constant(i32, 0))
+
+        return a.dtype(a), codegen
+
+    return operation
+
+
+# The sum, the largest and the smallest of a register's lanes; the last two of numbers only.
+total = _reduction(lambda builder, a, b: builder.fadd(a, b))
+largest = _reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), b, a))
+smallest = _reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
