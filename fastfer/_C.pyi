@@ -35,3 +35,13 @@ def separable_conv2d_bwd(
     act1: int, pw: int, norm2: list[int], act2: int, batch_stats: bool, dx: int, d_dw: int, d_dw_bias: int, d_pw: int,
     d_pw_bias: int, threads: int,
 ) -> None: ...  # fmt: skip
+def cpsca_pool_fwd(wide: bool, shape: list[int], x: int, out: list[int], threads: int) -> None: ...
+def cpsca_pool_bwd(wide: bool, shape: list[int], grads: list[int], x: int, dx: int, threads: int) -> None: ...
+def coordinate_attention_fwd(
+    wide: bool, train: bool, shape: list[int], x: int, params: list[int], norm: list[int], eps: float,
+    batch_stats: bool, out: int, saved: list[int], threads: int,
+) -> None: ...  # fmt: skip
+def coordinate_attention_bwd(
+    wide: bool, shape: list[int], dout: int, x: int, saved: list[int], params: list[int], norm: list[int],
+    batch_stats: bool, dx: int, d_params: list[int], threads: int,
+) -> None: ...  # fmt: skip
