@@ -45,3 +45,18 @@ def coordinate_attention_bwd(
     wide: bool, shape: list[int], dout: int, x: int, saved: list[int], params: list[int], norm: list[int],
     batch_stats: bool, dx: int, d_params: list[int], threads: int,
 ) -> None: ...  # fmt: skip
+def gate_fwd(
+    wide: bool,
+    train: bool,
+    shape: list[int],
+    x: int,
+    params: list[int],
+    out: int,
+    means: int,
+    pixels: int,
+    threads: int,
+) -> None: ...
+def gate_bwd(
+    wide: bool, shape: list[int], dout: int, x: int, means: int, pixels: int, params: list[int], dx: int,
+    d_params: list[int], threads: int,
+) -> None: ...  # fmt: skip

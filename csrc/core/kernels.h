@@ -3,6 +3,7 @@
 #pragma once
 #include "coordinate/op.h"
 #include "elementwise/op.h"
+#include "gate/op.h"
 #include "separable_conv/op.h"
 
 namespace ff {
