@@ -14,7 +14,7 @@ template <class T>
 struct Quad {
   const T *x, *dout;     // dout null: no gradient reaches these pixels
   idx steps[kQuad];      // of the pixels
-  const T* pixel;        // gates of the image's pixels from x on, or null
+  const T* pixel;        // gates of the image's pixels from x on
 };
 
 // Gradients at the products of a quad's channels: dout, or in a window that of its first largest product.
@@ -63,7 +63,7 @@ FF_INLINE void read_quad(const Quad<T>& q, const T* gates, idx channels, T* chan
 template <class T>
 struct Shares {
   const T *gates, *channel;               // of channels, padded: gate, gradient of each element through the mean
-  const T *pixel, *d_logits, *at;         // of pixels from x on: gate, gradient of the logit, channel of the maximum; or null
+  const T *pixel, *d_logits, *at;         // of pixels from x on: gate, gradient of the logit; channel of the maximum or null
   const T* weights;                       // linear: of channels, padded
   T of_max, of_mean;                      // sw[0], sw[1] / c
 };
@@ -73,8 +73,8 @@ FF_INLINE void write_quad(T* dx, const Quad<T>& q, idx channels, const Shares<T>
   vec<T> gate[Count], each[Count];
   FF_UNROLL(4)
   for (int u = 0; u < Count; ++u) {
-    gate[u] = s.pixel ? splat<T>(s.pixel[q.steps[u]]) : vec<T>{};
-    const T d = s.d_logits ? s.d_logits[q.steps[u]] : T(0);
+    const T d = s.d_logits[q.steps[u]];
+    gate[u] = splat<T>(s.pixel[q.steps[u]]);
     each[u] = splat<T>(s.weights ? d : d * s.of_mean);
   }
   for_lanes<T>(channels, [&](idx c, idx n) {
@@ -104,9 +104,9 @@ FF_INLINE void for_quads(const GateParams& p, const T* x, const T* pixel, const 
     const T* d = dout + row * p.w * p.c;
     idx at = 0;
     for (; at + kQuad <= count; at += kQuad)
-      body(Count<kQuad>{}, Count<0>{}, Quad<T>{x + at * p.c, d + at * p.c, {0, 1, 2, 3}, pixel ? pixel + at : nullptr}, at);
+      body(Count<kQuad>{}, Count<0>{}, Quad<T>{x + at * p.c, d + at * p.c, {0, 1, 2, 3}, pixel + at}, at);
     for (; at < count; ++at)
-      body(Count<1>{}, Count<0>{}, Quad<T>{x + at * p.c, d + at * p.c, {}, pixel ? pixel + at : nullptr}, at);
+      body(Count<1>{}, Count<0>{}, Quad<T>{x + at * p.c, d + at * p.c, {}, pixel + at}, at);
     return;
   }
   const auto alone = [&](idx at) { body(Count<1>{}, Count<0>{}, Quad<T>{x + at * p.c, nullptr, {}, pixel + at}, at); };
@@ -151,6 +151,23 @@ FF_NOINLINE void measure_products(const GateParams& p, const T* x, const T* pixe
     }
   });
   flush();
+}
+
+// Adds the column sums of dout · x to `sums`: all that is asked for without a pixel gate.
+template <class T>
+FF_NOINLINE void channel_products(const T* x, const T* dout, idx rows, idx channels, T* sums) {
+  for_groups<T>(channels, [&](auto group, idx c, idx n) {
+    constexpr int V = decltype(group)::value;
+    auto sum = Channels<T, V>::from(sums, c);
+    for (idx r = 0; r < rows; ++r) {
+      FF_UNROLL(4)
+      for (int u = 0; u < V; ++u) {
+        const idx at = r * channels + c + u * lanes<T>;
+        sum.v[u] = fma(load_n<T>(x + at, n), load_n<T>(dout + at, n), sum.v[u]);
+      }
+    }
+    sum.to(sums, c);
+  });
 }
 
 // A band's logit gradients from its pixels' sums, in place, and the sums behind d_sw and d_sb: [0] bias, then [1] maximum
@@ -278,24 +295,32 @@ FF_INLINE void gate_backward(const GateParams& p) {
         lay_out(Scratch::task, [&](Arena& a) { partial = a.take<T>(lanes<T> * lanes<T>); });
         fill_zero(sums, b.stride);
         const T *from = x + image * size + first * p.c, *pixel = sw ? b.pixel + image * plane + first : nullptr;
+        if (!sw) {
+          channel_products<T>(from, dout + image * dout_size + first * p.c, count, p.c, sums);
+          return;
+        }
         measure_products<T>(p, from, pixel, dout + image * dout_size, row, rows, b.gates + image * b.stride, sums, d, partial);
-        if (sw)
-          pixel_backward<T>(p, from, values + image * planes * plane + first, plane, pixel, count, d, b.pixel_sums + part * 3,
-                            b.d_weights + part * b.stride);
+        pixel_backward<T>(p, from, values + image * planes * plane + first, plane, pixel, count, d, b.pixel_sums + part * 3,
+                          b.d_weights + part * b.stride);
       },
       [&](idx image) { channel_side<T>(p, b, bands, image); },
       [&](idx image, idx band) {
         if (!p.dx) return;
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w;
-        const bool pooled = sw && !p.linear;
+        const bool pooled = !p.linear;
         const idx at = image * plane + first;
         T* dx = static_cast<T*>(p.dx) + image * size + first * p.c;
-        const T* pixel = sw ? b.pixel + at : nullptr;
+        if (!sw) {
+          affine_act_rows<T>(dx, p.c, dout + image * dout_size + first * p.c, p.c, rows * p.w, p.c, b.gates + image * b.stride,
+                             b.channel + image * b.stride, Act::none);
+          return;
+        }
+        const T* pixel = b.pixel + at;
         const T* places = pooled ? values + (image * 3 + 2) * plane + first : nullptr;
         for_quads<T>(p, x + image * size + first * p.c, pixel, dout + image * dout_size, row, rows,
                      [&](auto count, auto window, const Quad<T>& q, idx i) {
-                       const Shares<T> shares{b.gates + image * b.stride, b.channel + image * b.stride, pixel ? pixel + i : nullptr,
-                                              sw ? b.d_logits + at + i : nullptr, places ? places + i : nullptr,
+                       const Shares<T> shares{b.gates + image * b.stride, b.channel + image * b.stride, pixel + i,
+                                              b.d_logits + at + i, places ? places + i : nullptr,
                                               p.linear ? b.weights : nullptr, pooled ? sw[0] : T(0),
                                               pooled ? sw[1] / T(p.c) : T(0)};
                        write_quad<T, decltype(window)::value != 0, decltype(count)::value>(dx + i * p.c, q, p.c, shares);

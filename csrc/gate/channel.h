@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The channel gate of one image, from its means: two small products or a convolution over the channels, and the way back.
 #pragma once
+#include "gate/horizontal.h"
 #include "gate/op.h"
 #include "norm/stats.h"
 #include "simd/gemm.h"
@@ -23,12 +24,16 @@ FF_INLINE void act_grad_vector(T* d, const T* at, idx n, Act act) {
 // out[r] = bias[r] + w[r] · v for w [rows][n].
 template <class T>
 FF_NOINLINE void matrix_vector(T* out, const T* w, const T* v, const T* bias, idx rows, idx n) {
-  for (idx r = 0; r < rows; ++r) {
-    vec<T> sum = {};
-    for_lanes<T>(n, [&](idx i, idx k) { sum = fma(load_n<T>(w + r * n + i, k), load_n<T>(v + i, k), sum); });
-    T total = bias[r];
-    for (idx lane = 0; lane < lanes<T>; ++lane) total += sum[lane];
-    out[r] = total;
+  constexpr idx L = lanes<T>;
+  T partial[L * L] = {};
+  for (idx first = 0; first < rows; first += L) {
+    const idx count = min_idx(L, rows - first);
+    for (idx r = 0; r < count; ++r) {
+      vec<T> sum = {};
+      for_lanes<T>(n, [&](idx i, idx k) { sum = fma(load_n<T>(w + (first + r) * n + i, k), load_n<T>(v + i, k), sum); });
+      store(partial + r * L, sum);
+    }
+    store_n<T>(out + first, reduce_lanes<T>(partial, Add{}) + load_n<T>(bias + first, count), count);
   }
 }
 

@@ -3,7 +3,6 @@
 // sum, of each of its pixels.
 #pragma once
 #include "gate/channel.h"
-#include "gate/horizontal.h"
 
 namespace ff {
 namespace FF_ISA {

@@ -294,3 +294,38 @@ def exp2_int(typingctx: Any, a: Any) -> Any:
         return builder.bitcast(builder.shl(exponent, constant(fraction)), args[0].type)
 
     return a(a), codegen
+
+
+def _reduction(name: str, start: float | None) -> Any:
+    @intrinsic
+    def operation(typingctx: Any, a: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            vector, scalar = args[0].type, args[0].type.element
+            before = [] if start is None else [scalar]
+            function = _declare(
+                builder.module,
+                ir.FunctionType(scalar, [*before, vector]),
+                f"llvm.vector.reduce.{name}.{_mangled(vector)}",
+            )
+            given = [args[0]] if start is None else [ir.Constant(scalar, start), args[0]]
+            # Reassociation makes the sum a tree over halves, always the same one.
+            return builder.call(function, given, fastmath=("reassoc",))
+
+        return a.dtype(a), codegen
+
+    return operation
+
+
+# across_add(v): the lanes of v added up; across_max, across_min: the largest and smallest, where none is NaN.
+across_add, across_max, across_min = _reduction("fadd", -0.0), _reduction("fmax", None), _reduction("fmin", None)
+
+
+@intrinsic
+def iota(typingctx: Any, a: Any) -> Any:
+    """0, 1, 2 ... in the lanes of a register of the dtype of ``a``."""
+    result = Vec(a.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(context.get_value_type(result), [float(lane) for lane in range(result.lanes)])
+
+    return result(a), codegen
