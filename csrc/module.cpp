@@ -14,7 +14,9 @@
 
 namespace ff {
 
+void bind_coordinate(py::module_& m);
 void bind_elementwise(py::module_& m);
+void bind_gate(py::module_& m);
 void bind_separable_conv(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_conv2d(py::module_& m);
@@ -88,7 +90,9 @@ PYBIND11_MODULE(_C, m) {
   });
   m.attr("compiler") = __VERSION__;
   bind_memory(m);
+  bind_coordinate(m);
   bind_elementwise(m);
+  bind_gate(m);
   bind_separable_conv(m);
   bind_pool(m);
   bind_conv2d(m);

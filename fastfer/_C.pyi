@@ -104,3 +104,28 @@ def spatial_gate_bwd(
     wide: bool, shape: list[int], channel: list[int], spatial: list[int], batch_stats: bool, saved: list[int],
     dout: int, grads: list[int], threads: int,
 ) -> None: ...  # fmt: skip
+def cpsca_pool_fwd(wide: bool, shape: list[int], x: int, out: list[int], threads: int) -> None: ...
+def cpsca_pool_bwd(wide: bool, shape: list[int], grads: list[int], x: int, dx: int, threads: int) -> None: ...
+def coordinate_attention_fwd(
+    wide: bool, train: bool, shape: list[int], x: int, params: list[int], norm: list[int], eps: float,
+    batch_stats: bool, out: int, saved: list[int], threads: int,
+) -> None: ...  # fmt: skip
+def coordinate_attention_bwd(
+    wide: bool, shape: list[int], dout: int, x: int, saved: list[int], params: list[int], norm: list[int],
+    batch_stats: bool, dx: int, d_params: list[int], threads: int,
+) -> None: ...  # fmt: skip
+def gate_fwd(
+    wide: bool,
+    train: bool,
+    shape: list[int],
+    x: int,
+    params: list[int],
+    out: int,
+    means: int,
+    pixels: int,
+    threads: int,
+) -> None: ...
+def gate_bwd(
+    wide: bool, shape: list[int], dout: int, x: int, means: int, pixels: int, params: list[int], dx: int,
+    d_params: list[int], threads: int,
+) -> None: ...  # fmt: skip

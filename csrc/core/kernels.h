@@ -6,6 +6,8 @@
 #include "elementwise/op.h"
 #include "pool/op.h"
 #include "norm/op.h"
+#include "coordinate/op.h"
+#include "gate/op.h"
 #include "separable_conv/op.h"
 
 namespace ff {
