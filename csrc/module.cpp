@@ -15,6 +15,7 @@ namespace py = pybind11;
 
 namespace ff {
 
+void bind_attention(py::module_& m);
 void bind_elementwise(py::module_& m);
 void bind_separable_conv(py::module_& m);
 void bind_memory(py::module_& m);
@@ -68,6 +69,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("openmp_runtime", openmp_runtime, "File of the OpenMP runtime shared with torch, or \"none\".");
   m.attr("compiler") = __VERSION__;
   bind_memory(m);
+  bind_attention(m);
   bind_elementwise(m);
   bind_separable_conv(m);
 #ifdef FASTFER_CUDA

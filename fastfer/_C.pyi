@@ -35,3 +35,19 @@ def separable_conv2d_bwd(
     act1: int, pw: int, norm2: list[int], act2: int, batch_stats: bool, dx: int, d_dw: int, d_dw_bias: int, d_pw: int,
     d_pw_bias: int, threads: int,
 ) -> None: ...  # fmt: skip
+def dot_product_attention_fwd(
+    wide: bool, batch: int, queries: int, keys: int, depth: int, width: int, q: int, k: int, v: int, scale: int,
+    factor: float, out: int, stats: int, threads: int,
+) -> None: ...  # fmt: skip
+def dot_product_attention_bwd(
+    wide: bool, batch: int, queries: int, keys: int, depth: int, width: int, dout: int, q: int, k: int, v: int,
+    scale: int, factor: float, out: int, stats: int, dq: int, dk: int, dv: int, dscale: int, threads: int,
+) -> None: ...  # fmt: skip
+def additive_attention_fwd(
+    wide: bool, batch: int, tokens: int, dim: int, hidden: int, x: int, h: int, weight: int, bias: int, v: int,
+    v_bias: int, out: int, u: int, weights: int, threads: int,
+) -> None: ...  # fmt: skip
+def additive_attention_bwd(
+    wide: bool, batch: int, tokens: int, dim: int, hidden: int, dout: int, x: int, h: int, weight: int, v: int, u: int,
+    weights: int, dx: int, dh: int, d_weight: int, d_bias: int, d_v: int, d_v_bias: int, threads: int,
+) -> None: ...  # fmt: skip

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/dispatch.h"
 
+#include "attention/op.h"
 #include "elementwise/op.h"
 #include "separable_conv/op.h"
 

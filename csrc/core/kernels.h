@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Declarations of all kernels, as the bindings and the self-test call them: the active ISA's version runs.
 #pragma once
+#include "attention/op.h"
 #include "elementwise/op.h"
 #include "separable_conv/op.h"
 
