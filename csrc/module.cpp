@@ -17,6 +17,7 @@ namespace ff {
 
 void bind_attention(py::module_& m);
 void bind_elementwise(py::module_& m);
+void bind_loss(py::module_& m);
 void bind_separable_conv(py::module_& m);
 void bind_memory(py::module_& m);
 #ifdef FASTFER_CUDA
@@ -71,6 +72,7 @@ PYBIND11_MODULE(_C, m) {
   bind_memory(m);
   bind_attention(m);
   bind_elementwise(m);
+  bind_loss(m);
   bind_separable_conv(m);
 #ifdef FASTFER_CUDA
   bind_cuda(m);  // the submodule "cuda"

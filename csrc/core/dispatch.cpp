@@ -3,6 +3,7 @@
 
 #include "attention/op.h"
 #include "elementwise/op.h"
+#include "loss/op.h"
 #include "separable_conv/op.h"
 
 namespace ff {
