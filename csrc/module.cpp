@@ -17,6 +17,9 @@ namespace ff {
 void bind_coordinate(py::module_& m);
 void bind_elementwise(py::module_& m);
 void bind_gate(py::module_& m);
+void bind_attention(py::module_& m);
+void bind_elementwise(py::module_& m);
+void bind_loss(py::module_& m);
 void bind_separable_conv(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_conv2d(py::module_& m);
@@ -93,6 +96,9 @@ PYBIND11_MODULE(_C, m) {
   bind_coordinate(m);
   bind_elementwise(m);
   bind_gate(m);
+  bind_attention(m);
+  bind_elementwise(m);
+  bind_loss(m);
   bind_separable_conv(m);
   bind_pool(m);
   bind_conv2d(m);

@@ -129,3 +129,38 @@ def gate_bwd(
     wide: bool, shape: list[int], dout: int, x: int, means: int, pixels: int, params: list[int], dx: int,
     d_params: list[int], threads: int,
 ) -> None: ...  # fmt: skip
+def dot_product_attention_fwd(
+    wide: bool, batch: int, queries: int, keys: int, depth: int, width: int, q: int, k: int, v: int, scale: int,
+    factor: float, out: int, stats: int, threads: int,
+) -> None: ...  # fmt: skip
+def dot_product_attention_bwd(
+    wide: bool, batch: int, queries: int, keys: int, depth: int, width: int, dout: int, q: int, k: int, v: int,
+    scale: int, factor: float, out: int, stats: int, dq: int, dk: int, dv: int, dscale: int, threads: int,
+) -> None: ...  # fmt: skip
+def additive_attention_fwd(
+    wide: bool, batch: int, tokens: int, dim: int, hidden: int, x: int, h: int, weight: int, bias: int, v: int,
+    v_bias: int, out: int, u: int, weights: int, threads: int,
+) -> None: ...  # fmt: skip
+def additive_attention_bwd(
+    wide: bool, batch: int, tokens: int, dim: int, hidden: int, dout: int, x: int, h: int, weight: int, v: int, u: int,
+    weights: int, dx: int, dh: int, d_weight: int, d_bias: int, d_v: int, d_v_bias: int, threads: int,
+) -> None: ...  # fmt: skip
+def first_outside(labels: int, count: int, classes: int) -> int: ...
+def center_loss_fwd(
+    wide: bool, count: int, dim: int, classes: int, features: int, labels: int, centers: int, loss: int, threads: int
+) -> None: ...
+def center_loss_bwd(
+    wide: bool, count: int, dim: int, classes: int, dloss: int, features: int, labels: int, centers: int,
+    d_features: int, d_centers: int, threads: int,
+) -> None: ...  # fmt: skip
+def triplet_loss_fwd(
+    wide: bool, count: int, dim: int, features: int, labels: int, margin: float, loss: int, pairs: int, slopes: int,
+    threads: int,
+) -> None: ...  # fmt: skip
+def triplet_loss_bwd(
+    wide: bool, count: int, dim: int, dloss: int, features: int, pairs: int, slopes: int, d_features: int, threads: int
+) -> None: ...
+def cross_entropy_fwd(
+    wide: bool, count: int, classes: int, logits: int, labels: int, targets: int, weight: int, smoothing: float,
+    loss: int, d_logits: int, threads: int,
+) -> None: ...  # fmt: skip

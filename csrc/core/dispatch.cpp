@@ -8,6 +8,8 @@
 #include "norm/op.h"
 #include "coordinate/op.h"
 #include "gate/op.h"
+#include "attention/op.h"
+#include "loss/op.h"
 #include "separable_conv/op.h"
 
 namespace ff {

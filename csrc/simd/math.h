@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp, the logistic function, and the activations with their derivatives, on vectors.
+// exp, the logistic function, tanh, and the activations with their derivatives, on vectors.
 #pragma once
 #include "simd/vec.h"
 
@@ -52,6 +52,37 @@ FF_INLINE vec<T> exp(vec<T> x) {
 template <class T>
 FF_INLINE vec<T> logistic(vec<T> x) {
   return splat<T>(1) / (splat<T>(1) + exp<T>(-x));
+}
+
+// Cephes tanhf and tanh: x + x³·P(x²)/Q(x²) below 0.625, where 1 - 2/(exp(2x) + 1) would cancel.
+template <class T>
+struct TanhTable;
+template <>
+struct TanhTable<float> {
+  static constexpr int p_degree = 4, q_degree = 0;
+  static constexpr float p[] = {-5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f};
+  static constexpr float q[] = {1.f};
+};
+template <>
+struct TanhTable<double> {
+  static constexpr int p_degree = 2, q_degree = 3;
+  static constexpr double p[] = {-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3};
+  static constexpr double q[] = {1., 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3};
+};
+
+template <class T>
+FF_INLINE vec<T> tanh(vec<T> x) {
+  using Table = TanhTable<T>;
+  const vec<T> zero = {}, one = splat<T>(1), square = x * x, size = x < zero ? -x : x;
+  vec<T> p = splat<T>(Table::p[0]), q = splat<T>(Table::q[0]);
+  FF_UNROLL(4)
+  for (int i = 1; i <= Table::p_degree; ++i) p = fma(p, square, splat<T>(Table::p[i]));
+  FF_UNROLL(4)
+  for (int i = 1; i <= Table::q_degree; ++i) q = fma(q, square, splat<T>(Table::q[i]));
+  if constexpr (Table::q_degree > 0) p = p / q;
+  const vec<T> near = fma(x * square, p, x);
+  const vec<T> far = one - splat<T>(2) / (exp<T>(size + size) + one);
+  return size < splat<T>(T(0.625)) ? near : (x < zero ? -far : far);
 }
 
 // act(x), NaN and infinities as torch.

@@ -7,6 +7,7 @@ made here are ordinary ones; only their storage cannot be resized.
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -19,6 +20,14 @@ _SETTING = os.environ.get("FASTFER_HUGE_PAGES", "1")
 if _SETTING not in ("0", "1"):
     raise ValueError(f"FASTFER_HUGE_PAGES: expected 0 or 1, got {_SETTING!r}")
 _LARGE = 1 << 20 if _SETTING == "1" else 1 << 62
+
+
+def empty(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised contiguous tensor with the dtype of ``like``."""
+    if math.prod(shape) * like.element_size() < _LARGE:
+        return torch.empty(shape, dtype=like.dtype)
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    return from_dlpack(_C.huge_empty(like.dtype == torch.float64, list(shape), strides))
 
 
 def empty_nhwc(like: Tensor, channels: int, height: int, width: int) -> Tensor:
