@@ -245,7 +245,8 @@ class Case:
         outputs = self.call(Values({**views, **state, **self.draw.constants}))
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         result = Result([t.detach() for t in outputs], state=state)
-        if self.wanted:
+        outputs = [t for t in outputs if t.requires_grad]
+        if outputs:
             if not self.upstream:
                 self.upstream = [self.draw.values(*t.shape) for t in outputs]
             grads = torch.autograd.grad(
@@ -294,6 +295,7 @@ def compare(case: Case, got: Result, want: Result) -> None:
     """Outputs, gradients and running statistics of the active backend against those of the reference."""
     dtype = case.draw.dtype
     assert len(got.outputs) == len(want.outputs)
+    assert got.grads.keys() == want.grads.keys(), f"gradients of {sorted(got.grads)}, expected {sorted(want.grads)}"
     for index, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
         _assert_near(f"output {index}", a, b, 1.0, dtype)
     # Normalised values: but for the norms, no term of a gradient's sum is much larger than the upstream gradient.
