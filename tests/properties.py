@@ -186,8 +186,7 @@ class Margin(TorchDispatchMode):
     """The smallest distance to a jump of a derivative, relative to the values around it, of everything run inside.
 
     Also how much the normalisations enlarge gradients, at most: the product of their largest 1/sqrt(var + eps).
-    fastfer's own ops are taken apart into their reference function. Corrects torch's derivative of hardsigmoid,
-    which holds 1/6 in float32 on the CPU.
+    fastfer's own ops are taken apart into their reference function.
     """
 
     def __init__(self) -> None:
@@ -217,8 +216,6 @@ class Margin(TorchDispatchMode):
             self._record(_gap(_pool_windows(args[0], kernel, stride, *args[3:4]), 4), args[0])
         elif name == "adaptive_max_pool2d":
             self._record(_gap(args[0].flatten(2), 2), args[0])
-        elif name == "hardsigmoid_backward":
-            return torch.where((args[1] > -3) & (args[1] < 3), args[0] / 6, torch.zeros_like(args[0]))
         result = func(*args, **(kwargs or {}))
         if name in ("rsqrt", "native_batch_norm", "_native_batch_norm_legit"):
             invstd = result if name == "rsqrt" else result[2]
