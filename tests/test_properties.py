@@ -19,7 +19,7 @@ from torch import Tensor
 from fastfer import ops
 from fastfer._checks import ACTIVATIONS
 
-CASES = 2000
+CASES = 3000
 """On each backend, at least."""
 
 KERNELS, STRIDES = (1, 2, 3, 3, 4, 5), (1, 1, 2, 3)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastfer.fallback._gemm import ONE, ZERO, gather, panel
+from fastfer.fallback._gemm import ONE, ZERO, fitted, gather
 from fastfer.fallback._norm import backward, forward, gradient_sums, moments
 from fastfer.fallback._numba import Pointer, arguments, inline, kernel, piece
 from fastfer.fallback._simd import compact, fill, lanes, load, store
@@ -86,7 +86,7 @@ def convolution(pointer: Pointer, chunk: int) -> None:
         y, x, panels, b, norm, steps, stats, starts, columns, act, times, lines,
         channels, height, width, out_height, out_width, kh, stride_y, stride_x, top, left, padded,
     ) = arguments(pointer, "FFFFFLDLiiiiiiiiiiiiiii")  # fmt: skip
-    depth, step, wide = steps.size, panel(y), times * columns
+    depth, step, wide = steps.size, fitted(y, columns), times * columns
     band_rows = lines * max(kh, stride_y)
     memory = np.empty(room(x, band_rows * padded * channels), np.uint8)
     memory_rows = np.empty(room(steps, lines * out_width), np.uint8)
@@ -124,7 +124,8 @@ def convolution_weights(pointer: Pointer, chunk: int) -> None:
         parts, sums, dy, dout, y, x, norm, coef, steps, starts, columns, act, lines,
         channels, height, width, out_height, out_width, kh, stride_y, stride_x, top, left, padded,
     ) = arguments(pointer, "FDFFFFFFLLiiiiiiiiiiiiii")  # fmt: skip
-    step = (columns + panel(x) - 1) // panel(x) * panel(x)
+    panel = fitted(x, columns)
+    step = (columns + panel - 1) // panel * panel
     memory = np.empty(room(x, lines * max(kh, stride_y) * padded * channels), np.uint8)
     memory_rows = np.empty(room(steps, lines * out_width), np.uint8)
     memory_dy = np.zeros(room(x, lines * out_width * step), np.uint8)
@@ -145,7 +146,7 @@ def convolution_weights(pointer: Pointer, chunk: int) -> None:
         backward(block, ZERO, step, dout, y, at, pixels, columns, norm, coef, act)
         if dy.size:
             backward(dy, at, columns, dout, y, at, pixels, columns, norm, coef, act)
-        gather(parts, to, step, source, steps, rows, steps.size, pixels, block, panel(x), step, empty, columns, ONE)
+        gather(parts, to, step, source, steps, rows, steps.size, pixels, block, panel, step, empty, columns, ONE)
         gradient_sums(sums, columns * chunk, block, ZERO, step, block, ZERO, pixels, columns, empty, ZERO, ZERO)
     keep(memory)
     keep(memory_rows)

@@ -33,11 +33,16 @@ def panel(a: Span) -> Any:
     return 2 * lanes(a)
 
 
+@inline
+def fitted(a: Span, columns: int) -> Any:
+    """Columns of the panels of a matrix for `gather`: half as many where one register takes them all."""
+    return lanes(a) if columns <= lanes(a) else panel(a)
+
+
 @piece
-def pack(panels: Span, w: Span, p: int, depth: int, columns: int, k_step: int, j_step: int) -> None:
-    """Panel ``p`` of ``panels`` [columns / panel][depth][panel] from w[k · k_step + j · j_step]."""
+def pack(panels: Span, w: Span, p: int, width: int, depth: int, columns: int, k_step: int, j_step: int) -> None:
+    """Panel ``p`` of ``panels`` [columns / width][depth][width] from w[k · k_step + j · j_step]."""
     compact()
-    width = panel(panels)
     j0 = p * width
     for k in range(depth):
         to = (p * depth + k) * width

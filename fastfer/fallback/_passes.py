@@ -71,8 +71,8 @@ def depthwise_backward(pointer: Pointer, chunk: int) -> None:
 @kernel
 def pack_panel(pointer: Pointer, chunk: int) -> None:
     """``_gemm.pack`` of panel number ``chunk``."""
-    panels, w, depth, columns, k_step, j_step = arguments(pointer, "FFiiii")
-    pack(panels, w, chunk, depth, columns, k_step, j_step)
+    panels, w, width, depth, columns, k_step, j_step = arguments(pointer, "FFiiiii")
+    pack(panels, w, chunk, width, depth, columns, k_step, j_step)
 
 
 @kernel

@@ -28,17 +28,24 @@ def dense(bias: Tensor | None) -> Tensor | None:
 
 
 def panel(x: Tensor) -> int:
+    """Columns of a panel."""
     return 2 * REGISTER_BYTES // x.element_size()
 
 
-def pack(matrix: Tensor, transposed: bool) -> Tensor:
-    """Panels of a dense matrix (columns, depth), or (depth, columns) when ``transposed``."""
+def fitted(x: Tensor, columns: int) -> int:
+    """Columns of the panels of a matrix of ``columns``, as ``_gemm.fitted``."""
+    return panel(x) // 2 if columns <= panel(x) // 2 else panel(x)
+
+
+def pack(matrix: Tensor, transposed: bool, width: int = 0) -> Tensor:
+    """Panels, of ``width`` or `panel` columns, of a dense matrix (columns, depth), or (depth, columns)."""
     rows, size = matrix.shape[:2]
     depth, columns = (rows, size) if transposed else (size, rows)
-    count = -(-columns // panel(matrix))
-    panels = matrix.new_empty(count * depth * panel(matrix))
+    width = width or panel(matrix)
+    count = -(-columns // width)
+    panels = matrix.new_empty(count * depth * width)
     steps = (size, 1) if transposed else (1, size)
-    _passes.pack_panel(matrix.dtype, count, panels.numel(), panels, matrix.contiguous(), depth, columns, *steps)
+    _passes.pack_panel(matrix.dtype, count, panels.numel(), panels, matrix.contiguous(), width, depth, columns, *steps)
     return panels
 
 

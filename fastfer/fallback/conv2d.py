@@ -24,6 +24,7 @@ from fastfer.fallback._steps import (
     cut,
     dense,
     distinct,
+    fitted,
     fold,
     folded,
     merged,
@@ -32,9 +33,11 @@ from fastfer.fallback._steps import (
     norm_gradients,
     norm_sums,
     pack,
-    panel,
     running,
 )
+
+_PART_PIXELS = 256
+"""Pixels from which a chunk's work on its part of the weight gradient outweighs clearing and merging that."""
 
 
 @lru_cache(maxsize=1024)
@@ -82,7 +85,7 @@ def _convolution(
     starts = cut(geometry.rows, count)
     stats = torch.zeros(count * 3 * times * geometry.outputs if moments else 0, dtype=torch.float64)
     if y.numel():
-        panels = pack(_taps_first(weight), True)
+        panels = pack(_taps_first(weight), True, fitted(x, geometry.outputs))
         arrays = y, nhwc(x), panels, dense(bias), folded(norm, 3, times), geometry.steps, stats, starts
         _conv.convolution(x.dtype, count, geometry.work, *arrays, geometry.outputs, act, times, *geometry.size)
     return y, stats, np.diff(starts) * (geometry.out[1] // times), times
@@ -119,8 +122,10 @@ def _weight_gradient(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of weight and bias, and of y into ``dy`` where that has elements."""
     outputs, depth = geometry.outputs, geometry.depth
-    padded = -(-outputs // panel(x)) * panel(x)
-    count = geometry.chunks(min(CHUNKS, max(1, PART_ELEMENTS // max(1, depth * padded))))
+    width = fitted(x, outputs)
+    padded = -(-outputs // width) * width
+    most = min(PART_ELEMENTS // max(1, depth * padded), geometry.pixels // _PART_PIXELS)
+    count = geometry.chunks(min(CHUNKS, max(1, most)))
     parts, sums = x.new_zeros(count * depth * padded), torch.zeros(count * outputs, dtype=torch.float64)
     if dout.numel():
         arrays = parts, sums, dy, dout, y, nhwc(x), norm, coef, geometry.steps, cut(geometry.rows, count)
