@@ -1,16 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/dispatch.h"
 
-#include "conv2d/op.h"
-#include "cbam/op.h"
-#include "elementwise/op.h"
-#include "pool/op.h"
-#include "norm/op.h"
-#include "coordinate/op.h"
-#include "gate/op.h"
-#include "attention/op.h"
-#include "loss/op.h"
-#include "separable_conv/op.h"
+#include "core/kernels.h"
 
 namespace ff {
 

@@ -17,16 +17,25 @@ from fastfer.fallback._simd import (
     div,
     fill,
     fma,
-    lane_numbers,
     lanes,
-    largest,
     load,
     mul,
-    smallest,
     splat,
     store,
     where_le,
     where_lt,
+)
+from fastfer.fallback._simd import (
+    lane_numbers as iota,
+)
+from fastfer.fallback._simd import (
+    largest as across_max,
+)
+from fastfer.fallback._simd import (
+    smallest as across_min,
+)
+from fastfer.fallback._simd import (
+    total as across_add,
 )
 from fastfer.fallback._span import Span, get, put
 
@@ -43,7 +52,7 @@ def _equal(a: Register, b: Register, x: Register, y: Register) -> Register:
 
 @inline
 def _largest(v: Register, most: Register, at: Register, c: int, n: int) -> Any:
-    v = where_lt(lane_numbers(v), fill(v, n), v, fill(v, -INFINITY))
+    v = where_lt(iota(v), fill(v, n), v, fill(v, -INFINITY))
     return where_lt(most, v, v, most), where_lt(most, v, fill(v, c), at)
 
 
@@ -74,20 +83,20 @@ def _finish(
     at: Register,
 ) -> None:  # fmt: skip
     """Write a pixel's values from its registers."""
-    value = total(total)
+    value = across_add(total)
     if linear:
         put(pixels, i, value)
         return
-    largest = largest(most)
-    place = smallest(_equal(most, fill(most, largest), add(at, lane_numbers(at)), fill(at, channels)))
+    largest = across_max(most)
+    place = across_min(_equal(most, fill(most, largest), add(at, iota(at)), fill(at, channels)))
     if value != value:  # a NaN, or infinities of both signs
         for c in range(channels):
             v = get(x, xo + c)
             if v != v:
-                largest, place = v, largest(fill(at, c))
+                largest, place = v, across_max(fill(at, c))
                 break
     put(pixels, i, largest)
-    put(pixels, i + plane, largest(div(fill(total, value), fill(total, channels))))
+    put(pixels, i + plane, across_max(div(fill(total, value), fill(total, channels))))
     put(pixels, i + 2 * plane, place)
 
 
@@ -266,7 +275,7 @@ def pixel_sums(pointer: Pointer, chunk: int) -> None:
             total = fma(load(a, at + c, lanes(a)), load(b, at + c, lanes(a)), total)
         if body < channels:
             total = fma(load(a, at + body, channels - body), load(b, at + body, channels - body), total)
-        put(out, i, total(total))
+        put(out, i, across_add(total))
 
 
 @inline

@@ -9,19 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfer.fallback import _lines, _passes
-from fastfer.fallback._numba import chunks, image, nhwc
+from fastfer.fallback import _lines
+from fastfer.fallback._numba import image, nhwc
+from fastfer.fallback._steps import affine, batch, distinct, norm_backward, norm_gradients, running
 from fastfer.fallback.elementwise import activation
-from fastfer.fallback.separable_conv import (
-    _batch,
-    _distinct,
-    _norm,
-    _norm_gradients,
-    _pointwise,
-    _pointwise_backward,
-    _running,
-    _starts,
-)
+from fastfer.fallback.separable_conv import _pointwise, _pointwise_backward
 
 _SIGMOID = 6
 
@@ -86,8 +78,8 @@ def coordinate_attention_train(
     y, moments, counts = _pointwise(
         pooled[:, :, None, None], weight, bias * (2 if kind == 2 else 1), None, 0, batch_stats
     )
-    stats = _batch(moments, counts, eps, y) if batch_stats else _running(n_mean, n_var, eps, x)
-    norm = _norm(n_weight, n_bias, stats)
+    stats = batch(moments, counts, eps, y) if batch_stats else running(n_mean, n_var, eps, x)
+    norm = affine(n_weight, n_bias, stats)
     gates = torch.cat([
         _pointwise(part, matrix, vector, norm, act, False)[0]
         for part, matrix, vector in ((y[:rows], h_weight, h_bias), (y[rows:], w_weight, w_bias))
@@ -119,17 +111,15 @@ def coordinate_attention_backward(
     if n:
         arrays = *(d_logits[half] for half in halves), x, dout, *(gates[half] for half in halves)
         _lines.gate_gradients(x.dtype, n, 4 * x.numel(), *arrays, *_size(x))
-    norm, y = _norm(n_weight, n_bias, stats), y[:, :, None, None]
+    norm, y = affine(n_weight, n_bias, stats), y[:, :, None, None]
     sides = []
     for half, matrix in zip(halves, (h_weight, w_weight), strict=True):
         dz = d_logits[half, :, None, None]
         sides.append(_pointwise_backward(dz, dz, y[half], matrix, None, None, 0, norm, act, True, need_params))
     (dy_h, d_hw, d_hb, sums_h), (dy_w, d_ww, d_wb, sums_w) = sides
-    d_n_weight, d_n_bias, coef = _norm_gradients(sums_h + sums_w, stats, n_weight, positions, batch_stats)
+    d_n_weight, d_n_bias, coef = norm_gradients(sums_h + sums_w, stats, n_weight, positions, batch_stats)
     dy = torch.cat([dy_h, dy_w])
-    if dy.numel():
-        count = chunks(positions, dy.numel())
-        _passes.norm_backward(x.dtype, count, dy.numel(), dy, dy, y, norm, coef, _starts(positions, count), dy.shape[1])
+    norm_backward(dy, dy, nhwc(y), norm, coef, 0)
     four = pooled[:, :, None, None]
     d_pooled, d_weight, d_bias, _ = _pointwise_backward(
         dy, dy, four, weight, None, None, 0, None, 0, need_dx, need_params
@@ -147,4 +137,4 @@ def coordinate_attention_backward(
         return dx, *(x.new_empty(0) for _ in range(8))
     if kind == 2:
         d_bias = d_bias * 2
-    return _distinct(dx, d_weight, d_bias, d_n_weight, d_n_bias, d_hw, d_hb, d_ww, d_wb)
+    return distinct(dx, d_weight, d_bias, d_n_weight, d_n_bias, d_hw, d_hb, d_ww, d_wb)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates on channels and pixels on Numba: ``_gate_passes`` passes over images, the hidden layer is of ``separable_conv``.
+"""Gates on channels and pixels on Numba: ``_gate_passes`` over images, the hidden layer is of ``separable_conv``.
 
 What lies between an image's means and its gates is of (N, C), and goes through the products of a pointwise convolution
 as images of one pixel; sums that torch would split between its threads are left to numpy.
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fastfer.fallback import _gate_passes
 from fastfer.fallback._numba import image, nhwc
+from fastfer.fallback._steps import distinct, merged
 from fastfer.fallback.elementwise import activation, activation_backward
-from fastfer.fallback.separable_conv import _distinct, _merged, _pointwise, _pointwise_backward
+from fastfer.fallback.separable_conv import _pointwise, _pointwise_backward
 
 _SIGMOID = 6
 
@@ -164,7 +165,7 @@ def gate_backward(
     if need_dx and n:
         places = pixels if largest is not None else None
         _gate_passes.spread(x.dtype, n, work, dx, dout, channel, share, gates, each, weights, largest, places, *plane)
-    return _distinct(dx, *channel_grads, *pixel_grads)
+    return distinct(dx, *channel_grads, *pixel_grads)
 
 
 def _pixel_parameters(x: Tensor, d: Tensor, pixels: Tensor, sw: Tensor, linear: bool) -> Tensor:
@@ -175,4 +176,4 @@ def _pixel_parameters(x: Tensor, d: Tensor, pixels: Tensor, sw: Tensor, linear: 
         return torch.zeros_like(sw)
     parts = x.new_empty((x.shape[0], x.shape[1]))
     _gate_passes.weighted_sums(x.dtype, x.shape[0], x.numel(), parts, x, d, *_plane(x))
-    return _merged(parts, x.shape[1]).view(sw.shape)
+    return merged(parts, x.shape[1]).view(sw.shape)
