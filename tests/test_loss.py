@@ -301,7 +301,7 @@ def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: t
             _, pairs, slopes = module.triplet_loss_train(x, labels, 1.0)
             module.triplet_loss_backward(one, x, pairs, slopes)
             module.cross_entropy_train(x, labels, None, 0.1)
-        guarded.check(at_least=8)
+        guarded.check(at_least=2)
 
 
 def test_gradcheck(cpu_backend: Variant) -> None:
