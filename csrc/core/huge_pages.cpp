@@ -68,7 +68,7 @@ void* huge_acquire(size_t bytes) {
   p.used[block] = size;
   p.used_bytes += size;
   if (p.used_bytes > p.peak_bytes) p.peak_bytes = p.used_bytes;
-  trim_to(p, p.peak_bytes - p.used_bytes);
+  trim_to(p, p.peak_bytes + p.peak_bytes / 2 - p.used_bytes);
   return block;
 }
 
@@ -81,7 +81,7 @@ void huge_release(void* block) {
   p.idle_bytes += found->second;
   p.idle.emplace(found->second, block);
   p.used.erase(found);
-  trim_to(p, p.peak_bytes - p.used_bytes);
+  trim_to(p, p.peak_bytes + p.peak_bytes / 2 - p.used_bytes);
 }
 
 void huge_trim() {
