@@ -8,11 +8,17 @@ forward and backward op at the training batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from bench import layers
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench import attention, layers
 from bench.cases import Case, of_layers, parametrize
-from bench.contenders import block_inference, block_training
+from bench.contenders import FASTFER, Problem, Weights, block_inference, block_training, seeded
 from bench.convolutions import conv_backward, conv_forward
+from fastfer import ops
 
 Compare = Callable[[Case, str], None]
 _TRAIN = layers.TRAIN_BATCH.__getitem__
@@ -50,4 +56,44 @@ def test_pointwise_forward(case: Case, contender: str, compare: Compare) -> None
 
 @parametrize(of_layers("pointwise backward", conv_backward, layers.pointwise(), _TRAIN))
 def test_pointwise_backward(case: Case, contender: str, compare: Compare) -> None:
+    compare(case, contender)
+
+
+def _depthwise_norm(channels: int, kernel: int, stride: int, size: int) -> Problem:
+    """depthwise_norm in training: act(norm(depthwise(x))), what an attention follows in an inverted bottleneck."""
+    generator, batch, pad = seeded(), layers.TRAIN_BATCH["mobilenetv3_cpsca"], kernel // 2
+    weights = {
+        "weight": torch.randn((channels, 1, kernel, kernel), generator=generator) / kernel,
+        "n_weight": 1 + 0.1 * torch.randn(channels, generator=generator),
+        "n_bias": 0.1 * torch.randn(channels, generator=generator),
+        "running_mean": torch.zeros(channels), "running_var": torch.ones(channels),
+    }  # fmt: skip
+
+    def own(x: Tensor, t: Weights) -> Tensor:
+        norm = ops.Norm(t["n_weight"], t["n_bias"], t["running_mean"], t["running_var"])
+        return ops.depthwise_conv2d(x, t["weight"], None, stride, pad, norm=norm, act="hardswish", training=True)
+
+    def stock(x: Tensor, t: Weights) -> Tensor:
+        y = F.conv2d(x, t["weight"], None, stride, pad, groups=channels)
+        return F.hardswish(F.batch_norm(y, t["running_mean"], t["running_var"], t["n_weight"], t["n_bias"], True))
+
+    out = -(-size // stride)
+    image, dimage = (
+        attention.draw_image(batch, channels, size, size, 1),
+        attention.draw_image(batch, channels, out, out, 2),
+    )
+    return attention.training(own, stock, weights, image, dimage, batch, ("running_mean", "running_var"))
+
+
+@parametrize([
+    Case(
+        "depthwise norm training", "mobilenetv3_cpsca", f"{kernel}x{kernel}s{stride} {channels} @{size}x{size}",
+        layers.TRAIN_BATCH["mobilenetv3_cpsca"], count, partial(_depthwise_norm, channels, kernel, stride, size),
+        (*FASTFER, "torch_nchw", "torch_channels_last"),
+    )
+    for channels, kernel, stride, size, count in (
+        (72, 5, 2, 56, 1), (120, 5, 1, 28, 2), (184, 3, 1, 14, 2), (672, 3, 1, 14, 1), (672, 5, 2, 14, 1)
+    )
+])  # fmt: skip
+def test_depthwise_norm(case: Case, contender: str, compare: Compare) -> None:
     compare(case, contender)

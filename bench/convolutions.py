@@ -22,6 +22,8 @@ from bench.contenders import (
 from bench.layers import Layer
 from bench.measure import Runner
 from fastfer import ops
+from fastfer.ops.separable_conv import _depthwise_backward as depthwise_backward
+from fastfer.ops.separable_conv import _pointwise_backward as pointwise_backward
 
 
 def _conv(layer: Layer) -> tuple[Tensor, Tensor | None]:
@@ -100,9 +102,9 @@ def conv_backward(layer: Layer, batch: int) -> Problem:
     def fastfer_backward(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         library = torch.ops.fastfer
         if layer.kernel:
-            grads = library.depthwise_conv2d_backward.default(dy, x, w, stride, list(layer.padding), mask)
+            grads = depthwise_backward(dy, x, w, stride, list(layer.padding), mask)
         else:
-            grads = library.pointwise_conv2d_backward.default(dy, x, w, mask)
+            grads = pointwise_backward(dy, x, w, mask)
         return tuple(grads[: 2 + mask[2]])
 
     def torch_backward(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:

@@ -89,7 +89,7 @@ def test_missing_files_are_noticed(tmp_path: Path) -> None:
 
 def test_stems_are_those_of_the_families() -> None:
     """No module of a backend, no op and no benchmark under a name that is no family."""
-    shared = {"__init__", "__pycache__", "memory"}
+    shared = {"__init__", "__pycache__", "memory", "statistics"}
     for folder in ("ops", "reference", "native", "fallback"):
         stems = {path.stem for path in (ROOT / "fastfer" / folder).glob("*.py") if not path.stem.startswith("_")}
         assert stems - shared <= set(backend.FAMILIES), f"fastfer/{folder}: {stems - shared - set(backend.FAMILIES)}"

@@ -19,6 +19,10 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=("
 NAMES = ("x", "weight", "bias", "norm weight", "norm bias")
 
 
+def kernels(op: str, dtype: torch.dtype, *directions: str) -> list[str]:
+    return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
+
+
 def leaves_of(layer: Layer, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Leaves as NAMES, running mean and variance, and the upstream gradient."""
     g = torch.Generator().manual_seed(seed)
@@ -54,8 +58,7 @@ def test_depthwise_norm(variant: Variant, layer: Layer, dtype: torch.dtype, trai
     leaves, running, dout = leaves_of(layer, dtype)
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
     wide_running = [t.double() for t in running]
-    suffix = "f64" if dtype == torch.float64 else "f32"
-    with variant.runs(f"depthwise_norm_train_{suffix}", f"depthwise_norm_bwd_{suffix}"):
+    with variant.runs(*kernels("depthwise_norm", dtype, "train", "bwd")):
         out = run(layer, leaves, running, "silu", training)
         grads = torch.autograd.grad(out, leaves, dout)
     want = oracle(layer, wide, wide_running, "silu", training)
@@ -73,11 +76,10 @@ def test_depthwise_norm(variant: Variant, layer: Layer, dtype: torch.dtype, trai
 @dtypes
 @pytest.mark.parametrize("act", [None, "relu6", "hardswish"])
 def test_depthwise_norm_inference(variant: Variant, act: str | None, dtype: torch.dtype) -> None:
-    suffix = "f64" if dtype == torch.float64 else "f32"
     for layer in LAYERS:
         leaves, running, _ = leaves_of(layer, dtype)
         before = [t.clone() for t in running]
-        with torch.inference_mode(), variant.runs(f"depthwise_norm_fwd_{suffix}"):
+        with torch.inference_mode(), variant.runs(*kernels("depthwise_norm", dtype, "fwd")):
             out = run(layer, leaves, running, act, False)
         want = oracle(layer, [t.detach().double() for t in leaves], [t.double() for t in running], act, False)
         assert_close(out, want, "chain", pixels(layer) + 49, name="out")

@@ -168,6 +168,7 @@ FF_INLINE void cbam_backward(const CbamParams& p) {
   if (p.w1) b.mlp.fill(input<T>(p.w1), input<T>(p.b1), input<T>(p.w2), input<T>(p.b2));
   if (p.weight) norm_line<T>(p, input<T>(p.stats), &b.scale, &b.shift);
   const auto finish_norm = [&](T* d_weight, T* d_bias) {
+    if (p.n == 0) *b.sum_t = *b.sum_ty = 0;
     norm_backward_vectors<T>(input<T>(p.norm_weight), input<T>(p.stats), 1, b.sum_t, b.sum_ty, p.n, 1,
                              static_cast<double>(max_idx(1, p.n * b.s.px.count)), p.batch_stats, b.slope, b.curve,
                              b.offset, d_weight, d_bias);

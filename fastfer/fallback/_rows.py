@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastfer.fallback._gemm import ROWS, _tile, panel
+from fastfer.fallback._gemm import ROWS, _affine, _tile, panel
 from fastfer.fallback._numba import inline, piece
 from fastfer.fallback._simd import Register, compact, fill, fma, lanes, load, mul, splat, store, sub
-from fastfer.fallback._span import Span, get, put
+from fastfer.fallback._span import Span, get, no_offsets, put
 
 
 @inline
@@ -31,8 +31,8 @@ def product(
         n0, n1 = min(columns - j, lanes(c)), max(0, min(columns - j - lanes(c), lanes(c)))
         for r in range(0, rows, ROWS):
             _tile(
-                c, co + r * c_row + j, c_row, a, ao + r * a_row, a_row, a_step, b, bo + j, b_row, bias, j, depth,
-                min(ROWS, rows - r), n0, n1, accumulate,
+                c, co + r * c_row + j, c_row, a, _affine(ao + r * a_row, a_row, min(ROWS, rows - r)), a_step,
+                no_offsets(), b, bo + j, b_row, bias, j, depth, min(ROWS, rows - r), n0, n1, accumulate,
             )  # fmt: skip
 
 
