@@ -79,12 +79,10 @@ def conv2d_backward(
     n_weight, n_bias = _flat(n_weight), _flat(n_bias)
     norm = n_weight is not None
     need_dx, need_weight = mask
-    empty = x.new_empty(0)
-    dx = empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if need_dx else empty
-    d_weight, d_bias = (torch.empty_like(weight), weight.new_empty(shape[4])) if need_weight else (empty, empty)
-    d_n_weight, d_n_bias = empty, empty
-    if need_weight and norm:
-        d_n_weight, d_n_bias = torch.empty_like(d_bias), torch.empty_like(d_bias)
+    sizes = [shape[4] if wanted else 0 for wanted in (need_weight, need_weight and norm, need_weight and norm)]
+    dx = empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if need_dx else x.new_empty(0)
+    d_weight = torch.empty_like(weight) if need_weight else x.new_empty(0)
+    d_bias, d_n_weight, d_n_bias = (x.new_empty(size) for size in sizes)
     _C.conv2d_bwd(
         x.dtype == torch.float64, shape, dout.data_ptr(), x.data_ptr(), y.data_ptr() if norm or act else 0,
         weight.data_ptr(),

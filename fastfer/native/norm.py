@@ -50,9 +50,8 @@ def batch_norm_backward(
     dout, x = dout.contiguous(memory_format=_CL), x.contiguous(memory_format=_CL)
     weight, bias, stats = weight.contiguous(), bias.contiguous(), stats.contiguous()
     n, c, h, w = x.shape
-    empty = x.new_empty(0)
-    dx = empty_nhwc(x, c, h, w) if mask[0] else empty
-    d_weight, d_bias = (torch.empty_like(weight), torch.empty_like(bias)) if mask[1] else (empty, empty)
+    dx = empty_nhwc(x, c, h, w) if mask[0] else x.new_empty(0)
+    d_weight, d_bias = (x.new_empty(c if mask[1] else 0) for _ in range(2))
     _C.batch_norm_bwd(
         x.dtype == torch.float64, n * h * w, c, dout.data_ptr(), x.data_ptr(),
         [weight.data_ptr(), bias.data_ptr(), 0, 0, stats.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr()],

@@ -45,10 +45,10 @@ def _fake_backward(
     dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor | None, n_bias: Tensor | None, stats: Tensor,
     act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    empty, outputs = x.new_empty(0), x.new_empty(weight.shape[0])
-    norm = (outputs.clone(), outputs.clone()) if n_weight is not None else (empty, empty)
-    params = (weight.new_empty(weight.shape), outputs, *norm) if mask[1] else (empty,) * 4
-    return _nhwc(x.new_empty(x.shape)) if mask[0] else empty, *params
+    norm = mask[1] and n_weight is not None
+    outputs = (x.new_empty(weight.shape[0] if wanted else 0) for wanted in (mask[1], norm, norm))
+    d_weight = x.new_empty(weight.shape if mask[1] else 0)
+    return _nhwc(x.new_empty(x.shape)) if mask[0] else x.new_empty(0), d_weight, *outputs
 
 
 _conv2d = _library.define(f"conv2d({_ARGS}) -> Tensor", _FAMILY, _fake)

@@ -80,9 +80,8 @@ def _fake_train(x: Tensor, *norm_act: Any) -> tuple[Tensor, Tensor]:
 def _fake_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool, mask: list[bool]
 ) -> tuple[Tensor, ...]:
-    empty = x.new_empty(0)
-    params = (torch.empty_like(weight), torch.empty_like(bias)) if mask[1] else (empty, empty)
-    return _like(x) if mask[0] else empty, *params
+    params = (x.new_empty(x.shape[1] if mask[1] else 0) for _ in range(2))
+    return _like(x) if mask[0] else x.new_empty(0), *params
 
 
 _batch_norm = _library.define(f"batch_norm({_ARGS}) -> Tensor", _FAMILY, _fake)

@@ -58,8 +58,8 @@ def conv2d_backward(
     )
     top, left, bottom, right = padding
     height, width = padded.shape[2], padded.shape[3]
-    empty = x.new_empty(0)
-    return (
-        nhwc(dx[:, :, top : height - bottom, left : width - right]) if need_dx else empty,
-        *((d_weight.contiguous(), dy.sum((0, 2, 3)), d_n_weight, d_n_bias) if need_weight else (empty,) * 4),
-    )
+    if need_weight:
+        params = d_weight.contiguous(), dy.sum((0, 2, 3)), d_n_weight, d_n_bias
+    else:
+        params = tuple(x.new_empty(0) for _ in range(4))
+    return nhwc(dx[:, :, top : height - bottom, left : width - right]) if need_dx else x.new_empty(0), *params

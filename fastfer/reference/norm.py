@@ -82,5 +82,5 @@ def batch_norm_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, weight and bias; ``mask`` asks for x's and for the parameters', the others are empty."""
     dx, d_weight, d_bias = norm_act_backward(dout, x, weight, bias, stats, act, batch_stats)
-    empty = x.new_empty(0)
-    return nhwc(dx) if mask[0] else empty, *((d_weight, d_bias) if mask[1] else (empty, empty))
+    params = (d_weight, d_bias) if mask[1] else (x.new_empty(0), x.new_empty(0))
+    return nhwc(dx) if mask[0] else x.new_empty(0), *params

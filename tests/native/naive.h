@@ -4,10 +4,12 @@
 #include <cmath>
 #include <vector>
 
+#include "conv2d/op.h"
 #include "separable_conv/op.h"
 
 namespace naive {
 
+using ff::ConvShape;
 using ff::DepthwiseShape;
 using ff::idx;
 using Values = std::vector<double>;
@@ -125,6 +127,40 @@ inline Grads pointwise_grads(idx rows, idx in, idx out, const Values& dy, const 
         g.dw[at(o * in + c)] += dy[at(m * out + o)] * x[at(m * in + c)];
         terms[at(o * in + c)] += std::fabs(dy[at(m * out + o)] * x[at(m * in + c)]);
       }
+  g.dw_terms = largest(terms);
+  return g;
+}
+
+// Calls body(x index, w index, y index) for every product of a dense convolution.
+template <class Body>
+void each_product(const ConvShape& s, const Body& body) {
+  for (idx row = 0; row < s.n * s.oh; ++row)
+    for (idx j = 0; j < s.ow; ++j)
+      for (idx k = 0; k < s.kh; ++k)
+        for (idx l = 0; l < s.kw; ++l) {
+          const idx y = row % s.oh * s.sh + k - s.top, x = j * s.sw + l - s.left;
+          if (y < 0 || y >= s.h || x < 0 || x >= s.w) continue;
+          for (idx c = 0; c < s.c; ++c)
+            for (idx o = 0; o < s.o; ++o)
+              body(at(((row / s.oh * s.h + y) * s.w + x) * s.c + c), at(((o * s.c + c) * s.kh + k) * s.kw + l),
+                   at((row * s.ow + j) * s.o + o));
+        }
+}
+
+inline Values conv(const ConvShape& s, const Values& x, const Values& w, const Values& bias) {
+  Values y = broadcast(bias, s.n * s.oh * s.ow, s.o);
+  each_product(s, [&](size_t xi, size_t wi, size_t yi) { y[yi] += x[xi] * w[wi]; });
+  return y;
+}
+
+inline Grads conv_grads(const ConvShape& s, const Values& dy, const Values& x, const Values& w) {
+  Grads g{zeros(s.n * s.h * s.w * s.c), zeros(s.o * s.c * s.kh * s.kw), column_sums(dy, s.o), 0, largest_sum(dy, s.o)};
+  Values terms = g.dw;
+  each_product(s, [&](size_t xi, size_t wi, size_t yi) {
+    g.dx[xi] += dy[yi] * w[wi];
+    g.dw[wi] += dy[yi] * x[xi];
+    terms[wi] += std::fabs(dy[yi] * x[xi]);
+  });
   g.dw_terms = largest(terms);
   return g;
 }

@@ -1,128 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs every kernel on every ISA of this CPU against naive.h: values, memory beside the outputs, and identical bits for
 // every number of threads. Plain C++, so that it runs under sanitizers and emulators. Exits with 1 on a failure.
-#include <cstdio>
-#include <cstring>
-#include <string>
-#include <utility>
-
 #include "core/dispatch.h"
-#include "core/kernels.h"
 #include "core/parallel.h"
-#include "naive.h"
+#include "dense.h"
 
 namespace {
-
-using namespace ff;
-using naive::at;
-using naive::Values;
-
-int passed = 0, failed = 0;
-
-void check(bool good, const std::string& what) {
-  ++(good ? passed : failed);
-  if (!good) std::printf("FAILED %s\n", what.c_str());
-}
-
-// Values in (-2, 2) that float32 holds exactly.
-class Random {
- public:
-  explicit Random(uint32_t seed) : state_(seed * 2654435761u + 1) {}
-  double next() {
-    state_ ^= state_ << 13, state_ ^= state_ >> 17, state_ ^= state_ << 5;
-    return static_cast<double>(state_ >> 10) / (1 << 20) - 2;
-  }
-  Values values(idx n, double scale = 1) {
-    Values v = naive::zeros(n);
-    for (double& x : v) x = static_cast<float>(next() * scale);
-    return v;
-  }
-  naive::Norm norm(idx channels) {
-    naive::Norm norm{values(channels), values(channels), values(channels), values(channels)};
-    for (double& v : norm.var) v = static_cast<float>(v * v / 2 + 0.5);
-    return norm;
-  }
-
- private:
-  uint32_t state_;
-};
-
-// An input of exactly the given values: a sanitizer sees the first element read beyond them.
-template <class T>
-struct In {
-  std::vector<T> data;
-  explicit In(const Values& v) : data(v.begin(), v.end()) {}
-  const T* ptr() const { return data.empty() ? nullptr : data.data(); }
-};
-
-// An output between guards, filled with NaN before the kernel runs.
-template <class T>
-class Out {
- public:
-  explicit Out(idx n) : data_(at(n + 2 * kGuard), T(kMark)) {
-    for (idx i = 0; i < n; ++i) data_[at(kGuard + i)] = T(NAN);
-  }
-  T* ptr() { return data_.data() + kGuard; }
-  std::vector<T> take(const std::string& name) const {
-    bool whole = true;
-    for (idx i = 0; i < kGuard; ++i) whole = whole && data_[at(i)] == T(kMark) && data_[data_.size() - 1 - at(i)] == T(kMark);
-    check(whole, name + " wrote outside its output");
-    return {data_.begin() + kGuard, data_.end() - kGuard};
-  }
-
- private:
-  static constexpr idx kGuard = 32;
-  static constexpr double kMark = -777;
-  std::vector<T> data_;
-};
-
-template <class T>
-using Results = std::vector<std::pair<std::string, std::vector<T>>>;
-
-struct Want {
-  Values values;
-  double terms = 0;  // largest sum of the sizes of the terms, where they may cancel
-};
-
-// |got - want| <= 8·sqrt(length)·eps·(|want| + largest |want| or terms); `length` is that of the longest sum.
-template <class T>
-void compare(const std::string& name, const std::vector<T>& got, const Want& expected, idx length) {
-  const Values& want = expected.values;
-  const double largest = std::fmax(std::fmax(naive::largest(want), expected.terms), 1e-3);
-  double worst = 0;
-  size_t place = 0;
-  bool good = got.size() == want.size();
-  const double eps = sizeof(T) == 8 ? 2.3e-16 : 1.2e-7;
-  const double allowed = 8 * std::sqrt(static_cast<double>(length) + 16) * eps;
-  for (size_t i = 0; good && i < want.size(); ++i) {
-    const double error = std::fabs(got[i] - want[i]) / (std::fabs(want[i]) + largest);
-    if (!(error <= worst)) worst = error, place = i;
-  }
-  good = good && worst <= allowed;
-  check(good, name + ": relative error " + std::to_string(worst / eps) + " eps at element " + std::to_string(place) +
-                  ", allowed " + std::to_string(allowed / eps));
-}
-
-// run(threads) computes the results for each number of threads; want, in the same order, is what they should be.
-template <class T, class Run>
-void expect(const std::string& name, const std::vector<Want>& want, idx length, const Run& run) {
-  const Results<T> first = run(1);
-  check(first.size() == want.size(), name + ": number of results");
-  for (size_t i = 0; i < want.size(); ++i) compare<T>(name + " " + first[i].first, first[i].second, want[i], length);
-  for (int threads : {2, 3, 7}) {
-    const Results<T> other = run(threads);
-    for (size_t i = 0; i < want.size(); ++i) {
-      const size_t bytes = first[i].second.size() * sizeof(T);
-      check(!bytes || std::memcmp(first[i].second.data(), other[i].second.data(), bytes) == 0,
-            name + " " + first[i].first + ": " + std::to_string(threads) + " threads give other bits than one");
-    }
-  }
-}
-
-template <class T, class Params>
-void call(void (*f32)(const Params&), void (*f64)(const Params&), const Params& p) {
-  (sizeof(T) == 8 ? f64 : f32)(p);
-}
 
 template <class T>
 void activation(const std::string& name, idx count) {
@@ -194,17 +77,6 @@ void pointwise(const std::string& isa, idx rows, idx in, idx out) {
     return Results<T>{{"y", y.take(name)}, {"dx", dx.take(name)}, {"dw", dw.take(name)}, {"db", db.take(name)}};
   });
 }
-
-template <class T>
-struct NormIn {
-  In<T> weight, bias, mean, var;
-  explicit NormIn(const naive::Norm& n) : weight(n.weight), bias(n.bias), mean(n.mean), var(n.var) {}
-  NormParams params(double eps) const {
-    NormParams p{};
-    p.weight = weight.ptr(), p.bias = bias.ptr(), p.mean = mean.ptr(), p.var = var.ptr(), p.eps = eps;
-    return p;
-  }
-};
 
 template <class T>
 class Separable {
@@ -323,6 +195,7 @@ void all(const std::string& isa) {
     if (pixels(s) > 1) Separable<T>(isa, s, out, (act + 5) % 7, (act + 1) % 7, true, true).run();
     ++act;
   }
+  dense<T>(isa);
 }
 
 }  // namespace
