@@ -100,7 +100,6 @@ def conv_backward(layer: Layer, batch: int) -> Problem:
     stride, padding, groups = _torch_geometry(layer)
 
     def fastfer_backward(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        library = torch.ops.fastfer
         if layer.kernel:
             grads = depthwise_backward(dy, x, w, stride, list(layer.padding), mask)
         else:

@@ -66,11 +66,11 @@ def global_avg_max_pool_bwd(
 ) -> None: ...
 def conv2d_fwd(
     wide: bool, train: bool, shape: list[int], x: int, weight: int, bias: int, norm: list[int], eps: float, act: int,
-    batch_stats: bool, out: int, y: int, threads: int,
+    batch_stats: bool, out: int, y: int, threads: int, pool: list[int], best: int, positions: int,
 ) -> None: ...  # fmt: skip
 def conv2d_bwd(
     wide: bool, shape: list[int], dout: int, x: int, y: int, weight: int, norm: list[int], act: int, batch_stats: bool,
-    dx: int, d_weight: int, d_bias: int, threads: int,
+    dx: int, d_weight: int, d_bias: int, threads: int, pool: list[int], best: int, positions: int,
 ) -> None: ...  # fmt: skip
 def batch_norm_fwd(
     wide: bool, train: bool, rows: int, channels: int, x: int, norm: list[int], eps: float, act: int,

@@ -84,9 +84,16 @@ def conv2d(d: Draw) -> Call:
     d.maybe_weight("bias", o)
     d.maybe_norm("norm", o)
     act, train = d.act(), training(d, values)
+    pool = d.option("pool", (None, None, ops.Pool(1), ops.Pool(3, (2, 1), 1), ops.Pool(2, 2, (1, 0, 0, 1))))
+    h, w = d.leaves["x"].shape[2:]
+    top, left, bottom, right = sides(padding)
+    rows = out_size(h, (top, bottom), kernel[0], stride[0])
+    if min(rows, out_size(w, (left, right), kernel[1], stride[1])) < 2:
+        pool = None
     return lambda t: ops.conv2d(
-        t["x"], t["weight"], t.get("bias"), norm=t.norm("norm"), act=act, stride=stride, padding=padding, training=train
-    )
+        t["x"], t["weight"], t.get("bias"), norm=t.norm("norm"), act=act, stride=stride, padding=padding, pool=pool,
+        training=train,
+    )  # fmt: skip
 
 
 def depthwise_conv2d(d: Draw) -> Call:
@@ -326,7 +333,7 @@ ROWS = (
     Row("triplet_loss", 2, triplet_loss),
     Row("update_centers_", 2, update_centers),
 )
-NOT_OPS = ("Norm",)
+NOT_OPS = ("Norm", "Pool")
 
 
 def seeds(row: Row) -> range:

@@ -161,18 +161,27 @@ FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
 template <class T>
 FF_INLINE void conv_backward(const Conv2dParams& p) {
   const ConvShape& s = p.shape;
-  const Wide v = widened<T>(s.n * s.oh * s.ow, s.o);
-  const bool pointwise = is_pointwise(s);
-  const idx times = pointwise ? 1 : widened<T>(s.ow, s.o).times;
+  const bool pointwise = is_pointwise(s), pooled = p.pool.kh > 0;
+  const idx pixels = s.n * s.oh * s.ow, summed = pooled ? s.n * p.pool.oh * p.pool.ow : pixels;
+  Wide v = widened<T>(summed, s.o);
+  idx times = pointwise ? 1 : widened<T>(s.ow, s.o).times;
+  if (times > 1 && times != v.times) v = Wide{summed, s.o, 1}, times = 1;
+  const PooledGradient<T> gradient{pool_of(p), times};
   PointwiseBackward<T> pass{};
-  pass.rows = s.n * s.oh * s.ow / times, pass.in = s.c, pass.out = s.o * times, pass.threads = p.threads;
+  pass.rows = pixels / times, pass.in = s.c, pass.out = s.o * times, pass.threads = p.threads;
   pass.x = static_cast<const T*>(p.x), pass.w = static_cast<const T*>(p.weight), pass.g = static_cast<T*>(p.dx);
-  pass.dz = static_cast<const T*>(p.dout), pass.y = static_cast<const T*>(p.y);
+  pass.y = static_cast<const T*>(p.y);
+  if (pooled)
+    pass.fill = PooledGradient<T>::fill, pass.context = &gradient;
+  else
+    pass.dz = static_cast<const T*>(p.dout);
   pass.dw = static_cast<T*>(p.d_weight), pass.db = static_cast<T*>(p.d_bias);
   lay_out(Scratch::shared, [&](Arena& a) {
     NormBackward<T> norm;
     norm.take(a, p.norm, s.o, v);
-    if (norm.n.scale) norm.run(p.norm, s.o, v, pass.dz, pass.y, p.act, p.batch_stats, p.threads);
+    if (norm.n.scale)
+      norm.run(p.norm, s.o, v, static_cast<const T*>(p.dout), pooled ? static_cast<const T*>(p.best) : pass.y, p.act,
+               p.batch_stats, p.threads, pixels);
     pass.after = norm.norm_act(p.act), pass.norm2 = norm.form;
     if (pointwise)
       pointwise_backward_pass(pass, a);

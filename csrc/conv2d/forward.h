@@ -4,6 +4,7 @@
 //   training   y is kept; with batch statistics a second pass normalises and activates
 // A 1×1 convolution of stride 1 without padding is the pointwise one.
 #pragma once
+#include "conv2d/pooled.h"
 #include "conv2d/weights.h"
 
 namespace ff {
@@ -152,7 +153,8 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
   pass.s = s, pass.threads = p.threads, pass.act = p.act;
   pass.x = static_cast<const T*>(p.x), pass.y = p.y ? static_cast<T*>(p.y) : z;
   clamp_bounds(Act::none, &pass.lo, &pass.hi);
-  if (!measure && p.y) {  // what follows is known already: apply it while the block is in L2
+  const bool pooled = p.pool.kh > 0;
+  if (!measure && p.y && !pooled) {  // what follows is known already: apply it while the block is in L2
     n.fill(p.norm, s.o, blocks.times);
     pass.z = z, pass.scale = n.scale, pass.shift = n.shift;
   }
@@ -160,10 +162,15 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
     pointwise_as_conv(pass);
   else
     conv_forward_pass(pass, blocks);
-  if (!measure) return;
-  merge_moments(pass.mean, pass.m2, blocks.count * blocks.times, blocks.stride, s.o, p.norm.eps, [&](idx part) {
+  if (!measure && !pooled) return;
+  if (measure) merge_moments(pass.mean, pass.m2, blocks.count * blocks.times, blocks.stride, s.o, p.norm.eps, [&](idx part) {
     return min_idx(blocks.block, blocks.pixels - part / blocks.times * blocks.block) / blocks.times;
   }, static_cast<T*>(p.norm.stats));
+  if (pooled) {
+    const idx times = widened<T>(s.ow, s.o).times;
+    n.fill(p.norm, s.o, times);
+    return norm_pool_pass<T>(p, pass.y, n, times);
+  }
   const Wide v = widened<T>(blocks.pixels, s.o);
   n.fill(p.norm, s.o, v.times);
   affine_act_pass<T>(z, pass.y, v, n, p.act, p.threads);

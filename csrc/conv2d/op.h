@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dense convolution with normalisation and activation, out = act(norm(y)). Activations are NHWC, dense.
 //   y[n,i,j,o] = b[o] + sum_klc x[n, i·sh + k - top, j·sw + l - left, c] · w[o,c,k,l]
+// and in training, where asked for, out = maxpool(act(norm(y))).
 // Strides and pads are in pixels; the bottom and right pad follow from the output size.
 #pragma once
 #include "norm/op.h"
@@ -9,6 +10,12 @@ namespace ff {
 
 struct ConvShape {
   idx n, h, w, c, o, oh, ow;
+  int kh, kw, sh, sw, top, left;
+};
+
+// Windows of a max pooling behind act(norm(y)), as MaxPoolParams; kh 0: none.
+struct PoolShape {
+  idx oh, ow;
   int kh, kw, sh, sw, top, left;
 };
 
@@ -22,6 +29,8 @@ struct Conv2dParams {
   const void* dout;
   void *dx, *d_weight, *d_bias;     // null where not wanted
   int threads;
+  PoolShape pool;                   // with a pool out and dout are [n,pool.oh,pool.ow,o], as are
+  void *best, *positions;           // y where the maximum is, and its place in the window (uint8); read by backward
 };
 
 }  // namespace ff

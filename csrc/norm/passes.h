@@ -83,13 +83,15 @@ struct NormBackward {
     if (norm.weight) sums = a.take<double>(2 * kSumChunks * v.channels);
   }
   NormAct<T> norm_act(Act act) const { return {n.scale, n.shift, n.mean, act}; }
+  // `count`: of the values a channel, where dz and y hold only those with a gradient.
   void run(const NormParams& norm, idx channels, const Wide& v, const T* dz, const T* y, Act act, bool batch_stats,
-           int threads) {
+           int threads, idx count = 0) {
     if (!norm.weight) return;
     n.fill(norm, channels, v.times);
     double* sums_x = sums + kSumChunks * v.channels;
     sums_pass<T>({dz, y, v, norm_act(act), kSumChunks, v.channels, sums, sums_x, threads});
-    form = grad.fill(norm, channels, sums, sums_x, kSumChunks * v.times, channels, v.rows * v.times, batch_stats, v.times);
+    form = grad.fill(norm, channels, sums, sums_x, kSumChunks * v.times, channels, count ? count : v.rows * v.times,
+                     batch_stats, v.times);
   }
 };
 

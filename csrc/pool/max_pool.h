@@ -118,7 +118,8 @@ FF_INLINE void gather_pixel(const MaxPoolParams& p, const T* dy, const P* positi
 
 // dx of the two pixels of columns 2j and 2j + 1 from the padding's edge, stride 2, all windows there.
 template <class T, class P, int K>
-FF_INLINE void gather_pair(const MaxPoolParams& p, const T* dy, const P* positions, idx q_row, Covering rows, idx j, T* dx) {
+FF_INLINE void gather_pair(const MaxPoolParams& p, const T* dy, const P* positions, idx q_row, Covering rows, idx j, T* dx,
+                           idx dx_stride) {
   for_lanes<T>(p.c, [&](idx c, idx n) {
     vec<T> even = {}, odd = {};
     for (idx i = rows.first; i <= rows.last; ++i) {
@@ -133,21 +134,24 @@ FF_INLINE void gather_pair(const MaxPoolParams& p, const T* dy, const P* positio
       odd = odd + (here == splat_index<T>(tap + 1) ? grad : vec<T>{});
     }
     store_n<T>(dx + c, even, n);
-    store_n<T>(dx + p.c + c, odd, n);
+    store_n<T>(dx + dx_stride + c, odd, n);
   });
 }
 
+// Columns [first, end) of a row of dx, the pixels `dx_stride` elements apart.
 template <class T, class P, int K>
-FF_NOINLINE void max_pool_row_backward(const MaxPoolParams& p, const T* dy, const P* positions, idx row, T* dx) {
+FF_NOINLINE void max_pool_row_backward(const MaxPoolParams& p, const T* dy, const P* positions, idx row, idx first, idx end,
+                                       T* dx, idx dx_stride) {
   const idx q_row = row + p.top;
   const Covering rows = windows_over(q_row, p.oh, p.kh, p.sh);
-  for (idx column = 0; column < p.w;) {
+  for (idx column = first; column < end;) {
     const idx q = column + p.left, j = q / 2;
-    if (K > 0 && q % 2 == 0 && j >= K - 2 && j < p.ow && column + 1 < p.w) {
-      gather_pair<T, P, K>(p, dy, positions, q_row, rows, j, dx + column * p.c);
+    T* to = dx + (column - first) * dx_stride;
+    if (K > 0 && q % 2 == 0 && j >= K - 2 && j < p.ow && column + 1 < end) {
+      gather_pair<T, P, K>(p, dy, positions, q_row, rows, j, to, dx_stride);
       column += 2;
     } else {
-      gather_pixel<T, P>(p, dy, positions, q_row, rows, q, dx + column * p.c);
+      gather_pixel<T, P>(p, dy, positions, q_row, rows, q, to);
       ++column;
     }
   }
@@ -160,7 +164,7 @@ FF_INLINE void max_pool_rows_backward(const MaxPoolParams& p) {
     for (idx r = task * band; r < min_idx(rows, (task + 1) * band); ++r) {
       const idx image = r / p.h * p.oh * p.ow * p.c;
       max_pool_row_backward<T, P, K>(p, static_cast<const T*>(p.dy) + image, static_cast<const P*>(p.positions) + image,
-                                     r % p.h, static_cast<T*>(p.dx) + r * p.w * p.c);
+                                     r % p.h, 0, p.w, static_cast<T*>(p.dx) + r * p.w * p.c, p.c);
     }
   });
 }

@@ -87,6 +87,9 @@ struct PointwiseBackward {
   double *sum_g, *sum_gx;        // of g and g·(x - mean1) [chunks][in padded], or null
   T *dw, *db;                    // null where not wanted
   int threads;
+  // Where dz is not in memory: writes rows [first, first + rows) of it into a block; dz is null then.
+  void (*fill)(const void* context, T* block, idx stride, idx first, idx rows);
+  const void* context;
 };
 
 // Chunks of blocks with partial sums of their own: enough for many cores, few enough that merging costs little.
@@ -101,12 +104,14 @@ FF_INLINE idx backward_chunks(idx rows, idx in, idx out) {
 // Gradient of the pointwise output in `block`, from dz.
 template <class T>
 FF_INLINE void output_grad_rows(const PointwiseBackward<T>& p, T* block, idx stride, idx first, idx rows) {
-  const T* dz = p.dz + first * p.out;
+  const T* dz = p.fill ? block : p.dz + first * p.out;
   const T* y = p.y ? p.y + first * p.out : nullptr;
+  const idx dz_stride = p.fill ? stride : p.out;
+  if (p.fill) p.fill(p.context, block, stride, first, rows);
   if (p.norm2)
-    norm_act_grad_rows<T>(block, stride, dz, p.out, y, p.out, rows, p.out, p.after, *p.norm2);
+    norm_act_grad_rows<T>(block, stride, dz, dz_stride, y, p.out, rows, p.out, p.after, *p.norm2);
   else
-    act_grad_rows<T>(block, stride, dz, p.out, y, p.out, rows, p.out, {nullptr, nullptr, nullptr, y ? p.after.act : Act::none},
+    act_grad_rows<T>(block, stride, dz, dz_stride, y, p.out, rows, p.out, {nullptr, nullptr, nullptr, y ? p.after.act : Act::none},
                      nullptr, nullptr);
 }
 
@@ -162,7 +167,7 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
       Ahead ahead;
       if (b + 1 < end) {
         const idx next = first + rows, bytes = min_idx(block, p.rows - next) * static_cast<idx>(sizeof(T));
-        ahead.add(p.dz + next * p.out, bytes * p.out);
+        ahead.add(p.dz ? p.dz + next * p.out : nullptr, bytes * p.out);
         ahead.add(p.y ? p.y + next * p.out : nullptr, bytes * p.out);
         ahead.add(p.x + next * p.in, bytes * p.in);
       }

@@ -70,11 +70,11 @@ def max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[in
     return _max_pool(x, kernel, stride, padding, False)[0]
 
 
-def max_pool2d_train(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
-) -> tuple[Tensor, Tensor | None]:
+def max_pool2d_train(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[Tensor, Tensor]:
     """Output and the place of each maximum in its window."""
-    return _max_pool(x, kernel, stride, padding, True)
+    y, positions = _max_pool(x, kernel, stride, padding, True)
+    assert positions is not None
+    return y, positions
 
 
 def max_pool2d_backward(

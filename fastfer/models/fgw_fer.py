@@ -32,7 +32,7 @@ class FgwBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, separable: bool) -> None:
         super().__init__()
-        self.skip = nn.Sequential(Conv2d(in_channels, out_channels, 1, norm=True), MaxPool2d(3, 2, 1))
+        self.skip = nn.Sequential(Conv2d(in_channels, out_channels, 1, norm=True, pool=MaxPool2d(3, 2, 1)))
         self.body = nn.Sequential(
             _conv3x3(in_channels, out_channels, 2, separable),
             _conv3x3(out_channels, out_channels, 1, separable),

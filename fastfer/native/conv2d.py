@@ -13,6 +13,7 @@ from fastfer.backend import num_threads
 from fastfer.native.memory import empty_nhwc
 
 _CL = torch.channels_last
+_NO_POOL = [0] * 8
 
 
 def _address(t: Tensor | None) -> int:
@@ -30,6 +31,13 @@ def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> 
     (sh, sw), (top, left, bottom, right) = stride, padding
     oh, ow = (h + top + bottom - kh) // sh + 1, (w + left + right - kw) // sw + 1
     return [n, h, w, c, o, oh, ow, kh, kw, sh, sw, top, left]
+
+
+def _pool_shape(shape: list[int], kernel: list[int], stride: list[int], padding: list[int]) -> list[int]:
+    """oh, ow, kh, kw, sh, sw, top, left of a pooling behind ``shape``."""
+    oh = (shape[5] + padding[0] + padding[2] - kernel[0]) // stride[0] + 1
+    ow = (shape[6] + padding[1] + padding[3] - kernel[1]) // stride[1] + 1
+    return [oh, ow, *kernel, *stride, padding[0], padding[1]]
 
 
 def _run(
@@ -50,7 +58,7 @@ def _run(
     _C.conv2d_fwd(
         x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), _address(bias),
         [*map(_address, norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(),
-        y.data_ptr() if train and follows else 0, num_threads(),
+        y.data_ptr() if train and follows else 0, num_threads(), _NO_POOL, 0, 0,
     )  # fmt: skip
     return out, y, stats
 
@@ -69,12 +77,35 @@ def conv2d_train(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _run(True, batch_stats, *layer)
 
 
-def conv2d_backward(
+def conv2d_pool_train(
+    x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
+    eps: float, act: int, stride: list[int], padding: list[int],
+    pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], batch_stats: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Output, y, y at the maxima, their places in the windows, statistics (3, O) as `conv2d_train`."""
+    shape = _shape(x, weight, stride, padding)
+    pool = _pool_shape(shape, pool_kernel, pool_stride, pool_padding)
+    x, weight, bias = x.contiguous(memory_format=_CL), weight.contiguous(), _flat(bias)
+    norm = [t.contiguous() for t in (n_weight, n_bias, n_mean, n_var)]
+    y = empty_nhwc(x, *shape[4:7])
+    out, best = (empty_nhwc(x, shape[4], pool[0], pool[1]) for _ in range(2))
+    positions = torch.empty(out.shape, dtype=torch.uint8, memory_format=_CL)
+    stats = x.new_empty((3, shape[4]))
+    _C.conv2d_fwd(
+        x.dtype == torch.float64, True, shape, x.data_ptr(), weight.data_ptr(), _address(bias),
+        [*(t.data_ptr() for t in norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(), y.data_ptr(),
+        num_threads(), pool, best.data_ptr(), positions.data_ptr(),
+    )  # fmt: skip
+    return out, y, best, positions, stats
+
+
+def _backward(
     dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor | None, n_bias: Tensor | None, stats: Tensor,
     act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
+    pool: list[int] | None, best: Tensor | None, positions: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, weight, bias, and the norm's weight and bias; those not asked for are empty."""
     shape = _shape(x, weight, stride, padding)
+    windows = _NO_POOL if pool is None else _pool_shape(shape, pool[:2], pool[2:4], pool[4:])
     dout, x, weight = dout.contiguous(memory_format=_CL), x.contiguous(memory_format=_CL), weight.contiguous()
     n_weight, n_bias = _flat(n_weight), _flat(n_bias)
     norm = n_weight is not None
@@ -88,5 +119,23 @@ def conv2d_backward(
         weight.data_ptr(),
         [_address(n_weight), _address(n_bias), 0, 0, stats.data_ptr(), d_n_weight.data_ptr(), d_n_bias.data_ptr()],
         act, batch_stats, dx.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(), num_threads(),
+        windows, _address(best), _address(positions),
     )  # fmt: skip
     return dx, d_weight, d_bias, d_n_weight, d_n_bias
+
+
+def conv2d_backward(*args: Any) -> tuple[Tensor, ...]:
+    """Gradients of x, weight, bias, and the norm's weight and bias; those not asked for are empty."""
+    return _backward(*(*args, None, None, None))
+
+
+def conv2d_pool_backward(
+    dout: Tensor, x: Tensor, y: Tensor, best: Tensor, positions: Tensor, weight: Tensor, n_weight: Tensor,
+    n_bias: Tensor, stats: Tensor, act: int, stride: list[int], padding: list[int],
+    pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients as `conv2d_backward`, ``dout`` that of the pooled output."""
+    pool = [*pool_kernel, *pool_stride, *pool_padding]
+    return _backward(
+        dout, x, y, weight, n_weight, n_bias, stats, act, stride, padding, batch_stats, mask, pool, best, positions
+    )  # fmt: skip

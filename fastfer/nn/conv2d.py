@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from fastfer import _checks
 from fastfer.nn._checks import positive
+from fastfer.nn._lookup import child, tensor
 from fastfer.nn.norm import BatchNorm2d, make_norm
+from fastfer.nn.pool import MaxPool2d
 from fastfer.ops.conv2d import conv2d
+from fastfer.ops.pool import Pool
 
 
 def reset_conv(weight: Tensor, bias: Tensor | None) -> None:
@@ -25,10 +28,11 @@ def reset_conv(weight: Tensor, bias: Tensor | None) -> None:
 
 
 class Conv2d(nn.Module):
-    """act(norm(convolution(x) + bias)): (N, in_channels, H, W) -> (N, out_channels, OH, OW), channels_last.
+    """pool(act(norm(convolution(x) + bias))): (N, in_channels, H, W) -> (N, out_channels, OH, OW), channels_last.
 
     kernel_size and stride are an int or (vertical, horizontal), padding an int, (vertical, horizontal) or
-    (top, left, bottom, right). norm is True for a default `BatchNorm2d`, or one of out_channels features; act a name.
+    (top, left, bottom, right). norm is True for a default `BatchNorm2d`, or one of out_channels features; act a name;
+    pool a `MaxPool2d` behind it or None.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Conv2d(nn.Module):
         bias: bool = True,
         norm: bool | BatchNorm2d = False,
         act: str | None = None,
+        pool: MaxPool2d | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -57,18 +62,22 @@ class Conv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.kernel_size, **factory))
         self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
         self.norm = make_norm(op, "norm", norm, out_channels, factory)
+        if pool is not None and not isinstance(pool, MaxPool2d):
+            raise TypeError(f"{op}: pool: expected a fastfer.nn.MaxPool2d, got {type(pool).__name__}")
+        self.pool = pool
         reset_conv(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = self.norm
+        norm, pool = child(self, "norm"), child(self, "pool")
         return conv2d(
             x,
-            self.weight,
-            self.bias,
+            tensor(self, "weight"),
+            tensor(self, "bias"),
             norm=norm.step() if norm is not None else None,
             act=self.act,
             stride=self.stride,
             padding=self.padding,
+            pool=Pool(pool.kernel_size, pool.stride, pool.padding) if pool is not None else None,
             training=norm is not None and norm.training,
         )
 

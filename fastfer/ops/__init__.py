@@ -9,11 +9,12 @@ from fastfer.ops.elementwise import activation, hardsigmoid, hardswish, relu, re
 from fastfer.ops.gate import csa, eca, sa, scse, squeeze_excite
 from fastfer.ops.loss import center_loss, cross_entropy, triplet_loss, update_centers_
 from fastfer.ops.norm import Norm, batch_norm
-from fastfer.ops.pool import global_avg_max_pool, global_avg_pool, global_max_pool, max_pool2d
+from fastfer.ops.pool import Pool, global_avg_max_pool, global_avg_pool, global_max_pool, max_pool2d
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
 
 __all__ = [
     "Norm",
+    "Pool",
     "activation",
     "additive_attention",
     "batch_norm",

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense convolution with fused normalisation and activation: act(norm(convolution(x) + bias)).
+"""Dense convolution with fused normalisation, activation and max pooling: pool(act(norm(convolution(x) + bias))).
 
-Evaluation without gradients is one pass. Training keeps x, the convolution's output y where a norm or an activation
-follows (4 bytes an element of each in float32) and 3 statistics a channel; normalised values are computed again.
+Evaluation without gradients is one pass (two with a pool). Training keeps x, the convolution's output y where a norm or
+an activation follows (4 bytes an element of each in float32) and 3 statistics a channel; normalised values are computed
+again. With a norm and a pool it also keeps y at the maxima and their places, 4 bytes and 1 byte an element of the
+pooled output; the unpooled output and its gradient are never in memory.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from fastfer import _checks, _library
 from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
+from fastfer.ops.pool import Pool, check_pool, max_pool2d
 
 _FAMILY = "conv2d"
 _ARGS = (
@@ -51,6 +54,29 @@ def _fake_backward(
     return _nhwc(x.new_empty(x.shape)) if mask[0] else x.new_empty(0), d_weight, *outputs
 
 
+_WINDOW = "int[2] pool_kernel, int[2] pool_stride, int[4] pool_padding"
+
+
+def _pooled(y: Tensor, window: Sequence[Any]) -> Tensor:
+    kernel, stride, padding = window
+    height = (y.shape[2] + padding[0] + padding[2] - kernel[0]) // stride[0] + 1
+    width = (y.shape[3] + padding[1] + padding[3] - kernel[1]) // stride[1] + 1
+    return _nhwc(y.new_empty((y.shape[0], y.shape[1], height, width)))
+
+
+def _fake_pool_train(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    y = _fake(x, weight, *rest)
+    out = _pooled(y, rest[9:12])
+    positions = torch.empty_like(out, dtype=torch.uint8)
+    return out, y, torch.empty_like(out), positions, x.new_empty((3, weight.shape[0]))
+
+
+def _fake_pool_backward(
+    dout: Tensor, x: Tensor, y: Tensor, best: Tensor, positions: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return _fake_backward(dout, x, y, *rest[:7], *rest[10:])
+
+
 _conv2d = _library.define(f"conv2d({_ARGS}) -> Tensor", _FAMILY, _fake)
 _conv2d_train = _library.define(
     f"conv2d_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_train
@@ -60,6 +86,18 @@ _conv2d_backward = _library.define(
     "int act, int[2] stride, int[4] padding, bool batch_stats, bool[2] mask) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY, _fake_backward,
+)  # fmt: skip
+
+
+_conv2d_pool_train = _library.define(
+    f"conv2d_pool_train({_ARGS}, {_WINDOW}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _FAMILY, _fake_pool_train,
+)  # fmt: skip
+_conv2d_pool_backward = _library.define(
+    "conv2d_pool_backward(Tensor dout, Tensor x, Tensor y, Tensor best, Tensor positions, Tensor weight, "
+    "Tensor n_weight, Tensor n_bias, Tensor stats, int act, int[2] stride, int[4] padding, "
+    f"{_WINDOW}, bool batch_stats, bool[2] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _FAMILY, _fake_pool_backward,
 )  # fmt: skip
 
 
@@ -82,8 +120,28 @@ def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 7
 
 
+def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, n_weight, n_bias, _, _, _, ctx.act, ctx.stride, ctx.padding, *ctx.window, ctx.batch_stats = inputs
+    _, *kept, stats = output
+    ctx.save_for_backward(x, *kept, weight, n_weight, n_bias, stats)
+    ctx.mark_non_differentiable(*kept, stats)
+    ctx.set_materialize_grads(False)
+
+
+def _pool_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
+    if dout is None:
+        return (None,) * 15
+    needs = ctx.needs_input_grad
+    mask = [needs[0], any(needs[1:5])]
+    grads = _conv2d_pool_backward(
+        dout, *ctx.saved_tensors, ctx.act, ctx.stride, ctx.padding, *ctx.window, ctx.batch_stats, mask
+    )
+    return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 10
+
+
 _library.autograd(_conv2d_train, _setup, _grad)
-for _op in (_conv2d, _conv2d_train):
+_library.autograd(_conv2d_pool_train, _pool_setup, _pool_grad)
+for _op in (_conv2d, _conv2d_train, _conv2d_pool_train):
     _library.autocast_float32(_op)
 
 
@@ -106,12 +164,14 @@ def conv2d(
     act: str | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
+    pool: Pool | None = None,
     training: bool = False,
 ) -> Tensor:
-    """act(norm(convolution(x) + bias)): x (N, C, H, W), weight (O, C, KH, KW) -> (N, O, OH, OW), channels_last.
+    """pool(act(norm(convolution(x) + bias))): x (N, C, H, W), weight (O, C, KH, KW) -> (N, O, OH, OW), channels_last.
 
     float32 or float64; bias (O,); stride an int or (vertical, horizontal); padding zeros as an int,
-    (vertical, horizontal) or (top, left, bottom, right); norm a `Norm` or None, ``training`` as in `batch_norm`.
+    (vertical, horizontal) or (top, left, bottom, right); norm a `Norm` or None, ``training`` as in `batch_norm`;
+    pool the windows of a `max_pool2d` behind it, or None.
     Raises TypeError or ValueError naming the argument.
     """
     op = "conv2d"
@@ -125,16 +185,21 @@ def conv2d(
     width = _checks.out_size(op, x.shape[3], pads[1], pads[3], kw, strides[1], "width")
     if norm is not None:
         check_norm(op, "norm", norm, x, out)
+    window = check_pool(op, pool, height, width) if pool is not None else None
     tensors = (x, weight, bias, *(norm[:4] if norm else (None,) * 4))
     args = (*tensors, norm.eps if norm else 0.0, code, strides, pads)
     batch_stats = training and norm is not None
-    y: Tensor
     if batch_stats:
         check_batch(op, (x.shape[0], out, height, width))
-    elif not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+    y: Tensor
+    if not batch_stats and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
         y = _conv2d(*args)
-        return y
-    y, _, stats = _conv2d_train(*args, batch_stats)
+        return y if pool is None else max_pool2d(y, *pool)
+    if window is not None and norm is not None and window[0][0] * window[0][1] <= 256:
+        y, _, _, _, stats = _conv2d_pool_train(*args, *window, batch_stats)
+        pool = None
+    else:
+        y, _, stats = _conv2d_train(*args, batch_stats)
     if batch_stats and y.numel():
         update_running(norm, stats)
-    return y
+    return y if pool is None else max_pool2d(y, *pool)

@@ -9,7 +9,7 @@ pixel, 4 bytes a channel of an image; the mean nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,6 +120,28 @@ for _op in (_max_pool, _max_pool_train, _avg_pool, _global_max, _avg_max):
     _library.autocast_float32(_op)
 
 
+class Pool(NamedTuple):
+    """The windows of a `max_pool2d`."""
+
+    kernel: int | Sequence[int]
+    stride: int | Sequence[int] | None = None
+    padding: int | Sequence[int] = 0
+
+
+def check_pool(op: str, pool: object, height: int, width: int) -> tuple[list[int], list[int], list[int]]:
+    """Kernel, stride and four-sided padding of windows that fit an image."""
+    if not isinstance(pool, Pool):
+        raise TypeError(f"{op}: pool: expected fastfer.ops.Pool, got {type(pool).__name__}")
+    kernels = _checks.pair(op, "kernel", pool.kernel)
+    strides = kernels if pool.stride is None else _checks.pair(op, "stride", pool.stride)
+    pads = _checks.padding4(op, pool.padding)
+    if max(pads[0], pads[2]) > kernels[0] // 2 or max(pads[1], pads[3]) > kernels[1] // 2:
+        raise ValueError(f"{op}: padding: expected at most half the kernel {tuple(kernels)}, got {pool.padding!r}")
+    _checks.out_size(op, height, pads[0], pads[2], kernels[0], strides[0], "height")
+    _checks.out_size(op, width, pads[1], pads[3], kernels[1], strides[1], "width")
+    return kernels, strides, pads
+
+
 def max_pool2d(
     x: Tensor,
     kernel: int | Sequence[int],
@@ -134,14 +156,8 @@ def max_pool2d(
     """
     op = "max_pool2d"
     _checks.image(op, "x", x)
-    kernels = _checks.pair(op, "kernel", kernel)
-    strides = kernels if stride is None else _checks.pair(op, "stride", stride)
-    pads = _checks.padding4(op, padding)
-    if max(pads[0], pads[2]) > kernels[0] // 2 or max(pads[1], pads[3]) > kernels[1] // 2:
-        raise ValueError(f"{op}: padding: expected at most half the kernel {tuple(kernels)}, got {padding!r}")
+    kernels, strides, pads = check_pool(op, Pool(kernel, stride, padding), x.shape[2], x.shape[3])
     _check_pixels(op, x)
-    _checks.out_size(op, x.shape[2], pads[0], pads[2], kernels[0], strides[0], "height")
-    _checks.out_size(op, x.shape[3], pads[1], pads[3], kernels[1], strides[1], "width")
     y: Tensor
     if x.requires_grad and torch.is_grad_enabled():
         y, _ = _max_pool_train(x, kernels, strides, pads)

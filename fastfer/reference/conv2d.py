@@ -8,11 +8,14 @@ padding (top, left, bottom, right).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastfer.reference.norm import nhwc, norm_act, norm_act_backward, statistics
+from fastfer.reference.pool import at_maxima, max_pool2d_backward, max_pool2d_train
 
 
 def _pad(x: Tensor, padding: list[int]) -> Tensor:
@@ -58,8 +61,27 @@ def conv2d_backward(
     )
     top, left, bottom, right = padding
     height, width = padded.shape[2], padded.shape[3]
+    params: tuple[Tensor, ...]
     if need_weight:
         params = d_weight.contiguous(), dy.sum((0, 2, 3)), d_n_weight, d_n_bias
     else:
         params = tuple(x.new_empty(0) for _ in range(4))
     return nhwc(dx[:, :, top : height - bottom, left : width - right]) if need_dx else x.new_empty(0), *params
+
+
+def conv2d_pool_train(*args: Any) -> tuple[Tensor, ...]:
+    """Output of the pooling behind `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
+    *layer, kernel, window_stride, window_padding, batch_stats = args
+    full, y, stats = conv2d_train(*(*layer, batch_stats))
+    out, positions = max_pool2d_train(full, kernel, window_stride, window_padding)
+    return out, y, at_maxima(y, positions, kernel, window_stride, window_padding), positions, stats
+
+
+def conv2d_pool_backward(
+    dout: Tensor, x: Tensor, y: Tensor, best: Tensor, positions: Tensor, weight: Tensor, n_weight: Tensor,
+    n_bias: Tensor, stats: Tensor, act: int, stride: list[int], padding: list[int],
+    pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients as `conv2d_backward`, ``dout`` that of the pooled output."""
+    dfull = max_pool2d_backward(dout, positions, list(y.shape[2:]), pool_kernel, pool_stride, pool_padding)
+    return conv2d_backward(dfull, x, y, weight, n_weight, n_bias, stats, act, stride, padding, batch_stats, mask)

@@ -61,6 +61,14 @@ def max_pool2d_backward(
     return dx.view(*dy.shape[:2], *size).contiguous(memory_format=_CL)
 
 
+def at_maxima(x: Tensor, positions: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """x at the ``positions`` that `max_pool2d_train` found in another image of its shape."""
+    place = positions.long()
+    rows, columns = (_starts(x, place.shape[axis], stride[axis - 2], padding[axis - 2], axis) for axis in (2, 3))
+    pixel = (rows + place // kernel[1]) * x.shape[3] + columns + place % kernel[1]
+    return x.flatten(2).gather(2, pixel.flatten(2)).view(place.shape).contiguous(memory_format=_CL)
+
+
 def global_avg_pool(x: Tensor) -> Tensor:
     """Mean over (H, W): (N, C, H, W) -> (N, C)."""
     return x.mean((2, 3))
