@@ -40,7 +40,7 @@ struct BackwardPlan {
     if (p.d_w1) mlp_parts = a.take<T>(chunks * mlp_size);
     if (!p.weight) return;
     spatial = a.take<T>(p.n * s.px.count), t = a.take<T>(p.n * s.px.count);
-    sum_t = a.take<double>(p.n), sum_ty = a.take<double>(p.n);
+    sum_t = a.take<double>(p.n + 1), sum_ty = a.take<double>(p.n + 1);
     slope = a.take<T>(1), curve = a.take<T>(1), offset = a.take<T>(1);
     if (p.d_weight) weight_parts = a.take<double>(chunks * taps);
   }
@@ -166,7 +166,7 @@ FF_INLINE void cbam_backward(const CbamParams& p) {
   BackwardPlan<T> b(p);
   lay_out(Scratch::shared, [&](Arena& a) { b.take(a); });
   if (p.w1) b.mlp.fill(input<T>(p.w1), input<T>(p.b1), input<T>(p.w2), input<T>(p.b2));
-  if (p.weight) norm_line<T>(p, input<T>(p.stats), &b.scale, &b.shift);
+  if (p.weight) norm_line<T>(p, input<T>(p.stats), &b.scale, &b.shift), b.sum_t[0] = b.sum_ty[0] = 0;
   const auto finish_norm = [&](T* d_weight, T* d_bias) {
     if (p.n == 0) *b.sum_t = *b.sum_ty = 0;
     norm_backward_vectors<T>(input<T>(p.norm_weight), input<T>(p.stats), 1, b.sum_t, b.sum_ty, p.n, 1,
