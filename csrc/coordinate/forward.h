@@ -51,25 +51,34 @@ FF_NOINLINE void apply_gates(T* out, const T* x, const ImageSize& s, idx first, 
   }
 }
 
+// Images that go together: enough rows to fill a tile of the products.
+FF_INLINE idx image_group(const CoordinateParams& p) {
+  return max_idx(1, min_idx(p.n / 4, 14 / max_idx(1, min_idx(p.h, p.w))));
+}
+
 template <class T>
 FF_INLINE void attention_by_image(const CoordinateParams& p, const MiddleForward<T>& middle) {
   const ImageSize s{p.h, p.w, p.c};
-  const idx block = channel_block(p.n), positions = p.h + p.w, ldz = middle_stride<T>(p.middle);
-  for_tasks(p.n, p.threads, [&](idx image) {
+  const idx block = channel_block(p.n), group = image_group(p), ldz = middle_stride<T>(p.middle), size = p.h * p.w * p.c;
+  for_tasks(ceil_div(p.n, group), p.threads, [&](idx task) {
+    const idx first = task * group, images = min_idx(group, p.n - first), rows = images * p.h, positions = rows + images * p.w;
     Columns<T> columns{};
     T *pooled = nullptr, *y = nullptr, *gates = nullptr;
     lay_out(Scratch::task, [&](Arena& a) {
       columns.take(a, p.w, min_idx(block, p.c));
       pooled = a.take<T>(positions * p.c), gates = a.take<T>(positions * p.c), y = a.take<T>(positions * ldz);
     });
-    const T* x = static_cast<const T*>(p.x) + image * p.h * p.w * p.c;
-    T* out = static_cast<T*>(p.out) + image * p.h * p.w * p.c;
-    for (idx c = 0; c < p.c; c += block)
-      pool_kind<T>(p.kind, x, s, c, min_idx(block, p.c - c), columns, pooled, pooled + p.h * p.c, nullptr, nullptr);
+    const T* x = static_cast<const T*>(p.x) + first * size;
+    T* out = static_cast<T*>(p.out) + first * size;
+    for (idx i = 0; i < images; ++i)
+      for (idx c = 0; c < p.c; c += block)
+        pool_kind<T>(p.kind, x + i * size, s, c, min_idx(block, p.c - c), columns, pooled + i * p.h * p.c,
+                     pooled + (rows + i * p.w) * p.c, nullptr, nullptr);
     product<T>(pooled, p.c, middle.squeeze, y, ldz, positions, p.middle, p.c, middle.bias);
-    middle.gates(p, false, y, ldz, y, gates, p.h);
-    middle.gates(p, true, y + p.h * ldz, ldz, y + p.h * ldz, gates + p.h * p.c, p.w);
-    apply_gates<T>(out, x, s, 0, p.c, gates, gates + p.h * p.c);
+    middle.gates(p, false, y, ldz, y, gates, rows);
+    middle.gates(p, true, y + rows * ldz, ldz, y + rows * ldz, gates + rows * p.c, positions - rows);
+    for (idx i = 0; i < images; ++i)
+      apply_gates<T>(out + i * size, x + i * size, s, 0, p.c, gates + i * p.h * p.c, gates + (rows + i * p.w) * p.c);
   });
 }
 

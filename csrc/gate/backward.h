@@ -153,23 +153,6 @@ FF_NOINLINE void measure_products(const GateParams& p, const T* x, const T* pixe
   flush();
 }
 
-// Adds the column sums of dout · x to `sums`: all that is asked for without a pixel gate.
-template <class T>
-FF_NOINLINE void channel_products(const T* x, const T* dout, idx rows, idx channels, T* sums) {
-  for_groups<T>(channels, [&](auto group, idx c, idx n) {
-    constexpr int V = decltype(group)::value;
-    auto sum = Channels<T, V>::from(sums, c);
-    for (idx r = 0; r < rows; ++r) {
-      FF_UNROLL(4)
-      for (int u = 0; u < V; ++u) {
-        const idx at = r * channels + c + u * lanes<T>;
-        sum.v[u] = fma(load_n<T>(x + at, n), load_n<T>(dout + at, n), sum.v[u]);
-      }
-    }
-    sum.to(sums, c);
-  });
-}
-
 // A band's logit gradients from its pixels' sums, in place, and the sums behind d_sw and d_sb: [0] bias, then [1] maximum
 // and [2] mean, or, linear, d_weights [c] += logit gradient · x.
 template <class T>
@@ -296,7 +279,7 @@ FF_INLINE void gate_backward(const GateParams& p) {
         fill_zero(sums, b.stride);
         const T *from = x + image * size + first * p.c, *pixel = sw ? b.pixel + image * plane + first : nullptr;
         if (!sw) {
-          channel_products<T>(from, dout + image * dout_size + first * p.c, count, p.c, sums);
+          sum_pixels<T, true>(from, dout + image * dout_size + first * p.c, count, p.c, sums);
           return;
         }
         measure_products<T>(p, from, pixel, dout + image * dout_size, row, rows, b.gates + image * b.stride, sums, d, partial);

@@ -72,7 +72,7 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
         T *band_sums = p.w1 ? sums + (image * bands.count + band) * stride : nullptr, *to = values + image * planes * plane + first;
         if (band_sums) fill_zero(band_sums, stride);
         if (kind == PixelKind::none) {
-          sums_rows<T>(from, p.c, count, p.c, band_sums);
+          sum_pixels<T, false>(from, from, count, p.c, band_sums);
           return;
         }
         Partial<T> partial{};

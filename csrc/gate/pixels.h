@@ -92,6 +92,29 @@ FF_INLINE void read_pixels(const T* x, idx channels, T* channel_sums, const T* w
   }
 }
 
+// Adds `Rows` pixels of x, or of x · y, to the channels' sums.
+template <class T, bool Product, int Rows>
+FF_INLINE void add_pixels(const T* x, const T* y, idx channels, T* sums) {
+  for_lanes<T>(channels, [&](idx c, idx n) {
+    vec<T> sum[2] = {load(sums + c), vec<T>{}};
+    FF_UNROLL(8)
+    for (int u = 0; u < Rows; ++u) {
+      const vec<T> v = load_n<T>(x + u * channels + c, n);
+      sum[u % 2] = Product ? fma(v, load_n<T>(y + u * channels + c, n), sum[u % 2]) : sum[u % 2] + v;
+    }
+    store(sums + c, sum[0] + sum[1]);
+  });
+}
+
+// The channels' sums of `count` pixels of x, or of x · y: all that is asked for without a pixel gate.
+template <class T, bool Product>
+FF_NOINLINE void sum_pixels(const T* x, const T* y, idx count, idx channels, T* sums) {
+  constexpr int kRows = 8;
+  idx p = 0;
+  for (; p + kRows <= count; p += kRows) add_pixels<T, Product, kRows>(x + p * channels, y + p * channels, channels, sums);
+  for (; p < count; ++p) add_pixels<T, Product, 1>(x + p * channels, y + p * channels, channels, sums);
+}
+
 // Where a pixel has a NaN its maximum is that, the first.
 template <class T>
 FF_INLINE void find_nan(const T* x, idx channels, T* max, T* at) {

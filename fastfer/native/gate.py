@@ -74,7 +74,7 @@ def gate_backward(
     dx = empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if mask[0] else None
     _C.gate_bwd(
         x.dtype == torch.float64, _shape(x, w1, w2, act, gate_act, linear, pool), dout.data_ptr(), x.data_ptr(),
-        means.data_ptr(), pixels.data_ptr(), _addresses(params), 0 if dx is None else dx.data_ptr(),
-        _addresses(grads), num_threads(),
+        means.data_ptr(), pixels.data_ptr(), _addresses(params), 0 if dx is None else dx.data_ptr(), _addresses(grads),
+        num_threads(),
     )  # fmt: skip
     return tuple(x.new_empty(0) if grad is None else grad for grad in (dx, *grads))
