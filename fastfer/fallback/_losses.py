@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from fastfer.fallback._gemm import ZERO
-from fastfer.fallback._numba import Pointer, arguments, kernel
+from fastfer.fallback._numba import Pointer, arguments, inline, kernel
 from fastfer.fallback._rows import square_distance
 from fastfer.fallback._simd import fill, fma, lanes, load, mul, store, sub
-from fastfer.fallback._span import area, get, keep, put, room
+from fastfer.fallback._span import Span, area, get, keep, put, room
 
 
 @kernel
@@ -86,14 +87,22 @@ def triplet_backward(pointer: Pointer, chunk: int) -> None:
             store(grads, other, fma(back, diff, load(grads, other, count)), count)
 
 
+@inline
+def _factor(targets: Span, at: int, weight: Span, k: int, label: int, smoothing: float, classes: int) -> Any:
+    """What the log-probability of class k is multiplied by; ``label`` -1 where there are soft targets."""
+    target = np.float64(get(targets, at)) if label < 0 else (1.0 if k == label else 0.0)
+    weighted = target * (1 - smoothing) + smoothing / classes
+    return weighted * np.float64(get(weight, k)) if weight.size else weighted
+
+
 @kernel
 def entropy(pointer: Pointer, chunk: int) -> None:
     """``parts[chunk]``: loss of the rows ``starts[chunk] ..`` times the total; and their gradient, or none.
 
-    ``weight`` (K,); ``settings``: smoothing and the total; targets (N, K) where there are no labels.
+    ``weight`` (K,) or none; ``settings``: smoothing and the total; targets (N, K) where there are no labels.
     """
-    parts, grads, logits, targets, weight, settings, labels, starts = arguments(pointer, "DFFFDDLL")
-    classes, smoothing, total, loss = weight.size, get(settings, 0), get(settings, 1), 0.0
+    parts, grads, logits, targets, weight, settings, labels, starts, classes = arguments(pointer, "DFFFFDLLi")
+    smoothing, total, loss = get(settings, 0), get(settings, 1), 0.0
     hard = labels.size > 0 and smoothing == 0
     for n in range(get(starts, chunk), get(starts, chunk + 1)):
         row, label = n * classes, get(labels, n) if labels.size else -1
@@ -104,15 +113,13 @@ def entropy(pointer: Pointer, chunk: int) -> None:
             scale += math.exp(get(logits, row + k) - largest)
         log_sum = largest + math.log(scale)
         for k in range(classes):
-            target = (1.0 if k == label else 0.0) if labels.size else np.float64(get(targets, row + k))
-            factor = get(weight, k) * (target * (1 - smoothing) + smoothing / classes)
+            factor = _factor(targets, row + k, weight, k, label, smoothing, classes)
             if not hard or k == label:  # 0 · inf: classes without a factor do not take part
                 loss -= factor * (get(logits, row + k) - log_sum)
             factors += factor
         if grads.size:
             for k in range(classes):
-                target = (1.0 if k == label else 0.0) if labels.size else np.float64(get(targets, row + k))
-                factor = get(weight, k) * (target * (1 - smoothing) + smoothing / classes)
+                factor = _factor(targets, row + k, weight, k, label, smoothing, classes)
                 share = math.exp(get(logits, row + k) - largest) / scale
                 put(grads, row + k, (share * factors - factor) / total)
     put(parts, chunk, loss)

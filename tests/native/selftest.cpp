@@ -124,6 +124,13 @@ void call(void (*f32)(const Params&), void (*f64)(const Params&), const Params& 
   (sizeof(T) == 8 ? f64 : f32)(p);
 }
 
+}  // namespace
+
+#include "attention.h"
+#include "loss.h"
+
+namespace {
+
 template <class T>
 void activation(const std::string& name, idx count) {
   Random random(static_cast<uint32_t>(count));
@@ -323,6 +330,8 @@ void all(const std::string& isa) {
     if (pixels(s) > 1) Separable<T>(isa, s, out, (act + 5) % 7, (act + 1) % 7, true, true).run();
     ++act;
   }
+  attention<T>(isa);
+  losses<T>(isa);
 }
 
 }  // namespace
