@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fastfer.fallback._gemm import ZERO
-from fastfer.fallback._numba import Pointer, arguments, inline, kernel
+from fastfer.fallback._numba import Pointer, arguments, inline, kernel, piece
 from fastfer.fallback._rows import square_distance
-from fastfer.fallback._simd import fill, fma, lanes, load, mul, store, sub
+from fastfer.fallback._simd import compact, fill, fma, lanes, load, mul, store, sub
 from fastfer.fallback._span import Span, area, get, keep, put, room
 
 
@@ -43,6 +43,31 @@ def center_backward(pointer: Pointer, chunk: int) -> None:
                 store(d_centers, center, sub(load(d_centers, center, count), grad), count)
 
 
+@piece
+def _four_distances(s: Span, a: Span, anchor: int, first: int, last: int, dim: int) -> Any:
+    """Squared distances of row ``anchor`` to rows first .. first + 3; those past ``last`` repeat it."""
+    compact()
+    w = lanes(a)
+    o0, o1 = first * dim, min(first + 1, last) * dim
+    o2, o3 = min(first + 2, last) * dim, min(first + 3, last) * dim
+    t0, t1, t2, t3 = fill(a, 0.0), fill(a, 0.0), fill(a, 0.0), fill(a, 0.0)
+    for c in range(0, dim, w):
+        n = min(dim - c, w)
+        x = load(a, anchor * dim + c, n)
+        d0, d1 = sub(load(a, o0 + c, n), x), sub(load(a, o1 + c, n), x)
+        d2, d3 = sub(load(a, o2 + c, n), x), sub(load(a, o3 + c, n), x)
+        t0, t1, t2, t3 = fma(d0, d0, t0), fma(d1, d1, t1), fma(d2, d2, t2), fma(d3, d3, t3)
+    store(s, 0, t0, w)
+    store(s, w, t1, w)
+    store(s, 2 * w, t2, w)
+    store(s, 3 * w, t3, w)
+    s0, s1, s2, s3 = get(s, 0), get(s, w), get(s, 2 * w), get(s, 3 * w)
+    for i in range(1, w):
+        s0, s1 = s0 + get(s, i), s1 + get(s, w + i)
+        s2, s3 = s2 + get(s, 2 * w + i), s3 + get(s, 3 * w + i)
+    return s0, s1, s2, s3
+
+
 @kernel
 def mine(pointer: Pointer, chunk: int) -> None:
     """Hardest positive and negative of the anchors ``starts[chunk] ..``: squares (N, 2) and indices (N, 2) or -1.
@@ -50,14 +75,17 @@ def mine(pointer: Pointer, chunk: int) -> None:
     A NaN distance is the hardest, and stays.
     """
     squares, pairs, features, labels, starts, dim = arguments(pointer, "DLFLLi")
-    memory = np.empty(room(features, lanes(features)), np.uint8)
+    memory = np.empty(room(features, 4 * lanes(features)), np.uint8)
     s = area(features, memory)
     for a in range(get(starts, chunk), get(starts, chunk + 1)):
         far, near, positive, negative = 0.0, 0.0, -1, -1
+        four = _four_distances(s, features, a, ZERO, labels.size - 1, dim)
         for j in range(labels.size):
+            if j % 4 == 0 and j:
+                four = _four_distances(s, features, a, j, labels.size - 1, dim)
             if j == a:
                 continue
-            square = np.float64(square_distance(s, ZERO, features, a * dim, features, j * dim, dim))
+            square = np.float64(four[j % 4])
             nan = square != square
             if get(labels, j) == get(labels, a):
                 if positive < 0 or square > far or nan:
