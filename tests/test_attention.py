@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
 from collections.abc import Callable
@@ -50,8 +49,6 @@ ADDITIVE = ((64, 4, 16, 8), (3, 36, 128, 128), (1, 1, 1, 1), (2, 5, 7, 3), (4, 3
 
 
 def kernels(op: str, dtype: torch.dtype, *directions: str) -> list[str]:
-    if importlib.util.find_spec("fastfer.native.attention") is None:
-        return []
     return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
 
 
@@ -212,6 +209,19 @@ def test_additive_tails(variant: Variant, dtype: torch.dtype) -> None:
         for sizes in ((2, size, 3, 4), (2, 3, size, 4), (2, 3, 4, size)):
             leaves, dout, oracle = additive_case(sizes, dtype)
             assert_all(additive_result(leaves, dout), oracle, ADDITIVE_NAMES, 40, f"{sizes}")
+
+
+@dtypes
+def test_tanh(variant: Variant, dtype: torch.dtype) -> None:
+    """The hidden layer of one unit with weight 1 on x and 0 on h is tanh(x), to a few ulp at every size."""
+    sizes = torch.cat(
+        [torch.linspace(-10, 10, 4001), torch.logspace(-30, 1, 500), torch.tensor([0.625, 0.62499, 88.9])]
+    )
+    x = torch.cat([sizes, -sizes, torch.tensor([math.inf, -math.inf, math.nan])]).to(dtype).view(1, -1, 1)
+    one, zero = torch.ones(1, dtype=dtype), torch.zeros(1, dtype=dtype)
+    weight, module = torch.stack([one, zero], 1), backend.implementation("attention", "cpu")
+    _, u, _ = module.additive_attention_train(x, torch.zeros_like(x), weight, zero, one, zero)
+    assert_close(u, x.double().tanh(), "elementwise", scale=0.0)
 
 
 def test_random_shapes(variant: Variant) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
 from collections.abc import Callable
@@ -27,8 +26,6 @@ SMOOTHING = (0.0, 0.1, 1.0)
 
 
 def kernels(op: str, dtype: torch.dtype, *directions: str) -> list[str]:
-    if importlib.util.find_spec("fastfer.native.loss") is None:
-        return []
     return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
 
 

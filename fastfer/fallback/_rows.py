@@ -68,12 +68,12 @@ def scale(a: Span, ao: int, columns: int, rows: int, factors: Span, at: int) -> 
 
 @inline
 def lane_sum(scratch: Span, at: int, v: Register) -> Any:
-    """Sum of the lanes of ``v``, in order, through ``scratch[at:]``."""
+    """Sum of the lanes of ``v`` through ``scratch[at:]``: the even ones in order, and the odd ones."""
     store(scratch, at, v, lanes(scratch))
-    total = get(scratch, at)
-    for i in range(1, lanes(scratch)):
-        total += get(scratch, at + i)
-    return total
+    even, odd = get(scratch, at), get(scratch, at + 1)
+    for i in range(2, lanes(scratch), 2):
+        even, odd = even + get(scratch, at + i), odd + get(scratch, at + i + 1)
+    return even + odd
 
 
 @piece

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastfer.fallback import _losses
 from fastfer.fallback._numba import Array, chunks
-from fastfer.reference.loss import check_labels
 
 _COLUMNS = 64
 """Columns of a block in backward, at least: whole registers of every CPU."""
@@ -17,6 +16,14 @@ _COLUMNS = 64
 
 def _starts(items: int, count: int) -> Array:
     return np.arange(count + 1, dtype=np.int64) * items // count
+
+
+def _check(op: str, labels: Tensor, classes: int) -> None:
+    """IndexError unless all labels are in [0, classes)."""
+    values = labels.numpy()
+    if values.size and not (values.min() >= 0 and values.max() < classes):
+        bad = int(values[(values < 0) | (values >= classes)][0])
+        raise IndexError(f"{op}: labels: expected 0 <= label < {classes}, got {bad}")
 
 
 def _columns(dim: int, work: int) -> tuple[int, Array]:
@@ -27,23 +34,23 @@ def _columns(dim: int, work: int) -> tuple[int, Array]:
 
 def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     """½ sum_n |x_n - c_y(n)|²."""
-    check_labels("center_loss", labels, centers.shape[0])
+    _check("center_loss", labels, centers.shape[0])
     rows, dim = features.shape
     count = chunks(rows, features.numel())
-    parts = torch.zeros(count, dtype=torch.float64)
+    parts = np.zeros(count)
     if features.numel():
         _losses.center_forward(
             features.dtype, count, features.numel(), parts, features.contiguous(), centers.contiguous(),
             labels.contiguous(), _starts(rows, count), dim,
         )  # fmt: skip
-    return (0.5 * parts.sum()).to(features.dtype)
+    return torch.full((), 0.5 * float(parts.sum()), dtype=features.dtype)
 
 
 def center_loss_backward(
     dloss: Tensor, features: Tensor, labels: Tensor, centers: Tensor, mask: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of features and centers; those not in ``mask`` are empty."""
-    check_labels("center_loss", labels, centers.shape[0])
+    _check("center_loss", labels, centers.shape[0])
     d_features = features.new_empty(features.shape if mask[0] else 0)
     d_centers = centers.new_zeros(centers.shape if mask[1] else 0)
     count, starts = _columns(features.shape[1], features.numel())
@@ -99,20 +106,24 @@ def _entropy(
 ) -> tuple[Tensor, Tensor]:
     (rows, classes), soft = logits.shape, target.is_floating_point()
     if not soft:
-        check_labels("cross_entropy", target, classes)
-    weights = torch.ones(classes, dtype=torch.float64) if weight is None else weight.double()
-    total = float(rows) if soft or weight is None else float(weights[target].sum())
+        _check("cross_entropy", target, classes)
+    total = float(rows)
+    if not soft and weight is not None:
+        total = float(weight.detach().numpy()[target.numpy()].sum(dtype=np.float64))
     grad, target = logits.new_empty(logits.shape if train else 0), target.contiguous()
+    weight = None if weight is None else weight.contiguous()
     work = 32 * logits.numel()
     count = chunks(rows, work)
-    parts = torch.zeros(count, dtype=torch.float64)
+    parts = np.zeros(count)
     if rows:
         settings = np.array([smoothing, total])
         _losses.entropy(
-            logits.dtype, count, work, parts, grad, logits.contiguous(), target if soft else None, weights, settings,
-            None if soft else target, _starts(rows, count),
+            logits.dtype, count, work, parts, grad, logits.contiguous(), target if soft else None, weight, settings,
+            None if soft else target, _starts(rows, count), classes,
         )  # fmt: skip
-    return (parts.sum() / total).to(logits.dtype), grad
+    with np.errstate(all="ignore"):
+        loss = parts.sum() / np.float64(total)
+    return torch.full((), float(loss), dtype=logits.dtype), grad
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:

@@ -3,7 +3,9 @@
 // every number of threads. Plain C++, so that it runs under sanitizers and emulators. Exits with 1 on a failure.
 #include "core/dispatch.h"
 #include "core/parallel.h"
+#include "attention.h"
 #include "dense.h"
+#include "loss.h"
 
 namespace {
 
@@ -196,6 +198,8 @@ void all(const std::string& isa) {
     ++act;
   }
   dense<T>(isa);
+  attention<T>(isa);
+  losses<T>(isa);
 }
 
 }  // namespace
