@@ -98,10 +98,14 @@ def load_golden(name: str) -> tuple[FerModel, dict[str, np.ndarray], dict[str, s
         value = torch.from_numpy(golden[f"w:{key}"])
         assert [n for n in value.shape if n > 1] == [n for n in state[ours].shape if n > 1], (key, ours)
         state[ours].copy_(value.view_as(state[ours]))
+    return without_dropout(model).double(), golden, names
+
+
+def without_dropout(model: FerModel) -> FerModel:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model.double(), golden, names
+    return model
 
 
 @pytest.fixture(params=["native", "numba"])
@@ -137,6 +141,26 @@ def test_golden_numbers(name: str, cpu_backend: str) -> None:
     assert len(after) == sum("running" in key for key in state)
     for key, value in after.items():
         torch.testing.assert_close(state[key], torch.from_numpy(value).double(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_stock_build(name: str) -> None:
+    """Logits of both modes, gradients and running statistics are those of ``torch.nn`` layers with the same weights."""
+    stock = pytest.importorskip("bench.stock", reason="bench is not beside the tests: not a checkout")
+    torch.manual_seed(0)
+    model = without_dropout(settled(name)).double()
+    other = stock.BUILDERS[name]().double().eval()
+    stock.copy_weights(model, other)
+    x = small(model, 2, torch.float64)
+    torch.testing.assert_close(model(x), other(x), rtol=1e-8, atol=1e-10)
+    got, want = model.train()(x), other.train()(x)
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+    grads = (torch.autograd.grad(y.square().mean(), list(m.parameters())) for y, m in ((got, model), (want, other)))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours.flatten(), theirs.flatten(), rtol=1e-6, atol=1e-9)
+    for ours, theirs in zip(model.buffers(), other.buffers(), strict=True):
+        if ours.dim():  # not the batch counter: one batch went through before the weights were copied
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -185,10 +209,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
     x = small(model, 2)
     with torch.no_grad():
         torch.testing.assert_close(compiled(model)(x), model(x), rtol=1e-4, atol=1e-4)
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    without_dropout(model).train()
     twin = copy.deepcopy(model)
     want, got = twin(x), compiled(model)(x)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
