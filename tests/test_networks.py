@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastfer
 from fastfer.models import FerModel, create_model, list_models, load_weights, save_weights
@@ -56,6 +57,7 @@ def count(model: nn.Module) -> tuple[int, int]:
         ("vgg16_csa", {"attention": "sa"}, 1_680_365 - 23, 8_448),
         ("vgg16_csa", {"position": "after_pool"}, 1_680_365, 8_448),
         ("vgg16_csa", {"position": "conv"}, 1_680_365 + (3 + 5 + 2 * 5 + 2 * 5 + 2 * 5) + 8 * 3, 8_448),
+        ("vgg16_csa", {"plain": True, "attention": "none"}, 65_082_055, 0),
         ("patt_lite", {}, 1_093_000, 9_664),
         ("patt_lite", {"num_classes": 8}, 1_093_033, 9_664),
         ("patt_lite", {"attention": "batch"}, 1_093_000, 9_664),
@@ -161,6 +163,25 @@ def test_stock_build(name: str) -> None:
     for ours, theirs in zip(model.buffers(), other.buffers(), strict=True):
         if ours.dim():  # not the batch counter: one batch went through before the weights were copied
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("fgw_fer", 4.17),
+        ("sepconv_attention", 25.5),
+        ("vgg16_csa", 589.4),
+        ("patt_lite", 336.8),
+        ("mobilenetv3_cpsca", 183.1),
+    ],
+)
+def test_multiply_adds(name: str, millions: float) -> None:
+    """Of convolutions and matrix products, counted in the stock build, for one image of the published size."""
+    stock = pytest.importorskip("bench.stock", reason="bench is not beside the tests: not a checkout")
+    model = create_model(name)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        stock.BUILDERS[name]().eval()(torch.zeros(1, model.in_chans, *model.input_size))
+    assert counter.get_total_flops() / 2e6 == pytest.approx(millions, rel=0.003)
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -317,9 +338,19 @@ def test_patt_lite_as_published_mixes_the_batch() -> None:
         ("patt_lite", {"depth": 5}, "depth: expected 6 to 11, got 5"),
         ("patt_lite", {"extraction": "P5"}, "extraction: expected one of separable, P4, .*, none, got 'P5'"),
         ("mobilenetv3_cpsca", {"act": "silu"}, "act: expected one of relu, hardswish, got 'silu'"),
+        ("vgg16_csa", {"plain": True}, "attention: expected 'none' for plain=True, got 'csa'"),
         ("vgg16_csa", {"position": "before"}, "position: expected one of conv, before_pool, after_pool, got 'before'"),
     ],
 )
 def test_bad_options(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: {message}"):
         create_model(name, **options)
+
+
+def test_plain_vgg16_runs() -> None:
+    torch.manual_seed(0)
+    model = create_model("vgg16_csa", plain=True, attention="none").eval()
+    x = torch.randn(1, 1, 128, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model.head(model.forward_features(x)))
+        assert model.forward_features(x).shape == (1, model.embedding_dim)

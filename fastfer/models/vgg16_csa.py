@@ -28,10 +28,11 @@ from fastfer.nn import (
     SpatialAttention,
     SqueezeExcite,
 )
-from fastfer.nn._checks import one_of, probability
+from fastfer.nn._checks import flag, one_of, probability
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 _DIM = _STAGES[-1][0]
+_PLAIN_DIM = 4096
 _POSITIONS = ("conv", "before_pool", "after_pool")
 _ATTENTIONS: dict[str, Callable[[int], nn.Module] | None] = {
     "none": None,
@@ -77,6 +78,23 @@ def _stages(in_chans: int, attention: str, position: str) -> Iterator[nn.Module]
         yield nn.Sequential(*layers, *_pooled(width, attention, position))
 
 
+def _plain(in_chans: int) -> Iterator[nn.Module]:
+    """Simonyan and Zisserman's stages: dense convolutions with bias and ReLU, and max-pools."""
+    inputs = in_chans
+    for width, depth in _STAGES:
+        sizes = ((inputs, width), *((width, width),) * (depth - 1))
+        yield nn.Sequential(*(Conv2d(a, b, 3, 1, 1, act="relu") for a, b in sizes), MaxPool2d(2))
+        inputs = width
+
+
+class _FullyConnected(nn.Sequential):
+    """VGG16's two hidden layers: (N, 512, 4, 4) -> (N, 4096)."""
+
+    def __init__(self, dropout: float) -> None:
+        hidden = (nn.Linear(_DIM * 16, _PLAIN_DIM), nn.ReLU(), nn.Dropout(dropout))
+        super().__init__(nn.Flatten(), *hidden, nn.Linear(_PLAIN_DIM, _PLAIN_DIM), nn.ReLU())
+
+
 @register_model
 class Vgg16Csa(FerModel):
     """Light VGG16: (N, in_chans, H, W) -> logits (N, num_classes); published for 1×128×128, H and W >= 32 run.
@@ -85,11 +103,12 @@ class Vgg16Csa(FerModel):
     and CBAM, 2 for scSE, as in their papers); ``position`` puts it after each convolution ("conv"), "before_pool" or
     "after_pool" (Table 2). The input is meant to be histogram-equalised grey. The embedding is the mean of the 512
     channels; the published head has no dropout, so 0 is the default.
+    ``plain=True, attention="none"`` is VGG16 itself (Table 1), for 128×128 alone: dense convolutions with biases, no
+    norms, and three fully connected layers; its embedding are the 4096 units that the last of them reads.
     """
 
     name: ClassVar[str] = "vgg16_csa"
     input_size: ClassVar[tuple[int, int]] = (128, 128)
-    embedding_dim = _DIM
 
     def __init__(
         self,
@@ -98,15 +117,21 @@ class Vgg16Csa(FerModel):
         *,
         attention: str = "csa",
         position: str = "before_pool",
+        plain: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans, attention=attention, position=position, dropout=dropout)
+        super().__init__(num_classes, in_chans, attention=attention, position=position, plain=plain, dropout=dropout)
         one_of(self.name, "attention", attention, tuple(_ATTENTIONS))
         one_of(self.name, "position", position, _POSITIONS)
-        self.stages = nn.Sequential(*_stages(in_chans, attention, position))
-        self.pool = GlobalAvgPool()
-        self.dropout = nn.Dropout(probability(self.name, "dropout", dropout))
-        self.head = nn.Linear(_DIM, num_classes)
+        probability(self.name, "dropout", dropout)
+        if flag(self.name, "plain", plain) and attention != "none":
+            raise ValueError(f"{self.name}: attention: expected 'none' for plain=True, got {attention!r}")
+        stages = _plain(in_chans) if plain else _stages(in_chans, attention, position)
+        self.stages = nn.Sequential(*stages)
+        self.pool: nn.Module = _FullyConnected(dropout) if plain else GlobalAvgPool()
+        self.embedding_dim = _PLAIN_DIM if plain else _DIM
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.embedding_dim, num_classes)
         self.apply(kaiming_convolutions)
 
     def forward_map(self, x: Tensor) -> Tensor:
@@ -115,7 +140,7 @@ class Vgg16Csa(FerModel):
         return y
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The embedding (N, 512)."""
+        """The embedding (N, embedding_dim)."""
         y: Tensor = self.pool(self.forward_map(x))
         return y
 
