@@ -180,6 +180,8 @@ _BUILDERS: dict[str, tuple[Callable[[], tuple[list[Layer], int]], float]] = {
     "mobilenetv3_cpsca": (_mobilenetv3_cpsca, 183.1),
 }
 NETWORKS = tuple(_BUILDERS)
+MACS = {network: round(1e6 * millions) for network, (_, millions) in _BUILDERS.items()}
+"""Multiply-adds of a network's forward pass for one image."""
 _HEADER = """\
 # {network}: {macs:.2f} million multiply-adds an image in the layers below, {total:.2f} in the network.
 # kernel 0: pointwise; outputs 0: depthwise; activations: {acts}

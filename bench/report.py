@@ -24,7 +24,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WORKS = (
     "block inference, batch 1", "block inference, batch 32", "block training", "depthwise forward",
     "depthwise backward", "pointwise forward", "pointwise backward", "elementwise forward", "elementwise backward",
-    "dense inference", "dense training", "batch_norm inference", "batch_norm training",
+    "dense inference", "dense training", "batch_norm inference", "batch_norm training", "training step",
 )  # fmt: skip
 TARGETS = {
     "block inference, batch 1": 2.0,
@@ -45,6 +45,9 @@ more than the cache (64 copies at most); a single image stays hot, as between th
 
 Allocator "installed": glibc as it comes, which returns blocks above 32 MiB to the kernel; "tuned": it keeps them
 (`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`).
+
+A training step is a network's forward, cross-entropy, backward and fused AdamW, against a stock build of the network
+from the same weights; its error is that of the logits.
 """
 
 
@@ -113,10 +116,10 @@ def _detail(rows: list[Row]) -> str:
         own = row.contenders.get(SUBJECT)
         if own is None:
             continue
-        others = ("torch_nchw", "torch_channels_last", "torch_compile", SECOND)
+        others = (row.median("torch_nchw"), row.median("torch_channels_last"), row.best_compiled, row.median(SECOND))
         lines.append([
             f"{row.network} {row.shape}, {row.batch}", _ms(own["median_ms"]), _ms(own["p10_ms"]), _times(row.speedup()),
-            row.best_torch.removeprefix("torch_"), *(_ms(row.median(name)) for name in others),
+            row.best_torch.removeprefix("torch_"), *map(_ms, others),
             f"{own['gb_per_s']:.1f}", f"{own['gmac_per_s']:.1f}", f"{own['ceiling_percent']:.0f} ({own['bound']})",
             f"{own['error']:.1e}", f"{own['gradient_error']:.1e}" if own["gradient_error"] else "-",
         ])  # fmt: skip
@@ -168,6 +171,22 @@ def _calls(results: Results) -> str:
     return text
 
 
+def _memory(results: Results) -> str:
+    """MiB that a training step adds at its highest, each contender in a process of its own."""
+    text = ""
+    for allocator in results.allocators:
+        rows = [row for row in results.of("training step", allocator) if any(row.peaks.values())]
+        if rows:
+            names = list(dict.fromkeys(name for row in rows for name in row.peaks))
+            cells = [[f"{r.network}, {r.batch}", *(f"{r.peaks.get(n, math.nan):.0f}" for n in names)] for r in rows]
+            text += f"## Memory of a training step, MiB ({allocator} allocator)\n\n"
+            text += (
+                "Growth of the resident set at its highest, beyond parameters, gradients and the optimiser's state.\n\n"
+            )
+            text += _table(["network, batch", *(name.removeprefix("torch_") for name in names)], cells) + "\n"
+    return text
+
+
 def _csv(results: Results) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, FACTS, extrasaction="ignore", lineterminator="\n")
@@ -201,7 +220,9 @@ def write(files: list[Path], name: str, readme: Path | None = None) -> None:
             if rows:
                 details += f"## {work[0].upper()}{work[1:]} ({allocator} allocator)\n\n{_detail(rows)}\n"
     text = f"# Benchmarks\n\n{top}{pictures.format(folder='')}\n{_NOTES}\n"
-    text += f"## Where fastfer is slower\n\n{_losses(results)}\n## Calls\n\n{_calls(results)}\n{details}"
+    text += (
+        f"## Where fastfer is slower\n\n{_losses(results)}\n## Calls\n\n{_calls(results)}\n{_memory(results)}{details}"
+    )
     _write(FOLDER / f"{name}.md", text.rstrip() + "\n")
     _write(FOLDER / f"{name}.csv", _csv(results))
     if readme is not None:

@@ -15,7 +15,7 @@ SECOND = "fastfer_numba"
 FACTS = (
     "work", "network", "shape", "batch", "count", "contender", "backend", "isa", "threads", "allocator",
     "median_ms", "p10_ms", "error", "gradient_error", "gb_per_s", "gmac_per_s", "ceiling_percent", "bound",
-    "cached", "other_cores", "stolen",
+    "cached", "other_cores", "stolen", "peak_mib",
 )  # fmt: skip
 
 
@@ -33,6 +33,17 @@ class Row:
     def median(self, name: str) -> float:
         """Milliseconds; NaN for a contender that was not timed."""
         return float(self.contenders[name]["median_ms"]) if name in self.contenders else math.nan
+
+    @property
+    def best_compiled(self) -> float:
+        """Milliseconds of the fastest contender through ``torch.compile``; NaN where none was timed."""
+        names = [name for name in self.contenders if name.startswith("torch_compile")]
+        return min((self.median(name) for name in names), default=math.nan)
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Peak memory in MiB of the contenders whose memory was measured."""
+        return {name: float(facts["peak_mib"]) for name, facts in self.contenders.items() if facts.get("peak_mib")}
 
     @property
     def best_torch(self) -> str:

@@ -19,7 +19,7 @@ from bench import report
 ROOT = Path(__file__).parent.parent
 # A number in exponent form would be read up to the "e".
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-_LARGE = "block_training or depthwise_backward or (block_inference and batch32)"
+_LARGE = "training_step or block_training or depthwise_backward or (block_inference and batch32)"
 
 
 def measure(setting: str, target: Path, arguments: list[str]) -> int:

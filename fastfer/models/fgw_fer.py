@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fastfer.models._init import kaiming_convolutions
 from fastfer.models.base import FerModel
 from fastfer.models.registry import register_model
-from fastfer.nn import CBAM, Conv2d, DepthwiseConv2d, GlobalAvgPool, MaxPool2d, PointwiseConv2d, SeparableConv2d
+from fastfer.nn import CBAM, Conv2d, GlobalAvgPool, MaxPool2d, SeparableConv2d
+from fastfer.nn._checks import flag
 
 _WIDTHS = (8, 16, 32, 64, 128)
 
@@ -60,8 +62,7 @@ class FgwFer(FerModel):
 
     def __init__(self, num_classes: int = 7, in_chans: int = 1, *, separable: bool = True) -> None:
         super().__init__(num_classes, in_chans, separable=separable)
-        if not isinstance(separable, bool):
-            raise TypeError(f"{self.name}: separable: expected a bool, got {type(separable).__name__}")
+        flag(self.name, "separable", separable)
         self.stem = nn.Sequential(
             _conv3x3(in_chans, _WIDTHS[0], 1, separable=False),
             _conv3x3(_WIDTHS[0], _WIDTHS[0], 1, separable=False),
@@ -88,12 +89,7 @@ class FgwFer(FerModel):
 
 
 def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, (Conv2d, DepthwiseConv2d, PointwiseConv2d)):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, CBAM):
-        nn.init.kaiming_normal_(module.spatial.weight, nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
+    kaiming_convolutions(module)
+    if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.05)
         nn.init.zeros_(module.bias)

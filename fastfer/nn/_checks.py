@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,3 +21,26 @@ def positive(op: str, arg: str, value: object) -> int:
 def weight_and_bias(conv: Any) -> tuple[Tensor, Tensor]:
     """The tensors of a convolution that was made with a bias."""
     return conv.weight, conv.bias
+
+
+def one_of(op: str, arg: str, value: object, known: Sequence[str]) -> str:
+    """One of the names."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{op}: {arg}: expected one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+def probability(op: str, arg: str, value: object) -> float:
+    """A number from 0 to 1."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{op}: {arg}: expected a number, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{op}: {arg}: expected 0 <= {arg} <= 1, got {value}")
+    return value
+
+
+def flag(op: str, arg: str, value: object) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {arg}: expected a bool, got {type(value).__name__}")
+    return value
