@@ -28,8 +28,9 @@ class NormalBlock(nn.Sequential):
     """Convolution 3×3, BatchNorm, ReLU, max-pool 2×2: (N, in, H, W) -> (N, out, H // 2, W // 2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        conv = Conv2d(in_channels, out_channels, 3, 1, 1, bias=False, norm=True, act="relu")
-        super().__init__(conv, MaxPool2d(2))
+        super().__init__(
+            Conv2d(in_channels, out_channels, 3, 1, 1, bias=False, norm=True, act="relu", pool=MaxPool2d(2))
+        )
 
 
 @register_model
