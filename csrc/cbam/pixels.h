@@ -68,7 +68,7 @@ FF_NOINLINE void channel_maxima(const Pixels<T>& px, const T* x, const T* gate, 
       if (c == 0) best.value = u[0];
       FF_UNROLL(16)
       for (int j = 0; j < L; ++j) {
-        if (j >= n) break;
+        if (j >= n) continue;
         sum = sum + u[j];
         best.take_once(u[j], splat_index<T>(c + j));
       }
