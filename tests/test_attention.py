@@ -5,32 +5,31 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
 
 import pytest
 import torch
+from attention_oracle import (
+    ADDITIVE_NAMES,
+    DOT_NAMES,
+    Sizes,
+    additive_case,
+    additive_inputs,
+    additive_oracle,
+    additive_result,
+    assert_all,
+    dot,
+    dot_case,
+    dot_inputs,
+    dot_length,
+    dot_oracle,
+    dot_result,
+)
 from conftest import Variant
+from draws import dtypes, kernels, normal
 from guard import Guarded
 from tolerance import assert_close
-from torch import Tensor
 
-from fastfer import backend, nn, ops
-
-DTYPES = [torch.float32, torch.float64]
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("f32", "f64"))
-
-
-class Sizes(NamedTuple):
-    """Batch, queries, keys, features of q and k, features of v."""
-
-    b: int
-    t: int
-    s: int
-    d: int
-    e: int
-
+from fastfer import backend, ops
 
 SIZES = (
     Sizes(16, 4, 4, 32, 32),  # the heads of the networks
@@ -46,125 +45,6 @@ SIZES = (
 )
 ADDITIVE = ((64, 4, 16, 8), (3, 36, 128, 128), (1, 1, 1, 1), (2, 5, 7, 3), (4, 33, 15, 17), (1, 700, 9, 33))
 """B, T, D, A."""
-
-
-def kernels(op: str, dtype: torch.dtype, *directions: str) -> list[str]:
-    return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
-
-
-def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def dot_inputs(sizes: Sizes, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], Tensor]:
-    """q, k, v, scale and the upstream gradient."""
-    b, t, s, d, e = sizes
-    shapes = ((b, t, d), (b, s, d), (b, s, e))
-    leaves = [normal(*shape, dtype=dtype, seed=3 * seed + i) for i, shape in enumerate(shapes)]
-    leaves.append(torch.tensor(0.75, dtype=dtype))
-    return [leaf.requires_grad_() for leaf in leaves], normal(b, t, e, dtype=dtype, seed=3 * seed + 7)
-
-
-def dot_oracle(leaves: list[Tensor], dout: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Output and gradients in float64 for factor 1/√D, and for the gradients the sizes of the terms they sum."""
-    q, k, v, scale = (leaf.detach().double().requires_grad_() for leaf in leaves)
-    root = max(q.shape[2], 1) ** -0.5
-    raw = q @ k.transpose(1, 2)
-    weights = torch.softmax(raw * (scale * root), 2)
-    out = weights @ v
-    grads = torch.autograd.grad(out, (q, k, v, scale), dout.double())
-    with torch.no_grad():
-        wide = dout.double()
-        down = weights * ((wide.abs() @ v.abs().transpose(1, 2)) + (wide * out).abs().sum(2, keepdim=True))
-        terms = [
-            (down @ k.abs()) * root,
-            (down.transpose(1, 2) @ q.abs()) * root,
-            weights.transpose(1, 2) @ wide.abs(),
-            (down * raw.abs()).sum() * root,
-        ]
-    return [out.detach(), *grads], [None, *(t.max() if t.numel() else None for t in terms)]
-
-
-Case = tuple[list[Tensor], Tensor, tuple[list[Tensor], list[Tensor | None]]]
-
-
-@cache
-def dot_case(sizes: Sizes, dtype: torch.dtype) -> Case:
-    leaves, dout = dot_inputs(sizes, dtype)
-    return leaves, dout, dot_oracle(leaves, dout)
-
-
-def dot(leaves: list[Tensor]) -> Tensor:
-    q, k, v, scale = leaves
-    return ops.dot_product_attention(q, k, v, scale=scale, factor=max(q.shape[2], 1) ** -0.5)
-
-
-def dot_result(leaves: list[Tensor], dout: Tensor) -> list[Tensor]:
-    out = dot(leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
-
-
-def additive_inputs(b: int, t: int, d: int, a: int, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], Tensor]:
-    """x, h, weight, bias, v, v_bias and the upstream gradient."""
-    shapes = ((b, t, d), (b, t, d), (a, 2 * d), (a,), (a,), (1,))
-    leaves = [normal(*shape, dtype=dtype, seed=7 * seed + i) for i, shape in enumerate(shapes)]
-    leaves[2] = leaves[2] / max(d, 1) ** 0.5
-    return [leaf.requires_grad_() for leaf in leaves], normal(b, d, dtype=dtype, seed=7 * seed + 6)
-
-
-def additive_formula(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, v: Tensor, v_bias: Tensor) -> Tensor:
-    scores = torch.tanh(torch.cat([x, h], 2) @ weight.t() + bias) @ v.reshape(-1) + v_bias
-    return (torch.softmax(scores, 1)[:, :, None] * x).sum(1)
-
-
-def additive_oracle(leaves: list[Tensor], dout: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    out = additive_formula(*wide)
-    grads = torch.autograd.grad(out, wide, dout.double())
-    with torch.no_grad():
-        x, h, weight, bias, v, v_bias = wide
-        u = torch.tanh(torch.cat([x, h], 2) @ weight.t() + bias)
-        a = torch.softmax(u @ v + v_bias, 1)
-        reach = x.abs() @ dout.double().abs()[:, :, None]
-        de = a * (reach[:, :, 0] + (a[:, :, None] * reach).sum(1))
-        dz = de[:, :, None] * v.abs()
-        through = dz @ weight.abs()
-        sizes = (
-            a[:, :, None] * dout.double().abs()[:, None] + through[:, :, : x.shape[2]],
-            through[:, :, x.shape[2] :],
-            torch.einsum("bta,btd->ad", dz, torch.cat([x, h], 2).abs()),
-            dz.sum((0, 1)),
-            torch.einsum("bt,bta->a", de, u.abs()),
-            de.sum(),
-        )
-    return [out.detach(), *grads], [None, *(t.max() if t.numel() else None for t in sizes)]
-
-
-@cache
-def additive_case(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> Case:
-    leaves, dout = additive_inputs(*sizes, dtype)
-    return leaves, dout, additive_oracle(leaves, dout)
-
-
-def additive_result(leaves: list[Tensor], dout: Tensor) -> list[Tensor]:
-    out = ops.additive_attention(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
-
-
-def assert_all(
-    got: list[Tensor], oracle: tuple[list[Tensor], list[Tensor | None]], names: str, length: int, text: str = ""
-) -> None:
-    for name, each, want, scale in zip(names.split(), got, *oracle, strict=True):
-        assert each.is_contiguous(), name
-        assert_close(each, want, "chain", length, scale=scale, name=f"{name} {text}")
-
-
-DOT_NAMES = "out dq dk dv dscale"
-ADDITIVE_NAMES = "out dx dh dweight dbias dv dv_bias"
-
-
-def dot_length(sizes: Sizes) -> int:
-    return sizes.d + sizes.s + sizes.e
 
 
 @dtypes
@@ -400,123 +280,3 @@ def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: t
             _, u, weights = module.additive_attention_train(x, h, weight, bias, v, v_bias)
             module.additive_attention_backward(dout, x, h, weight, v, u, weights, [True] * 3)
         guarded.check(at_least=4)
-
-
-def test_gradcheck(cpu_backend: Variant) -> None:
-    leaves, _ = dot_inputs(Sizes(2, 3, 4, 2, 3), torch.float64)
-    assert torch.autograd.gradcheck(lambda *args: dot(list(args)), leaves)
-    leaves, _ = additive_inputs(2, 3, 2, 4, torch.float64)
-    assert torch.autograd.gradcheck(ops.additive_attention, leaves)
-
-
-@dtypes
-def test_opcheck(cpu_backend: Variant, dtype: torch.dtype) -> None:
-    space = torch.ops.fastfer
-    leaves, dout = dot_inputs(Sizes(2, 3, 5, 4, 6), dtype)
-    plain = [leaf.detach() for leaf in leaves]
-    torch.library.opcheck(space.dot_product_attention.default, (*plain, 0.5))
-    torch.library.opcheck(space.dot_product_attention_train.default, (*leaves, 0.5))
-    torch.library.opcheck(space.dot_product_attention_train.default, (*leaves[:3], None, 0.5))
-    out, stats = space.dot_product_attention_train(*plain, 0.5)
-    torch.library.opcheck(
-        space.dot_product_attention_backward.default,
-        (dout, *plain, 0.5, out, stats, [True, False, True, True]),
-    )
-    leaves, dout = additive_inputs(2, 3, 4, 5, dtype)
-    plain = [leaf.detach() for leaf in leaves]
-    torch.library.opcheck(space.additive_attention.default, tuple(plain))
-    torch.library.opcheck(space.additive_attention_train.default, tuple(leaves))
-    _, u, weights = space.additive_attention_train(*plain)
-    x, h, weight, _, v, _ = plain
-    torch.library.opcheck(
-        space.additive_attention_backward.default, (dout, x, h, weight, v, u, weights, [True, True, True])
-    )
-
-
-def test_compile(cpu_backend: Variant) -> None:
-    leaves, _ = additive_inputs(2, 5, 6, 4, torch.float32)
-
-    def function(x: Tensor, h: Tensor, *rest: Tensor) -> Tensor:
-        return (
-            ops.additive_attention(x, h, *rest).sum() + ops.dot_product_attention(h, x, x, scale=rest[3]).square().sum()
-        )
-
-    results = []
-    for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
-        value = run(*leaves)
-        results.append((value.detach(), *torch.autograd.grad(value, leaves)))
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
-
-
-def test_autocast_computes_in_float32(cpu_backend: Variant) -> None:
-    q = normal(2, 5, 8, dtype=torch.float32).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = ops.dot_product_attention(q.bfloat16(), q, q)
-    assert out.dtype == torch.float32
-    out.sum().backward()
-    assert q.grad is not None
-    leaves, _ = additive_inputs(2, 5, 6, 4, torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ops.additive_attention(leaves[0].bfloat16(), *leaves[1:]).dtype == torch.float32
-
-
-def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.zeros(shape, dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: ops.dot_product_attention([1], zeros(1, 2, 3), zeros(1, 2, 3)), TypeError, "q: expected a torch"),
-        (lambda: ops.dot_product_attention(zeros(2, 3), zeros(1, 2, 3), zeros(1, 2, 3)), ValueError,
-         "dot_product_attention: q: expected 3 dimensions"),
-        (lambda: ops.dot_product_attention(zeros(1, 2, 3), zeros(1, 4, 5), zeros(1, 4, 3)), ValueError,
-         r"k: expected shape \(1, 4, 3\), got \(1, 4, 5\)"),
-        (lambda: ops.dot_product_attention(zeros(1, 2, 3), zeros(1, 4, 3), zeros(1, 5, 3)), ValueError,
-         r"v: expected shape \(1, 4, 3\), got \(1, 5, 3\)"),
-        (lambda: ops.dot_product_attention(*[zeros(1, 2, 3)] * 3, scale=zeros(2)), ValueError, "scale: expected a"),
-        (lambda: ops.dot_product_attention(*[zeros(1, 2, 3)] * 3, scale="x"), TypeError, "scale: expected a number"),
-        (lambda: ops.dot_product_attention(*[zeros(1, 2, 3)] * 3, scale=zeros(1, dtype=torch.float64)), TypeError,
-         "scale: expected dtype torch.float32 as q"),
-        (lambda: ops.additive_attention(zeros(1, 2, 3), zeros(1, 2, 4), *[zeros(1)] * 4), ValueError,
-         r"h: expected shape \(1, 2, 3\), got \(1, 2, 4\)"),
-        (lambda: ops.additive_attention(*[zeros(1, 2, 3)] * 2, zeros(4, 5), *[zeros(1)] * 3), ValueError,
-         r"weight: expected shape \(4, 6\), got \(4, 5\)"),
-        (lambda: ops.additive_attention(*[zeros(1, 2, 3)] * 2, zeros(4, 6), zeros(4), zeros(5), zeros(1)), ValueError,
-         r"additive_attention: v: expected shape \(4,\), got \(5,\)"),
-    ],
-)  # fmt: skip
-def test_bad_input(call: Callable[[], object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()
-
-
-@pytest.mark.parametrize("learnt", [False, True])
-def test_dot_product_module(learnt: bool) -> None:
-    module = nn.DotProductAttention(learnt, dtype=torch.float64)
-    assert [name for name, _ in module.named_parameters()] == (["scale"] if learnt else [])
-    q, k, v = (leaf.detach() for leaf in dot_inputs(Sizes(2, 5, 6, 9, 4), torch.float64)[0][:3])
-    factor = 1.0
-    if module.scale is not None:
-        assert module.scale.shape == ()
-        assert module.scale == 1
-        torch.nn.init.constant_(module.scale, 1.5)
-        factor = 1.5
-    torch.testing.assert_close(module(q, k, v), torch.softmax(factor / 3 * q @ k.transpose(1, 2), 2) @ v)
-    assert torch.equal(module(q), module(q, q, q))
-    assert torch.equal(module(q, k), module(q, k, k))
-    assert repr(module) == f"DotProductAttention(learnt_scale={learnt})"
-
-
-def test_additive_module() -> None:
-    module = nn.AdditiveAttention(6, 5, dtype=torch.float64)
-    assert sum(p.numel() for p in module.parameters()) == 5 * 12 + 5 + 5 + 1
-    x, h = (leaf.detach() for leaf in additive_inputs(2, 7, 6, 5, torch.float64)[0][:2])
-    out = module(x, h)
-    parameters = [module.proj.weight, module.proj.bias, module.score.weight, module.score.bias]
-    torch.testing.assert_close(out, additive_formula(x, h, *parameters))
-    assert torch.equal(module(x), module(x, x))
-    out.square().sum().backward()
-    assert all(p.grad is not None and p.grad.shape == p.shape for p in parameters)
-    with pytest.raises(ValueError, match="AdditiveAttention: hidden: expected an int >= 1, got 0"):
-        nn.AdditiveAttention(6, 0)

@@ -3,7 +3,8 @@
 //   dot product  out[i] = sum_j p[i,j] · v[j],  p[i] = softmax_j(rate · q[i]·k[j]),  rate = factor · scale
 //   additive     out = sum_t a[t] · x[t],  a = softmax_t(e),  e[t] = v·u[t] + v_bias,  u[t] = tanh(weight·[x[t]; h[t]] + bias)
 // Dot-product backward, with delta[i] = dout[i]·out[i] = sum_j p[i,j]·dp[i,j]:
-//   dp[i,j] = dout[i]·v[j]   ds = p·(dp - delta)   dq = rate·ds k   dk = rate·dsᵀ q   dv = pᵀ dout   dscale = factor·sum ds·(q·k)
+//   dp[i,j] = dout[i]·v[j]   ds = p·(dp - delta)   dq = rate·ds k   dk = rate·dsᵀ q   dv = pᵀ dout
+//   dscale = factor·sum ds·(q·k)
 #pragma once
 #include "core/types.h"
 
