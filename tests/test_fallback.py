@@ -19,6 +19,7 @@ pytest.importorskip("numba", reason="numba is not installed: pip install 'fastfe
 
 from fastfer import fallback
 from fastfer.fallback import _depthwise, elementwise, separable_conv
+from fastfer.reference.separable_conv import recomputes
 
 
 def hardsigmoid(x: Tensor) -> Tensor:
@@ -222,7 +223,10 @@ def test_separable(block: tuple[Any, ...], batch: bool, conv: tuple[Any, ...], d
     pixels = want.numel() // want.shape[1]
     terms = 30 + dw.shape[2] * dw.shape[3] + pw.shape[1] + (pixels if batch else 0)
     assert_close("out", out, want.detach(), terms)
-    assert_close("y1", got1, y1.detach(), terms)
+    if recomputes(db, n1[0], act1, *y1.shape[1:]):
+        assert got1.shape == (0,)
+    else:
+        assert_close("y1", got1, y1.detach(), terms)
     if has2 or act2:
         assert_close("y2", got2, y2.detach(), terms)
     else:
