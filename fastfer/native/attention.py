@@ -8,11 +8,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import empty
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+from fastfer.native.memory import address, empty
 
 
 def _dot(
@@ -26,7 +22,7 @@ def _dot(
     stats = q.new_empty((2, batch, queries)) if train else None
     _C.dot_product_attention_fwd(
         q.dtype == torch.float64, batch, queries, keys, depth, width, q.data_ptr(), k.data_ptr(), v.data_ptr(),
-        _address(scale), factor, out.data_ptr(), _address(stats), num_threads(),
+        address(scale), factor, out.data_ptr(), address(stats), num_threads(),
     )  # fmt: skip
     return out, stats
 
@@ -58,8 +54,8 @@ def dot_product_attention_backward(
         dout, q, k, v = dout.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
         _C.dot_product_attention_bwd(
             q.dtype == torch.float64, batch, queries, keys, depth, width, dout.data_ptr(), q.data_ptr(), k.data_ptr(),
-            v.data_ptr(), _address(scale), factor, out.data_ptr(), stats.data_ptr(), _address(grads[0]),
-            _address(grads[1]), _address(grads[2]), _address(grads[3]), num_threads(),
+            v.data_ptr(), address(scale), factor, out.data_ptr(), stats.data_ptr(), address(grads[0]),
+            address(grads[1]), address(grads[2]), address(grads[3]), num_threads(),
         )  # fmt: skip
     return tuple(q.new_empty(0) if grad is None else grad for grad in grads)
 
@@ -79,7 +75,7 @@ def _additive(
     out = x.new_empty((batch, dim))
     _C.additive_attention_fwd(
         x.dtype == torch.float64, batch, tokens, dim, hidden, x.data_ptr(), h.data_ptr(), weight.data_ptr(),
-        bias.data_ptr(), v.data_ptr(), v_bias.data_ptr(), out.data_ptr(), _address(u), _address(weights),
+        bias.data_ptr(), v.data_ptr(), v_bias.data_ptr(), out.data_ptr(), address(u), address(weights),
         num_threads(),
     )  # fmt: skip
     return out, u, weights
@@ -112,7 +108,7 @@ def additive_attention_backward(
         dout, x, h, weight, v = dout.contiguous(), x.contiguous(), h.contiguous(), weight.contiguous(), v.contiguous()
         _C.additive_attention_bwd(
             x.dtype == torch.float64, batch, tokens, dim, hidden, dout.data_ptr(), x.data_ptr(), h.data_ptr(),
-            weight.data_ptr(), v.data_ptr(), u.data_ptr(), weights.data_ptr(), _address(grads[0]), _address(grads[1]),
-            _address(grads[2]), _address(grads[3]), _address(grads[4]), _address(grads[5]), num_threads(),
+            weight.data_ptr(), v.data_ptr(), u.data_ptr(), weights.data_ptr(), address(grads[0]), address(grads[1]),
+            address(grads[2]), address(grads[3]), address(grads[4]), address(grads[5]), num_threads(),
         )  # fmt: skip
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)

@@ -10,15 +10,10 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import empty_nhwc
+from fastfer.native.memory import addresses, empty_nhwc, nhwc
 
-_CL = torch.channels_last
 _Tensors = tuple[Tensor, ...]
 _NONE5 = [0] * 5
-
-
-def _addresses(*tensors: Tensor) -> list[int]:
-    return [t.data_ptr() for t in tensors]
 
 
 def _shape(x: Tensor, mlp: _Tensors, spatial: _Tensors) -> list[int]:
@@ -31,7 +26,7 @@ def _forward(
     kernel: Callable[..., None], train: bool, x: Tensor, mlp: _Tensors, spatial: _Tensors, eps: float, batch_stats: bool
 ) -> _Tensors:
     """Output, then what training keeps of the channel gate (2) and of the spatial gate (3)."""
-    x = x.contiguous(memory_format=_CL)
+    x = nhwc(x)
     mlp, spatial = tuple(t.contiguous() for t in mlp), tuple(t.contiguous() for t in spatial)
     n, c, h, w = x.shape
     out = empty_nhwc(x, c, h, w)
@@ -39,14 +34,14 @@ def _forward(
     kept: _Tensors = ()
     if train and mlp:
         kept = (x.new_empty((3, n, c)), x.new_empty((n, c), dtype=torch.int32))
-        saved[:2] = _addresses(*kept)
+        saved[:2] = addresses(*kept)
     if train and spatial:
         planes = (x.new_empty((3, n, h, w)), x.new_empty((n, h, w), dtype=torch.int32), x.new_empty((3, 1)))
-        saved[2:] = _addresses(*planes)
+        saved[2:] = addresses(*planes)
         kept += planes
-    channel = [x.data_ptr(), *(_addresses(*mlp) if mlp else _NONE5[:4])]
+    channel = [x.data_ptr(), *(addresses(*mlp) if mlp else _NONE5[:4])]
     kernel(
-        x.dtype == torch.float64, train, _shape(x, mlp, spatial), channel, _addresses(*spatial) if spatial else _NONE5,
+        x.dtype == torch.float64, train, _shape(x, mlp, spatial), channel, addresses(*spatial) if spatial else _NONE5,
         eps, batch_stats, saved, out.data_ptr(), num_threads(),
     )  # fmt: skip
     return out, *kept
@@ -57,7 +52,7 @@ def _backward(
     batch_stats: bool, mask: list[bool],
 ) -> _Tensors:  # fmt: skip
     """Gradients of x, of the MLP's four tensors (b2 last) and of the spatial gate's three."""
-    dout, x = dout.contiguous(memory_format=_CL), x.contiguous(memory_format=_CL)
+    dout, x = nhwc(dout), nhwc(x)
     mlp, spatial = tuple(t.contiguous() for t in mlp), tuple(t.contiguous() for t in spatial)
     need_dx, need_mlp, need_spatial = mask
     dx = empty_nhwc(x, *x.shape[1:]) if need_dx else x.new_empty(0)
@@ -66,13 +61,13 @@ def _backward(
     d_spatial = tuple(x.new_empty(t.shape if need_spatial else 0) for t in spatial)
     grads = [dx.data_ptr() if need_dx else 0, *_NONE5[:4], 0, 0, 0]
     if mlp and need_mlp:
-        grads[1:5] = _addresses(*d_mlp)
+        grads[1:5] = addresses(*d_mlp)
     if spatial and need_spatial:
-        grads[5:] = _addresses(*d_spatial)
-    saved = [*(_addresses(*kept[:2]) if mlp else (0, 0)), *(_addresses(*kept[-3:]) if spatial else (0, 0, 0))]
+        grads[5:] = addresses(*d_spatial)
+    saved = [*(addresses(*kept[:2]) if mlp else (0, 0)), *(addresses(*kept[-3:]) if spatial else (0, 0, 0))]
     kernel(
-        x.dtype == torch.float64, _shape(x, mlp, spatial), [x.data_ptr(), *(_addresses(*mlp) if mlp else (0, 0, 0)), 0],
-        [*(_addresses(*spatial) if spatial else (0, 0, 0)), 0, 0], batch_stats, saved, dout.data_ptr(), grads,
+        x.dtype == torch.float64, _shape(x, mlp, spatial), [x.data_ptr(), *(addresses(*mlp) if mlp else (0, 0, 0)), 0],
+        [*(addresses(*spatial) if spatial else (0, 0, 0)), 0, 0], batch_stats, saved, dout.data_ptr(), grads,
         num_threads(),
     )  # fmt: skip
     return dx, *d_mlp, *d_spatial

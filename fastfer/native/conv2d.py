@@ -10,18 +10,10 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import empty_nhwc
+from fastfer.native.memory import address, empty_nhwc, flat, nhwc
 
 _CL = torch.channels_last
 _NO_POOL = [0] * 8
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _flat(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
 
 
 def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
@@ -46,8 +38,8 @@ def _run(
     eps: float, act: int, stride: list[int], padding: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     shape = _shape(x, weight, stride, padding)
-    x, weight, bias = x.contiguous(memory_format=_CL), weight.contiguous(), _flat(bias)
-    norm = [_flat(t) for t in (n_weight, n_bias, n_mean, n_var)]
+    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
+    norm = [flat(t) for t in (n_weight, n_bias, n_mean, n_var)]
     outputs, height, width = shape[4:7]
     out = empty_nhwc(x, outputs, height, width)
     follows = n_weight is not None or act != 0
@@ -56,8 +48,8 @@ def _run(
         y = empty_nhwc(x, outputs, height, width) if follows else x.new_empty(0)
         stats = x.new_empty((3, outputs) if n_weight is not None else 0)
     _C.conv2d_fwd(
-        x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), _address(bias),
-        [*map(_address, norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(),
+        x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), address(bias),
+        [*map(address, norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(),
         y.data_ptr() if train and follows else 0, num_threads(), _NO_POOL, 0, 0,
     )  # fmt: skip
     return out, y, stats
@@ -85,14 +77,14 @@ def conv2d_pool_train(
     """Output, y, y at the maxima, their places in the windows, statistics (3, O) as `conv2d_train`."""
     shape = _shape(x, weight, stride, padding)
     pool = _pool_shape(shape, pool_kernel, pool_stride, pool_padding)
-    x, weight, bias = x.contiguous(memory_format=_CL), weight.contiguous(), _flat(bias)
+    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
     norm = [t.contiguous() for t in (n_weight, n_bias, n_mean, n_var)]
     y = empty_nhwc(x, *shape[4:7])
     out, best = (empty_nhwc(x, shape[4], pool[0], pool[1]) for _ in range(2))
     positions = torch.empty(out.shape, dtype=torch.uint8, memory_format=_CL)
     stats = x.new_empty((3, shape[4]))
     _C.conv2d_fwd(
-        x.dtype == torch.float64, True, shape, x.data_ptr(), weight.data_ptr(), _address(bias),
+        x.dtype == torch.float64, True, shape, x.data_ptr(), weight.data_ptr(), address(bias),
         [*(t.data_ptr() for t in norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(), y.data_ptr(),
         num_threads(), pool, best.data_ptr(), positions.data_ptr(),
     )  # fmt: skip
@@ -106,8 +98,8 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     shape = _shape(x, weight, stride, padding)
     windows = _NO_POOL if pool is None else _pool_shape(shape, pool[:2], pool[2:4], pool[4:])
-    dout, x, weight = dout.contiguous(memory_format=_CL), x.contiguous(memory_format=_CL), weight.contiguous()
-    n_weight, n_bias = _flat(n_weight), _flat(n_bias)
+    dout, x, weight = nhwc(dout), nhwc(x), weight.contiguous()
+    n_weight, n_bias = flat(n_weight), flat(n_bias)
     norm = n_weight is not None
     need_dx, need_weight = mask
     sizes = [shape[4] if wanted else 0 for wanted in (need_weight, need_weight and norm, need_weight and norm)]
@@ -117,9 +109,9 @@ def _backward(
     _C.conv2d_bwd(
         x.dtype == torch.float64, shape, dout.data_ptr(), x.data_ptr(), y.data_ptr() if norm or act else 0,
         weight.data_ptr(),
-        [_address(n_weight), _address(n_bias), 0, 0, stats.data_ptr(), d_n_weight.data_ptr(), d_n_bias.data_ptr()],
+        [address(n_weight), address(n_bias), 0, 0, stats.data_ptr(), d_n_weight.data_ptr(), d_n_bias.data_ptr()],
         act, batch_stats, dx.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(), num_threads(),
-        windows, _address(best), _address(positions),
+        windows, address(best), address(positions),
     )  # fmt: skip
     return dx, d_weight, d_bias, d_n_weight, d_n_bias
 

@@ -10,21 +10,11 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import empty_nhwc
-
-_CL = torch.channels_last
-
-
-def _nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=_CL)
+from fastfer.native.memory import addresses, empty_nhwc, nhwc
 
 
 def _like(x: Tensor) -> Tensor:
     return empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3])
-
-
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def _size(x: Tensor) -> list[int]:
@@ -35,9 +25,9 @@ def _size(x: Tensor) -> list[int]:
 def cpsca_pool(x: Tensor) -> tuple[Tensor, ...]:
     """Mean and maximum of each row (N, C, H), mean and maximum of each column (N, C, W), channels adjoining."""
     n, h, w, c = size = _size(x)
-    x = _nhwc(x)
+    x = nhwc(x)
     pooled = [x.new_empty((n, length, c)) for length in (h, h, w, w)]
-    _C.cpsca_pool_fwd(x.dtype == torch.float64, size, x.data_ptr(), _addresses(*pooled), num_threads())
+    _C.cpsca_pool_fwd(x.dtype == torch.float64, size, x.data_ptr(), addresses(*pooled), num_threads())
     return tuple(t.transpose(1, 2) for t in pooled)
 
 
@@ -45,18 +35,16 @@ def cpsca_pool_backward(
     d_row_mean: Tensor, d_row_max: Tensor, d_col_mean: Tensor, d_col_max: Tensor, x: Tensor
 ) -> Tensor:
     """Gradient of x."""
-    x = _nhwc(x)
+    x = nhwc(x)
     dx = _like(x)
     grads = [t.transpose(1, 2).contiguous() for t in (d_row_mean, d_row_max, d_col_mean, d_col_max)]
-    _C.cpsca_pool_bwd(
-        x.dtype == torch.float64, _size(x), _addresses(*grads), x.data_ptr(), dx.data_ptr(), num_threads()
-    )
+    _C.cpsca_pool_bwd(x.dtype == torch.float64, _size(x), addresses(*grads), x.data_ptr(), dx.data_ptr(), num_threads())
     return dx
 
 
 def _run(train: bool, batch_stats: bool, *args: Any) -> tuple[Tensor, ...]:
     x, weight, bias, *norm, eps, act, h_weight, h_bias, w_weight, w_bias, kind = args
-    x = _nhwc(x)
+    x = nhwc(x)
     size = _size(x)
     params = [t.contiguous() for t in (weight, bias, h_weight, h_bias, w_weight, w_bias)]
     norm = [t.contiguous() for t in norm]
@@ -71,8 +59,8 @@ def _run(train: bool, batch_stats: bool, *args: Any) -> tuple[Tensor, ...]:
         at = torch.empty_like(pooled) if kind else x.new_empty(0)
         stats = x.new_empty((3, middle))
     _C.coordinate_attention_fwd(
-        x.dtype == torch.float64, train, [*size, middle, kind, act], x.data_ptr(), _addresses(*params),
-        [*_addresses(*norm, stats), 0, 0], eps, batch_stats, out.data_ptr(), _addresses(pooled, at, y, gates),
+        x.dtype == torch.float64, train, [*size, middle, kind, act], x.data_ptr(), addresses(*params),
+        [*addresses(*norm, stats), 0, 0], eps, batch_stats, out.data_ptr(), addresses(pooled, at, y, gates),
         num_threads(),
     )  # fmt: skip
     return out, pooled, at, y, gates, stats
@@ -96,7 +84,7 @@ def coordinate_attention_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x; weight, bias, the norm's two, h_weight, h_bias, w_weight, w_bias. Not asked for: empty."""
     need_dx, need_params = mask
-    dout, x = _nhwc(dout), _nhwc(x)
+    dout, x = nhwc(dout), nhwc(x)
     weight, h_weight, w_weight = weight.contiguous(), h_weight.contiguous(), w_weight.contiguous()
     n_weight, n_bias = n_weight.contiguous(), n_bias.contiguous()
     middle, channels = weight.shape[:2]
@@ -112,11 +100,11 @@ def coordinate_attention_backward(
             torch.empty_like(w_weight),
             many[1],
         ]
-    d_weight, d_bias, d_n_weight, d_n_bias, *rest = _addresses(*grads) if need_params else [0] * 8
+    d_weight, d_bias, d_n_weight, d_n_bias, *rest = addresses(*grads) if need_params else [0] * 8
     _C.coordinate_attention_bwd(
         x.dtype == torch.float64, [*_size(x), middle, kind, act], dout.data_ptr(), x.data_ptr(),
-        _addresses(pooled, at if kind else None, y, gates), _addresses(weight, None, h_weight, None, w_weight, None),
-        [*_addresses(n_weight, n_bias, None, None, stats), d_n_weight, d_n_bias], batch_stats,
+        addresses(pooled, at if kind else None, y, gates), addresses(weight, None, h_weight, None, w_weight, None),
+        [*addresses(n_weight, n_bias, None, None, stats), d_n_weight, d_n_bias], batch_stats,
         dx.data_ptr() if need_dx else 0, [d_weight, d_bias, *rest], num_threads(),
     )  # fmt: skip
     return dx, *grads

@@ -10,21 +10,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import empty_nhwc
-
-_CL = torch.channels_last
-
-
-def _nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=_CL)
-
-
-def _addresses(tensors: list[Tensor | None]) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]
-
-
-def _flat(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tensors]
+from fastfer.native.memory import address, addresses, empty_nhwc, flat, nhwc
 
 
 def _shape(x: Tensor, w1: Tensor | None, w2: Tensor | None, *codes: int) -> list[int]:
@@ -38,7 +24,7 @@ def _run(
     train: bool, x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, act: int,
     gate_act: int, sw: Tensor | None, sb: Tensor | None, linear: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    x, params = _nhwc(x), _flat(w1, b1, w2, b2, sw, sb)
+    x, params = nhwc(x), [flat(t) for t in (w1, b1, w2, b2, sw, sb)]
     n, c, h, w = x.shape
     out = empty_nhwc(x, c, h // 2, w // 2) if pool else empty_nhwc(x, c, h, w)
     means = pixels = out  # not written in inference
@@ -47,7 +33,7 @@ def _run(
         pixels = x.new_empty((n, 1 if linear else 3, h, w) if sw is not None else 0)
     _C.gate_fwd(
         x.dtype == torch.float64, train, _shape(x, w1, w2, act, gate_act, linear, pool), x.data_ptr(),
-        _addresses(params), out.data_ptr(), means.data_ptr(), pixels.data_ptr(), num_threads(),
+        addresses(*params), out.data_ptr(), means.data_ptr(), pixels.data_ptr(), num_threads(),
     )  # fmt: skip
     return out, means, pixels
 
@@ -68,13 +54,13 @@ def gate_backward(
     sw: Tensor | None, sb: Tensor | None, linear: bool, pool: bool, mask: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x; w1, b1, w2, b2; sw, sb. Those not asked for (x, channel, pixel side) or not there are empty."""
-    dout, x, params = _nhwc(dout), _nhwc(x), _flat(w1, b1, w2, b2, sw, sb)
+    dout, x, params = nhwc(dout), nhwc(x), [flat(t) for t in (w1, b1, w2, b2, sw, sb)]
     sides = (mask[1], mask[1], mask[1], mask[1], mask[2], mask[2])
     grads = [torch.empty_like(t) if wanted and t is not None else None for wanted, t in zip(sides, params, strict=True)]
     dx = empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if mask[0] else None
     _C.gate_bwd(
         x.dtype == torch.float64, _shape(x, w1, w2, act, gate_act, linear, pool), dout.data_ptr(), x.data_ptr(),
-        means.data_ptr(), pixels.data_ptr(), _addresses(params), 0 if dx is None else dx.data_ptr(), _addresses(grads),
+        means.data_ptr(), pixels.data_ptr(), addresses(*params), address(dx), addresses(*grads),
         num_threads(),
     )  # fmt: skip
     return tuple(x.new_empty(0) if grad is None else grad for grad in (dx, *grads))

@@ -8,10 +8,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+from fastfer.native.memory import address
 
 
 def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
@@ -46,7 +43,7 @@ def center_loss_backward(
     )
     _C.center_loss_bwd(
         features.dtype == torch.float64, count, dim, classes, dloss.data_ptr(), features.data_ptr(), labels.data_ptr(),
-        centers.data_ptr(), _address(d_features), _address(d_centers), num_threads(),
+        centers.data_ptr(), address(d_features), address(d_centers), num_threads(),
     )  # fmt: skip
     none = features.new_empty(0)
     return none if d_features is None else d_features, none.clone() if d_centers is None else d_centers
@@ -96,7 +93,7 @@ def _entropy(
     grad = torch.empty_like(logits) if train else logits
     _C.cross_entropy_fwd(
         logits.dtype == torch.float64, count, classes, logits.data_ptr(), 0 if soft else target.data_ptr(),
-        target.data_ptr() if soft else 0, _address(weight), smoothing, loss.data_ptr(),
+        target.data_ptr() if soft else 0, address(weight), smoothing, loss.data_ptr(),
         grad.data_ptr() if train else 0, num_threads(),
     )  # fmt: skip
     return loss, grad

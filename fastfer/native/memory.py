@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where activations live: small ones with torch's allocator, large ones on huge pages that are kept for reuse.
+"""What every native caller needs: addresses, dense tensors, and memory for results.
 
-glibc gives every block above 32 MiB back at free, and each op that needs one faults its pages in again. The tensors
-made here are ordinary ones; only their storage cannot be resized.
+Small activations live with torch's allocator, large ones on huge pages that are kept for reuse: glibc gives every block
+above 32 MiB back at free, and each op that needs one faults its pages in again. Tensors made here are ordinary ones;
+only their storage cannot be resized.
 """
 
 from __future__ import annotations
@@ -20,6 +21,26 @@ _SETTING = os.environ.get("FASTFER_HUGE_PAGES", "1")
 if _SETTING not in ("0", "1"):
     raise ValueError(f"FASTFER_HUGE_PAGES: expected 0 or 1, got {_SETTING!r}")
 _LARGE = 1 << 20 if _SETTING == "1" else 1 << 62
+
+
+def address(t: Tensor | None) -> int:
+    """Address of a tensor's data, which the caller holds during the native call; 0 for None."""
+    return 0 if t is None else t.data_ptr()
+
+
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """`address` of each."""
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
+def flat(t: Tensor | None) -> Tensor | None:
+    """Contiguous, None for None."""
+    return None if t is None else t.contiguous()
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """Dense channels_last."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:

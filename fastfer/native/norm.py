@@ -8,16 +8,14 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import empty_nhwc
-
-_CL = torch.channels_last
+from fastfer.native.memory import empty_nhwc, nhwc
 
 
 def _run(
     train: bool, batch_stats: bool, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor,
     eps: float, act: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    x = x.contiguous(memory_format=_CL)
+    x = nhwc(x)
     norm = [weight.contiguous(), bias.contiguous(), mean.contiguous(), var.contiguous()]
     n, c, h, w = x.shape
     out = empty_nhwc(x, c, h, w)
@@ -47,7 +45,7 @@ def batch_norm_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; ``mask`` asks for x's and for the parameters', the others are empty."""
-    dout, x = dout.contiguous(memory_format=_CL), x.contiguous(memory_format=_CL)
+    dout, x = nhwc(dout), nhwc(x)
     weight, bias, stats = weight.contiguous(), bias.contiguous(), stats.contiguous()
     n, c, h, w = x.shape
     dx = empty_nhwc(x, c, h, w) if mask[0] else x.new_empty(0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import empty_nhwc
+from fastfer.native.memory import empty_nhwc, nhwc
 
 _CL = torch.channels_last
 
@@ -23,7 +23,7 @@ def _shape(
 def _max_pool(
     x: Tensor, kernel: list[int], stride: list[int], padding: list[int], positions: bool
 ) -> tuple[Tensor, Tensor | None]:
-    x = x.contiguous(memory_format=_CL)
+    x = nhwc(x)
     _, channels, height, width = x.shape
     out = (
         (height + padding[0] + padding[2] - kernel[0]) // stride[0] + 1,
@@ -55,7 +55,7 @@ def max_pool2d_backward(
     dy: Tensor, positions: Tensor, size: list[int], kernel: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
     """Gradient of x (N, C, *size)."""
-    dy, positions = dy.contiguous(memory_format=_CL), positions.contiguous(memory_format=_CL)
+    dy, positions = nhwc(dy), nhwc(positions)
     dx = empty_nhwc(dy, dy.shape[1], *size)
     shape = _shape(dy, size, (dy.shape[2], dy.shape[3]), kernel, stride, padding)
     _C.max_pool2d_bwd(
@@ -72,7 +72,7 @@ def _pixels(x: Tensor) -> tuple[int, int, int]:
 
 def global_avg_pool(x: Tensor) -> Tensor:
     """Mean over the image."""
-    x = x.contiguous(memory_format=_CL)
+    x = nhwc(x)
     avg = x.new_empty(x.shape[:2])
     _C.global_avg_pool_fwd(x.dtype == torch.float64, *_pixels(x), x.data_ptr(), avg.data_ptr(), 0, 0, num_threads())
     return avg
@@ -88,7 +88,7 @@ def global_avg_pool_backward(davg: Tensor, size: list[int]) -> Tensor:
 
 def global_max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the image and its pixel."""
-    x = x.contiguous(memory_format=_CL)
+    x = nhwc(x)
     largest, positions = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.int32)
     _C.global_max_pool_fwd(
         x.dtype == torch.float64, *_pixels(x), x.data_ptr(), 0, largest.data_ptr(), positions.data_ptr(), num_threads()
@@ -108,7 +108,7 @@ def global_max_pool_backward(dmax: Tensor, positions: Tensor, size: list[int]) -
 
 def global_avg_max_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and maximum over the image, and the maximum's pixel, in one read."""
-    x = x.contiguous(memory_format=_CL)
+    x = nhwc(x)
     avg, largest = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
     positions = x.new_empty(x.shape[:2], dtype=torch.int32)
     _C.global_avg_max_pool_fwd(

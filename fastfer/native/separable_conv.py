@@ -10,22 +10,8 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import empty_nhwc
+from fastfer.native.memory import address, empty_nhwc, flat, nhwc
 from fastfer.reference.separable_conv import recomputes
-
-_CL = torch.channels_last
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=_CL)
-
-
-def _flat(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
 
 
 def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
@@ -39,10 +25,10 @@ def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     """Depthwise convolution."""
     shape = _shape(x, weight, stride, padding)
-    x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)
+    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
     y = empty_nhwc(x, shape[3], shape[4], shape[5])
     _C.depthwise_conv2d_fwd(
-        x.dtype == torch.float64, shape, x.data_ptr(), weight.data_ptr(), _address(bias), y.data_ptr(), num_threads()
+        x.dtype == torch.float64, shape, x.data_ptr(), weight.data_ptr(), address(bias), y.data_ptr(), num_threads()
     )
     return y
 
@@ -66,11 +52,11 @@ def depthwise_conv2d_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, weight and bias; those not in ``mask`` are empty."""
     shape = _shape(x, weight, stride, padding)
-    dy, x, weight = _nhwc(dy), _nhwc(x), weight.contiguous()
+    dy, x, weight = nhwc(dy), nhwc(x), weight.contiguous()
     dx, dw, db = _wanted(mask, x, weight, shape[3])
     _C.depthwise_conv2d_bwd(
         x.dtype == torch.float64, shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(),
-        _address(dx), _address(dw), _address(db), num_threads(),
+        address(dx), address(dw), address(db), num_threads(),
     )  # fmt: skip
     return _or_empty(x, dx, dw, db)
 
@@ -80,13 +66,13 @@ def _norm_run(
     n_mean: Tensor, n_var: Tensor, eps: float, act: int, stride: list[int], padding: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     shape = _shape(x, weight, stride, padding)
-    x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)
+    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
     norm = [t.contiguous() for t in (n_weight, n_bias, n_mean, n_var)]
     out = empty_nhwc(x, shape[3], shape[4], shape[5])
     y = empty_nhwc(x, shape[3], shape[4], shape[5]) if train else out  # not written in inference
     stats = x.new_empty((3, shape[3])) if train else out
     _C.depthwise_norm_fwd(
-        x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), _address(bias),
+        x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), address(bias),
         [*(t.data_ptr() for t in norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(), y.data_ptr(),
         num_threads(),
     )  # fmt: skip
@@ -110,26 +96,26 @@ def depthwise_norm_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x; weight, bias and norm's two; ``mask`` is [x, the others], those not asked for are empty."""
     shape = _shape(x, weight, stride, padding)
-    dout, x, weight = _nhwc(dout), _nhwc(x), weight.contiguous()
+    dout, x, weight = nhwc(dout), nhwc(x), weight.contiguous()
     norm = n_weight.contiguous(), n_bias.contiguous()
     need_dx, need_dw = mask
     dx, dw, db = _wanted([need_dx, need_dw, need_dw], x, weight, shape[3])
     d_norm = [torch.empty_like(t) if need_dw else None for t in norm]
     _C.depthwise_norm_bwd(
         x.dtype == torch.float64, shape, dout.data_ptr(), x.data_ptr(), y.data_ptr(), weight.data_ptr(),
-        [norm[0].data_ptr(), norm[1].data_ptr(), 0, 0, stats.data_ptr(), *map(_address, d_norm)], act, batch_stats,
-        _address(dx), _address(dw), _address(db), num_threads(),
+        [norm[0].data_ptr(), norm[1].data_ptr(), 0, 0, stats.data_ptr(), *map(address, d_norm)], act, batch_stats,
+        address(dx), address(dw), address(db), num_threads(),
     )  # fmt: skip
     return _or_empty(x, dx, dw, db, *d_norm)
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1×1 convolution."""
-    x, weight, bias = _nhwc(x), weight.contiguous(), _flat(bias)
+    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
     n, c, h, w = x.shape
     y = empty_nhwc(x, weight.shape[0], h, w)
     _C.pointwise_conv2d_fwd(
-        x.dtype == torch.float64, n * h * w, c, weight.shape[0], x.data_ptr(), weight.data_ptr(), _address(bias),
+        x.dtype == torch.float64, n * h * w, c, weight.shape[0], x.data_ptr(), weight.data_ptr(), address(bias),
         y.data_ptr(), num_threads(),
     )  # fmt: skip
     return y
@@ -137,12 +123,12 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of x, weight and bias; those not in ``mask`` are empty."""
-    dy, x, weight = _nhwc(dy), _nhwc(x), weight.contiguous()
+    dy, x, weight = nhwc(dy), nhwc(x), weight.contiguous()
     n, c, h, w = x.shape
     dx, dw, db = _wanted(mask, x, weight, weight.shape[0])
     _C.pointwise_conv2d_bwd(
         x.dtype == torch.float64, n * h * w, c, weight.shape[0], dy.data_ptr(), x.data_ptr(), weight.data_ptr(),
-        _address(dx), _address(dw), _address(db), num_threads(),
+        address(dx), address(dw), address(db), num_threads(),
     )  # fmt: skip
     return _or_empty(x, dx, dw, db)
 
@@ -157,9 +143,9 @@ def _run(
     stride: list[int], padding: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     shape = _shape(x, dw, stride, padding)
-    x, dw, pw, dw_bias, pw_bias = _nhwc(x), dw.contiguous(), pw.contiguous(), _flat(dw_bias), _flat(pw_bias)
-    n1 = [_flat(t) for t in (n1_weight, n1_bias, n1_mean, n1_var)]
-    n2 = [_flat(t) for t in (n2_weight, n2_bias, n2_mean, n2_var)]
+    x, dw, pw, dw_bias, pw_bias = nhwc(x), dw.contiguous(), pw.contiguous(), flat(dw_bias), flat(pw_bias)
+    n1 = [flat(t) for t in (n1_weight, n1_bias, n1_mean, n1_var)]
+    n2 = [flat(t) for t in (n2_weight, n2_bias, n2_mean, n2_var)]
     channels, outputs = shape[3], pw.shape[0]
     out = empty_nhwc(x, outputs, shape[4], shape[5])
     follows = n2[0] is not None or act2 != 0
@@ -171,9 +157,9 @@ def _run(
         stats1 = x.new_empty((3, channels) if n1[0] is not None else 0)
         stats2 = x.new_empty((3, outputs) if n2[0] is not None else 0)
     _C.separable_conv2d_fwd(
-        x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw.data_ptr(), _address(dw_bias),
-        [*map(_address, n1), stats1.data_ptr(), 0, 0], eps1, act1, pw.data_ptr(), _address(pw_bias),
-        [*map(_address, n2), stats2.data_ptr(), 0, 0], eps2, act2, batch_stats, out.data_ptr(),
+        x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw.data_ptr(), address(dw_bias),
+        [*map(address, n1), stats1.data_ptr(), 0, 0], eps1, act1, pw.data_ptr(), address(pw_bias),
+        [*map(address, n2), stats2.data_ptr(), 0, 0], eps2, act2, batch_stats, out.data_ptr(),
         y1.data_ptr() if keeps else 0, y2.data_ptr() if train and follows else 0, num_threads(),
     )  # fmt: skip
     return out, y1, y2, stats1, stats2
@@ -202,8 +188,8 @@ def separable_conv2d_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
     shape = _shape(x, dw, stride, padding)
-    dout, x, dw, pw = _nhwc(dout), _nhwc(x), dw.contiguous(), pw.contiguous()
-    norms = [_flat(t) for t in (n1_weight, n1_bias, n2_weight, n2_bias)]
+    dout, x, dw, pw = nhwc(dout), nhwc(x), dw.contiguous(), pw.contiguous()
+    norms = [flat(t) for t in (n1_weight, n1_bias, n2_weight, n2_bias)]
     need_dx, need_dw, need_pw = mask
     d_x, d_dw, d_dwb = _wanted([need_dx, need_dw, need_dw], x, dw, shape[3])
     _, d_pw, d_pwb = _wanted([False, need_pw, need_pw], x, pw, pw.shape[0])
@@ -211,10 +197,10 @@ def separable_conv2d_backward(
     _C.separable_conv2d_bwd(
         x.dtype == torch.float64, shape, pw.shape[0], dout.data_ptr(), x.data_ptr(),
         y1.data_ptr() if y1.dim() == 4 else 0, y2.data_ptr() if n2_weight is not None or act2 else 0, dw.data_ptr(),
-        [_address(norms[0]), _address(norms[1]), 0, 0, stats1.data_ptr(), _address(d_n[0]), _address(d_n[1])], act1,
+        [address(norms[0]), address(norms[1]), 0, 0, stats1.data_ptr(), address(d_n[0]), address(d_n[1])], act1,
         pw.data_ptr(),
-        [_address(norms[2]), _address(norms[3]), 0, 0, stats2.data_ptr(), _address(d_n[2]), _address(d_n[3])], act2,
-        batch_stats, _address(d_x), _address(d_dw), _address(d_dwb), _address(d_pw), _address(d_pwb), num_threads(),
+        [address(norms[2]), address(norms[3]), 0, 0, stats2.data_ptr(), address(d_n[2]), address(d_n[3])], act2,
+        batch_stats, address(d_x), address(d_dw), address(d_dwb), address(d_pw), address(d_pwb), num_threads(),
     )  # fmt: skip
     n1, n2 = (d_n[:2] if need_dw else [None, None]), (d_n[2:] if need_pw else [None, None])
     return _or_empty(x, d_x, d_dw, d_dwb, *n1, d_pw, d_pwb, *n2)
