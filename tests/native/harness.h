@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "core/kernels.h"
@@ -53,26 +54,33 @@ struct In {
   const T* ptr() const { return data.empty() ? nullptr : data.data(); }
 };
 
-// An output between guards, filled with NaN before the kernel runs.
+// An output between guards, filled with NaN (integers: with what no result is) before the kernel runs.
 template <class T>
 class Out {
  public:
-  explicit Out(idx n) : data_(at(n + 2 * kGuard), T(kMark)) {
-    for (idx i = 0; i < n; ++i) data_[at(kGuard + i)] = T(NAN);
+  explicit Out(idx n) : data_(at(n + 2 * kGuard), kMark) {
+    for (idx i = 0; i < n; ++i) data_[at(kGuard + i)] = kReal ? T(NAN) : T(251);
   }
   T* ptr() { return data_.data() + kGuard; }
   std::vector<T> take(const std::string& name) const {
     bool whole = true;
-    for (idx i = 0; i < kGuard; ++i) whole = whole && data_[at(i)] == T(kMark) && data_[data_.size() - 1 - at(i)] == T(kMark);
+    for (idx i = 0; i < kGuard; ++i) whole = whole && data_[at(i)] == kMark && data_[data_.size() - 1 - at(i)] == kMark;
     check(whole, name + " wrote outside its output");
     return {data_.begin() + kGuard, data_.end() - kGuard};
   }
 
  private:
   static constexpr idx kGuard = 32;
-  static constexpr double kMark = -777;
+  static constexpr bool kReal = std::is_floating_point<T>::value;
+  static constexpr T kMark = kReal ? T(-777) : T(77);
   std::vector<T> data_;
 };
+
+// Places, as numbers that `expect` compares.
+template <class T, class P>
+std::vector<T> numbers(const std::vector<P>& places) {
+  return {places.begin(), places.end()};
+}
 
 template <class T>
 using Results = std::vector<std::pair<std::string, std::vector<T>>>;
@@ -115,6 +123,19 @@ void expect(const std::string& name, const std::vector<Want>& want, idx length, 
             name + " " + first[i].first + ": " + std::to_string(threads) + " threads give other bits than one");
     }
   }
+}
+
+DepthwiseShape shape(idx n, idx h, idx w, idx c, int kh, int kw, int sh, int sw, int top, int left, int bottom, int right) {
+  return {n, h, w, c, (h + top + bottom - kh) / sh + 1, (w + left + right - kw) / sw + 1, kh, kw, sh, sw, top, left};
+}
+
+idx pixels(const DepthwiseShape& s) { return s.n * s.oh * s.ow; }
+
+std::string text(const DepthwiseShape& s) {
+  char buffer[160];
+  std::snprintf(buffer, sizeof buffer, " n%d h%d w%d c%d k%dx%d s%dx%d", int(s.n), int(s.h), int(s.w), int(s.c), s.kh, s.kw,
+                s.sh, s.sw);
+  return buffer;
 }
 
 template <class T, class Params>

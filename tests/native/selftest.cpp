@@ -4,8 +4,13 @@
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "attention.h"
+#include "cbam.h"
+#include "coordinate.h"
 #include "dense.h"
+#include "depthwise_norm.h"
+#include "gate.h"
 #include "loss.h"
+#include "pool.h"
 
 namespace {
 
@@ -26,15 +31,6 @@ void activation(const std::string& name, idx count) {
       return Results<T>{{"y", out_y.take(name)}, {"dx", out_dx.take(name)}};
     });
   }
-}
-
-idx pixels(const DepthwiseShape& s) { return s.n * s.oh * s.ow; }
-
-std::string text(const DepthwiseShape& s) {
-  char buffer[160];
-  std::snprintf(buffer, sizeof buffer, " n%d h%d w%d c%d k%dx%d s%dx%d", int(s.n), int(s.h), int(s.w), int(s.c), s.kh, s.kw,
-                s.sh, s.sw);
-  return buffer;
 }
 
 template <class T>
@@ -169,10 +165,6 @@ class Separable {
   std::string name_;
 };
 
-DepthwiseShape shape(idx n, idx h, idx w, idx c, int kh, int kw, int sh, int sw, int top, int left, int bottom, int right) {
-  return {n, h, w, c, (h + top + bottom - kh) / sh + 1, (w + left + right - kw) / sw + 1, kh, kw, sh, sw, top, left};
-}
-
 // Kernels of every unrolled form and of the general one, odd sizes and pads, channels around 4, 8 and 16 lanes.
 const DepthwiseShape kShapes[] = {
     shape(2, 9, 7, 17, 3, 3, 1, 1, 1, 1, 1, 1), shape(1, 8, 11, 3, 3, 3, 2, 2, 0, 1, 2, 0),
@@ -205,7 +197,12 @@ void all(const std::string& isa) {
     ++act;
   }
   dense<T>(isa);
+  pools<T>(isa);
+  depthwise_norms<T>(isa);
   attention<T>(isa);
+  cbams<T>(isa);
+  coordinates<T>(isa);
+  gates<T>(isa);
   losses<T>(isa);
 }
 
