@@ -177,13 +177,11 @@ const DepthwiseShape kShapes[] = {
 
 }  // namespace
 
-#include "pool_cases.h"
 
 namespace {
 
 template <class T>
 void all(const std::string& isa) {
-  pool_and_cbam<T>(isa);
   for (idx count : {0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 1000, 40000}) activation<T>(isa + " activation", count);
   for (const DepthwiseShape& s : kShapes) depthwise<T>(isa, s);
   const idx sizes[][3] = {{1, 1, 1}, {0, 3, 5}, {13, 7, 3}, {14, 16, 32}, {15, 17, 33}, {43, 5, 49}, {85, 33, 16}, {1300, 24, 40}};
