@@ -11,6 +11,7 @@
 #include "gate.h"
 #include "loss.h"
 #include "pool.h"
+#include "stream.h"
 
 namespace {
 
@@ -215,6 +216,7 @@ void all(const std::string& isa) {
   coordinates<T>(isa);
   gates<T>(isa);
   losses<T>(isa);
+  for (bool direct : {false, true}) streamed<T>(isa, direct);
 }
 
 }  // namespace
