@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense convolution and normalisation on the ISA in use.
+// Dense convolution and normalisation on the ISA in use, and convolution with max pooling behind it in training.
 #pragma once
-#include "harness.h"
+#include "pool.h"
 
 namespace {
 
@@ -123,6 +123,53 @@ const ConvShape kConvShapes[] = {
     conv_shape(1, 29, 11, 16, 9, 3, 3, 1, 1, 1, 1, 1, 1), conv_shape(0, 5, 5, 4, 6, 3, 3, 1, 1, 1, 1, 1, 1),
 };
 
+// out = maxpool(act(norm(convolution))) with windows `w` over the convolution's output, forward and backward.
+template <class T>
+void pooled_dense(const std::string& isa, const ConvShape& s, const DepthwiseShape& w, int act, bool batch) {
+  Random random(static_cast<uint32_t>(s.o + w.kh + act));
+  const idx size_x = s.n * s.h * s.w * s.c, size_w = s.o * s.c * s.kh * s.kw, size_y = s.n * s.oh * s.ow * s.o;
+  const idx size = pixels(w) * s.o;
+  const Values x = random.values(size_x), weight = random.values(size_w), bias = random.values(s.o), dout = random.values(size);
+  const naive::Norm norm = random.norm(s.o);
+  const Values y = naive::conv(s, x, weight, bias), stats = naive::stats(norm, y, s.o, batch);
+  const MaxPooled pooled = max_pooled(w, naive::norm_act(norm, stats, act, y, s.o));
+  Values best, dz = naive::zeros(size_y);
+  for (size_t i = 0; i < dout.size(); ++i) best.push_back(y[pooled.from[i]]), dz[pooled.from[i]] += dout[i];
+  const naive::Grads after = naive::norm_act_grads(norm, stats, act, y, dz, s.o, batch);
+  const naive::Grads grads = naive::conv_grads(s, after.dx, x, weight);
+  const In<T> in_x(x), in_w(weight), in_bias(bias), in_dout(dout);
+  const NormIn<T> in_norm(norm);
+  const std::string name = isa + " dense c" + std::to_string(s.c) + " k" + std::to_string(s.kh) + " act " + std::to_string(act) +
+                           (batch ? " batch norm" : " frozen norm") + ", pooled" + text(w);
+  const std::vector<Want> want{{pooled.y}, {y}, {best, naive::largest(y)}, {pooled.places}, {stats}, {after.dw, after.dw_terms},
+                               {after.db, after.db_terms}, {grads.dx}, {grads.dw, grads.dw_terms}, {grads.db, grads.db_terms}};
+  expect<T>(name, want, s.n * s.oh * s.ow * 4 + s.c * s.kh * s.kw + s.o, [&](int threads) {
+    Out<T> out(size), o_y(size_y), o_best(size), o_stats(3 * s.o), d_nw(s.o), d_nb(s.o), dx(size_x), dw(size_w), db(s.o);
+    Out<uint8_t> places(size);
+    Conv2dParams p{};
+    p.shape = s, p.x = in_x.ptr(), p.weight = in_w.ptr(), p.bias = in_bias.ptr(), p.norm = in_norm.params(norm.eps);
+    p.act = static_cast<Act>(act), p.batch_stats = batch, p.threads = threads, p.out = out.ptr(), p.y = o_y.ptr();
+    p.pool = {w.oh, w.ow, w.kh, w.kw, w.sh, w.sw, w.top, w.left};
+    p.best = o_best.ptr(), p.positions = places.ptr(), p.norm.stats = o_stats.ptr();
+    call<T>(conv2d_train_f32, conv2d_train_f64, p);
+    p.out = nullptr, p.dout = in_dout.ptr(), p.dx = dx.ptr(), p.d_weight = dw.ptr(), p.d_bias = db.ptr();
+    p.norm.d_weight = d_nw.ptr(), p.norm.d_bias = d_nb.ptr();
+    call<T>(conv2d_bwd_f32, conv2d_bwd_f64, p);
+    return Results<T>{{"out", out.take(name)}, {"y", o_y.take(name)}, {"best", o_best.take(name)},
+                      {"places", numbers<T>(places.take(name))}, {"stats", o_stats.take(name)},
+                      {"norm weight", d_nw.take(name)}, {"norm bias", d_nb.take(name)}, {"dx", dx.take(name)},
+                      {"weight", dw.take(name)}, {"bias", db.take(name)}};
+  });
+}
+
+// Windows of `kernel`, `stride` and `pad` over the output of `s`.
+template <class T>
+void pooled_dense(const std::string& isa, const ConvShape& s, int kernel, int stride, int pad, int act) {
+  const DepthwiseShape w = shape(s.n, s.oh, s.ow, s.o, kernel, kernel, stride, stride, pad, pad, pad, pad);
+  pooled_dense<T>(isa, s, w, act, false);
+  if (s.n > 0) pooled_dense<T>(isa, s, w, (act + 2) % 7, true);
+}
+
 template <class T>
 void dense(const std::string& isa) {
   int act = 0;
@@ -135,6 +182,12 @@ void dense(const std::string& isa) {
   for (idx channels : {1, 2, 5, 8, 17, 33})
     for (bool batch : {false, true})
       Dense<T>(isa, {2, 9, 8, channels, channels, 9, 8, 0, 0, 1, 1, 0, 0}, act++ % 7, true, batch).run();
+  pooled_dense<T>(isa, conv_shape(2, 9, 8, 1, 8, 3, 3, 1, 1, 1, 1, 1, 1), 2, 2, 0, 1);
+  pooled_dense<T>(isa, conv_shape(2, 13, 10, 3, 17, 5, 5, 2, 2, 2, 2, 2, 2), 3, 2, 1, 3);
+  pooled_dense<T>(isa, conv_shape(3, 6, 7, 9, 4, 1, 1, 1, 1, 0, 0, 0, 0), 2, 2, 0, 5);
+  pooled_dense<T>(isa, conv_shape(1, 8, 9, 5, 33, 3, 3, 1, 1, 1, 1, 1, 1), 3, 1, 1, 2);
+  pooled_dense<T>(isa, conv_shape(1, 90, 24, 2, 16, 3, 3, 1, 1, 1, 1, 1, 1), 3, 2, 1, 0);
+  pooled_dense<T>(isa, conv_shape(0, 5, 5, 4, 6, 3, 3, 1, 1, 1, 1, 1, 1), 2, 2, 0, 1);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ struct GateCase {
   Pixel pixel;
   bool pool;
   int act, gate_act;
+  bool nan = false;  // every 29th value is
 };
 
 struct GateTensors {
@@ -100,7 +101,9 @@ void gate(const std::string& isa, const GateCase& s) {
   const idx size = s.n * s.h * s.w * s.c, size1 = mlp ? s.hidden * s.c : s.channel == Channel::taps ? s.hidden : 0;
   const idx out_size = s.pool ? s.n * (s.h / 2) * (s.w / 2) * s.c : size, size_sw = linear ? s.c : s.pixel == Pixel::pooled ? 2 : 0;
   Random random(static_cast<uint32_t>(s.c * 31 + s.w + s.act));
-  const Values x = random.values(size), w1 = random.values(size1), b1 = random.values(mlp ? s.hidden : 0),
+  Values x = random.values(size);
+  for (idx i = 3; i < size && s.nan; i += 29) x[at(i)] = NAN;
+  const Values w1 = random.values(size1), b1 = random.values(mlp ? s.hidden : 0),
                w2 = random.values(mlp ? size1 : 0), b2 = random.values(mlp ? s.c : 0), sw = random.values(size_sw),
                sb = random.values(size_sw ? 1 : 0), dout = random.values(out_size);
   tape.clear();
@@ -142,13 +145,17 @@ void gate(const std::string& isa, const GateCase& s) {
 
 template <class T>
 void gates(const std::string& isa) {
-  for (const GateCase& s :
-       {GateCase{2, 5, 7, 17, 5, Channel::mlp, Pixel::none, false, 1, 4}, GateCase{1, 4, 4, 8, 3, Channel::taps, Pixel::none, false, 0, 6},
-        GateCase{3, 5, 5, 9, 4, Channel::mlp, Pixel::pooled, false, 1, 6}, GateCase{2, 7, 9, 3, 5, Channel::taps, Pixel::pooled, true, 0, 6},
-        GateCase{5, 3, 6, 16, 0, Channel::none, Pixel::pooled, false, 0, 0}, GateCase{2, 6, 5, 5, 0, Channel::none, Pixel::pooled, true, 0, 0},
-        GateCase{1, 9, 4, 33, 16, Channel::mlp, Pixel::linear, false, 5, 6}, GateCase{2, 4, 6, 4, 9, Channel::mlp, Pixel::linear, true, 3, 5},
-        GateCase{1, 1, 1, 1, 1, Channel::mlp, Pixel::pooled, false, 2, 6}, GateCase{1, 31, 33, 8, 2, Channel::mlp, Pixel::pooled, true, 1, 6},
-        GateCase{0, 4, 4, 8, 2, Channel::mlp, Pixel::pooled, false, 1, 6}})
+  const Channel mlp = Channel::mlp, taps = Channel::taps, none = Channel::none;
+  const Pixel pooled = Pixel::pooled, linear = Pixel::linear;
+  const GateCase cases[] = {
+      {2, 5, 7, 17, 5, mlp, Pixel::none, false, 1, 4}, {1, 4, 4, 8, 3, taps, Pixel::none, false, 0, 6},
+      {3, 5, 5, 9, 4, mlp, pooled, false, 1, 6},       {2, 7, 9, 3, 5, taps, pooled, true, 0, 6},
+      {5, 3, 6, 16, 0, none, pooled, false, 0, 0},     {2, 6, 5, 5, 0, none, pooled, true, 0, 0},
+      {1, 9, 4, 33, 16, mlp, linear, false, 5, 6},     {2, 4, 6, 4, 9, mlp, linear, true, 3, 5},
+      {1, 1, 1, 1, 1, mlp, pooled, false, 2, 6},       {1, 31, 33, 8, 2, mlp, pooled, true, 1, 6},
+      {2, 3, 7, 17, 0, none, pooled, false, 0, 0, true}, {0, 4, 4, 8, 2, mlp, pooled, false, 1, 6},
+  };
+  for (const GateCase& s : cases)
     gate<T>(isa, s);
 }
 

@@ -5,11 +5,16 @@
 
 namespace {
 
-Values coarse(Random& random, idx count) {
+// With `nan` every eleventh value is one.
+Values coarse(Random& random, idx count, bool nan) {
   Values v = random.values(count);
   for (double& x : v) x = std::round(x * 4) / 4;
+  for (idx i = 5; i < count && nan; i += 11) v[at(i)] = NAN;
   return v;
 }
+
+// NaN is the largest, the last of several.
+bool larger(double x, double best) { return x > best || std::isnan(x); }
 
 struct MaxPooled {
   Values y, places;           // places in the window
@@ -20,7 +25,7 @@ MaxPooled max_pooled(const DepthwiseShape& s, const Values& x) {
   const size_t size = at(pixels(s) * s.c);
   MaxPooled p{Values(size, -INFINITY), Values(size), std::vector<size_t>(size)};
   naive::each_tap(s, [&](size_t xi, size_t wi, size_t yi) {
-    if (x[xi] > p.y[yi]) p.y[yi] = x[xi], p.from[yi] = xi, p.places[yi] = static_cast<double>(wi % at(s.kh * s.kw));
+    if (larger(x[xi], p.y[yi])) p.y[yi] = x[xi], p.from[yi] = xi, p.places[yi] = static_cast<double>(wi % at(s.kh * s.kw));
   });
   return p;
 }
@@ -33,15 +38,15 @@ MaxPoolParams max_pool_params(const DepthwiseShape& s, int threads) {
 }
 
 template <class T, class P>
-void max_pool(const std::string& isa, const DepthwiseShape& s) {
+void max_pool(const std::string& isa, const DepthwiseShape& s, bool nan = false) {
   Random random(static_cast<uint32_t>(s.c + s.kh));
   const idx size_x = s.n * s.h * s.w * s.c, size_y = pixels(s) * s.c;
-  const Values x = coarse(random, size_x), dy = random.values(size_y);
+  const Values x = coarse(random, size_x, nan), dy = random.values(size_y);
   const MaxPooled pooled = max_pooled(s, x);
   Values dx = naive::zeros(size_x);
   for (size_t i = 0; i < dy.size(); ++i) dx[pooled.from[i]] += dy[i];
   const In<T> in_x(x), in_dy(dy);
-  const std::string name = isa + " max pooling" + text(s);
+  const std::string name = isa + " max pooling" + text(s) + (nan ? " with NaN" : "");
   expect<T>(name, {{pooled.y}, {pooled.y}, {pooled.places}, {dx, 4}}, s.kh * s.kw, [&](int threads) {
     Out<T> y(size_y), trained(size_y), o_dx(size_x);
     Out<P> places(size_y);
@@ -58,9 +63,9 @@ void max_pool(const std::string& isa, const DepthwiseShape& s) {
 }
 
 template <class T>
-void global_pool(const std::string& isa, idx n, idx pixels, idx c) {
+void global_pool(const std::string& isa, idx n, idx pixels, idx c, bool nan = false) {
   Random random(static_cast<uint32_t>(pixels + c));
-  const Values x = coarse(random, n * pixels * c), davg = random.values(n * c), dmax = random.values(n * c);
+  const Values x = coarse(random, n * pixels * c, nan), davg = random.values(n * c), dmax = random.values(n * c);
   Values avg = naive::zeros(n * c), max = avg, places = avg;
   Values dx_avg = naive::zeros(n * pixels * c), dx_max = dx_avg, dx_both = dx_avg;
   for (idx k = 0; k < n * c; ++k) {
@@ -69,13 +74,14 @@ void global_pool(const std::string& isa, idx n, idx pixels, idx c) {
     for (idx i = 0; i < pixels; ++i) {
       const size_t from = at(first + i * c);
       avg[at(k)] += x[from] / static_cast<double>(pixels), dx_avg[from] = davg[at(k)] / static_cast<double>(pixels);
-      if (x[from] > x[at(first + best * c)]) best = i;
+      if (larger(x[from], x[at(first + best * c)])) best = i;
     }
     max[at(k)] = x[at(first + best * c)], places[at(k)] = static_cast<double>(best), dx_max[at(first + best * c)] = dmax[at(k)];
   }
   for (size_t i = 0; i < dx_both.size(); ++i) dx_both[i] = dx_avg[i] + dx_max[i];
   const In<T> in_x(x), in_davg(davg), in_dmax(dmax);
-  const std::string name = isa + " global pooling " + std::to_string(n) + "x" + std::to_string(pixels) + "x" + std::to_string(c);
+  const std::string name = isa + " global pooling " + std::to_string(n) + "x" + std::to_string(pixels) + "x" +
+                           std::to_string(c) + (nan ? " with NaN" : "");
   const std::vector<Want> want{{avg, 2}, {max}, {places}, {avg, 2}, {max}, {places}, {dx_avg}, {dx_max}, {dx_both}};
   expect<T>(name, want, pixels, [&](int threads) {
     Out<T> avg1(n * c), max1(n * c), avg2(n * c), max2(n * c), dx1(n * pixels * c), dx2(n * pixels * c), dx3(n * pixels * c);
@@ -111,8 +117,11 @@ void pools(const std::string& isa) {
         shape(2, 40, 41, 16, 3, 3, 2, 2, 0, 1, 1, 0)})
     max_pool<T, uint8_t>(isa, s);
   max_pool<T, int32_t>(isa, shape(2, 20, 19, 9, 17, 16, 2, 1, 3, 2, 0, 1));
-  const idx sizes[][3] = {{2, 1, 1}, {3, 12, 3}, {2, 49, 8}, {1, 64, 16}, {9, 600, 2}, {2, 35, 17}, {1, 300, 33}, {2, 6, 131}, {0, 9, 4}};
+  max_pool<T, uint8_t>(isa, shape(2, 9, 7, 5, 3, 3, 2, 2, 1, 1, 1, 1), true);
+  const idx sizes[][3] = {{2, 1, 1},    {3, 12, 3},   {2, 49, 8},  {1, 64, 16}, {9, 600, 2},
+                          {2, 35, 17}, {1, 300, 33}, {2, 6, 131}, {0, 9, 4}};
   for (const auto& v : sizes) global_pool<T>(isa, v[0], v[1], v[2]);
+  global_pool<T>(isa, 2, 24, 3, true), global_pool<T>(isa, 1, 25, 17, true);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "gate.h"
 #include "loss.h"
 #include "pool.h"
+#include "stream.h"
 
 namespace {
 
@@ -76,16 +77,19 @@ void pointwise(const std::string& isa, idx rows, idx in, idx out) {
   });
 }
 
+// `direct`: nothing but the product between the convolutions, whose first output training then need not keep.
 template <class T>
 class Separable {
  public:
-  Separable(const std::string& isa, const DepthwiseShape& s, idx out, int act1, int act2, bool norms, bool batch)
-      : s_(s), out_(out), act1_(act1), act2_(act2), batch_(batch), random_(static_cast<uint32_t>(s.c + out + act1)),
-        x_(random_.values(s.n * s.h * s.w * s.c)), dw_(random_.values(s.c * s.kh * s.kw)), dw_bias_(random_.values(s.c)),
-        pw_(random_.values(out * s.c)), pw_bias_(random_.values(out)), dout_(random_.values(pixels(s) * out)) {
-    if (norms) n1_ = random_.norm(s.c), n2_ = random_.norm(out);
-    name_ = isa + " separable" + text(s) + " out " + std::to_string(out) + " acts " + std::to_string(act1) +
-            std::to_string(act2) + (norms ? batch ? " batch norm" : " frozen norm" : " no norm");
+  Separable(const std::string& isa, const DepthwiseShape& s, idx out, int act1, int act2, bool norms, bool batch, bool direct = false)
+      : s_(s), out_(out), act1_(direct ? 0 : act1), act2_(act2), batch_(batch), direct_(direct),
+        random_(static_cast<uint32_t>(s.c + out + act1)), x_(random_.values(s.n * s.h * s.w * s.c)),
+        dw_(random_.values(s.c * s.kh * s.kw)), dw_bias_(random_.values(direct ? 0 : s.c)), pw_(random_.values(out * s.c)),
+        pw_bias_(random_.values(out)), dout_(random_.values(pixels(s) * out)) {
+    if (norms && !direct) n1_ = random_.norm(s.c);
+    if (norms) n2_ = random_.norm(out);
+    name_ = isa + " separable" + text(s) + " out " + std::to_string(out) + " acts " + std::to_string(act1_) +
+            std::to_string(act2) + (norms ? batch ? " batch norm" : " frozen norm" : " no norm") + (direct ? " direct" : "");
   }
 
   void run() const {
@@ -100,6 +104,7 @@ class Separable {
                            {dw.dw, dw.dw_terms}, {dw.db, dw.db_terms}, {pw.dw, pw.dw_terms}, {pw.db, pw.db_terms},
                            {at1.dw, at1.dw_terms}, {at1.db, at1.db_terms}, {at2.dw, at2.dw_terms}, {at2.db, at2.db_terms}};
     if (!follows()) want[2].values.clear();
+    if (direct_) want[1].values.clear(), want[7].values.clear();
     const idx length = pixels(s_) * 4 + s_.c + out_;
     expect<T>(name_, want, length, [&](int threads) { return train(threads); });
     if (!batch_) expect<T>(name_ + " inference", {want[0]}, length, [&](int threads) { return inference(threads); });
@@ -138,13 +143,13 @@ class Separable {
   Results<T> train(int threads) const {
     const Inputs in = inputs();
     const idx norm1 = n1_.weight.empty() ? 0 : s_.c, norm2 = n2_.weight.empty() ? 0 : out_;
-    Out<T> out(pixels(s_) * out_), y1(pixels(s_) * s_.c), y2(follows() ? pixels(s_) * out_ : 0), stats1(3 * norm1), stats2(3 * norm2);
-    Out<T> dx(s_.n * s_.h * s_.w * s_.c), d_dw(s_.c * s_.kh * s_.kw), d_dwb(s_.c), d_pw(out_ * s_.c), d_pwb(out_);
+    Out<T> out(pixels(s_) * out_), y1(direct_ ? 0 : pixels(s_) * s_.c), y2(follows() ? pixels(s_) * out_ : 0), stats1(3 * norm1), stats2(3 * norm2);
+    Out<T> dx(s_.n * s_.h * s_.w * s_.c), d_dw(s_.c * s_.kh * s_.kw), d_dwb(direct_ ? 0 : s_.c), d_pw(out_ * s_.c), d_pwb(out_);
     Out<T> d_w1(norm1), d_b1(norm1), d_w2(norm2), d_b2(norm2);
     SeparableParams p = params(in, threads);
-    p.out = out.ptr(), p.y1 = y1.ptr(), p.y2 = follows() ? y2.ptr() : nullptr, p.norm1.stats = stats1.ptr(), p.norm2.stats = stats2.ptr();
+    p.out = out.ptr(), p.y1 = direct_ ? nullptr : y1.ptr(), p.y2 = follows() ? y2.ptr() : nullptr, p.norm1.stats = stats1.ptr(), p.norm2.stats = stats2.ptr();
     call<T>(separable_conv2d_train_f32, separable_conv2d_train_f64, p);
-    p.dx = dx.ptr(), p.d_dw = d_dw.ptr(), p.d_dw_bias = d_dwb.ptr(), p.d_pw = d_pw.ptr(), p.d_pw_bias = d_pwb.ptr();
+    p.dx = dx.ptr(), p.d_dw = d_dw.ptr(), p.d_dw_bias = direct_ ? nullptr : d_dwb.ptr(), p.d_pw = d_pw.ptr(), p.d_pw_bias = d_pwb.ptr();
     if (norm1) p.norm1.d_weight = d_w1.ptr(), p.norm1.d_bias = d_b1.ptr();
     if (norm2) p.norm2.d_weight = d_w2.ptr(), p.norm2.d_bias = d_b2.ptr();
     call<T>(separable_conv2d_bwd_f32, separable_conv2d_bwd_f64, p);
@@ -158,7 +163,7 @@ class Separable {
   DepthwiseShape s_;
   idx out_;
   int act1_, act2_;
-  bool batch_;
+  bool batch_, direct_;
   Random random_;
   Values x_, dw_, dw_bias_, pw_, pw_bias_, dout_;
   naive::Norm n1_, n2_;
@@ -175,10 +180,13 @@ const DepthwiseShape kShapes[] = {
     shape(1, 2, 2, 9, 3, 3, 1, 1, 5, 5, 4, 6), shape(5, 24, 24, 16, 3, 3, 1, 1, 1, 1, 1, 1),
 };
 
-}  // namespace
-
-
-namespace {
+// With fewer images than eight backward keeps the depthwise output after all.
+const DepthwiseShape kDirectShapes[] = {
+    shape(9, 7, 5, 17, 3, 3, 1, 1, 1, 1, 1, 1), shape(8, 8, 9, 3, 3, 3, 2, 2, 0, 1, 2, 0),
+    shape(11, 6, 7, 8, 5, 5, 1, 1, 2, 2, 2, 2), shape(8, 5, 6, 33, 3, 5, 2, 1, 1, 4, 0, 2),
+    shape(8, 72, 34, 16, 3, 3, 1, 1, 1, 1, 1, 1), shape(2, 6, 5, 16, 3, 3, 1, 1, 1, 1, 1, 1),
+    shape(8, 6, 6, 4, 2, 2, 2, 2, 0, 0, 0, 0), shape(0, 5, 5, 4, 3, 3, 1, 1, 1, 1, 1, 1),
+};
 
 template <class T>
 void all(const std::string& isa) {
@@ -194,6 +202,12 @@ void all(const std::string& isa) {
     if (pixels(s) > 1) Separable<T>(isa, s, out, (act + 5) % 7, (act + 1) % 7, true, true).run();
     ++act;
   }
+  for (const DepthwiseShape& s : kDirectShapes) {
+    const idx out = 4 + 13 * (act++ % 4);
+    Separable<T>(isa, s, out, 0, act % 7, true, false, true).run();
+    Separable<T>(isa, s, out, 0, (act + 3) % 2, false, false, true).run();
+    if (pixels(s) > 1) Separable<T>(isa, s, out, 0, (act + 1) % 7, true, true, true).run();
+  }
   dense<T>(isa);
   pools<T>(isa);
   depthwise_norms<T>(isa);
@@ -202,6 +216,7 @@ void all(const std::string& isa) {
   coordinates<T>(isa);
   gates<T>(isa);
   losses<T>(isa);
+  for (bool direct : {false, true}) streamed<T>(isa, direct);
 }
 
 }  // namespace

@@ -43,12 +43,14 @@ Values values_of(const Vars& vars) {
   return values;
 }
 
-// Place of the first largest of `count` values, `step` apart from `first` on.
+// Place of the first largest of `count` values, `step` apart from `first` on; a NaN is the largest.
 idx first_largest(const Vars& v, idx first, idx count, idx step) {
-  idx best = 0;
-  for (idx i = 1; i < count; ++i)
-    if (v[at(first + i * step)].value() > v[at(first + best * step)].value()) best = i;
-  return best;
+  idx place = 0;
+  for (idx i = 1; i < count; ++i) {
+    const double value = v[at(first + i * step)].value(), best = v[at(first + place * step)].value();
+    if (value > best || (std::isnan(value) && !std::isnan(best))) place = i;
+  }
+  return place;
 }
 
 Var mean(const Vars& v, idx first, idx count, idx step) {
