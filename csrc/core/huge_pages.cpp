@@ -49,6 +49,10 @@ void trim_to(Pool& p, size_t keep) {
   }
 }
 
+// Bytes that may stay idle: half more than the largest total ever in use at once, less what is in use. Sizes change within
+// a training step; with room for the largest total alone, 44 blocks of a step of FGW-FER cost 1 ms of page faults.
+size_t idle_room(const Pool& p) { return p.peak_bytes + p.peak_bytes / 2 - p.used_bytes; }
+
 }  // namespace
 
 void* huge_acquire(size_t bytes) {
@@ -68,7 +72,7 @@ void* huge_acquire(size_t bytes) {
   p.used[block] = size;
   p.used_bytes += size;
   if (p.used_bytes > p.peak_bytes) p.peak_bytes = p.used_bytes;
-  trim_to(p, p.peak_bytes + p.peak_bytes / 2 - p.used_bytes);
+  trim_to(p, idle_room(p));
   return block;
 }
 
@@ -81,7 +85,7 @@ void huge_release(void* block) {
   p.idle_bytes += found->second;
   p.idle.emplace(found->second, block);
   p.used.erase(found);
-  trim_to(p, p.peak_bytes + p.peak_bytes / 2 - p.used_bytes);
+  trim_to(p, idle_room(p));
 }
 
 void huge_trim() {
