@@ -72,7 +72,8 @@ struct PooledGradient {
   idx times;
 
   static void fill(const void* context, T* block, idx stride, idx first, idx rows) {
-    const auto& [m, times] = *static_cast<const PooledGradient*>(context);
+    const MaxPoolParams& m = static_cast<const PooledGradient*>(context)->m;
+    const idx times = static_cast<const PooledGradient*>(context)->times;
     const idx pixel = stride / times, end = (first + rows) * times;
     with_window(m, [&](auto, auto window) {
       for (idx at = first * times; at < end;) {
