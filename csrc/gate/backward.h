@@ -29,9 +29,10 @@ FF_INLINE void product_grads(const Quad<T>& q, const vec<T>* v, vec<T> gate, idx
     FF_UNROLL(4)
     for (int u = 1; u < Count; ++u) {
       const vec<T> y = v[u] * (gate + splat<T>(q.pixel[q.steps[u]]));
-      const auto larger = (y > most) | (y != y);
-      most = larger ? y : most;
-      winner = larger ? splat<T>(T(u)) : winner;
+      // Two selections of one comparison each: GCC 12 fails on their union at -O1 (internal compiler error).
+      const vec<T> place = splat<T>(T(u)), kept = y == y ? most : y, kept_place = y == y ? winner : place;
+      winner = y > most ? place : kept_place;
+      most = y > most ? y : kept;
     }
     const vec<T> dout = load_n<T>(q.dout + c, n);
     FF_UNROLL(4)
