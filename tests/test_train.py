@@ -181,10 +181,10 @@ def test_the_seed_decides(finished: Path, tmp_path: Path) -> None:
 # continuing
 
 
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "plateau"])
-def test_resume_is_bit_identical(tmp_path: Path, schedule: str) -> None:
+@pytest.mark.parametrize(("schedule", "ema"), [("onecycle", 0.0), ("cosine", 0.9), ("plateau", 0.0)])
+def test_resume_is_bit_identical(tmp_path: Path, schedule: str, ema: float) -> None:
     """Interrupted in the middle of an epoch, which is then done again from its start."""
-    options: dict[str, Any] = {"schedule": schedule, "augment": Augment(erase=0.5), "epochs": 2}
+    options: dict[str, Any] = {"schedule": schedule, "ema": ema, "augment": Augment(erase=0.5), "epochs": 2}
     train(tiny(tmp_path / "whole", **options))
     interrupt(tiny(tmp_path / "parts", **options), epoch=2)
     assert [row["epoch"] for row in read_metrics(tmp_path / "parts")] == ["1"]
@@ -279,11 +279,15 @@ def test_evaluator_counts() -> None:
     assert Evaluator(split, preprocess, flip_test=True)(Fixed()).loss == pytest.approx(0.6931, abs=1e-3)
 
 
-def poisoned_trainer(on_nan: str) -> tuple[Trainer, torch.Tensor, torch.Tensor]:
+def make_trainer(**options: Any) -> Trainer:
     split = drawn.load(14, 7)["train"]
-    config = tiny(Path("unused"), on_nan=on_nan).resolved()
     torch.manual_seed(0)
-    trainer = Trainer(fastfer.create_model("fgw_fer"), split, Preprocess.of(split), config)
+    config = tiny(Path("unused"), **options).resolved()
+    return Trainer(fastfer.create_model("fgw_fer"), split, Preprocess.of(split), config)
+
+
+def poisoned_trainer(on_nan: str) -> tuple[Trainer, torch.Tensor, torch.Tensor]:
+    trainer = make_trainer(on_nan=on_nan)
     trainer.model.train()
     x = torch.randn(8, 1, 48, 48)
     x[3, 0, 5, 5] = float("nan")
@@ -298,6 +302,25 @@ def test_a_skipped_step_leaves_no_trace() -> None:
     loss = trainer._step(torch.randn(8, 1, 48, 48), labels, "here")
     assert loss is not None
     assert not torch.equal(trainer.model.state_dict()["head.weight"], before["head.weight"])
+
+
+def test_the_average_follows_the_weights() -> None:
+    trainer = make_trainer(ema=0.5)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train_epoch(1)
+    assert trainer.average is not None
+    trainer.average.model.load_state_dict(before)
+    trainer.average.update(1)
+    weight = 1 - 2 / 11  # the ramp is below the decay in the first steps
+    for name, value in trainer.evaluated.state_dict().items():
+        now = trainer.model.state_dict()[name]
+        expected = torch.lerp(before[name], now, weight) if value.is_floating_point() else now
+        assert torch.equal(value, expected), name
+
+
+def test_label_smoothing_changes_the_loss() -> None:
+    plain, smooth = (make_trainer(label_smoothing=s).train_epoch(1).loss for s in (0.0, 0.5))
+    assert smooth != plain
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
@@ -342,6 +365,8 @@ BAD_OPTIONS = {
     "no epochs": (["--epochs", "0"], "epochs: expected 1 or more, got 0"),
     "batch of one": (["--batch-size", "1"], "batch_size"),
     "negative rate": (["--lr", "-1"], "lr"),
+    "smoothing is no share": (["--label-smoothing", "1"], "label_smoothing: expected 0 or more and below 1"),
+    "average never moves": (["--ema", "1"], "ema: expected 0 or more and below 1"),
     "flip is no probability": (["--augment.flip", "2"], "augment.flip: expected 0 to 1"),
     "data without root": (["--data", "fer2013"], "root"),
     "missing data": (["--data", "fer2013", "--root", "/nowhere"], "/nowhere/fer2013.csv"),

@@ -42,6 +42,8 @@ class TrainConfig:
         lr: learning rate of AdamW: the peak for onecycle, else the first (default: 5e-3 for onecycle, 2e-3 for cosine,
             1e-3 for plateau)
         weight_decay: weight decay of AdamW
+        label_smoothing: share of the target spread evenly over the classes
+        ema: decay of the moving average of the weights, which is then what is evaluated and kept; 0 for none
         augment: random changes of the training images
         flip_test: average the logits of each validation image and its mirror image
         seed: decides weights, order and augmentation
@@ -61,6 +63,8 @@ class TrainConfig:
     schedule: Literal["onecycle", "cosine", "plateau"] = "onecycle"
     lr: float | None = None
     weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    ema: float = 0.0
     augment: Augment = field(default_factory=Augment)
     flip_test: bool = False
     seed: int = 0
@@ -80,6 +84,10 @@ class TrainConfig:
             raise ValueError(f"lr: expected a positive number, got {self.lr}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
+        for name in ("label_smoothing", "ema"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: expected 0 or more and below 1, got {value}")
 
     def resolved(self) -> TrainConfig:
         """With the defaults that depend on other options filled in."""

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR,
 
 from fastfer.data import Augment, Preprocess, Split
 from fastfer.models import FerModel
+from fastfer.train.average import WeightAverage
 from fastfer.train.config import TrainConfig
 
 _STREAMS = {"weights": 0, "order": 1, "augment": 2, "dropout": 3}
@@ -68,6 +69,7 @@ class Trainer:
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.scheduler = self._make_scheduler(config.schedule, config.lr, config.epochs * self.steps_per_epoch)
+        self.average = WeightAverage(self.model, config.ema) if config.ema else None
 
     def _make_scheduler(self, kind: str, lr: float, total_steps: int) -> LRScheduler:
         if kind == "onecycle":
@@ -75,6 +77,11 @@ class Trainer:
         if kind == "cosine":
             return CosineAnnealingLR(self.optimizer, total_steps)
         return ReduceLROnPlateau(self.optimizer)
+
+    @property
+    def evaluated(self) -> FerModel:
+        """The network to evaluate and keep: the average of the weights where the run keeps one."""
+        return self.average.model if self.average else self.model
 
     def train_epoch(self, epoch: int, on_step: Callable[[float], None] = lambda loss: None) -> EpochResult:
         """Train on every image once. ``on_step`` hears the loss of each step.
@@ -97,6 +104,8 @@ class Trainer:
                 total += loss * len(chosen)
                 seen += len(chosen)
                 on_step(loss)
+                if self.average:
+                    self.average.update((epoch - 1) * self.steps_per_epoch + step)
             if not isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step()
         seconds = time.perf_counter() - start
@@ -119,7 +128,7 @@ class Trainer:
         # A forward pass has already moved the running statistics when its loss turns out to be NaN.
         kept = [buffer.clone() for buffer in self.model.buffers()] if skipping else []
         self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.model(x), labels)
+        loss = F.cross_entropy(self.model(x), labels, label_smoothing=self.config.label_smoothing)
         value = loss.item()
         if math.isfinite(value):
             torch.autograd.backward(loss)

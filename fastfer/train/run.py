@@ -121,7 +121,7 @@ class _Run:
         for epoch in range(len(self.history) + 1, epochs + 1):
             with self.display.epoch(f"epoch {epoch}/{epochs}", self.trainer.steps_per_epoch) as on_step:
                 result = self.trainer.train_epoch(epoch, on_step)
-                scores = self.evaluate(self.trainer.model)
+                scores = self.evaluate(self.trainer.evaluated)
             self.trainer.end_epoch(scores.loss)
             self._keep(epoch, result, scores)
             self.display.line(
@@ -137,7 +137,7 @@ class _Run:
         self.history.append(_row(epoch, result, scores, self.train_split.names))
         if not self.best or scores.accuracy > self.best["accuracy"]:
             self.best = self.last
-            save_weights(self.trainer.model, self.out / BEST_FILE, self._metadata())
+            save_weights(self.trainer.evaluated, self.out / BEST_FILE, self._metadata())
         record = {
             "config": asdict(self.config), "fingerprints": self.fingerprints, "numerics": self.numerics,
             "history": self.history, "best": self.best, "last": self.last,

@@ -2,6 +2,7 @@
 """The folder ``last``: everything that continuing a run needs, replaced as a whole after each epoch.
 
 weights.safetensors    the network, with its preprocessing and class names in the header
+average.safetensors    the average of the weights, where the run keeps one
 optimizer.safetensors  AdamW's moments and step counts, "parameter name/entry"
 state.json             epoch, schedule, optimiser options, history, best scores, options of the run, data fingerprints
 
@@ -28,6 +29,7 @@ RECORD_KEYS = ("config", "fingerprints", "numerics", "history", "best", "last")
 
 _NEW, _OLD = "last.new", "last.old"
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+_AVERAGE = "average.safetensors"
 
 
 class StateError(ValueError):
@@ -52,6 +54,8 @@ def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str
     new.mkdir()
     try:
         save_weights(trainer.model, new / _WEIGHTS, metadata)
+        if trainer.average:
+            save_weights(trainer.average.model, new / _AVERAGE, metadata)
         optimizer = trainer.optimizer.state_dict()
         names = [name for name, _ in trainer.model.named_parameters()]
         moments = {
@@ -91,6 +95,8 @@ def restore(folder: Path, trainer: Trainer) -> None:
     state = _read_state(folder)
     try:
         trainer.model.load_state_dict(load_weights(folder / _WEIGHTS).state_dict())
+        if trainer.average:
+            trainer.average.model.load_state_dict(load_weights(folder / _AVERAGE).state_dict())
         moments = load_file(folder / _OPTIMIZER)
         entries = {
             index: {
