@@ -206,11 +206,6 @@ def _term_sizes(case: Case, y: Tensor, z: Tensor) -> dict[str, Tensor]:
     return {**scales, "x": dx.max(), "weight": dw.max(), "bias": upstream.sum(dims).max()}
 
 
-def kernels(layer: Layer, dtype: torch.dtype, *directions: str) -> list[str]:
-    op = "batch_norm" if layer.kernel is None else "conv2d"
-    return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
-
-
 def assert_result(got: Result, want: Result, layer: Layer) -> None:
     assert got.out.is_contiguous(memory_format=torch.channels_last)
     assert_close(got.out, want.out, "chain", layer.terms, name="out")
@@ -227,6 +222,20 @@ def same_bits(a: Result, b: Result, name: str = "") -> None:
         assert torch.equal(a.grads[key], b.grads[key]), f"{name} gradient of {key}"
     for key in a.running:
         assert torch.equal(a.running[key], b.running[key]), f"{name} {key}"
+
+
+def assert_same_for_any_threads(layer: Layer) -> None:
+    """Training, frozen statistics and inference give the same bits on 1, 2, 3 and 7 threads."""
+    case, evaluation = make(layer), make(frozen(layer))
+    results = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        with torch.inference_mode():
+            out = evaluation.call(*evaluation.tensors(torch.float32))
+        results.append((case.measured(torch.float32), evaluation.measured(torch.float32), Result(out.clone(), {}, {})))
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            same_bits(a, b)
 
 
 def frozen(layer: Layer) -> Layer:

@@ -124,7 +124,3 @@ def check(got: Result, want: Result, shape: Shape, train: bool) -> None:
 def well_posed(shape: Shape) -> bool:
     """Whether batch statistics leave anything of a gradient: they undo scaling, and want more than a few values."""
     return shape.c > 1 and shape.n * (shape.h + shape.w) >= 8
-
-
-def names(op: str, dtype: torch.dtype, *directions: str) -> list[str]:
-    return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]

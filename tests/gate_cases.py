@@ -155,7 +155,3 @@ def check(t: Tensors, kind: str, dtype: torch.dtype) -> None:
         # One number for the whole batch may cancel to less than the rounding of its terms.
         scale = float((t["up"] * t["x"]).abs().sum()) * 1e-2 if name in ("sb", "sw", "k") else None
         assert_close(grad, want[1][name], "chain", terms, scale=scale, name=f"{kind}: gradient of {name}")
-
-
-def kernels(dtype: torch.dtype, *directions: str) -> list[str]:
-    return [f"gate_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from conftest import Variant
+from draws import kernels
 from guard import Guarded
 from shapes import around_vectors
 from tolerance import assert_close
@@ -143,16 +144,15 @@ def check(case: Case, dtype: torch.dtype, wanted: Sequence[str] | None = None) -
         assert_close(got, want, "chain", length, name="inference")
 
 
-def kernels(gate: str, dtype: torch.dtype, training: bool) -> list[str]:
-    passes = ("train", "bwd") if training else ("fwd", "train", "bwd")
-    return [f"{gate}_{name}_{'f64' if dtype == torch.float64 else 'f32'}" for name in passes]
+def passes(training: bool) -> tuple[str, ...]:
+    return ("train", "bwd") if training else ("fwd", "train", "bwd")
 
 
 @dtypes
 @pytest.mark.parametrize("training", [True, False], ids=["batch", "frozen"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.c}x{s.h}x{s.w}")
 def test_cbam(variant: Variant, shape: Shape, training: bool, dtype: torch.dtype) -> None:
-    with variant.runs(*kernels("cbam", dtype, training)):
+    with variant.runs(*kernels("cbam", dtype, *passes(training))):
         check(make("cbam", shape, training), dtype)
 
 
@@ -161,7 +161,7 @@ def test_cbam(variant: Variant, shape: Shape, training: bool, dtype: torch.dtype
 def test_gates_alone(variant: Variant, gate: str, dtype: torch.dtype) -> None:
     for shape in SHAPES[:5]:
         for training in (False, True)[: 1 + (gate == "spatial_gate")]:
-            with variant.runs(*kernels(gate, dtype, training)):
+            with variant.runs(*kernels(gate, dtype, *passes(training))):
                 check(make(gate, shape, training), dtype)
 
 

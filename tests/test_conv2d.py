@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 import torch
 from conftest import Variant
-from conv_oracle import DTYPES, Case, Layer, assert_result, expected, frozen, kernels, known, make, safe, same_bits
+from conv_oracle import (
+    DTYPES,
+    Case,
+    Layer,
+    assert_result,
+    assert_same_for_any_threads,
+    expected,
+    frozen,
+    known,
+    make,
+    safe,
+    same_bits,
+)
+from draws import kernels
 from oracle import Result
 from shapes import around_vectors
 from tolerance import assert_close
@@ -58,7 +71,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("f32", "f64"))
 @pytest.mark.parametrize("training", [True, False], ids=["batch", "frozen"])
 def test_gradients(variant: Variant, layer: Layer, dtype: torch.dtype, training: bool) -> None:
     case, want = safe(replace(layer, training=training), dtype)
-    with variant.runs(*kernels(layer, dtype, "train", "bwd")):
+    with variant.runs(*kernels("conv2d", dtype, "train", "bwd")):
         got = case.measured(dtype)
     assert_result(got, want, case.layer)
 
@@ -69,7 +82,7 @@ def test_inference(variant: Variant, layer: Layer, dtype: torch.dtype) -> None:
     for act in ("relu6", "silu"):
         case, want = known(replace(frozen(layer), act=act))
         leaves, running = case.tensors(dtype)
-        with torch.inference_mode(), variant.runs(*kernels(layer, dtype, "fwd")):
+        with torch.inference_mode(), variant.runs(*kernels("conv2d", dtype, "fwd")):
             out = case.call(leaves, running)
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert_close(out, want.out, "chain", layer.terms, name="out")
@@ -217,16 +230,7 @@ def test_nan_in_training_stays_in_what_it_reaches(cpu_backend: Variant) -> None:
 
 @pytest.mark.parametrize("layer", [*REAL, Layer(9, 5, 13, 11, 21, (5, 4), (2, 1), (3, 1, 0, 2), act="relu6")], ids=str)
 def test_threads_give_the_same_bits(kernel_variant: Variant, layer: Layer, threads: None) -> None:
-    case, evaluation = make(layer), make(frozen(layer))
-    results = []
-    for count in (1, 2, 3, 7):
-        torch.set_num_threads(count)
-        with torch.inference_mode():
-            out = evaluation.call(*evaluation.tensors(torch.float32))
-        results.append((case.measured(torch.float32), evaluation.measured(torch.float32), Result(out.clone(), {}, {})))
-    for other in results[1:]:
-        for a, b in zip(other, results[0], strict=True):
-            same_bits(a, b)
+    assert_same_for_any_threads(layer)
 
 
 def random_norm(channels: int) -> Norm:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Variant
+from draws import kernels
 from tolerance import assert_close
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,10 +72,9 @@ def test_conv2d_pool(variant: Variant, layer: tuple[Any, ...], dtype: torch.dtyp
     leaves, running = leaves_of(layer, dtype), running_of(layer, dtype)
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
     wide_running = running_of(layer, torch.float64)
-    suffix = "f64" if dtype == torch.float64 else "f32"
     want = oracle(layer, wide, wide_running, training)
     dout = torch.randn(want.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    with variant.runs(f"conv2d_train_{suffix}", f"conv2d_bwd_{suffix}"):
+    with variant.runs(*kernels("conv2d", dtype, "train", "bwd")):
         out = run(layer, leaves, running, training)
         grads = torch.autograd.grad(out, leaves, dout)
     assert out.is_contiguous(memory_format=torch.channels_last)

@@ -23,11 +23,11 @@ from coordinate_cases import (
     formula,
     kinds,
     make,
-    names,
     run,
     shapes,
     well_posed,
 )
+from draws import kernels
 from guard import Guarded
 from shapes import around_vectors
 from tolerance import assert_close
@@ -47,7 +47,7 @@ def test_training(variant: Variant, shape: Shape, kind: str, dtype: torch.dtype)
     case = make(shape)
     act = "hardswish" if dtype == torch.float64 else "silu"  # in float32 rounding decides at hardswish's kinks
     for train in (True, False) if well_posed(shape) else (False,):
-        with variant.runs(*names("coordinate_attention", dtype, "train", "bwd")):
+        with variant.runs(*kernels("coordinate_attention", dtype, "train", "bwd")):
             got = run(call, case, dtype, kind, act, train)
         check(got, run(formula, case, torch.float64, kind, act, train), shape, train)
 
@@ -59,7 +59,7 @@ def test_inference(variant: Variant, kind: str, dtype: torch.dtype) -> None:
         case = make(shape)
         leaves = {name: value.to(dtype) for name, value in case.leaves.items()}
         running = case.running[0].to(dtype), case.running[1].to(dtype)
-        with torch.inference_mode(), variant.runs(*names("coordinate_attention", dtype, "fwd")):
+        with torch.inference_mode(), variant.runs(*kernels("coordinate_attention", dtype, "fwd")):
             out = call(leaves, running, case, kind, "hardswish", False)
         assert out.is_contiguous(memory_format=torch.channels_last)
         want = formula(case.leaves, case.running, case, kind, "hardswish", False)
@@ -94,7 +94,7 @@ def test_pool(variant: Variant, dtype: torch.dtype) -> None:
         wide = x.detach().double().requires_grad_()
         want = pooled(wide)
         upstream = [torch.randn(t.shape, generator=g).to(dtype) for t in want]
-        with variant.runs(*names("cpsca_pool", dtype, "fwd", "bwd")):
+        with variant.runs(*kernels("cpsca_pool", dtype, "fwd", "bwd")):
             got = ops.cpsca_pool(x)
             dx = torch.autograd.grad(got, x, upstream)[0]
         for name, each, right in zip(("row mean", "row max", "col mean", "col max"), got, want, strict=True):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import Variant
+from draws import kernels
 from guard import Guarded
 from oracle import TORCH
 from shapes import around_vectors
@@ -22,10 +23,6 @@ from fastfer._checks import ACTIVATIONS, act_code
 DTYPES = [torch.float32, torch.float64]
 NAMES = ACTIVATIONS[1:]
 SPECIAL = (math.inf, -math.inf, 0.0, -0.0, 6.0, -6.0, 3.0, -3.0, 1e-3, -1e-30, -30.0, 30.0, -90.0, 90.0, -800.0, 800.0)
-
-
-def kernel(direction: str, dtype: torch.dtype) -> str:
-    return f"activation_{direction}_{'f64' if dtype == torch.float64 else 'f32'}"
 
 
 def expected(x: Tensor, dy: Tensor, act: str) -> tuple[Tensor, Tensor]:
@@ -60,7 +57,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 4.0) -
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("act", NAMES)
 def test_sizes(variant: Variant, act: str, dtype: torch.dtype) -> None:
-    with variant.runs(kernel("fwd", dtype), kernel("bwd", dtype)):
+    with variant.runs(*kernels("activation", dtype, "fwd", "bwd")):
         for size in (*around_vectors(), 16383, 40001):
             check(random(size, dtype=dtype, seed=size), random(size, dtype=dtype, seed=size + 1), act)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Variant
+from draws import kernels
 from gate_cases import (
     DTYPES,
     KINDS,
@@ -21,7 +22,6 @@ from gate_cases import (
     check,
     dtypes,
     excite,
-    kernels,
     kinds,
     make,
     run,
@@ -45,7 +45,7 @@ SEED = int(os.environ.get("FASTFER_TEST_SEED", "2026"))
 @shapes
 def test_training(variant: Variant, shape: Shape, kind: str, dtype: torch.dtype) -> None:
     t = safe(shape, kind)
-    with variant.runs(*kernels(dtype, "train", "bwd")):
+    with variant.runs(*kernels("gate", dtype, "train", "bwd")):
         check(t, kind, dtype)
 
 
@@ -54,7 +54,7 @@ def test_training(variant: Variant, shape: Shape, kind: str, dtype: torch.dtype)
 def test_inference(variant: Variant, kind: str, dtype: torch.dtype) -> None:
     for shape in SHAPES:
         t = make(shape)
-        with torch.inference_mode(), variant.runs(*kernels(dtype, "fwd")):
+        with torch.inference_mode(), variant.runs(*kernels("gate", dtype, "fwd")):
             out = KINDS[kind].call({name: value.to(dtype) for name, value in t.items()})
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert_close(out, KINDS[kind].formula(t), "chain", shape.c + shape.h * shape.w, name=f"{shape}")

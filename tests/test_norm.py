@@ -13,7 +13,20 @@ from typing import Any
 import pytest
 import torch
 from conftest import Variant
-from conv_oracle import DTYPES, Layer, alone, assert_result, expected, frozen, kernels, known, make, safe, same_bits
+from conv_oracle import (
+    DTYPES,
+    Layer,
+    alone,
+    assert_result,
+    assert_same_for_any_threads,
+    expected,
+    frozen,
+    known,
+    make,
+    safe,
+    same_bits,
+)
+from draws import kernels
 from oracle import Result
 from shapes import around_vectors
 from tolerance import assert_close
@@ -40,7 +53,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("f32", "f64"))
 @pytest.mark.parametrize("training", [True, False], ids=["batch", "frozen"])
 def test_gradients(variant: Variant, layer: Layer, dtype: torch.dtype, training: bool) -> None:
     case, want = safe(replace(layer, training=training), dtype)
-    with variant.runs(*kernels(layer, dtype, "train", "bwd")):
+    with variant.runs(*kernels("batch_norm", dtype, "train", "bwd")):
         got = case.measured(dtype)
     assert_result(got, want, case.layer)
 
@@ -51,7 +64,7 @@ def test_inference(variant: Variant, act: str, dtype: torch.dtype) -> None:
     for channels in (1, 3, 8, 19):
         case = make(alone(2, channels, 6, 4, act, training=False))
         leaves, running = case.tensors(dtype)
-        with torch.inference_mode(), variant.runs(*kernels(case.layer, dtype, "fwd")):
+        with torch.inference_mode(), variant.runs(*kernels("batch_norm", dtype, "fwd")):
             out = case.call(leaves, running)
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert_close(out, expected(case).out, "chain", 4, name=f"{channels} channels")
@@ -142,16 +155,7 @@ def test_non_finite(variant: Variant, value: float) -> None:
     "layer", [alone(5, 8, 48, 48, "relu6"), alone(3, 70, 9, 11, "silu"), alone(2, 1, 48, 48)], ids=str
 )
 def test_threads_give_the_same_bits(kernel_variant: Variant, layer: Layer, threads: None) -> None:
-    case, evaluation = make(layer), make(frozen(layer))
-    results = []
-    for count in (1, 2, 3, 7):
-        torch.set_num_threads(count)
-        with torch.inference_mode():
-            out = evaluation.call(*evaluation.tensors(torch.float32))
-        results.append((case.measured(torch.float32), evaluation.measured(torch.float32), Result(out.clone(), {}, {})))
-    for other in results[1:]:
-        for a, b in zip(other, results[0], strict=True):
-            same_bits(a, b)
+    assert_same_for_any_threads(layer)
 
 
 def random_norm(channels: int, dtype: torch.dtype = torch.float64) -> Norm:

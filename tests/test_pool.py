@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import Variant
+from draws import kernels
 from guard import Guarded
 from shapes import around_vectors
 from tolerance import assert_close
@@ -52,10 +53,6 @@ WINDOWS = (
     Window(1, 6, 6, 9, (2, 2), (5, 4), (0, 0, 0, 0)),
     Window(1, 18, 21, 20, (17, 17), (3, 2), (8, 3, 8, 5)),
 )
-
-
-def kernels(op: str, dtype: torch.dtype, *directions: str) -> list[str]:
-    return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
 
 
 def data(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Variant
+from draws import kernels
 from oracle import Block, Case, Result, call, expected, make, measured, out_size, pixels, safe, tensors
 from shapes import EMPTY, LAYERS, REAL, Layer, around_vectors
 from tolerance import assert_close
@@ -24,10 +25,6 @@ layers = pytest.mark.parametrize(
     "layer", LAYERS, ids=lambda x: "{1}x{2}x{3}-k{4[0]}x{4[1]}-s{5[0]}x{5[1]}-o{7}".format(*x)
 )
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("f32", "f64"))
-
-
-def kernels(op: str, dtype: torch.dtype, *directions: str) -> list[str]:
-    return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
 
 
 def assert_result(got: Result, want: Result, length: int) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import Variant
+from draws import kernels
 from oracle import out_size, pixels
 from shapes import EMPTY, LAYERS, Layer
 from tolerance import assert_close
@@ -17,10 +18,6 @@ from fastfer import ops
 layers = pytest.mark.parametrize("layer", LAYERS, ids=lambda x: "{1}x{2}x{3}-k{4[0]}x{4[1]}-s{5[0]}x{5[1]}".format(*x))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=("f32", "f64"))
 NAMES = ("x", "weight", "bias", "norm weight", "norm bias")
-
-
-def kernels(op: str, dtype: torch.dtype, *directions: str) -> list[str]:
-    return [f"{op}_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
 
 
 def leaves_of(layer: Layer, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], list[Tensor], Tensor]:
