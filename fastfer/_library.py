@@ -67,9 +67,12 @@ class Op:
                 differentiable = differentiable or arg.requires_grad
             elif isinstance(arg, Tensor):
                 return self.registered(*args)
-        x = args[0]
         if differentiable and torch.is_grad_enabled():
             return self.registered(*args) if self.function is None else self.function.apply(*args)
+        return self.direct(args[0], args)
+
+    def direct(self, x: Tensor, args: tuple[Any, ...]) -> Any:
+        """The active backend of x's device; torch's dispatcher where the op has none."""
         if x.is_cpu or x.is_cuda:
             return self.run("cpu" if x.is_cpu else "cuda", args)
         return self.registered(*args)
@@ -108,8 +111,7 @@ def autograd(op: Op, setup: Callable[..., None], backward: Callable[..., Any]) -
     after: Any = _C._after_autograd_keyset
 
     def forward(ctx: Any, *args: Any) -> Any:
-        x = args[0]
-        result = op.run("cpu" if x.is_cpu else "cuda", args) if x.is_cpu or x.is_cuda else op.registered(*args)
+        result = op.direct(args[0], args)
         setup(ctx, args, result)
         return result
 

@@ -9,7 +9,6 @@ with the kernel turned round, for each phase of the stride. Activations are reco
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ from fastfer.fallback._steps import (
     running,
 )
 from fastfer.fallback.pool import max_pool2d_backward, max_pool2d_train
-from fastfer.reference.pool import at_maxima
+from fastfer.reference.conv2d import with_pool
 
 _PART_PIXELS = 256
 """Pixels from which a chunk's work on its part of the weight gradient outweighs clearing and merging that."""
@@ -197,19 +196,6 @@ def conv2d_backward(
     return distinct(dx, dw, db, *((d_scale, d_shift) if need_dw else (nothing, nothing)))
 
 
-def conv2d_pool_train(*args: Any) -> tuple[Tensor, ...]:
-    """Output of the pooling behind `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
-    *layer, kernel, window_stride, window_padding, batch_stats = args
-    full, y, stats = conv2d_train(*(*layer, batch_stats))
-    out, positions = max_pool2d_train(full, kernel, window_stride, window_padding)
-    return out, y, at_maxima(y, positions, kernel, window_stride, window_padding), positions, stats
-
-
-def conv2d_pool_backward(
-    dout: Tensor, x: Tensor, y: Tensor, best: Tensor, positions: Tensor, weight: Tensor, n_weight: Tensor,
-    n_bias: Tensor, stats: Tensor, act: int, stride: list[int], padding: list[int],
-    pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients as `conv2d_backward`, ``dout`` that of the pooled output."""
-    dfull = max_pool2d_backward(dout, positions, list(y.shape[2:]), pool_kernel, pool_stride, pool_padding)
-    return conv2d_backward(dfull, x, y, weight, n_weight, n_bias, stats, act, stride, padding, batch_stats, mask)
+conv2d_pool_train, conv2d_pool_backward = with_pool(
+    conv2d_train, conv2d_backward, max_pool2d_train, max_pool2d_backward
+)

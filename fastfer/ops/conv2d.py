@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastfer import _checks, _library
 from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
-from fastfer.ops.pool import Pool, check_pool, max_pool2d
+from fastfer.ops.pool import Pool, check_pool, fake_max_pool, max_pool2d
 
 _FAMILY = "conv2d"
 _ARGS = (
@@ -57,16 +57,9 @@ def _fake_backward(
 _WINDOW = "int[2] pool_kernel, int[2] pool_stride, int[4] pool_padding"
 
 
-def _pooled(y: Tensor, window: Sequence[Any]) -> Tensor:
-    kernel, stride, padding = window
-    height = (y.shape[2] + padding[0] + padding[2] - kernel[0]) // stride[0] + 1
-    width = (y.shape[3] + padding[1] + padding[3] - kernel[1]) // stride[1] + 1
-    return _nhwc(y.new_empty((y.shape[0], y.shape[1], height, width)))
-
-
 def _fake_pool_train(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     y = _fake(x, weight, *rest)
-    out = _pooled(y, rest[9:12])
+    out = fake_max_pool(y, *rest[9:12])
     positions = torch.empty_like(out, dtype=torch.uint8)
     return out, y, torch.empty_like(out), positions, x.new_empty((3, weight.shape[0]))
 

@@ -24,14 +24,15 @@ def _image(like: Tensor, height: Any, width: Any) -> Tensor:
     return like.new_empty((*like.shape[:2], height, width)).contiguous(memory_format=_CL)
 
 
-def _fake_max_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+def fake_max_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """An empty tensor like the output of `max_pool2d`."""
     height = (x.shape[2] + padding[0] + padding[2] - kernel[0]) // stride[0] + 1
     width = (x.shape[3] + padding[1] + padding[3] - kernel[1]) // stride[1] + 1
     return _image(x, height, width)
 
 
 def _fake_max_pool_train(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[Tensor, Tensor]:
-    y = _fake_max_pool(x, kernel, stride, padding)
+    y = fake_max_pool(x, kernel, stride, padding)
     return y, torch.empty_like(y, dtype=torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32)
 
 
@@ -52,7 +53,7 @@ def _fake_avg_max(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _WINDOW = "int[2] kernel, int[2] stride, int[4] padding"
-_max_pool = _library.define(f"max_pool2d(Tensor x, {_WINDOW}) -> Tensor", _FAMILY, _fake_max_pool)
+_max_pool = _library.define(f"max_pool2d(Tensor x, {_WINDOW}) -> Tensor", _FAMILY, fake_max_pool)
 _max_pool_train = _library.define(
     f"max_pool2d_train(Tensor x, {_WINDOW}) -> (Tensor, Tensor)", _FAMILY, _fake_max_pool_train
 )

@@ -8,6 +8,7 @@ padding (top, left, bottom, right).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,19 +70,31 @@ def conv2d_backward(
     return nhwc(dx[:, :, top : height - bottom, left : width - right]) if need_dx else x.new_empty(0), *params
 
 
-def conv2d_pool_train(*args: Any) -> tuple[Tensor, ...]:
-    """Output of the pooling behind `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
-    *layer, kernel, window_stride, window_padding, batch_stats = args
-    full, y, stats = conv2d_train(*(*layer, batch_stats))
-    out, positions = max_pool2d_train(full, kernel, window_stride, window_padding)
-    return out, y, at_maxima(y, positions, kernel, window_stride, window_padding), positions, stats
+def with_pool(
+    train: Callable[..., tuple[Tensor, ...]], backward: Callable[..., tuple[Tensor, ...]],
+    pool_train: Callable[..., tuple[Tensor, Tensor]], pool_backward: Callable[..., Tensor],
+) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:  # fmt: skip
+    """conv2d_pool_train and conv2d_pool_backward of a backend that runs convolution and max pooling one by one."""
+
+    def conv2d_pool_train(*args: Any) -> tuple[Tensor, ...]:
+        """Output of the pooling behind `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
+        *layer, kernel, window_stride, window_padding, batch_stats = args
+        full, y, stats = train(*layer, batch_stats)
+        out, positions = pool_train(full, kernel, window_stride, window_padding)
+        return out, y, at_maxima(y, positions, kernel, window_stride, window_padding), positions, stats
+
+    def conv2d_pool_backward(
+        dout: Tensor, x: Tensor, y: Tensor, best: Tensor, positions: Tensor, weight: Tensor, n_weight: Tensor,
+        n_bias: Tensor, stats: Tensor, act: int, stride: list[int], padding: list[int],
+        pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], batch_stats: bool, mask: list[bool],
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """Gradients as `conv2d_backward`, ``dout`` that of the pooled output."""
+        dfull = pool_backward(dout, positions, list(y.shape[2:]), pool_kernel, pool_stride, pool_padding)
+        return backward(dfull, x, y, weight, n_weight, n_bias, stats, act, stride, padding, batch_stats, mask)
+
+    return conv2d_pool_train, conv2d_pool_backward
 
 
-def conv2d_pool_backward(
-    dout: Tensor, x: Tensor, y: Tensor, best: Tensor, positions: Tensor, weight: Tensor, n_weight: Tensor,
-    n_bias: Tensor, stats: Tensor, act: int, stride: list[int], padding: list[int],
-    pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients as `conv2d_backward`, ``dout`` that of the pooled output."""
-    dfull = max_pool2d_backward(dout, positions, list(y.shape[2:]), pool_kernel, pool_stride, pool_padding)
-    return conv2d_backward(dfull, x, y, weight, n_weight, n_bias, stats, act, stride, padding, batch_stats, mask)
+conv2d_pool_train, conv2d_pool_backward = with_pool(
+    conv2d_train, conv2d_backward, max_pool2d_train, max_pool2d_backward
+)
