@@ -120,11 +120,13 @@ def test_statistics_are_those_of_the_pixels_before_the_resize() -> None:
     seen = pixels.equalise(pixels.grey(torch.from_numpy(split.images))).double() / 255
     assert settings.mean == pytest.approx((float(seen.mean()),), abs=1e-6)
     assert settings.std == pytest.approx((float(seen.std(correction=0)),), abs=1e-6)
+    batches = (torch.from_numpy(split.images[at : at + 2]) for at in (0, 2, 4))
+    assert Preprocess.of(batches, size=(10, 10), colour="grey", equalise=True) == settings
     grey = Split(split.images[:, 0], split.labels, split.names)
     rgb = Preprocess.of(grey, colour="rgb")
     assert rgb.mean == Preprocess.of(grey).mean * 3
     assert rgb(torch.from_numpy(grey.images)).shape == (6, 3, 20, 20)
-    with pytest.raises(ValueError, match="split: expected images"):
+    with pytest.raises(ValueError, match="source: expected images"):
         Preprocess.of(grey.first(0))
 
 

@@ -9,7 +9,7 @@ everywhere (`fastfer.data.pixels`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -63,17 +63,18 @@ class Preprocess:
             raise TypeError(f"equalise: expected a bool, got {type(self.equalise).__name__}")
 
     @classmethod
-    def of(cls, split: Split, **settings: Any) -> Preprocess:
-        """Mean and standard deviation over the pixels of ``split``, from integer counts, hence exactly repeatable.
+    def of(cls, source: Split | Iterable[Tensor], **settings: Any) -> Preprocess:
+        """Mean and standard deviation over the pixels of a split, from integer counts, hence exactly repeatable.
 
-        ``settings`` are the other fields; pixels are counted after grey and equalisation, before the change of size.
+        ``source`` may also be batches of stored images, as a loader gives them. ``settings`` are the other fields;
+        pixels are counted after grey and equalisation, before the change of size.
         """
-        if not len(split):
-            raise ValueError("split: expected images to take mean and standard deviation of, got none")
         colour, equalise = settings.get("colour", "stored"), settings.get("equalise", False)
         counts = torch.zeros(1, 1, dtype=torch.int64)
-        for start in range(0, len(split), 1024):  # bincount makes int64 of its input
-            counts = counts + pixels.histogram(_tone(_batch(split.images[start : start + 1024]), colour, equalise))
+        for batch in _batches(source) if isinstance(source, Split) else source:
+            counts = counts + pixels.histogram(_tone(_batch(batch), colour, equalise)).cpu()
+        if not counts.any():
+            raise ValueError("source: expected images to take mean and standard deviation of, got none")
         mean, std = [], []
         for channel in counts.numpy():
             total, first, second = (int((channel * np.arange(256) ** power).sum()) for power in range(3))
@@ -162,8 +163,16 @@ class Preprocess:
             if detector is None:
                 raise ValueError("detector: expected one, because the preprocessing cuts out faces; got None")
             picture = self.crop(picture, detector)
-        planes = np.ascontiguousarray(np.atleast_3d(picture).transpose(2, 0, 1))
+        planes = np.array(
+            np.atleast_3d(picture).transpose(2, 0, 1), order="C"
+        )  # a copy: decoded pictures are read-only
         return self.pixels(torch.from_numpy(planes)[None])[0]
+
+
+def _batches(split: Split) -> Iterator[Tensor]:
+    """Of few images, as the histogram makes int64 of its input."""
+    for start in range(0, len(split), 1024):
+        yield _batch(split.images[start : start + 1024])
 
 
 def _batch(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
