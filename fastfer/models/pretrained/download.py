@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+_TORCH = "https://download.pytorch.org/models/mobilenet_v3_large"
 _TIMM = "https://huggingface.co/timm/mobilenetv1_100.ra4_e3600_r224_in1k/{}/dda9ab42e23f3061aa191630817df76e8fe9cace/{}"
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
@@ -41,10 +42,9 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    # The eight digits are in the name itself, as torch.hub checks them.
-    "torchvision/mobilenet_v3_large": Source(
-        "https://download.pytorch.org/models/mobilenet_v3_large-8738ca79.pth", "sha256:8738ca79"
-    ),
+    # The eight digits are in the names themselves, as torch.hub checks them; v2 is torchvision's later training.
+    "torchvision/mobilenet_v3_large": Source(f"{_TORCH}-8738ca79.pth", "sha256:8738ca79"),
+    "torchvision/mobilenet_v3_large_v2": Source(f"{_TORCH}-5c1a4163.pth", "sha256:5c1a4163"),
     "keras/mobilenet_1_0_224": Source(
         "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/mobilenet_1_0_224_tf_no_top.h5",
         "md5:725ccbd03d61d7ced5b5c4cd17e7d527",
