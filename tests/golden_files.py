@@ -143,11 +143,12 @@ def network_arrays(name: str) -> Arrays:
     return {f"{name}/{key}": array for key, array in arrays.items()}
 
 
-def variant_logits(name: str, options: dict[str, object]) -> np.ndarray:
-    """Logits of a variant in evaluation."""
+def variant_logits(name: str, options: dict[str, object]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a variant in evaluation, (2, classes); and of the first image alone, (1, classes)."""
     model = numbered(name, **options)
+    x = pictures(model)
     with torch.no_grad():
-        return model(pictures(model)).numpy()
+        return model(x).numpy(), model(x[:1]).numpy()
 
 
 def main() -> None:
@@ -158,7 +159,7 @@ def main() -> None:
         for name in list_models():
             networks |= network_arrays(name)
         for name, options in PINNED:
-            networks[label(name, options)] = variant_logits(name, options)
+            networks[label(name, options)] = variant_logits(name, options)[0]
     np.savez_compressed(NETWORKS, allow_pickle=False, **networks)
 
 

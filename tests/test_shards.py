@@ -16,7 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fastfer.data import Batch, DataError, Preprocess, ShardLoader, Shards, ShardWriter, Split, write_shards
+from fastfer.data import (
+    Batch,
+    DataError,
+    Preprocess,
+    ShardLoader,
+    Shards,
+    ShardWriter,
+    Split,
+    index_shards,
+    write_shards,
+)
 
 NAMES = ("calm", "glad")
 COUNT, FILES = 50, (11, 11, 11, 11, 6)
@@ -227,11 +237,12 @@ def only(key: str, content: bytes | None) -> Callable[[str, bytes], tuple[str, b
     ("change", "message"),
     [
         (only("00000012.png", b"no png"), "images-00001.tar, 00000012 is not a readable image"),
-        (only("00000012.png", None), "00000012: expected one image and json, got json"),
-        (only("00000012.json", None), "00000012: expected one image and json, got png"),
-        (only("00000012.json", b"{"), "00000012.json: expected label, id"),
-        (only("00000012.json", b'{"label": "angry", "id": "1"}'), "00000012.json: expected label, id"),
-        (only("00000012.json", b'{"label": "calm"}'), "00000012.json: expected label, id"),
+        (only("00000012.png", None), "00000012: expected one image and json or cls, got json"),
+        (only("00000012.json", None), "00000012: expected one image and json or cls, got png"),
+        (only("00000012.json", b"{"), "00000012: expected a label of calm, glad"),
+        (only("00000012.json", b'{"label": "angry", "id": "1"}'), "00000012: expected a label of calm, glad, .*angry"),
+        (only("00000012.json", b'{"label": 2}'), "00000012: expected a label .*0 to 1, got 2"),
+        (only("00000012.json", b"[]"), "00000012: expected a label"),
         (lambda name, old: None if name.startswith("00000021") else (name, old), "expected 11 images, got 10"),
     ],
 )
@@ -290,9 +301,33 @@ def test_bad_indices(shards: Shards, change: Callable, message: str) -> None:
         Shards(shards.folder)
 
 
+def test_shards_from_elsewhere(shards: Shards) -> None:
+    """Without a list, with KEY.cls for KEY.json, in one file as index and in another as name."""
+    (shards.folder / "shards.json").unlink()
+    for file, written in ((0, lambda number: b"01"[number % 2 :][:1]), (1, lambda n: NAMES[n % 2].encode() + b"\n")):
+        rewrite(
+            shards,
+            lambda name, old, written=written: (
+                (name[:8] + ".cls", written(int(name[:8]))) if name.endswith("json") else (name, old)
+            ),
+            file,
+        )
+    found = index_shards(shards.folder, NAMES, protocol="found")
+    assert (found.counts, found.labels, found.protocol) == (FILES, {"calm": 25, "glad": 25}, "found")
+    batches = whole(found)
+    assert seen(batches) == list(range(COUNT))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [i % 2 for i in range(COUNT)]
+    assert batches[0].ids[:2] == ("00000000", "00000001")
+    found.verify()
+    with pytest.raises(DataError, match="holds shards already"):
+        index_shards(shards.folder, NAMES)
+
+
 def test_no_shards(tmp_path: Path, shards: Shards) -> None:
     with pytest.raises(DataError, match=r"holds no shards: no shards.json"):
         Shards(tmp_path)
+    with pytest.raises(DataError, match=r"expected files \*.tar, got none"):
+        index_shards(tmp_path, NAMES)
     (shards.folder / "shards.json").write_text("[]")
     with pytest.raises(DataError, match="expected the index of ShardWriter"):
         Shards(shards.folder)

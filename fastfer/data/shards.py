@@ -3,7 +3,8 @@
 
 A folder holds ``NAME-00000.tar`` and so on and, written last, ``shards.json``, which lists them. An image is two
 members of one key: KEY.png (or .jpg and so on, its bytes as they came) and KEY.json with "label" (a class name), "id",
-and where known "subject" and "soft" (a distribution over the classes). `fastfer.data.shard_loader` makes batches.
+and where known "subject" and "soft" (a distribution over the classes). Shards from elsewhere, which may have KEY.cls
+(a class's index or name) instead, get their list from `index_shards`. `fastfer.data.shard_loader` makes batches.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class ShardWriter:
         self._folder, self._name, self._images = Path(folder), name, images
         if (self._folder / INDEX).exists():
             raise DataError(f"{self._folder} holds shards already ({INDEX})")
-        self._head = {"fastfer": LAYOUT, "names": list(names), "protocol": protocol, "soft_mode": soft_mode}
+        self._head = {"names": list(names), "protocol": protocol, "soft_mode": soft_mode}
         self._names = {name: index for index, name in enumerate(names)}
         self._labels: Counter[str] = Counter()
         self._soft: bool | None = None
@@ -141,12 +142,15 @@ class ShardWriter:
                 if not self._shards:
                     raise DataError(f"{self._folder}: expected images to write, got none")
                 labels = {name: self._labels[name] for name in self._names}
-                entry = {**self._head, "soft": bool(self._soft), "labels": labels, "shards": self._shards}
-                write_text(self._folder / INDEX, json.dumps(entry, indent=1) + "\n")
+                _write_index(self._folder, {**self._head, "soft": bool(self._soft), "labels": labels}, self._shards)
         finally:
             if not (self._folder / INDEX).exists():
                 for shard in self._shards:
                     (self._folder / shard["file"]).unlink(missing_ok=True)
+
+
+def _write_index(folder: Path, head: dict[str, Any], shards: list[dict[str, Any]]) -> None:
+    write_text(folder / INDEX, json.dumps({"fastfer": LAYOUT, **head, "shards": shards}, indent=1) + "\n")
 
 
 def _encoded(image: Picture | bytes | Path) -> tuple[str, bytes]:
@@ -187,6 +191,27 @@ def write_shards(folder: str | Path, split: Storable, *, images: int = 10_000, n
             planes = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
             picture = np.ascontiguousarray(planes[..., 0] if planes.ndim == 3 and planes.shape[2] == 1 else planes)
             writer.add(picture, split.names[label], id=id, subject=subject, soft=soft)
+    return Shards(folder)
+
+
+def index_shards(folder: str | Path, names: Sequence[str], *, protocol: str = "") -> Shards:
+    """List the tar files of a folder, in the order of their names, after reading all of them.
+
+    DataError where there is a list already or no tar file, and for anything in them that `Shards.records` refuses.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).exists():
+        raise DataError(f"{folder} holds shards already ({INDEX})")
+    labels, shards = dict.fromkeys(names, 0), []
+    for path in sorted(folder.glob("*.tar")):
+        found = [_record(f"{path}, {key}", key, group, names, soft=False).label for key, group in _groups(path)]
+        for label in found:
+            labels[names[label]] += 1
+        shards.append({"file": path.name, "images": len(found), "sha256": _sha256(path)})
+    if not shards:
+        raise DataError(f"{folder}: expected files *.tar, got none")
+    head = {"names": list(names), "protocol": protocol, "soft_mode": "crossentropy", "soft": False, "labels": labels}
+    _write_index(folder, head, shards)
     return Shards(folder)
 
 
@@ -248,25 +273,28 @@ class Shards:
             path, count = self.folder / self.files[index], 0
             for key, members in _groups(path):
                 count += 1
-                yield self._record(f"{path}, {key}", members)
+                yield _record(f"{path}, {key}", key, members, self.names, self.has_soft)
             if count != self.counts[index]:
                 raise DataError(f"{path}: expected {self.counts[index]} images, got {count}; the file seems to be cut")
 
-    def _record(self, place: str, members: dict[str, bytes]) -> Record:
-        images = [suffix for suffix in members if suffix in _SUFFIXES]
-        if len(images) != 1 or "json" not in members:
-            raise DataError(
-                f"{place}: expected one image and json, got {', '.join(sorted(members))}; the file may be cut"
-            )
-        try:
-            entry = json.loads(members["json"])
-            label = self.names.index(entry["label"])
-            soft = np.array(entry["soft"], np.float32) if self.has_soft else None
-            if soft is not None and soft.shape != (len(self.names),):
-                raise ValueError(f"soft: expected {len(self.names)} numbers, got {soft.shape}")
-            return Record(members[images[0]], label, str(entry["id"]), entry.get("subject"), soft, place)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{place}.json: expected label, id and what {INDEX} says, got {error!r}") from None
+
+def _record(place: str, key: str, members: dict[str, bytes], names: Sequence[str], soft: bool) -> Record:
+    images = [suffix for suffix in members if suffix in _SUFFIXES]
+    if len(images) != 1 or not members.keys() & {"json", "cls"}:
+        found = ", ".join(sorted(members))
+        raise DataError(f"{place}: expected one image and json or cls, got {found}; the file may be cut")
+    try:
+        entry = json.loads(members.get("json", b"{}"))
+        name = str(entry.get("label", members.get("cls", b"").decode())).strip()
+        label = names.index(name) if name in names else int(name)
+        if not 0 <= label < len(names):
+            raise ValueError(f"label: expected 0 to {len(names) - 1}, got {label}")
+        distribution = np.array(entry["soft"], np.float32) if soft else None
+        if distribution is not None and distribution.shape != (len(names),):
+            raise ValueError(f"soft: expected {len(names)} numbers, got {distribution.shape}")
+        return Record(members[images[0]], label, str(entry.get("id", key)), entry.get("subject"), distribution, place)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{place}: expected a label of {', '.join(names)}, and soft as listed, got {error!r}") from None
 
 
 def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
