@@ -154,6 +154,15 @@ def test_large_scores(variant: Variant) -> None:
         assert_close(got, right, "chain", 1000 * 16, name="gradient")
 
 
+def test_scores_whose_rounding_exceeds_one(variant: Variant) -> None:
+    """Scores of 1e12, 65536 apart at least: each query takes its best key's value, and exp never sees a remainder."""
+    (q, k, v, _), _ = dot_inputs(Sizes(2, 20, 70, 16, 8), torch.float32)
+    q, k = q.detach() * 1e6, k.detach() * 1e6
+    out = ops.dot_product_attention(q, k, v)
+    best = (q.double() @ k.double().transpose(1, 2)).argmax(2)
+    torch.testing.assert_close(out, torch.gather(v, 1, best.unsqueeze(2).expand(-1, -1, v.shape[2])))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", [0, 1, 2])
 def test_non_finite_as_torch(variant: Variant, where: int, value: float) -> None:

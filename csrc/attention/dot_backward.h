@@ -34,7 +34,7 @@ FF_NOINLINE double score_grads(const BackwardScratch<T>& s, idx keys, idx stride
     vec<T> sum = {};
     for (idx j = 0; j < keys; ++j) {
       T *weights = s.weights + j * stride + c, *ds = s.ds + j * stride + c;
-      const vec<T> raw = load(weights), weight = exp<T>(fma(raw, rate_v, -origin)) * inverse;
+      const vec<T> raw = load(weights), weight = exp<T>(raw * rate_v - origin) * inverse;
       const vec<T> grad = weight * (load(ds) - delta);
       sum = fma(grad, raw, sum);
       store(weights, weight);

@@ -20,7 +20,7 @@ FF_NOINLINE void softmax_columns(T* tile, idx keys, idx stride, T rate, T* large
     const vec<T> origin = finite_or_zero<T>(most);
     vec<T> sum = {};
     for (idx j = 0; j < keys; ++j) {
-      const vec<T> weight = exp<T>(fma(load(tile + j * stride + c), rate_v, -origin));
+      const vec<T> weight = exp<T>(load(tile + j * stride + c) * rate_v - origin);
       sum = sum + weight;
       store(tile + j * stride + c, weight);
     }
