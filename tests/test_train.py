@@ -27,7 +27,7 @@ from fastfer.data import BASIC_NAMES, Augment, Preprocess, drawn, load_dataset
 from fastfer.models import load_weights, read_metadata
 from fastfer.train import InputError, NonFiniteError, TrainConfig, state, train
 from fastfer.train.__main__ import main
-from fastfer.train.config import parse_args
+from fastfer.train.cli import parse_args
 from fastfer.train.evaluate import Evaluator
 from fastfer.train.loop import Trainer
 from fastfer.train.progress import Display

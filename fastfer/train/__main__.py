@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    from fastfer.train.config import InputError, parse_args
+    from fastfer.train.cli import parse_args
+    from fastfer.train.config import InputError
     from fastfer.train.loop import NonFiniteError
     from fastfer.train.progress import Display
     from fastfer.train.run import train

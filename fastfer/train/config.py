@@ -1,25 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run is made of, and its command line (jsonargparse: options, --config YAML, --help)."""
+"""What a training run is made of."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from fastfer.data import Augment
+from fastfer.train.options import (
+    EarlyStop,
+    InverseTime,
+    LossOptions,
+    OptimizerName,
+    Plateau,
+    ScheduleName,
+    Stage,
+    number,
+    one_of,
+    positive,
+)
 
 CONFIG_FILE = "config.yaml"
 _EPOCHS = {"drawn": 5, "fer2013": 60}
-_LEARNING_RATES = {"onecycle": 5e-3, "cosine": 2e-3, "plateau": 1e-3}
+_LEARNING_RATES = {"onecycle": 5e-3, "cosine": 2e-3, "plateau": 1e-3, "inverse_time": 1e-3, "constant": 1e-3}
+_PLANNED = ("onecycle", "cosine")  # schedules that are laid out over all epochs
 
 # What may differ between a run and its continuation: nothing that decides what is computed.
-_FREE_ON_RESUME = ("out", "root", "threads", "backend", "on_nan")
+_FREE_ON_RESUME = ("out", "root", "threads", "backend", "on_nan", "recipe")
 
 
 class InputError(ValueError):
@@ -31,17 +40,29 @@ class TrainConfig:
     """Options of a training run. The defaults train FGW-FER on the drawn faces in about a minute.
 
     Args:
+        recipe: the recipe whose values stand where none is given, by name (paper, best) or name/data set; applied by
+            the command line and by `configure`, here only a record
         model: network, one of fastfer.list_models()
+        model_options: options of the network's class, e.g. dropout
         data: data set, drawn or fer2013
         root: where the data set lies; the drawn faces need none
         out: output folder (default: runs/MODEL-DATA)
-        epochs: passes over the training images (default: 5 for drawn, 60 for fer2013)
+        epochs: passes over the training images (default: 5 for drawn, 60 for other data)
         batch_size: images per step
-        schedule: learning rate over the run; onecycle and cosine are planned over all epochs, plateau is the FGW-FER
-            paper's (a tenth when the validation loss has not improved for 10 epochs)
-        lr: learning rate of AdamW: the peak for onecycle, else the first (default: 5e-3 for onecycle, 2e-3 for cosine,
-            1e-3 for plateau)
-        weight_decay: weight decay of AdamW
+        optimizer: adamw, adam (weight decay as a gradient) or sgd (with Nesterov momentum)
+        momentum: momentum of sgd
+        weight_decay: weight decay
+        clip_norm: largest norm of all gradients together; longer ones are scaled down to it; 0 for no limit
+        lr: learning rate: the peak for onecycle, else the first (default: 5e-3 for onecycle, 2e-3 for cosine, else
+            1e-3)
+        schedule: learning rate over the run; onecycle and cosine are planned over all epochs
+        plateau: options of the schedule plateau
+        inverse_time: options of the schedule inverse_time
+        stop: early end of the run, or of its first stage
+        unfreeze: train only the last so many layers of the backbone, counted as Keras counts them, 0 for none; its
+            norms stay frozen (default: everything trains)
+        fine_tune: a second stage
+        loss: the loss
         label_smoothing: share of the target spread evenly over the classes
         ema: decay of the moving average of the weights, which is then what is evaluated and kept; 0 for none
         augment: random changes of the training images
@@ -54,15 +75,26 @@ class TrainConfig:
         validation_images: use so many validation images instead of all
     """
 
+    recipe: str | None = None
     model: str = "fgw_fer"
+    model_options: dict[str, Any] = field(default_factory=dict)
     data: str = "drawn"
     root: str | None = None
     out: str | None = None
     epochs: int | None = None
     batch_size: int = 64
-    schedule: Literal["onecycle", "cosine", "plateau"] = "onecycle"
-    lr: float | None = None
+    optimizer: OptimizerName = "adamw"
+    momentum: float = 0.9
     weight_decay: float = 0.01
+    clip_norm: float = 0.0
+    lr: float | None = None
+    schedule: ScheduleName = "onecycle"
+    plateau: Plateau = field(default_factory=Plateau)
+    inverse_time: InverseTime = field(default_factory=InverseTime)
+    stop: EarlyStop = field(default_factory=EarlyStop)
+    unfreeze: int | None = None
+    fine_tune: Stage = field(default_factory=Stage)
+    loss: LossOptions = field(default_factory=LossOptions)
     label_smoothing: float = 0.0
     ema: float = 0.0
     augment: Augment = field(default_factory=Augment)
@@ -75,19 +107,27 @@ class TrainConfig:
     validation_images: int | None = None
 
     def __post_init__(self) -> None:
-        counts = {"epochs": 1, "batch_size": 2, "threads": 1, "seed": 0, "train_images": 1, "validation_images": 1}
+        counts = {
+            "epochs": 1, "batch_size": 2, "threads": 1, "seed": 0, "unfreeze": 0,
+            "train_images": 1, "validation_images": 1,
+        }  # fmt: skip
         for name, least in counts.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}")
-        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr: expected a positive number, got {self.lr}")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
-        for name in ("label_smoothing", "ema"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}: expected 0 or more and below 1, got {value}")
+            if value is not None:
+                number(name, value, least)
+        if self.lr is not None:
+            positive("lr", self.lr)
+        for name in ("weight_decay", "clip_norm"):
+            number(name, getattr(self, name), 0)
+        for name in ("label_smoothing", "ema", "momentum"):
+            number(name, getattr(self, name), 0, 1)
+        one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        for schedule in (self.schedule, self.fine_tune.schedule):
+            one_of("schedule", schedule, tuple(_LEARNING_RATES))
+
+        for name in ("stop", "unfreeze", "fine_tune", "loss"):
+            if getattr(self, name) not in (None, EarlyStop(), Stage(), LossOptions()):
+                raise ValueError(f"{name}: expected the default, got {getattr(self, name)}")
 
     def resolved(self) -> TrainConfig:
         """With the defaults that depend on other options filled in."""
@@ -98,67 +138,19 @@ class TrainConfig:
             lr=self.lr or _LEARNING_RATES[self.schedule],
         )
 
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order, of a resolved configuration."""
+        first = Stage(**{f.name: getattr(self, f.name) for f in fields(Stage) if hasattr(self, f.name)})
+        return (first, self.fine_tune) if self.fine_tune.epochs else (first,)
+
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Options that bar this run from continuing one of the options ``other``: "name: this, other"."""
-        free = {*_FREE_ON_RESUME, *(("epochs",) if self.schedule == "plateau" else ())}
+        extensible = self.schedule not in _PLANNED and not self.fine_tune.epochs
+        free = {*_FREE_ON_RESUME, *(("epochs",) if extensible else ())}
         mine = asdict(self)
         return [
             f"{k}: {mine[k]!r} instead of {other.get(k)!r}" for k in mine if k not in free and mine[k] != other.get(k)
         ]
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """A command line: the run's options, and what to do with an output folder that holds a run already."""
-
-    config: TrainConfig
-    resume: bool = False
-    overwrite: bool = False
-
-
-def parse_args(argv: Sequence[str]) -> Invocation:
-    """Parse the command line; options not given come from --config, or with --resume from the run in ``out``.
-
-    Raises InputError for bad options; --help exits as argparse does.
-    """
-    parser = ArgumentParser(
-        prog="python -m fastfer.train",
-        description="Train a network on faces. Options may be spelt with - for _.",
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file of options, e.g. the config.yaml of another run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder, bit for bit")
-    parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
-    parser.add_class_arguments(TrainConfig)
-    arguments = [_underscored(argument) for argument in argv]
-    try:
-        invocation = _invocation(parser.parse_args(arguments))
-        if invocation.resume and invocation.overwrite:
-            raise ValueError("resume and overwrite: expected one of them, got both")
-        out = str(invocation.config.out)
-        saved = Path(out, CONFIG_FILE)
-        if invocation.resume and saved.is_file():
-            again = _invocation(parser.parse_args(["--config", str(saved), *arguments]))
-            return replace(again, config=replace(again.config, out=out))
-        return invocation
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(str(error)) from None
-
-
-def _invocation(parsed: Any) -> Invocation:
-    values = parsed.as_dict()
-    values.pop("config", None)
-    resume, overwrite = values.pop("resume"), values.pop("overwrite")
-    config = TrainConfig(**{**values, "augment": Augment(**values["augment"])})
-    return Invocation(config.resolved(), resume, overwrite)
-
-
-def _underscored(argument: str) -> str:
-    """--batch-size=64 -> --batch_size=64: both spellings work."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def to_yaml(config: TrainConfig) -> str:

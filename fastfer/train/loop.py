@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from fastfer.data import Augment, Preprocess, Split
 from fastfer.models import FerModel
 from fastfer.train.average import WeightAverage
 from fastfer.train.config import TrainConfig
+from fastfer.train.optim import Schedule, make_optimizer
 
 _STREAMS = {"weights": 0, "order": 1, "augment": 2, "dropout": 3}
 
@@ -52,7 +52,7 @@ def _generator(seed: int, stream: str, epoch: int) -> torch.Generator:
 
 
 class Trainer:
-    """Model, AdamW and learning-rate schedule; cross-entropy loss; channels_last throughout."""
+    """Model, optimiser and learning-rate schedule; cross-entropy loss; channels_last throughout."""
 
     def __init__(self, model: FerModel, split: Split, preprocess: Preprocess, config: TrainConfig) -> None:
         if config.lr is None or config.epochs is None:
@@ -65,18 +65,11 @@ class Trainer:
         self._images = torch.from_numpy(split.images)
         self._labels = torch.from_numpy(split.labels)
         self.steps_per_epoch = math.ceil(len(split) / config.batch_size)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
-        self.scheduler = self._make_scheduler(config.schedule, config.lr, config.epochs * self.steps_per_epoch)
+        stage = config.stages()[0]
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(config.optimizer, self._trained, stage.lr, config.weight_decay, config.momentum)
+        self.schedule = Schedule(self.optimizer, stage, self.steps_per_epoch)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
-
-    def _make_scheduler(self, kind: str, lr: float, total_steps: int) -> LRScheduler:
-        if kind == "onecycle":
-            return OneCycleLR(self.optimizer, lr, total_steps=total_steps, pct_start=0.25)
-        if kind == "cosine":
-            return CosineAnnealingLR(self.optimizer, total_steps)
-        return ReduceLROnPlateau(self.optimizer)
 
     @property
     def evaluated(self) -> FerModel:
@@ -106,8 +99,7 @@ class Trainer:
                 on_step(loss)
                 if self.average:
                     self.average.update((epoch - 1) * self.steps_per_epoch + step)
-            if not isinstance(self.scheduler, ReduceLROnPlateau):
-                self.scheduler.step()
+            self.schedule.step()
         seconds = time.perf_counter() - start
         self._require_finite_weights(epoch)
         return EpochResult(
@@ -116,11 +108,6 @@ class Trainer:
             images_per_second=len(order) / seconds,
             lr=float(self.optimizer.param_groups[0]["lr"]),
         )
-
-    def end_epoch(self, validation_loss: float) -> None:
-        """Let a schedule that watches the validation loss act."""
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(validation_loss)
 
     def _step(self, x: Tensor, labels: Tensor, where: str) -> float | None:
         """Loss of the batch after one update; None where it was skipped and left no trace."""
@@ -133,6 +120,8 @@ class Trainer:
         if math.isfinite(value):
             torch.autograd.backward(loss)
             if not skipping or self._finite_gradients():
+                if self.config.clip_norm:
+                    nn.utils.clip_grad_norm_(self._trained, self.config.clip_norm)
                 self.optimizer.step()
                 return value
         elif not skipping:

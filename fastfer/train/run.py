@@ -97,7 +97,8 @@ class _Run:
     def _create_model(self) -> FerModel:
         split = self.train_split
         torch.manual_seed(derived_seed(self.config.seed, "weights"))
-        model = fastfer.create_model(self.config.model, num_classes=len(split.names), in_chans=split.channels)
+        options = {"num_classes": len(split.names), "in_chans": split.channels, **self.config.model_options}
+        model = fastfer.create_model(self.config.model, **options)
         model.class_names = split.names
         return model
 
@@ -122,7 +123,7 @@ class _Run:
             with self.display.epoch(f"epoch {epoch}/{epochs}", self.trainer.steps_per_epoch) as on_step:
                 result = self.trainer.train_epoch(epoch, on_step)
                 scores = self.evaluate(self.trainer.evaluated)
-            self.trainer.end_epoch(scores.loss)
+            self.trainer.schedule.end_epoch(scores.loss, scores.accuracy)
             self._keep(epoch, result, scores)
             self.display.line(
                 f"epoch {epoch}/{epochs}  loss {result.loss:.4f}  validation loss {scores.loss:.4f}  accuracy "

@@ -3,7 +3,7 @@
 
 weights.safetensors    the network, with its preprocessing and class names in the header
 average.safetensors    the average of the weights, where the run keeps one
-optimizer.safetensors  AdamW's moments and step counts, "parameter name/entry"
+optimizer.safetensors  the optimiser's moments and step counts, "parameter name/entry"
 state.json             epoch, schedule, optimiser options, history, best scores, options of the run, data fingerprints
 
 Random numbers need no file: they follow from the seed and the epoch (see loop.py). Nothing is pickled.
@@ -24,7 +24,7 @@ from fastfer.models import load_weights, save_weights
 from fastfer.train.loop import Trainer
 
 FOLDER = "last"
-LAYOUT = 1
+LAYOUT = 2
 RECORD_KEYS = ("config", "fingerprints", "numerics", "history", "best", "last")
 
 _NEW, _OLD = "last.new", "last.old"
@@ -57,7 +57,7 @@ def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str
         if trainer.average:
             save_weights(trainer.average.model, new / _AVERAGE, metadata)
         optimizer = trainer.optimizer.state_dict()
-        names = [name for name, _ in trainer.model.named_parameters()]
+        names = _trained_names(trainer)
         moments = {
             f"{names[index]}/{entry}": value.contiguous()
             for index, entries in optimizer["state"].items()
@@ -67,7 +67,7 @@ def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str
         state = {
             "layout": LAYOUT,
             "groups": optimizer["param_groups"],
-            "scheduler": trainer.scheduler.state_dict(),
+            "scheduler": trainer.schedule.state_dict(),
             "record": record,
         }
         (new / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -97,19 +97,28 @@ def restore(folder: Path, trainer: Trainer) -> None:
         trainer.model.load_state_dict(load_weights(folder / _WEIGHTS).state_dict())
         if trainer.average:
             trainer.average.model.load_state_dict(load_weights(folder / _AVERAGE).state_dict())
-        moments = load_file(folder / _OPTIMIZER)
-        entries = {
-            index: {
-                entry: _laid_out_like(parameter, moments[f"{name}/{entry}"])
-                for entry in ("step", "exp_avg", "exp_avg_sq")
-            }
-            for index, (name, parameter) in enumerate(trainer.model.named_parameters())
-        }
-        groups = [{**group, "betas": tuple(group["betas"])} for group in state["groups"]]
+        entries = _read_entries(folder / _OPTIMIZER, trainer)
+        groups = [{**g, "betas": tuple(g["betas"])} if "betas" in g else g for g in state["groups"]]
         trainer.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        trainer.scheduler.load_state_dict(state["scheduler"])
+        trainer.schedule.load_state_dict(state["scheduler"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise StateError(f"{folder} cannot be continued from: {type(error).__name__}: {error}") from error
+
+
+def _trained_names(trainer: Trainer) -> list[str]:
+    """Names of the parameters in the order of the optimiser."""
+    return [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+
+
+def _read_entries(path: Path, trainer: Trainer) -> dict[int, dict[str, torch.Tensor]]:
+    """The optimiser's entries by number of parameter. KeyError for those of a parameter that is not trained."""
+    numbers = {name: number for number, name in enumerate(_trained_names(trainer))}
+    parameters = dict(trainer.model.named_parameters())
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(path).items():
+        name, _, entry = key.rpartition("/")
+        entries.setdefault(numbers[name], {})[entry] = _laid_out_like(parameters[name], value)
+    return entries
 
 
 def _laid_out_like(parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
