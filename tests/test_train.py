@@ -30,6 +30,7 @@ from fastfer.train.__main__ import main
 from fastfer.train.cli import parse_args
 from fastfer.train.evaluate import Evaluator
 from fastfer.train.loop import Trainer
+from fastfer.train.objective import Targets
 from fastfer.train.progress import Display
 
 FILES = {"config.yaml", "metrics.csv", "report.json", "confusion.png", "best.safetensors", "last"}
@@ -297,9 +298,9 @@ def poisoned_trainer(on_nan: str) -> tuple[Trainer, torch.Tensor, torch.Tensor]:
 def test_a_skipped_step_leaves_no_trace() -> None:
     trainer, x, labels = poisoned_trainer("skip")
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    assert trainer._step(x, labels, "here") is None
+    assert trainer._step(x, Targets(labels), "here") is None
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
-    loss = trainer._step(torch.randn(8, 1, 48, 48), labels, "here")
+    loss = trainer._step(torch.randn(8, 1, 48, 48), Targets(labels), "here")
     assert loss is not None
     assert not torch.equal(trainer.model.state_dict()["head.weight"], before["head.weight"])
 
@@ -326,7 +327,7 @@ def test_label_smoothing_changes_the_loss() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     trainer, x, labels = poisoned_trainer("stop")
     with pytest.raises(NonFiniteError, match="nan at epoch 2, step 7"):
-        trainer._step(x, labels, "epoch 2, step 7 of 9")
+        trainer._step(x, Targets(labels), "epoch 2, step 7 of 9")
 
 
 def test_divergence_exits_with_1_and_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from fastfer.data import Augment
 from fastfer.recipes import load_recipe
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig
-from fastfer.train.options import EarlyStop, InverseTime, LossOptions, Plateau, Stage
+from fastfer.train.options import Distill, EarlyStop, InverseTime, LossOptions, Plateau, Stage
 
 _SWITCHES = ("resume", "overwrite")
 _OTHER = ("config", "help", *_SWITCHES)
@@ -121,6 +121,7 @@ def _groups(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: group(**values[name]) for name, group in shared.items()},
         "fine_tune": Stage(**{**stage, **{name: group(**stage[name]) for name, group in shared.items()}}),
+        "distill": Distill(**values["distill"]),
         "loss": LossOptions(**values["loss"]),
         "augment": Augment(**values["augment"]),
     }
@@ -172,8 +173,8 @@ def _keys_of(path: Path) -> list[str]:
 
 
 def _underscored(argument: str) -> str:
-    """--batch-size=64 -> --batch_size=64: both spellings work."""
+    """--batch-size=64 -> --batch_size=64, both spellings work; --from -> --from_weights."""
     if not argument.startswith("--"):
         return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+    name, equals, value = argument[2:].partition("=")
+    return "--" + ("from_weights" if name == "from" else name.replace("-", "_")) + equals + value

@@ -10,6 +10,7 @@ import yaml
 
 from fastfer.data import Augment
 from fastfer.train.options import (
+    Distill,
     EarlyStop,
     InverseTime,
     LossOptions,
@@ -28,7 +29,7 @@ _LEARNING_RATES = {"onecycle": 5e-3, "cosine": 2e-3, "plateau": 1e-3, "inverse_t
 _PLANNED = ("onecycle", "cosine")  # schedules that are laid out over all epochs
 
 # What may differ between a run and its continuation: nothing that decides what is computed.
-_FREE_ON_RESUME = ("out", "root", "threads", "backend", "on_nan", "recipe")
+_FREE_ON_RESUME = ("out", "root", "threads", "backend", "device", "on_nan", "recipe", "from_weights")
 
 
 class InputError(ValueError):
@@ -59,6 +60,10 @@ class TrainConfig:
         plateau: options of the schedule plateau
         inverse_time: options of the schedule inverse_time
         stop: early end of the run, or of its first stage
+        from_weights: start from the weights of this file (on the command line also --from); classes are mapped by name
+        head: keep the rows of the last layer whose classes the file knows, or start it fresh
+        teacher: weight file of a network to learn from as well
+        distill: how
         unfreeze: train only the last so many layers of the backbone, counted as Keras counts them, 0 for none; its
             norms stay frozen (default: everything trains)
         fine_tune: a second stage
@@ -68,6 +73,8 @@ class TrainConfig:
         augment: random changes of the training images
         flip_test: average the logits of each validation image and its mirror image
         seed: decides weights, order and augmentation
+        device: auto (CUDA where there is one), cpu or cuda; torchrun starts one process per device
+        precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling
         threads: CPU threads (default: torch's choice)
         backend: auto, native, numba or reference (default: FASTFER_BACKEND, else auto)
         on_nan: at a loss that is not finite, stop with an error, or skip the step
@@ -92,6 +99,10 @@ class TrainConfig:
     plateau: Plateau = field(default_factory=Plateau)
     inverse_time: InverseTime = field(default_factory=InverseTime)
     stop: EarlyStop = field(default_factory=EarlyStop)
+    from_weights: str | None = None
+    head: Literal["keep", "fresh"] = "keep"
+    teacher: str | None = None
+    distill: Distill = field(default_factory=Distill)
     unfreeze: int | None = None
     fine_tune: Stage = field(default_factory=Stage)
     loss: LossOptions = field(default_factory=LossOptions)
@@ -100,6 +111,8 @@ class TrainConfig:
     augment: Augment = field(default_factory=Augment)
     flip_test: bool = False
     seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     threads: int | None = None
     backend: str | None = None
     on_nan: Literal["stop", "skip"] = "stop"
@@ -122,12 +135,11 @@ class TrainConfig:
         for name in ("label_smoothing", "ema", "momentum"):
             number(name, getattr(self, name), 0, 1)
         one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("head", self.head, ("keep", "fresh"))
         for schedule in (self.schedule, self.fine_tune.schedule):
             one_of("schedule", schedule, tuple(_LEARNING_RATES))
-
-        for name in ("stop", "unfreeze", "fine_tune", "loss"):
-            if getattr(self, name) not in (None, EarlyStop(), Stage(), LossOptions()):
-                raise ValueError(f"{name}: expected the default, got {getattr(self, name)}")
 
     def resolved(self) -> TrainConfig:
         """With the defaults that depend on other options filled in."""

@@ -137,6 +137,7 @@ class LossOptions:
 
     Args:
         softmax: weight of the cross-entropy
+        softmax_trains: all, or only the last layer, which then learns to read an embedding that the other terms shape
         center: weight of the centre loss (Wen et al. 2016), the λ of a joint loss
         center_on: the centre loss' feature: the embedding or the logits
         center_alpha: learning rate of the centres
@@ -146,6 +147,7 @@ class LossOptions:
     """
 
     softmax: float = 1.0
+    softmax_trains: Literal["all", "head"] = "all"
     center: float = 0.0
     center_on: Literal["embedding", "logits"] = "embedding"
     center_alpha: float = 0.5
@@ -160,6 +162,9 @@ class LossOptions:
             raise ValueError(f"loss.center_alpha: expected 0 to 1, got {self.center_alpha}")
         if self.softmax + self.center + self.triplet == 0:
             raise ValueError("loss: expected a term with a weight above 0, got softmax, center and triplet of 0")
+        one_of("loss.softmax_trains", self.softmax_trains, ("all", "head"))
+        if self.softmax_trains == "head" and not (self.triplet or (self.center and self.center_on == "embedding")):
+            raise ValueError("loss.softmax_trains: expected all without a term on the embedding, got head")
         one_of("loss.center_on", self.center_on, ("embedding", "logits"))
         one_of("loss.class_weights", self.class_weights, ("none", "balanced"))
 

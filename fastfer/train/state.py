@@ -3,6 +3,7 @@
 
 weights.safetensors    the network, with its preprocessing and class names in the header
 average.safetensors    the average of the weights, where the run keeps one
+centers.safetensors    the centres of a centre loss
 optimizer.safetensors  the optimiser's moments and step counts, "parameter name/entry"
 state.json             epoch, schedule, optimiser options, history, best scores, options of the run, data fingerprints
 
@@ -25,11 +26,11 @@ from fastfer.train.loop import Trainer
 
 FOLDER = "last"
 LAYOUT = 2
-RECORD_KEYS = ("config", "fingerprints", "numerics", "history", "best", "last")
+RECORD_KEYS = ("config", "fingerprints", "numerics", "history", "best", "last", "start")
 
 _NEW, _OLD = "last.new", "last.old"
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-_AVERAGE = "average.safetensors"
+_AVERAGE, _CENTERS = "average.safetensors", "centers.safetensors"
 
 
 class StateError(ValueError):
@@ -56,18 +57,22 @@ def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str
         save_weights(trainer.model, new / _WEIGHTS, metadata)
         if trainer.average:
             save_weights(trainer.average.model, new / _AVERAGE, metadata)
+        if trainer.objective.centers is not None:
+            save_file({"centers": trainer.objective.centers.cpu().contiguous()}, new / _CENTERS)
         optimizer = trainer.optimizer.state_dict()
         names = _trained_names(trainer)
         moments = {
-            f"{names[index]}/{entry}": value.contiguous()
+            f"{names[index]}/{entry}": value.cpu().contiguous()
             for index, entries in optimizer["state"].items()
             for entry, value in entries.items()
+            if value is not None
         }
         save_file(moments, new / _OPTIMIZER)
         state = {
             "layout": LAYOUT,
             "groups": optimizer["param_groups"],
             "scheduler": trainer.schedule.state_dict(),
+            "scaler": trainer.placement.scaler_state(),
             "record": record,
         }
         (new / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -97,10 +102,13 @@ def restore(folder: Path, trainer: Trainer) -> None:
         trainer.model.load_state_dict(load_weights(folder / _WEIGHTS).state_dict())
         if trainer.average:
             trainer.average.model.load_state_dict(load_weights(folder / _AVERAGE).state_dict())
+        if trainer.objective.centers is not None:
+            trainer.objective.centers.copy_(load_file(folder / _CENTERS)["centers"])
         entries = _read_entries(folder / _OPTIMIZER, trainer)
         groups = [{**g, "betas": tuple(g["betas"])} if "betas" in g else g for g in state["groups"]]
         trainer.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         trainer.schedule.load_state_dict(state["scheduler"])
+        trainer.placement.load_scaler_state(state["scaler"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise StateError(f"{folder} cannot be continued from: {type(error).__name__}: {error}") from error
 
@@ -134,6 +142,11 @@ def _read_state(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StateError(f"cannot read {path}: {error}") from error
-    if not isinstance(state, dict) or state.get("layout") != LAYOUT or "record" not in state:
-        raise StateError(f"{path}: expected the state of a run, layout {LAYOUT}")
+    if not isinstance(state, dict) or "record" not in state:
+        raise StateError(f"{path}: expected the state of a run, got something else")
+    if state.get("layout") != LAYOUT:
+        raise StateError(
+            f"{path}: expected layout {LAYOUT}, got {state.get('layout')}: another version of fastfer wrote it and has "
+            "to finish it; its weights can be continued from in a new run, with --from"
+        )
     return state
