@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastfer.data import drawn, fer2013
-from fastfer.data.augment import Augment, Preprocess
+from fastfer.data.augment import Augment
+from fastfer.data.face import Face, FaceCrop, FaceDetector, FaceNotFoundError, YuNet
 from fastfer.data.labels import BASIC_NAMES, CLASS_NAMES, FER2013_CODES, canonical_name, class_index
+from fastfer.data.preprocess import Preprocess
 from fastfer.data.split import DataError, Split
 
 __all__ = [
-    "BASIC_NAMES", "CLASS_NAMES", "FER2013_CODES", "Augment", "DataError", "Preprocess",
-    "Split", "canonical_name", "class_index", "list_datasets", "load_dataset",
+    "BASIC_NAMES", "CLASS_NAMES", "FER2013_CODES", "Augment", "DataError", "Face", "FaceCrop", "FaceDetector",
+    "FaceNotFoundError", "Preprocess", "Split", "YuNet", "canonical_name", "class_index", "list_datasets",
+    "load_dataset",
 ]  # fmt: skip
 
 

@@ -5,20 +5,24 @@ from fastfer.models.base import FerModel
 from fastfer.models.fgw_fer import FgwFer
 from fastfer.models.mobilenetv3_cpsca import MobileNetV3Cpsca
 from fastfer.models.patt_lite import PattLite
+from fastfer.models.pretrained import DownloadError, LoadReport, load_imagenet
 from fastfer.models.registry import create_model, list_models, register_model
 from fastfer.models.sepconv_attention import SepConvAttention
 from fastfer.models.vgg16_csa import Vgg16Csa
 from fastfer.models.weights import load_weights, read_metadata, save_weights
 
 __all__ = [
+    "DownloadError",
     "FerModel",
     "FgwFer",
+    "LoadReport",
     "MobileNetV3Cpsca",
     "PattLite",
     "SepConvAttention",
     "Vgg16Csa",
     "create_model",
     "list_models",
+    "load_imagenet",
     "load_weights",
     "read_metadata",
     "register_model",

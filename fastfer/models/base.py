@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from fastfer.nn._checks import positive
+
+if TYPE_CHECKING:
+    from fastfer.models.pretrained import LoadReport
 
 
 class FerModel(nn.Module, ABC):
     """A classifier of face images (N, in_chans, H, W) into logits (N, num_classes).
 
     ``options`` are the constructor's arguments, enough to build the same network again; ``class_names``, where known,
-    name the logits in order; ``embedding_dim`` is the width of `forward_features`.
+    name the logits in order; ``pretrained`` says what `load_imagenet` did; ``embedding_dim`` is the width of
+    `forward_features`.
     """
 
     name: ClassVar[str]
@@ -30,6 +34,7 @@ class FerModel(nn.Module, ABC):
         self.in_chans = positive(self.name, "in_chans", in_chans)
         self.options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **options}
         self.class_names: tuple[str, ...] | None = None
+        self.pretrained: LoadReport | None = None
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

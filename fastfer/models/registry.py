@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastfer.models.base import FerModel
@@ -27,9 +28,11 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
 
 
-def create_model(name: str, **options: Any) -> FerModel:
+def create_model(name: str, *, pretrained: str | Path | None = None, **options: Any) -> FerModel:
     """A network with fresh weights. ``options`` are those of its class: all have num_classes and in_chans.
 
+    ``pretrained`` is an ImageNet start, the path of a file or a published one's name: see
+    `fastfer.models.load_imagenet`, whose report is then the network's ``pretrained``.
     Raises ValueError for an unknown name or option, naming the known ones.
     """
     if name not in _MODELS:
@@ -39,4 +42,9 @@ def create_model(name: str, **options: Any) -> FerModel:
     for option in options:
         if option not in known:
             raise ValueError(f"create_model: option of {name}: expected one of {', '.join(known)}, got {option!r}")
-    return build(**options)
+    model = build(**options)
+    if pretrained is not None:
+        from fastfer.models.pretrained import load_imagenet  # the layouts name the networks, which register here
+
+        load_imagenet(model, pretrained)
+    return model

@@ -53,6 +53,8 @@ def load_weights(path: str | Path) -> FerModel:
     FileNotFoundError, or ValueError for a file that is no weight file of this package or does not fit its network.
     """
     metadata = read_metadata(path)
+    if "pretrained" in metadata["options"]:  # a file does not make its reader open other files or fetch any
+        raise _invalid(path, "expected the network's own options, got pretrained")
     try:
         with torch.device("meta"):
             model = create_model(metadata["model"], **metadata["options"])

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageNet starts: the features of a stock network of each layout, what a report lists, files and downloads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from stock_mobilenets import TimmV1, TorchvisionV3, keras_arrays, keras_features, randomised, write_keras
+
+from fastfer.models import DownloadError, FerModel, create_model, load_imagenet, load_weights, save_weights
+from fastfer.models.pretrained import SOURCES, Source, cached_file
+
+PLAIN = {"attention": "none", "act": "relu"}
+STOCK = {**PLAIN, "high_attention": "se", "halved": False}
+KERAS = "keras_padding"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="module")
+def torchvision(folder: Path) -> tuple[TorchvisionV3, Path]:
+    torch.manual_seed(0)
+    model, path = randomised(TorchvisionV3()), folder / "v3.pth"
+    torch.save(model.state_dict(), path)
+    return model.double(), path
+
+
+@pytest.fixture(scope="module")
+def timm(folder: Path) -> tuple[TimmV1, Path]:
+    torch.manual_seed(1)
+    model, path = randomised(TimmV1()), folder / "timm.safetensors"
+    save_file(model.state_dict(), path)
+    return model.double(), path
+
+
+@pytest.fixture(scope="module")
+def keras(folder: Path) -> tuple[dict[tuple[str, str], np.ndarray], Path]:
+    pytest.importorskip("h5py")
+    arrays = {(layer, name): array for layer, name, array in keras_arrays(np.random.default_rng(2))}
+    arrays = {key: array.astype(np.float32) for key, array in arrays.items()}
+    path = folder / "mobilenet_1_0_224_tf_no_top.h5"
+    write_keras(path, arrays)
+    return arrays, path
+
+
+def picture(channels: int = 3) -> torch.Tensor:
+    return torch.randn(1, channels, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    assert float(want.abs().mean()) > 1e-3  # a comparison of zeros proves nothing
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6 * float(want.abs().max()))
+
+
+def started(name: str, path: Path, **options: object) -> FerModel:
+    """In float64, so that only the file's own rounding is left."""
+    model = create_model(name, **options).double().eval()
+    load_imagenet(model, path)
+    return model
+
+
+# the same features
+
+
+@torch.no_grad()
+def test_torchvision_whole(torchvision: tuple[TorchvisionV3, Path]) -> None:
+    stock, path = torchvision
+    model = started("mobilenetv3_cpsca", path, **STOCK)
+    x = picture()
+    maps = stock.features(x)
+    close(model.forward_map(x), maps)
+    close(model.forward_features(x), stock.classifier[:2](maps.mean((2, 3))))
+    report = model.pretrained
+    assert report is not None
+    assert report.fresh == ("head.weight", "head.bias")
+    assert report.skipped == ("classifier.3.weight", "classifier.3.bias")
+    assert len(report.loaded) + 2 == sum("num_batches" not in key for key in model.state_dict())
+
+
+@torch.no_grad()
+def test_torchvision_halved(torchvision: tuple[TorchvisionV3, Path]) -> None:
+    stock, path = torchvision
+    x = picture()
+    squeezed = started("mobilenetv3_cpsca", path, **PLAIN, high_attention="se")
+    close(squeezed.blocks[:12](squeezed.stem(x)), stock.features[:13](x))
+    model = started("mobilenetv3_cpsca", path, act="relu")
+    close(model.blocks[:8](model.stem(x)), stock.features[:9](x))
+    report = model.pretrained
+    assert report is not None
+    fresh = {".".join(key.split(".")[: 4 if key.startswith("blocks") else 1]) for key in report.fresh}
+    attention = {f"blocks.{i}.body.1" for i in (8, 9, 10, 11)}
+    top = {key for key in fresh if key.startswith(("blocks.12", "blocks.13", "blocks.14"))}
+    assert fresh - top == attention | {"conv", "fc", "head"}
+    assert not any(key.startswith(("blocks.12", "conv", "fc")) for key in report.loaded)
+    left_out = {".".join(key.split(".")[:2]) for key in report.skipped}
+    assert left_out == {f"features.{i}" for i in (11, 12, 13, 14, 15, 16)} | {"classifier.0", "classifier.3"}
+    assert all(".block.2.fc" in key for key in report.skipped if key.startswith(("features.11", "features.12")))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"depth": 7}, {"extraction": "none"}])
+def test_timm(timm: tuple[TimmV1, Path], options: dict) -> None:
+    """Norms of eps 1e-5 in one of 1e-3: the same function, also where variances are near eps."""
+    stock, path = timm
+    model = started("patt_lite", path, **options)
+    x = picture()
+    depth = None if "extraction" in options else options.get("depth", 9)
+    close(model.backbone(x), stock.features(x, depth))
+    assert {key.split(".")[0] for key in model.pretrained.fresh} == {"patches", "classifier", "head"} - (
+        {"patches"} if "extraction" in options else set()
+    )
+    used = model.pretrained.loaded
+    assert len(used) == sum(key.startswith("backbone") and "num_batches" not in key for key in model.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"extraction": "none"}])
+def test_keras(keras: tuple[dict, Path], options: dict) -> None:
+    arrays, path = keras
+    model = started("patt_lite", path, keras_padding=True, **options)
+    x = picture()
+    close(model.backbone(x), keras_features(arrays, x, None if options else 9))
+    skipped = model.pretrained.skipped
+    assert skipped == () if options else "conv_pw_9.weight" in skipped and "conv_dw_9.weight" not in skipped
+
+
+def test_keras_file_of_a_whole_model(keras: tuple[dict, Path], tmp_path: Path) -> None:
+    arrays, path = keras
+    write_keras(tmp_path / "model.h5", arrays, nested=False)
+    a, b = (create_model("patt_lite", pretrained=p, keras_padding=True) for p in (path, tmp_path / "model.h5"))
+    keys = a.pretrained.loaded
+    assert all(torch.equal(a.state_dict()[key], b.state_dict()[key]) for key in keys)
+
+
+@torch.no_grad()
+def test_grey_sees_what_rgb_copies_of_it_would(timm: tuple[TimmV1, Path]) -> None:
+    stock, path = timm
+    x = picture(1)
+    close(started("patt_lite", path, in_chans=1).backbone(x), stock.features(x.expand(-1, 3, -1, -1), 9))
+    with pytest.raises(ValueError, match=r"conv_stem.weight: expected shape \(32, 4, 3, 3\), got \(32, 3, 3, 3\)"):
+        create_model("patt_lite", in_chans=4, pretrained=path)
+
+
+# the report, and what is not filled
+
+
+def test_create_model_reports(timm: tuple[TimmV1, Path], tmp_path: Path) -> None:
+    path = timm[1]
+    model = create_model("patt_lite", num_classes=3, pretrained=str(path))
+    report = model.pretrained
+    assert report is not None
+    assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (report.source, report.layout, report.mean) == (str(path), "timm mobilenetv1_100", (0.5, 0.5, 0.5))
+    text = str(report)
+    assert f"loaded: {len(report.loaded)} tensors of backbone.0, backbone.1" in text
+    assert "left fresh: " in text
+    assert "blocks.4" in text
+    assert create_model("patt_lite").pretrained is None
+    assert "pretrained" not in model.options
+    save_weights(model, tmp_path / "w.safetensors")
+    again = load_weights(tmp_path / "w.safetensors")
+    assert torch.equal(again.backbone[0].weight, model.backbone[0].weight)
+
+
+def test_fresh_weights_do_not_depend_on_the_start(timm: tuple[TimmV1, Path]) -> None:
+    models = []
+    for source in (None, timm[1]):
+        torch.manual_seed(5)
+        models.append(create_model("patt_lite", pretrained=source))
+    assert torch.equal(models[0].head.weight, models[1].head.weight)
+    assert not torch.equal(models[0].backbone[0].weight, models[1].backbone[0].weight)
+
+
+def test_a_weight_file_cannot_ask_for_a_start(tmp_path: Path, timm: tuple[TimmV1, Path]) -> None:
+    model = create_model("fgw_fer")
+    model.options["pretrained"] = str(timm[1])
+    save_weights(model, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="expected the network's own options, got pretrained"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+def edited(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def write(to: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state, to)
+
+    return write
+
+
+BAD = {
+    "empty": (lambda to: to.write_bytes(b""), "expected safetensors, torch.save's or HDF5"),
+    "text": (lambda to: to.write_text("<html>not found</html>"), "expected safetensors, torch.save's or HDF5"),
+    "hdf5": (lambda to: to.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "expected Keras' weights in HDF5"),
+    "zip": (lambda to: to.write_bytes(b"PK" + bytes(99)), "expected a state dict that torch.save wrote"),
+    "objects": (lambda to: torch.save({"a": 1}, to), "expected a state dict of tensors, got dict"),
+    "foreign": (lambda to: torch.save({"fc": torch.zeros(2)}, to), "expected weights of torchvision .*keys such as fc"),
+    "code": (lambda to: torch.save({"a": threading.Thread}, to), "expected a state dict that torch.save wrote"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files(tmp_path: Path, name: str) -> None:
+    write, message = BAD[name]
+    if name == "hdf5":
+        pytest.importorskip("h5py")
+    write(tmp_path / "w")
+    with pytest.raises(ValueError, match=message):
+        load_imagenet(create_model("mobilenetv3_cpsca"), tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("features.3.block.0.0.weight"), "got none for features.3.block.0.0.weight"),
+        (lambda s: s["features.0.1.running_var"].fill_(float("nan")), "features.0.1.running_var: expected finite"),
+        (lambda s: s.update({"features.0.0.weight": torch.zeros(16, 3, 5, 5)}), r"got \(16, 3, 5, 5\)"),
+    ],
+)
+def test_an_unfit_file_changes_nothing(torchvision: tuple, tmp_path: Path, change: Callable, message: str) -> None:
+    edited(torchvision[1], change)(tmp_path / "w.pth")
+    model = create_model("mobilenetv3_cpsca")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_imagenet(model, tmp_path / "w.pth")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.pretrained is None
+
+
+def test_wrong_network_padding_or_checksum(torchvision: tuple, timm: tuple, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected one of mobilenetv3_cpsca, patt_lite, got fgw_fer"):
+        create_model("fgw_fer", pretrained=timm[1])
+    with pytest.raises(ValueError, match=r"expected weights of Keras .* for patt_lite, got torchvision"):
+        create_model("patt_lite", pretrained=torchvision[1])
+    with pytest.raises(ValueError, match=r"keras_padding: expected False for weights of timm .*, got True"):
+        create_model("patt_lite", keras_padding=True, pretrained=timm[1])
+    with pytest.raises(ValueError, match="sha256: expected 00, got"):
+        load_imagenet(create_model("patt_lite"), timm[1], sha256="00")
+    with pytest.raises(FileNotFoundError, match=r"expected a file or one of torchvision/mobilenet_v3_large, .*'nope'"):
+        create_model("patt_lite", pretrained="nope")
+
+
+def test_keras_files_name_the_extra(keras: tuple[dict, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    with pytest.raises(ImportError, match=r"need h5py: pip install 'fastfer\[keras\]'"):
+        create_model("patt_lite", keras_padding=True, pretrained=keras[1])
+
+
+# downloads
+
+
+@pytest.fixture
+def server(timm: tuple[TimmV1, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list]]:
+    """A server of the timm file; its address, and the paths that were asked for."""
+    content, asked = timm[1].read_bytes(), []
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{hashlib.sha256(content).hexdigest()}\nsize 1\n"
+    bodies = {"/model.safetensors": content, "/pointer": pointer.encode(), "/cut.safetensors": content[:-9]}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = bodies.get(self.path)
+            self.send_response(404 if body is None else 200)
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):  # a pointer's reader stops early
+                self.wfile.write(body or b"")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("FASTFER_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "FASTFER_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_port}", asked
+        web.shutdown()
+        thread.join()
+
+
+def served(address: str, name: str = "model", digest: str | None = None) -> Source:
+    return Source(f"{address}/{name}.safetensors", digest, None if digest else f"{address}/pointer")
+
+
+def test_download_once_then_from_the_cache(server: tuple, timm: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, asked = server
+    monkeypatch.setitem(SOURCES, "timm/mobilenetv1_100", served(address))
+    model = create_model("patt_lite", pretrained="timm/mobilenetv1_100")
+    assert model.pretrained.source == "timm/mobilenetv1_100"
+    assert asked == ["/pointer", "/model.safetensors"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cached_file("timm/mobilenetv1_100").read_bytes() == timm[1].read_bytes()
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda a: served(a, "cut"), "checksum: expected sha256 .*, got .* bytes"),
+        (lambda a: served(a, digest="sha256:0000"), "checksum: expected sha256 0000, got"),
+        (lambda a: served(a, "missing", "md5:00"), "404"),
+        (lambda a: Source(f"{a}/model.safetensors", None, f"{a}/cut.safetensors"), "expected a Git-LFS pointer"),
+        (lambda a: served("http://127.0.0.1:1"), "refused"),
+    ],
+)
+def test_a_failed_download_is_an_error(
+    server: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Callable, message: str
+) -> None:
+    monkeypatch.setitem(SOURCES, "timm/mobilenetv1_100", source(server[0]))
+    with pytest.raises(DownloadError, match=f"(?s)timm/mobilenetv1_100: cannot fetch .*{message}.*give its path"):
+        create_model("patt_lite", pretrained="timm/mobilenetv1_100")
+    assert not [entry for entry in tmp_path.rglob("*") if entry.is_file()]
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "FASTFER_OFFLINE"])
+def test_offline(server: tuple, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(DownloadError, match=f"not in the cache .*{variable} forbids to fetch https://download"):
+        create_model("mobilenetv3_cpsca", pretrained="torchvision/mobilenet_v3_large")
+    assert server[1] == []
+
+
+def test_published_sources_are_pinned() -> None:
+    for name, source in SOURCES.items():
+        assert source.url.startswith("https://"), name
+        assert bool(source.digest) != bool(source.pointer), name
+        if source.digest:
+            method, digits = source.digest.split(":")
+            assert method in hashlib.algorithms_available
+            assert len(bytes.fromhex(digits)) >= 4
