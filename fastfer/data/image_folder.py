@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any tree of class folders, with split folders above them or without: the layout of torchvision's ImageFolder.
+
+Folders are mapped by name, never by their alphabetical index. Names that are no expressions are taken where
+``classes`` lists them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastfer.data.class_folders import all_expressions, class_images, class_names
+from fastfer.data.labels import CLASS_NAMES, canonical_name
+from fastfer.data.layouts import Layout, Request, images_in, places, subfolders
+from fastfer.data.manifest import Manifest, Sample
+from fastfer.data.split import DataError
+
+
+def _find(root: Path) -> list[Path]:
+    """The outermost folder whose class folders are all expressions, else any tree with images two or three deep."""
+    for folder in places(root):
+        if all_expressions(class_names(folder)):
+            return [folder]
+    nested = [folder for folder in places(root) if any(images_in(child) for child in subfolders(folder))]
+    return nested[:1]
+
+
+def _read(root: Path, request: Request) -> Manifest:
+    found = list(class_images(root))
+    if not found:
+        raise DataError(f"{root}: no image in ROOT/CLASS/ or ROOT/SPLIT/CLASS/")
+    asked = request.options.classes
+    own = () if asked is None or isinstance(asked, int) else asked
+    labels = {image.label: _class_name(image.label, own, root) for image in found}
+    present = set(labels.values())
+    names = tuple(name for name in CLASS_NAMES if name in present) + tuple(sorted(present - set(CLASS_NAMES)))
+    samples = [Sample(image.path, labels[image.label], image.id, image.part) for image in found]
+    return Manifest("image_folder", "class-folders", root, samples, names)
+
+
+def _class_name(folder: str, own: tuple[str, ...], root: Path) -> str:
+    if folder in own:
+        return folder
+    try:
+        return canonical_name(folder)
+    except ValueError:
+        hint = ""
+        if folder.isdigit():
+            hint = "; numbers as names do not say which expression they stand for"
+        raise DataError(
+            f"{root}: class folder {folder!r} is no expression{hint}; classes may list names of your own, "
+            f"the known are {', '.join(CLASS_NAMES)}"
+        ) from None
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("class-folders", "ROOT/[train|validation|test/]CLASS/*.{jpg,png,...}", _find, _read),
+)

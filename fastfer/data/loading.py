@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``load_dataset`` and its kin: one call from a name and a folder to splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from fastfer.data import drawn
+from fastfer.data.assemble import assemble
+from fastfer.data.images import Transform
+from fastfer.data.layouts import Dataset, Found, Request, recognise
+from fastfer.data.lazy import LazySplit
+from fastfer.data.manifest import PARTS, Manifest, Problems
+from fastfer.data.options import DataOptions, parse_split
+from fastfer.data.registry import DATASETS, canonical_dataset
+from fastfer.data.split import DataError, Split
+
+_FOREIGN_TO_DRAWN = "the drawn faces are generated and take no"
+_SPECIAL = frozenset().union(*(dataset.options for dataset in DATASETS))
+
+
+def list_datasets() -> list[str]:
+    """Names that ``load_dataset`` knows."""
+    return sorted(["drawn", *(dataset.name for dataset in DATASETS)])
+
+
+def list_layouts(name: str) -> dict[str, str]:
+    """{layout: the files that show it} of the data set ``name``."""
+    chosen = canonical_dataset(name)
+    return {each.name: each.expects for dataset in DATASETS if dataset.name == chosen for each in dataset.layouts}
+
+
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    train_images: int | None = None,
+    validation_images: int | None = None,
+    parts: Sequence[str] = ("train", "validation"),
+    options: DataOptions | None = None,
+    transform: Transform | None = None,
+    **changes: Any,
+) -> dict[str, Split]:
+    """{part: Split} of the data set ``name``, read from ``root`` where it needs one; "auto" recognises the data set.
+
+    Args:
+        name: one of list_datasets(), or auto
+        root: file or folder where the data set lies
+        train_images: take so many training images from the start instead of all
+        validation_images: the same for validation
+        parts: of train, validation, test: those wanted
+        options: labels, split and form of the images; single ones may be given by name (``split="10-fold"``)
+        transform: applied to each decoded image, uint8 (H, W) or (H, W, 3), before it is resized: a face crop
+
+    DataError (a ValueError) for an unknown name, option or layout, for a missing or needless root, for a part that the
+    data set lacks, and for anything wrong in the files.
+    """
+    limits = {"train": train_images, "validation": validation_images}
+    for part, count in limits.items():
+        if count is not None and count < 1:
+            raise DataError(f"{part}_images: expected 1 or more, got {count}")
+    chosen = _options(options, changes)
+    if canonical_dataset(name) == "drawn":
+        return _load_drawn(root, limits, parts, chosen, transform)
+    lazy = _lazily(name, root, parts, chosen, transform)
+    splits = {}
+    for part, split in lazy.items():
+        splits[part] = split.first(limits.get(part)).decode(chosen.skip_corrupt)
+        _check_counts(splits[part], part, name, chosen)
+    return splits
+
+
+def load_lazily(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    parts: Sequence[str] = ("train", "validation"),
+    options: DataOptions | None = None,
+    transform: Transform | None = None,
+    **changes: Any,
+) -> dict[str, LazySplit]:
+    """As ``load_dataset``, but the images stay in their files until asked for."""
+    return _lazily(name, root, parts, _options(options, changes), transform)
+
+
+def read_manifest(
+    name: str, root: str | Path | None, options: DataOptions | None = None, parts: Sequence[str] | None = None
+) -> tuple[Dataset, Manifest]:
+    """(data set, everything found in its files); ``parts`` limits what is read to these."""
+    options = options or DataOptions()
+    found = find_dataset(name, root, options.layout)
+    _check_options(found.dataset, options)
+    problems = Problems(options.skip_corrupt)
+    request = Request(options, problems, None if parts is None else frozenset(parts))
+    manifest = found.layout.read(found.place, request)
+    note = problems.settle(f"{len(manifest.samples) + len(problems.found)} images of {found.place}")
+    if note:
+        manifest = replace(manifest, notes=(*manifest.notes, note))
+    if not manifest.samples:
+        raise DataError(f"{found.dataset.name} ({found.layout.name}): no image found in {found.place}")
+    return found.dataset, manifest
+
+
+def find_dataset(name: str, root: str | Path | None, layout: str = "auto") -> Found:
+    """The data set, layout and place that ``root`` shows. DataError as ``load_dataset``."""
+    chosen = canonical_dataset(name)
+    datasets = [dataset for dataset in DATASETS if chosen in ("auto", dataset.name)]
+    if not datasets:
+        raise DataError(f"unknown data set {name!r}: expected auto or one of {', '.join(list_datasets())}")
+    if root is None:
+        expected = "; ".join(each.expects for dataset in datasets for each in dataset.layouts)
+        raise DataError(f"root: {chosen} needs the file or folder where it lies ({expected})")
+    return recognise(Path(root), datasets, layout)
+
+
+def _lazily(
+    name: str, root: str | Path | None, parts: Sequence[str], options: DataOptions, transform: Transform | None
+) -> dict[str, LazySplit]:
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise DataError(f"parts: expected some of {', '.join(PARTS)}, got {', '.join(unknown) or 'none'}")
+    found = find_dataset(name, root, options.layout)
+    rule = options.split or found.dataset.usual_split
+    only = rule is not None and parse_split(rule).kind == "official" and options.validation == "auto"
+    dataset, manifest = read_manifest(name, root, options, parts if only else None)
+    try:
+        return assemble(manifest, dataset, options, parts, transform)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _options(options: DataOptions | None, changes: dict[str, Any]) -> DataOptions:
+    known = [field.name for field in fields(DataOptions)]
+    unknown = [name for name in changes if name not in known]
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(unknown)}: expected one of {', '.join(known)}")
+    return replace(options or DataOptions(), **changes)
+
+
+def _check_options(dataset: Dataset, options: DataOptions) -> None:
+    foreign = [name for name in options.changed() if name in _SPECIAL and name not in dataset.options]
+    if foreign:
+        raise DataError(f"{', '.join(foreign)}: has no meaning for {dataset.name}")
+
+
+def _check_counts(split: Split, part: str, name: str, options: DataOptions) -> None:
+    """Training needs every class; so does the validation set of FER2013, where an empty class means a broken file."""
+    if part == "train" or (canonical_dataset(name) == "fer2013" and options.subset is None):
+        split.require_every_class(f"{canonical_dataset(name)}, first {len(split)} images of {part}")
+    if not len(split):
+        raise DataError(f"{canonical_dataset(name)}: no image left in {part}")
+
+
+def _load_drawn(
+    root: str | Path | None,
+    limits: dict[str, int | None],
+    parts: Sequence[str],
+    options: DataOptions,
+    transform: Transform | None,
+) -> dict[str, Split]:
+    if root is not None:
+        raise DataError(f"root: the drawn faces are generated and read nothing, got {root}")
+    refused = [*options.changed(), *(["transform"] if transform else []), *(p for p in parts if p not in limits)]
+    if refused:
+        raise DataError(f"{', '.join(refused)}: {_FOREIGN_TO_DRAWN} such option or part")
+    splits = drawn.load(limits["train"] or drawn.TRAIN_IMAGES, limits["validation"] or drawn.VALIDATION_IMAGES)
+    return {part: splits[part] for part in parts}

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FERPlus votes to labels: the four modes of Barsoum et al. 2016, by the rules of the reference reader.
+
+Votes are ten numbers: the eight classes in canonical order, then unknown and no face. Single votes count as noise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastfer.data.labels import CLASS_NAMES
+from fastfer.data.options import LabelMode
+
+CLASSES = len(CLASS_NAMES)
+COLUMNS = CLASSES + 2  # and unknown, no face
+
+
+def distribution(votes: NDArray[np.int64], mode: LabelMode) -> NDArray[np.float32] | None:
+    """votes (10,) -> probabilities (8,) that sum to 1, or None where the rule drops the image.
+
+    majority: the top class where it has more than half of the votes. crossentropy and probability: the top classes,
+    at most three, until they hold 75 % of the votes; dropped where they hold half or less. multi_target: classes with
+    30 % or more, dropped where they hold half or less. Dropped too: images whose top is unknown or no face.
+    """
+    heard = np.where(votes > 1, votes, 0)
+    kept = _RULES[mode](heard)
+    if kept is None or int(kept.argmax()) >= CLASSES:
+        return None
+    faces: NDArray[np.float32] = kept[:CLASSES].astype(np.float32)
+    faces /= faces.sum()
+    return faces
+
+
+def _majority(votes: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    top = int(votes.argmax())
+    if 2 * votes[top] <= votes.sum():
+        return None
+    return np.where(np.arange(COLUMNS) == top, votes, 0)
+
+
+def _top_classes(votes: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Ties join together, which may make more than three (then the image is dropped); unknown ends the search."""
+    total, left = votes.sum(), votes.copy()
+    kept = np.zeros_like(votes)
+    count, searching = 0, True
+    while 4 * kept.sum() < 3 * total and count < 3 and searching:
+        level = left.max()
+        for column in np.flatnonzero(left == level):
+            if column >= CLASSES:
+                searching = False
+                if kept.any():
+                    break
+            kept[column], left[column] = level, 0
+            count += 1
+            if not searching:
+                break
+    return None if 2 * kept.sum() <= total or count > 3 else kept
+
+
+def _multi_target(votes: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    kept = np.where(10 * votes >= 3 * votes.sum(), votes, 0)
+    return None if 2 * kept.sum() <= votes.sum() else kept
+
+
+_RULES = {
+    "majority": _majority,
+    "crossentropy": _top_classes,
+    "probability": _top_classes,
+    "multi_target": _multi_target,
+}
