@@ -165,7 +165,7 @@ def test_best_weights_reproduce_the_best_score(finished: Path) -> None:
     assert model.class_names == BASIC_NAMES
     assert str(finished.parent) not in json.dumps(metadata)
     validation = load_dataset("drawn", train_images=20, validation_images=14)["validation"]
-    preprocess = Preprocess(tuple(metadata["mean"]), tuple(metadata["std"]))
+    preprocess = Preprocess.from_metadata(metadata)
     scores = Evaluator(validation, preprocess)(model)
     report = json.loads((finished / "report.json").read_text())
     assert scores.accuracy == report["best"]["accuracy"] == metadata["validation"]["accuracy"]

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from fastfer.data import Augment
+from fastfer.data import Augment, DataOptions
 from fastfer.recipes import load_recipe
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig
-from fastfer.train.options import Distill, EarlyStop, InverseTime, LossOptions, Plateau, Stage
+from fastfer.train.options import Distill, EarlyStop, Input, InverseTime, LossOptions, Plateau, Stage
 
 _SWITCHES = ("resume", "overwrite")
 _OTHER = ("config", "help", *_SWITCHES)
@@ -121,6 +121,8 @@ def _groups(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: group(**values[name]) for name, group in shared.items()},
         "fine_tune": Stage(**{**stage, **{name: group(**stage[name]) for name, group in shared.items()}}),
+        "data_options": DataOptions(**values["data_options"]),
+        "input": Input(**values["input"]),
         "distill": Distill(**values["distill"]),
         "loss": LossOptions(**values["loss"]),
         "augment": Augment(**values["augment"]),

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import yaml
 
-from fastfer.data import Augment
+from fastfer.data import Augment, DataOptions
 from fastfer.train.options import (
     Distill,
     EarlyStop,
+    Input,
     InverseTime,
     LossOptions,
     OptimizerName,
@@ -29,7 +31,7 @@ _LEARNING_RATES = {"onecycle": 5e-3, "cosine": 2e-3, "plateau": 1e-3, "inverse_t
 _PLANNED = ("onecycle", "cosine")  # schedules that are laid out over all epochs
 
 # What may differ between a run and its continuation: nothing that decides what is computed.
-_FREE_ON_RESUME = ("out", "root", "threads", "backend", "device", "on_nan", "recipe", "from_weights")
+_FREE_ON_RESUME = ("out", "root", "threads", "backend", "device", "on_nan", "recipe", "from_weights", "pretrained")
 
 
 class InputError(ValueError):
@@ -45,8 +47,12 @@ class TrainConfig:
             the command line and by `configure`, here only a record
         model: network, one of fastfer.list_models()
         model_options: options of the network's class, e.g. dropout
-        data: data set, drawn or fer2013
+        data: data set, one of fastfer.data.list_datasets(), or auto to recognise it
         root: where the data set lies; the drawn faces need none
+        data_options: labels, split and form of the images
+        folds: one run for each of so many folds, in folders of their own, and their mean and standard deviation; the
+            split is N-fold unless data_options.split says leave-one-subject-out
+        input: how images become the network's input
         out: output folder (default: runs/MODEL-DATA)
         epochs: passes over the training images (default: 5 for drawn, 60 for other data)
         batch_size: images per step
@@ -60,6 +66,7 @@ class TrainConfig:
         plateau: options of the schedule plateau
         inverse_time: options of the schedule inverse_time
         stop: early end of the run, or of its first stage
+        pretrained: start from ImageNet weights: a file of torchvision, timm or Keras, or a published one's name
         from_weights: start from the weights of this file (on the command line also --from); classes are mapped by name
         head: keep the rows of the last layer whose classes the file knows, or start it fresh
         teacher: weight file of a network to learn from as well
@@ -87,6 +94,9 @@ class TrainConfig:
     model_options: dict[str, Any] = field(default_factory=dict)
     data: str = "drawn"
     root: str | None = None
+    data_options: DataOptions = field(default_factory=DataOptions)
+    folds: int = 0
+    input: Input = field(default_factory=Input)
     out: str | None = None
     epochs: int | None = None
     batch_size: int = 64
@@ -99,6 +109,7 @@ class TrainConfig:
     plateau: Plateau = field(default_factory=Plateau)
     inverse_time: InverseTime = field(default_factory=InverseTime)
     stop: EarlyStop = field(default_factory=EarlyStop)
+    pretrained: str | None = None
     from_weights: str | None = None
     head: Literal["keep", "fresh"] = "keep"
     teacher: str | None = None
@@ -138,6 +149,10 @@ class TrainConfig:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
         one_of("head", self.head, ("keep", "fresh"))
+        if self.folds == 1 or self.folds < 0:
+            raise ValueError(f"folds: expected 0 or 2 and more, got {self.folds}")
+        if self.from_weights is not None and self.pretrained is not None:
+            raise ValueError("from_weights and pretrained: expected one of them, got both")
         for schedule in (self.schedule, self.fine_tune.schedule):
             one_of("schedule", schedule, tuple(_LEARNING_RATES))
 
@@ -159,7 +174,7 @@ class TrainConfig:
         """Options that bar this run from continuing one of the options ``other``: "name: this, other"."""
         extensible = self.schedule not in _PLANNED and not self.fine_tune.epochs
         free = {*_FREE_ON_RESUME, *(("epochs",) if extensible else ())}
-        mine = asdict(self)
+        mine = json.loads(json.dumps(asdict(self)))  # as it was saved: lists for tuples
         return [
             f"{k}: {mine[k]!r} instead of {other.get(k)!r}" for k in mine if k not in free and mine[k] != other.get(k)
         ]

@@ -52,7 +52,7 @@ class Evaluator:
         model.eval()
         start = time.perf_counter()
         with torch.inference_mode():
-            logits = torch.cat(list(self._logits(model)))
+            logits = torch.cat(list(self._logits(model))).cpu()
         seconds = time.perf_counter() - start
         labels, predicted = self._labels, logits.argmax(1)
         recall = self._metrics.multiclass_recall(predicted, labels, self._classes, average="none")
@@ -79,8 +79,9 @@ class Evaluator:
             raise ValueError(f"the model's logits: expected shape (1, {self._classes}), got {tuple(logits.shape)}")
 
     def _logits(self, model: nn.Module) -> Iterator[Tensor]:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         for batch in torch.split(self._images, self._batch_size):
-            x = self._preprocess(batch)
+            x = self._preprocess(batch.to(device, non_blocking=True))
             logits = model(x)
             if self._flip_test:
                 logits = (logits + model(x.flip(3))) / 2

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastfer.data import Split
@@ -29,9 +28,8 @@ class Targets:
     @classmethod
     def of(cls, split: Split) -> Targets:
         """All targets of a split."""
-        soft: NDArray[np.float32] | None = getattr(split, "soft", None)
-        mode: str = getattr(split, "soft_mode", "crossentropy")
-        return cls(torch.from_numpy(split.labels), None if soft is None else torch.from_numpy(soft), mode)
+        soft = None if split.soft is None else torch.from_numpy(split.soft)
+        return cls(torch.from_numpy(split.labels), soft, split.soft_mode)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from fastfer.data import Preprocess, Split
 
 Monitor = Literal["loss", "accuracy"]
 ScheduleName = Literal["onecycle", "cosine", "plateau", "inverse_time", "constant"]
@@ -29,6 +31,41 @@ def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     """ValueError unless ``value`` is one of ``known``."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """How stored images become the network's input; the same in training, evaluation and prediction.
+
+    Args:
+        normalise: mean and standard deviation of data (the training images), symmetric (x / 127.5 - 1, as MobileNetV1
+            was trained with), or imagenet (as torchvision's networks were)
+        size: side in pixels to resize to (default: as stored)
+        colour: grey or rgb converts, stored takes what there is
+        equalise: equalise the histogram of the grey image
+    """
+
+    normalise: Literal["data", "symmetric", "imagenet"] = "data"
+    size: int | None = None
+    colour: Literal["stored", "grey", "rgb"] = "stored"
+    equalise: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("input.normalise", self.normalise, ("data", "symmetric", "imagenet"))
+        one_of("input.colour", self.colour, ("stored", "grey", "rgb"))
+        if self.size is not None:
+            number("input.size", self.size, 1)
+
+    def preprocess(self, split: Split) -> Preprocess:
+        """The conversion, with the statistics of the training images ``split`` where they are asked for."""
+        size = None if self.size is None else (self.size, self.size)
+        settings: dict[str, Any] = {"size": size, "colour": self.colour, "equalise": self.equalise}
+        if self.normalise == "imagenet":
+            return Preprocess.imagenet(**settings)
+        if self.normalise == "symmetric":
+            channels = {"grey": 1, "rgb": 3}.get(self.colour, split.channels)
+            return Preprocess.symmetric(channels, **settings)
+        return Preprocess.of(split, **settings)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,13 @@ from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
 from fastfer.train.start import Start
 
-_PRIVATE = ("out", "root", "from_weights", "teacher")  # paths of one machine have no place in a file that is passed on
+_PRIVATE = (
+    "out",
+    "root",
+    "from_weights",
+    "pretrained",
+    "teacher",
+)  # paths of one machine have no place in a file that is passed on
 
 
 class Run(Protocol):
@@ -63,10 +69,10 @@ def metadata(run: Run) -> dict[str, Any]:
     """Header of the weight files: what a user of the weights has to know."""
     return {
         "classes": list(run.train_split.names),
-        "mean": list(run.preprocess.mean),
-        "std": list(run.preprocess.std),
-        "input": list(run.train_split.images.shape[-2:]),
+        "preprocess": run.preprocess.to_json(),
+        "input": list(run.preprocess.size or run.train_split.images.shape[-2:]),
         "data": run.config.data,
+        "protocol": run.train_split.protocol,
         "epoch": run.last["epoch"],
         "validation": {key: run.last[key] for key in ("accuracy", "macro_f1")},
         "config": {key: value for key, value in asdict(run.config).items() if key not in _PRIVATE},
@@ -82,6 +88,7 @@ def content(run: Run) -> dict[str, Any]:
         "data": config.data,
         "classes": list(names),
         "images": {"train": run.train_split.counts(), "validation": run.validation_split.counts()},
+        "protocol": {"train": run.train_split.protocol, "validation": run.validation_split.protocol},
         "epochs": {"done": len(history), "planned": sum(stage.epochs for stage in run.stages)},
         "best": _named(run.best, names),
         "last": _named(run.last, names),
@@ -93,7 +100,7 @@ def content(run: Run) -> dict[str, Any]:
         "recipe": config.recipe,
         "backends": fastfer.backend.plan(),
         "seed": config.seed,
-        "preprocess": asdict(run.preprocess),
+        "preprocess": run.preprocess.to_json(),
         "fingerprints": run.fingerprints,
         "config": asdict(config),
         "environment": {

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import fastfer
-from fastfer.data import Preprocess, load_dataset
+from fastfer.data import load_dataset
 from fastfer.data.files import write_text
 from fastfer.models import FerModel, load_weights, save_weights
 from fastfer.train import outputs, state
@@ -27,7 +27,7 @@ from fastfer.train.folder import BEST_FILE, check_folder, remove_run
 from fastfer.train.loop import EpochResult, Trainer, derived_seed
 from fastfer.train.placement import Placement
 from fastfer.train.progress import Display, Silent
-from fastfer.train.start import Start, start_from
+from fastfer.train.start import Start, start_from, start_imagenet
 from fastfer.train.stopping import position
 from fastfer.train.teacher import Teacher
 
@@ -80,13 +80,14 @@ class _Run:
         _check_same_run(config, record)
 
         splits = load_dataset(
-            config.data, config.root, train_images=config.train_images, validation_images=config.validation_images
-        )
+            config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
+            options=config.data_options,
+        )  # fmt: skip
         self.train_split, self.validation_split = splits["train"], splits["validation"]
         self.fingerprints = {name: split.fingerprint() for name, split in splits.items()}
         if record and record["fingerprints"] != self.fingerprints:
             raise state.StateError(f"{config.data} at {config.root} is not the data that {self.out} was trained on")
-        self.preprocess = Preprocess.of(self.train_split)
+        self.preprocess = config.input.preprocess(self.train_split)
         self.evaluate = Evaluator(self.validation_split, self.preprocess, config.flip_test)
         self.numerics = {
             "torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": placement.processes,
@@ -108,22 +109,24 @@ class _Run:
     def _create_model(self) -> FerModel:
         split = self.train_split
         torch.manual_seed(derived_seed(self.config.seed, "weights"))
-        options = {"num_classes": len(split.names), "in_chans": split.channels, **self.config.model_options}
+        options = {"num_classes": len(split.names), "in_chans": len(self.preprocess.mean), **self.config.model_options}
         model = fastfer.create_model(self.config.model, **options)
         model.class_names = split.names
         return model
 
     def _start(self) -> Start:
-        path = self.config.from_weights
-        return start_from(self.model, self.train_split.names, path, self.config.head) if path else Start()
+        config = self.config
+        if config.from_weights is not None:
+            return start_from(self.model, self.train_split.names, config.from_weights, config.head)
+        if config.pretrained is not None:
+            return start_imagenet(self.model, config.pretrained, self.preprocess)
+        return Start()
 
     def _load_teacher(self) -> Teacher | None:
         if self.config.teacher is None:
             return None
-        mean, std = self.preprocess.mean, self.preprocess.std
-        return Teacher(
-            self.config.teacher, self.train_split.names, mean, std, self.config.distill, self.placement.device
-        )
+        names, device = self.train_split.names, self.placement.device
+        return Teacher(self.config.teacher, names, self.preprocess, self.config.distill, device)
 
     def _make_trainer(self, number: int) -> Trainer:
         """That of stage ``number``, from 0."""

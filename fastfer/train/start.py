@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights that a run starts from: fresh, or those of another run, classes mapped by name."""
+"""The weights that a run starts from: fresh, another run's (classes mapped by name), or ImageNet's."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fastfer.models import FerModel, load_weights, read_metadata
+from fastfer.data import Preprocess
+from fastfer.models import FerModel, load_imagenet, load_weights, read_metadata
 
 _HEAD = "head."
 
@@ -52,6 +53,18 @@ def start_from(model: FerModel, names: tuple[str, ...], path: str, head: Literal
         f"weights from {path}; last layer: {', '.join(kept) or 'nothing'} kept, {', '.join(fresh) or 'nothing'} fresh"
     )
     return Start(found, (line,))
+
+
+def start_imagenet(model: FerModel, source: str, preprocess: Preprocess) -> Start:
+    """Fill ``model`` from a stock MobileNet's file; says so where the input is normalised in another way than there."""
+    found = load_imagenet(model, source)
+    lines = [str(found)]
+    if len(preprocess.mean) == 3 and (preprocess.mean, preprocess.std) != (found.mean, found.std):
+        lines.append(
+            f"note: {found.layout} was trained with mean {found.mean} and std {found.std}, see input.normalise"
+        )
+    record = {key: value for key, value in asdict(found).items() if key not in ("mean", "std")}
+    return Start({**record, "source": Path(source).name}, tuple(lines))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfer.data import Preprocess
 from fastfer.models import load_weights, read_metadata
 from fastfer.train.options import Distill
 
@@ -16,13 +17,12 @@ from fastfer.train.options import Distill
 class Teacher:
     """The network of a weight file. It sees the student's augmented images, normalised and sized as its own.
 
-    ``names``, ``mean`` and ``std`` are the student's. ValueError where the classes differ or the file does not fit.
+    ``names`` and ``preprocess`` are the student's. ValueError where the classes differ or the file does not fit.
     """
 
     def __init__(
-        self, path: str, names: Sequence[str], mean: Sequence[float], std: Sequence[float], options: Distill,
-        device: torch.device,
-    ) -> None:  # fmt: skip
+        self, path: str, names: Sequence[str], preprocess: Preprocess, options: Distill, device: torch.device
+    ) -> None:
         header = read_metadata(path)
         self._model = load_weights(path).to(device)
         self._options = options
@@ -30,19 +30,22 @@ class Teacher:
         if known is None or sorted(known) != sorted(names):
             raise ValueError(f"teacher: expected the classes {', '.join(names)}, got {known} in {path}")
         self._order = torch.tensor([known.index(name) for name in names], device=device)
-        inputs = header.get("preprocess", header)
-        if "mean" not in inputs or "std" not in inputs:
-            raise ValueError(f"teacher: expected mean and std in the header of {path}, got {', '.join(sorted(header))}")
-        channels = self._model.in_chans
-        if len(mean) not in (1, channels):
-            raise ValueError(f"teacher: expected a network of {len(mean)} channels, got {channels} in {path}")
-        self._channels = channels
+        its = Preprocess.from_metadata(header)
+        self._channels = self._model.in_chans
+        if len(preprocess.mean) not in (1, self._channels):
+            raise ValueError(
+                f"teacher: expected a network of {len(preprocess.mean)} channels, got {self._channels} in {path}"
+            )
+        if its.equalise != preprocess.equalise:
+            raise ValueError(
+                f"teacher: input.equalise: expected {its.equalise} as in {path}, got {preprocess.equalise}"
+            )
         own_mean, own_std, its_mean, its_std = (
             torch.tensor(values, device=device).view(1, -1, 1, 1)
-            for values in (mean, std, inputs["mean"], inputs["std"])
+            for values in (preprocess.mean, preprocess.std, its.mean, its.std)
         )
         self._scale, self._offset = own_std / its_std, (own_mean - its_mean) / its_std
-        size = inputs.get("size") or header.get("input") or self._model.input_size
+        size = its.size or header.get("input") or self._model.input_size
         self._size = (int(size[0]), int(size[1]))
 
     @torch.no_grad()
