@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from fastfer.data.registry import canonical_dataset
+
 _ROOT = Path(__file__).parent
 _ANY = "any"
 
@@ -36,7 +38,7 @@ def load_recipe(recipe: str, model: str, data: str) -> dict[str, Any]:
     if model not in models:
         raise ValueError(f"recipe: {name} has one for {', '.join(models)}, got model {model!r}")
     sets = sorted(path.stem for path in (_ROOT / name / model).glob("*.yaml"))
-    wanted = other or data
+    wanted = canonical_dataset(other or data)
     chosen = wanted if wanted in sets else _ANY
     if chosen not in sets:
         options = ", ".join(f"{name}/{known}" for known in sets)
