@@ -31,7 +31,18 @@ _LEARNING_RATES = {"onecycle": 5e-3, "cosine": 2e-3, "plateau": 1e-3, "inverse_t
 _PLANNED = ("onecycle", "cosine")  # schedules that are laid out over all epochs
 
 # What may differ between a run and its continuation: nothing that decides what is computed.
-_FREE_ON_RESUME = ("out", "root", "threads", "backend", "device", "on_nan", "recipe", "from_weights", "pretrained")
+_FREE_ON_RESUME = (
+    "out",
+    "root",
+    "threads",
+    "backend",
+    "device",
+    "on_nan",
+    "recipe",
+    "from_weights",
+    "pretrained",
+    "face_model",
+)
 
 
 class InputError(ValueError):
@@ -53,6 +64,7 @@ class TrainConfig:
         folds: one run for each of so many folds, in folders of their own, and their mean and standard deviation; the
             split is N-fold unless data_options.split says leave-one-subject-out
         input: how images become the network's input
+        face_model: file of OpenCV's YuNet, which finds the faces that input.crop_margin cuts out
         out: output folder (default: runs/MODEL-DATA)
         epochs: passes over the training images (default: 5 for drawn, 60 for other data)
         batch_size: images per step
@@ -97,6 +109,7 @@ class TrainConfig:
     data_options: DataOptions = field(default_factory=DataOptions)
     folds: int = 0
     input: Input = field(default_factory=Input)
+    face_model: str | None = None
     out: str | None = None
     epochs: int | None = None
     batch_size: int = 64
@@ -151,8 +164,16 @@ class TrainConfig:
         one_of("head", self.head, ("keep", "fresh"))
         if self.folds == 1 or self.folds < 0:
             raise ValueError(f"folds: expected 0 or 2 and more, got {self.folds}")
+        if (self.face_model is None) != (self.input.crop_margin is None):
+            raise ValueError("face_model and input.crop_margin: expected both or neither, got one")
         if self.from_weights is not None and self.pretrained is not None:
             raise ValueError("from_weights and pretrained: expected one of them, got both")
+        frozen = self.unfreeze is not None or self.fine_tune.unfreeze is not None
+        if frozen and self.from_weights is None and self.pretrained is None:
+            raise ValueError(
+                "unfreeze: expected a start from pretrained or from_weights, because frozen layers would keep random "
+                "weights; got neither (null for unfreeze and fine_tune.unfreeze trains everything)"
+            )
         for schedule in (self.schedule, self.fine_tune.schedule):
             one_of("schedule", schedule, tuple(_LEARNING_RATES))
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from fastfer.data.files import write_text
 from fastfer.train import report
-from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig
+from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.folder import check_folder
+from fastfer.train.placement import is_main_process
 from fastfer.train.progress import Display, Silent
 from fastfer.train.run import train
 
@@ -44,7 +46,11 @@ def train_folds(
         begun = (Path(str(run.out)) / CONFIG_FILE).exists()
         display.line(f"fold {number} of {len(runs)}")
         reports.append(train(run, resume=resume and begun, overwrite=overwrite, display=display))
+        if is_main_process():  # the first fold has found the input sound
+            write_text(out / CONFIG_FILE, to_yaml(config))
     content = summary(config, reports)
+    if not is_main_process():
+        return content
     report.write_report(out, content)
     best = content["best"]
     title = f"{config.model} on {config.data}, {len(runs)} folds: {best['accuracy']['mean']:.1%}"

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastfer.data import Preprocess, Split
+from fastfer.data import FaceCrop, Preprocess, Split
 
 Monitor = Literal["loss", "accuracy"]
 ScheduleName = Literal["onecycle", "cosine", "plateau", "inverse_time", "constant"]
@@ -43,23 +43,29 @@ class Input:
         size: side in pixels to resize to (default: as stored)
         colour: grey or rgb converts, stored takes what there is
         equalise: equalise the histogram of the grey image
+        crop_margin: for whole pictures: cut to the face with so much on each side, as a fraction of its longer side;
+            needs face_model (default: the images are faces already)
     """
 
     normalise: Literal["data", "symmetric", "imagenet"] = "data"
     size: int | None = None
     colour: Literal["stored", "grey", "rgb"] = "stored"
     equalise: bool = False
+    crop_margin: float | None = None
 
     def __post_init__(self) -> None:
         one_of("input.normalise", self.normalise, ("data", "symmetric", "imagenet"))
         one_of("input.colour", self.colour, ("stored", "grey", "rgb"))
         if self.size is not None:
             number("input.size", self.size, 1)
+        if self.crop_margin is not None:
+            FaceCrop(self.crop_margin)
 
     def preprocess(self, split: Split) -> Preprocess:
         """The conversion, with the statistics of the training images ``split`` where they are asked for."""
         size = None if self.size is None else (self.size, self.size)
-        settings: dict[str, Any] = {"size": size, "colour": self.colour, "equalise": self.equalise}
+        crop = None if self.crop_margin is None else FaceCrop(self.crop_margin)
+        settings: dict[str, Any] = {"size": size, "colour": self.colour, "equalise": self.equalise, "crop": crop}
         if self.normalise == "imagenet":
             return Preprocess.imagenet(**settings)
         if self.normalise == "symmetric":

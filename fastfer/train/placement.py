@@ -19,6 +19,11 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _MIXED: dict[str, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
+def is_main_process() -> bool:
+    """Whether this is the only process or the first of those that torchrun started."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
 class Placement:
     """Where a run computes. ``device`` is "auto" (CUDA where there is one), "cpu" or "cuda".
 

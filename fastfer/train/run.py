@@ -9,6 +9,7 @@ the first evaluates and writes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 
 import fastfer
-from fastfer.data import load_dataset
+from fastfer.data import FaceCrop, YuNet, load_dataset
+from fastfer.data.face import Picture
 from fastfer.data.files import write_text
 from fastfer.models import FerModel, load_weights, save_weights
 from fastfer.train import outputs, state
@@ -81,7 +83,7 @@ class _Run:
 
         splits = load_dataset(
             config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
-            options=config.data_options,
+            options=config.data_options, transform=_face_crop(config),
         )  # fmt: skip
         self.train_split, self.validation_split = splits["train"], splits["validation"]
         self.fingerprints = {name: split.fingerprint() for name, split in splits.items()}
@@ -211,6 +213,14 @@ class _Run:
 
     def _write_reports(self) -> None:
         outputs.write(self.out, outputs.content(self), self.history, self.best is self.last)
+
+
+def _face_crop(config: TrainConfig) -> Callable[[Picture], Picture] | None:
+    """What cuts whole pictures to their faces, where that is asked for."""
+    if config.face_model is None or config.input.crop_margin is None:
+        return None
+    crop, detector = FaceCrop(config.input.crop_margin), YuNet(config.face_model)
+    return lambda picture: crop(picture, detector)
 
 
 def _check_same_run(config: TrainConfig, record: dict[str, Any]) -> None:
