@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from fastfer.data import BASIC_NAMES, FER2013_CODES, canonical_name, drawn
 from fastfer.models import read_metadata
 from fastfer.train import TrainConfig, train
 from fastfer.train.progress import Display
@@ -87,3 +88,21 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def write_fer2013(folder: Path, train_images: int, validation_images: int) -> Path:
+    """fer2013.csv of drawn faces."""
+    splits = drawn.load(train_images, validation_images)
+    codes = [FER2013_CODES.index(alias) for alias in map(_alias, BASIC_NAMES)]
+    rows = [
+        f"{codes[label]},{' '.join(map(str, face.ravel()))},{usage}"
+        for part, usage in (("train", "Training"), ("validation", "PublicTest"))
+        for face, label in zip(splits[part].images, splits[part].labels, strict=True)
+    ]
+    path = folder / "fer2013.csv"
+    path.write_text("\n".join(["emotion,pixels,Usage", *rows]))
+    return path
+
+
+def _alias(name: str) -> str:
+    return next(code for code in FER2013_CODES if canonical_name(code) == name)

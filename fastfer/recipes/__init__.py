@@ -17,6 +17,7 @@ from fastfer.data.registry import canonical_dataset
 
 _ROOT = Path(__file__).parent
 _ANY = "any"
+_OF_THE_DATA = ("data_options", "folds")
 
 
 def list_recipes() -> list[str]:
@@ -27,8 +28,8 @@ def list_recipes() -> list[str]:
 def load_recipe(recipe: str, model: str, data: str) -> dict[str, Any]:
     """Options of ``recipe`` for the network on the data set: nested, by the names of TrainConfig, ``base`` applied.
 
-    ``recipe`` is a name, or NAME/DATA for the recipe of another data set. ValueError for an unknown one, naming the
-    known ones.
+    ``recipe`` is a name, or NAME/DATA for the recipe of another data set, which then comes without its options of the
+    data (data_options, folds). ValueError for an unknown one, naming the known ones.
     """
     name, _, other = recipe.partition("/")
     names = sorted({known.split("/")[0] for known in list_recipes()})
@@ -43,7 +44,9 @@ def load_recipe(recipe: str, model: str, data: str) -> dict[str, Any]:
     if chosen not in sets:
         options = ", ".join(f"{name}/{known}" for known in sets)
         raise ValueError(f"recipe: {name} of {model} has none for data set {wanted!r}: expected one of {options}")
-    return _read(f"{name}/{model}/{chosen}")
+    options = _read(f"{name}/{model}/{chosen}")
+    foreign = _OF_THE_DATA if wanted != canonical_dataset(data) else ()
+    return {key: value for key, value in options.items() if key not in foreign}
 
 
 def _read(key: str) -> dict[str, Any]:

@@ -56,23 +56,26 @@ def parse_args(argv: Sequence[str]) -> Invocation:
         raise InputError(str(error)) from None
 
 
-def configure(recipe: str | None = None, **options: Any) -> TrainConfig:
-    """The configuration of ``options``, nested groups as mappings, over ``recipe``; TypeError or ValueError as above.
+def configure(recipe: str | None = None, argv: Sequence[str] = (), **options: Any) -> TrainConfig:
+    """The configuration of ``options``, nested groups as mappings, over ``recipe``; arguments ``argv`` come first.
+
+    Raises InputError for bad values, and for names that are no options, telling the known ones.
 
     >>> configure("best", model="sepconv_attention", data="fer2013", root="fer2013.csv", augment={"flip": 0.0})
     """
     model, data = (options.get(key, getattr(TrainConfig(), key)) for key in ("model", "data"))
-    _check_keys(_flat(options), "option")
+    arguments = [_underscored(argument) for argument in argv]
     parser = _parser()
     try:
+        _check_keys(_flat(options), "option")
+        _check_keys(_option_names(arguments), "option")
         if recipe is not None:
-            _apply(parser, recipe, model, data)
+            _apply(parser, load_recipe(recipe, model, data), f"recipe {recipe} of {model}: key")
             options = {**options, "recipe": recipe}
-            for group in _OPEN:
-                options[group] = {**parser.get_default(group), **options.get(group, {})}
-        return _config(parser.parse_object(options))
-    except ArgumentError as error:
-        raise ValueError(str(error)) from None
+        _apply(parser, options, "option")
+        return _config(parser.parse_args(arguments))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise InputError(str(error)) from None
 
 
 def _parser() -> ArgumentParser:
@@ -92,19 +95,19 @@ def _parse(arguments: Sequence[str], with_recipe: bool = True) -> Invocation:
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if with_recipe and parsed.recipe is not None:
-        _apply(parser, parsed.recipe, parsed.model, parsed.data)
+        values = load_recipe(parsed.recipe, parsed.model, parsed.data)
+        _apply(parser, values, f"recipe {parsed.recipe} of {parsed.model}: key")
         parsed = parser.parse_args(arguments)
     return Invocation(_config(parsed).resolved(), *(bool(parsed[switch]) for switch in _SWITCHES))
 
 
-def _apply(parser: ArgumentParser, recipe: str, model: str, data: str) -> None:
-    """Make the recipe's values the parser's defaults. ValueError for a key that no option has."""
-    values = load_recipe(recipe, model, data)
-    _check_keys(_flat(values), f"recipe {recipe} of {model}: key")
+def _apply(parser: ArgumentParser, values: Mapping[str, Any], what: str) -> None:
+    """Make ``values`` the parser's defaults. ValueError for a key that no option has."""
+    _check_keys(_flat(values), what)
     for group in _OPEN:
         if group in values:
-            parser.set_defaults({group: values.pop(group)})
-    parser.set_defaults(_flat(values))
+            parser.set_defaults({group: {**parser.get_default(group), **values[group]}})
+    parser.set_defaults({key: value for key, value in _flat(values).items() if key not in _OPEN})
 
 
 def _config(parsed: Namespace) -> TrainConfig:

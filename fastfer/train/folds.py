@@ -46,7 +46,7 @@ def train_folds(
         begun = (Path(str(run.out)) / CONFIG_FILE).exists()
         display.line(f"fold {number} of {len(runs)}")
         reports.append(train(run, resume=resume and begun, overwrite=overwrite, display=display))
-        if is_main_process():  # the first fold has found the input sound
+        if number == 1 and is_main_process():  # so the input is sound, and --resume needs no other options from here
             write_text(out / CONFIG_FILE, to_yaml(config))
     content = summary(config, reports)
     if not is_main_process():
