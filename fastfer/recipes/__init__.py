@@ -42,8 +42,8 @@ def load_recipe(recipe: str, model: str, data: str) -> dict[str, Any]:
     wanted = canonical_dataset(other or data)
     chosen = wanted if wanted in sets else _ANY
     if chosen not in sets:
-        options = ", ".join(f"{name}/{known}" for known in sets)
-        raise ValueError(f"recipe: {name} of {model} has none for data set {wanted!r}: expected one of {options}")
+        listed = ", ".join(f"{name}/{known}" for known in sets)
+        raise ValueError(f"recipe: {name} of {model} has none for data set {wanted!r}: expected one of {listed}")
     options = _read(f"{name}/{model}/{chosen}")
     foreign = _OF_THE_DATA if wanted != canonical_dataset(data) else ()
     return {key: value for key, value in options.items() if key not in foreign}

@@ -8,6 +8,7 @@ config.yaml), the recipe, the default.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,8 +144,7 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_keys(names: Iterator[str] | Mapping[str, Any], what: str) -> None:
     """ValueError for a name that is no option, naming the known ones that are like it, or else all."""
-    known = {*_flat(_parser().get_defaults().as_dict()), *_OTHER}
-    known |= {name.rpartition(".")[0] for name in known if "." in name}
+    known = _known_keys()
     for name in names:
         if name in known or name.split(".")[0] in _OPEN:
             continue
@@ -154,6 +154,14 @@ def _check_keys(names: Iterator[str] | Mapping[str, Any], what: str) -> None:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ValueError(f"{what} {name}: expected one of {', '.join(siblings)}{hint}")
+
+
+@functools.cache
+def _known_keys() -> frozenset[str]:
+    """Every option, and every group of options."""
+    known = {*_flat(_parser().get_defaults().as_dict()), *_OTHER}
+    groups = {name[:at] for name in known for at, letter in enumerate(name) if letter == "."}
+    return frozenset(known | groups)
 
 
 def _option_names(arguments: Sequence[str]) -> Iterator[str]:

@@ -72,11 +72,12 @@ class Evaluator:
         model.eval()
         with torch.inference_mode():
             try:
-                logits = model(self._preprocess(self._images[:1]))
+                logits = model(self._preprocess(self._images[:2]))
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"the model cannot take images of {tuple(self._images.shape[1:])}: {error}") from error
-        if logits.shape != (1, self._classes):
-            raise ValueError(f"the model's logits: expected shape (1, {self._classes}), got {tuple(logits.shape)}")
+        expected = (len(self._images[:2]), self._classes)
+        if logits.shape != expected:
+            raise ValueError(f"the model's logits: expected shape {expected}, got {tuple(logits.shape)}")
 
     def _logits(self, model: nn.Module) -> Iterator[Tensor]:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
