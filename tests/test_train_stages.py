@@ -249,6 +249,11 @@ def test_rates_of_the_schedules() -> None:
     assert cosine == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
 
 
+@pytest.mark.parametrize("epochs", range(1, 7))
+def test_one_cycle_of_any_length(epochs: int) -> None:
+    assert len(rates(Stage(epochs=epochs, lr=1.0, schedule="onecycle"), epochs, steps=1)) == epochs
+
+
 def test_plateau_counts_as_keras() -> None:
     plateau = Stage(epochs=9, lr=1.0, schedule="plateau", plateau=Plateau(patience=2, min_delta=0.1, min_lr=0.05))
     losses = (2.0, 1.0, 0.95, 0.95, 0.95, 0.95, 0.5)

@@ -25,6 +25,7 @@ def _run(argv: Sequence[str]) -> int:
     from fastfer.train.config import InputError
     from fastfer.train.folds import train_folds
     from fastfer.train.loop import NonFiniteError
+    from fastfer.train.placement import is_main_process, leave_processes
     from fastfer.train.progress import Display
     from fastfer.train.run import train
 
@@ -37,7 +38,9 @@ def _run(argv: Sequence[str]) -> int:
         return _fail(str(error), 2)
     except (NonFiniteError, OSError) as error:
         return _fail(str(error), 1)
-    display.line(f"{_summary(report['best'])}; files in {invocation.config.out}")
+    if is_main_process():
+        display.line(f"{_summary(report['best'])}; files in {invocation.config.out}")
+    leave_processes()
     return 0
 
 

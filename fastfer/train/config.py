@@ -93,7 +93,8 @@ class TrainConfig:
         flip_test: average the logits of each validation image and its mirror image
         seed: decides weights, order and augmentation
         device: auto (CUDA where there is one), cpu or cuda; torchrun starts one process per device
-        precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling
+        precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling; fastfer's own ops stay in float32 under both
+        sync_norms: with several processes BatchNorm takes the statistics of the whole batch; on the backend reference
         threads: CPU threads (default: torch's choice)
         backend: auto, native, numba or reference (default: FASTFER_BACKEND, else auto)
         on_nan: at a loss that is not finite, stop with an error, or skip the step
@@ -137,6 +138,7 @@ class TrainConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sync_norms: bool = False
     threads: int | None = None
     backend: str | None = None
     on_nan: Literal["stop", "skip"] = "stop"
@@ -162,6 +164,10 @@ class TrainConfig:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
         one_of("head", self.head, ("keep", "fresh"))
+        if self.sync_norms and self.backend != "reference":
+            raise ValueError(
+                f"sync_norms: expected backend reference, whose norms alone can be synchronised; got {self.backend!r}"
+            )
         if self.folds == 1 or self.folds < 0:
             raise ValueError(f"folds: expected 0 or 2 and more, got {self.folds}")
         if (self.face_model is None) != (self.input.crop_margin is None):

@@ -59,7 +59,8 @@ class Schedule:
 
 def _scheduler(optimizer: Optimizer, stage: Stage, steps: int) -> LRScheduler:
     if stage.schedule == "onecycle":
-        return OneCycleLR(optimizer, stage.lr, total_steps=steps, pct_start=0.25)
+        rise = 0.25 if steps != 4 else 0.375  # torch divides by rise · steps - 1
+        return OneCycleLR(optimizer, stage.lr, total_steps=steps, pct_start=rise)
     if stage.schedule == "cosine":
         return CosineAnnealingLR(optimizer, steps)
     if stage.schedule == "plateau":

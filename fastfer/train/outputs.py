@@ -104,7 +104,7 @@ def content(run: Run) -> dict[str, Any]:
         "fingerprints": run.fingerprints,
         "config": asdict(config),
         "environment": {
-            **report.environment(), "device": str(run.placement.device), "processes": run.placement.processes,
+            **report.environment(), "device": run.placement.device.type, "processes": run.placement.processes,
             "precision": run.placement.precision,
         },
     }  # fmt: skip

@@ -3,7 +3,8 @@
 
 With several, each computes its part of every batch and the gradients are averaged, so that a step is that of one
 process on the whole batch but for what looks at other images of the batch: BatchNorm uses the statistics of each
-process's part (the first process's running ones are kept), the triplet loss mines within it, and dropout draws anew.
+process's part unless they are synchronised (the first process's running ones are kept), the triplet loss mines within
+it; and each process draws its own augmentation and dropout.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ _MIXED: dict[str, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 def is_main_process() -> bool:
     """Whether this is the only process or the first of those that torchrun started."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def leave_processes() -> None:
+    """End the connection between the processes, where there is one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Placement:
@@ -71,7 +78,7 @@ class Placement:
     def total(self, value: Tensor) -> Tensor:
         """The sum over the processes."""
         if self.processes > 1:
-            value = value.clone()
+            value = value.detach().clone()
             torch.distributed.all_reduce(value)
         return value
 

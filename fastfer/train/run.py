@@ -22,6 +22,7 @@ from fastfer.data import FaceCrop, YuNet, load_dataset
 from fastfer.data.face import Picture
 from fastfer.data.files import write_text
 from fastfer.models import FerModel, load_weights, save_weights
+from fastfer.reference.norm import synchronised
 from fastfer.train import outputs, state
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.evaluate import Evaluator, Scores
@@ -54,7 +55,8 @@ def train(
                 run = _Run(config, placement, resume, overwrite, display or Silent())
             except (ValueError, RuntimeError, FileNotFoundError) as error:
                 raise InputError(str(error)) from error
-            return run.finish()
+            with synchronised(placement.total) if config.sync_norms else nullcontext():
+                return run.finish()
     finally:
         torch.set_num_threads(before)
 
