@@ -17,7 +17,7 @@ from fastfer.data import pixel_csv
 from fastfer.data.class_folders import all_expressions, class_images, class_names, first_image, split_folders
 from fastfer.data.images import decode, probe
 from fastfer.data.labels import BASIC_NAMES, FER2013_CODES, canonical_name, class_index
-from fastfer.data.layouts import Layout, Request, places
+from fastfer.data.layouts import Layout, Request, files_named, search
 from fastfer.data.manifest import Manifest, Problems, Sample
 from fastfer.data.pixel_csv import PART_OF_USAGE, SIDE, USAGES
 from fastfer.data.split import DataError, Split
@@ -68,7 +68,7 @@ def find_csvs(root: Path) -> list[Path]:
     """fer2013.csv or icml_face_data.csv in ``root`` or a folder or two below; or ``root`` itself."""
     if root.is_file():
         return [root] if root.suffix.lower() != ".parquet" and not root.name.startswith(_NOT_FER2013) else []
-    return [folder / name for folder in places(root) for name in CSV_NAMES if (folder / name).is_file()]
+    return files_named(root, CSV_NAMES)
 
 
 def _read_csv(path: Path, request: Request) -> Manifest:
@@ -85,7 +85,7 @@ def _find_train_csv(root: Path) -> list[Path]:
     if root.is_file():
         candidates = [root] if root.name == "train.csv" else []
     else:
-        candidates = [] if find_csvs(root) else [folder / "train.csv" for folder in places(root)]
+        candidates = [] if find_csvs(root) else files_named(root, ["train.csv"])
     return [path for path in candidates if set(pixel_csv.header(path) or ()) == {"emotion", "pixels"}]
 
 
@@ -96,7 +96,7 @@ def _read_train_csv(path: Path, request: Request) -> Manifest:
 
 
 def _find_folders(root: Path) -> list[Path]:
-    return [folder for folder in places(root) if _is_folder_layout(folder)]
+    return search(root, _is_folder_layout)
 
 
 def _is_folder_layout(root: Path) -> bool:

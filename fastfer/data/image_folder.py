@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastfer.data.class_folders import all_expressions, class_images, class_names
+from fastfer.data.class_folders import all_expressions, class_images, class_names, first_image
 from fastfer.data.labels import CLASS_NAMES, canonical_name
-from fastfer.data.layouts import Layout, Request, images_in, places, subfolders
+from fastfer.data.layouts import Layout, Request, search
 from fastfer.data.manifest import Manifest, Sample
 from fastfer.data.split import DataError
 
 
 def _find(root: Path) -> list[Path]:
-    """The outermost folder whose class folders are all expressions, else any tree with images two or three deep."""
-    for folder in places(root):
-        if all_expressions(class_names(folder)):
-            return [folder]
-    nested = [folder for folder in places(root) if any(images_in(child) for child in subfolders(folder))]
-    return nested[:1]
+    """Folders whose class folders are all expressions, else ``root`` where it has images two or three deep."""
+    found = search(root, lambda folder: all_expressions(class_names(folder)) and first_image(folder) is not None)
+    return found or ([root] if first_image(root) is not None else [])
 
 
 def _read(root: Path, request: Request) -> Manifest:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfer.data import images
-from fastfer.data.manifest import Problems, Sample
+from fastfer.data.manifest import Sample, settle
 from fastfer.data.split import SoftMode, Split
 
 
@@ -44,11 +44,16 @@ class LazySplit:
         soft = None if self.soft is None else self.soft[:count]
         return replace(self, samples=self.samples[:count], labels=self.labels[:count], soft=soft)
 
-    def decode(self, skip_corrupt: bool = False) -> Split:
-        """All images in memory. DataError that names and counts those that are missing or corrupt, or skips them."""
-        problems = Problems(skip_corrupt)
-        pixels, kept = images.load_all(self.samples, self.channels, self.shape, self.size, self.transform, problems)
-        note = problems.settle(f"{len(self)} images")
+    def decode(self, skip_corrupt: bool = False, cache: images.Cache | None = None) -> Split:
+        """All images in memory. DataError that names and counts those that are missing or corrupt, or skips them.
+
+        ``cache`` keeps decoded images by id, for splits that share them.
+        """
+        unusable: list[str] = []
+        pixels, kept = images.load_all(
+            self.samples, self.channels, self.shape, self.size, self.transform, unusable, cache
+        )
+        note = settle(unusable, f"{len(self)} images", skip_corrupt)
         chosen = [self.samples[int(index)] for index in kept]
         subjects = tuple(sample.subject for sample in chosen if sample.subject is not None)
         return Split(

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fastfer.data import drawn
-from fastfer.data.assemble import assemble
-from fastfer.data.images import Transform
+from fastfer.data.assemble import Prepared, assemble, prepare
+from fastfer.data.audit import remove_duplicates
+from fastfer.data.images import Cache, Transform
 from fastfer.data.layouts import Dataset, Found, Request, recognise
 from fastfer.data.lazy import LazySplit
-from fastfer.data.manifest import PARTS, Manifest, Problems
+from fastfer.data.manifest import PARTS, Manifest, Problems, settle
 from fastfer.data.options import DataOptions, parse_split
+from fastfer.data.parts import fold_count
 from fastfer.data.registry import DATASETS, canonical_dataset
 from fastfer.data.split import DataError, Split
 
@@ -66,11 +68,7 @@ def load_dataset(
     if canonical_dataset(name) == "drawn":
         return _load_drawn(root, limits, parts, chosen, transform)
     lazy = _lazily(name, root, parts, chosen, transform)
-    splits = {}
-    for part, split in lazy.items():
-        splits[part] = split.first(limits.get(part)).decode(chosen.skip_corrupt)
-        _check_counts(splits[part], part, name, chosen)
-    return splits
+    return _decoded(name, {part: split.first(limits.get(part)) for part, split in lazy.items()}, chosen)
 
 
 def load_lazily(
@@ -82,26 +80,82 @@ def load_lazily(
     transform: Transform | None = None,
     **changes: Any,
 ) -> dict[str, LazySplit]:
-    """As ``load_dataset``, but the images stay in their files until asked for."""
-    return _lazily(name, root, parts, _options(options, changes), transform)
+    """As ``load_dataset``, but the images stay in their files until asked for. Not for the drawn faces."""
+    chosen = _options(options, changes)
+    if chosen.remove_duplicates != "none":
+        raise DataError("remove_duplicates: needs the images in memory, so load_dataset only")
+    return _lazily(name, root, parts, chosen, transform)
+
+
+class Folds(Sequence[dict[str, Split]]):
+    """The folds of a k-fold split: {"train", "validation"} each. Images are decoded once and kept."""
+
+    def __init__(self, name: str, prepared: Prepared, options: DataOptions, transform: Transform | None) -> None:
+        self._name, self._prepared, self._options, self._transform = name, prepared, options, transform
+        self._count = fold_count(prepared.manifest, options, prepared.dataset.usual_split)
+        self._cache: Cache = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, fold: Any) -> Any:
+        if isinstance(fold, slice):
+            return [self[number] for number in range(*fold.indices(len(self)))]
+        if not -len(self) <= fold < len(self):
+            raise IndexError(f"fold: expected 0 to {len(self) - 1}, got {fold}")
+        options = replace(self._options, fold=fold % len(self))
+        lazy = assemble(self._prepared, options, ("train", "validation"), self._transform)
+        return _decoded(self._name, lazy, options, self._cache)
+
+
+def load_folds(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    options: DataOptions | None = None,
+    transform: Transform | None = None,
+    **changes: Any,
+) -> Folds:
+    """All folds of a data set, as a sequence of what ``load_dataset`` gives for each ``fold``.
+
+    DataError where the split rule is not a k-fold one.
+    """
+    chosen = _options(options, changes)
+    dataset, manifest = read_manifest(name, root, chosen)
+    return Folds(name, prepare(dataset, _settled(manifest, chosen), chosen), chosen, transform)
 
 
 def read_manifest(
-    name: str, root: str | Path | None, options: DataOptions | None = None, parts: Sequence[str] | None = None
+    name: str, root: str | Path | None, options: DataOptions, parts: Sequence[str] | None = None
 ) -> tuple[Dataset, Manifest]:
-    """(data set, everything found in its files); ``parts`` limits what is read to these."""
-    options = options or DataOptions()
+    """(data set, everything found in its files); ``parts`` limits what is read to these.
+
+    Images that cannot be used are listed in the manifest; with ``skip_corrupt`` so are bad rows, else they raise.
+    """
     found = find_dataset(name, root, options.layout)
     _check_options(found.dataset, options)
     problems = Problems(options.skip_corrupt)
     request = Request(options, problems, None if parts is None else frozenset(parts))
     manifest = found.layout.read(found.place, request)
-    note = problems.settle(f"{len(manifest.samples) + len(problems.found)} images of {found.place}")
-    if note:
-        manifest = replace(manifest, notes=(*manifest.notes, note))
-    if not manifest.samples:
+    if not manifest.samples and not problems.found:
         raise DataError(f"{found.dataset.name} ({found.layout.name}): no image found in {found.place}")
-    return found.dataset, manifest
+    return found.dataset, replace(manifest, unusable=tuple(problems.found))
+
+
+def _settled(manifest: Manifest, options: DataOptions) -> Manifest:
+    total = len(manifest.samples) + len(manifest.unusable)
+    note = settle(manifest.unusable, f"{total} images of {manifest.root}", options.skip_corrupt)
+    return replace(manifest, notes=(*manifest.notes, note)) if note else manifest
+
+
+def _decoded(
+    name: str, lazy: dict[str, LazySplit], options: DataOptions, cache: Cache | None = None
+) -> dict[str, Split]:
+    splits = {part: split.decode(options.skip_corrupt, cache) for part, split in lazy.items()}
+    splits = remove_duplicates(splits, options.remove_duplicates)
+    for part, split in splits.items():
+        _check_counts(split, part, name, options)
+    return splits
 
 
 def find_dataset(name: str, root: str | Path | None, layout: str = "auto") -> Found:
@@ -127,7 +181,7 @@ def _lazily(
     only = rule is not None and parse_split(rule).kind == "official" and options.validation == "auto"
     dataset, manifest = read_manifest(name, root, options, parts if only else None)
     try:
-        return assemble(manifest, dataset, options, parts, transform)
+        return assemble(prepare(dataset, _settled(manifest, options), options), options, parts, transform)
     except DataError:
         raise
     except ValueError as error:

@@ -60,7 +60,7 @@ def fold_count(manifest: Manifest, options: DataOptions, usual: str | None) -> i
     rule = parse_split(text)
     if rule.kind != "folds":
         raise DataError(f"split: expected N-fold or leave-one-subject-out, got {text}")
-    return rule.folds or len({sample.subject for sample in manifest.samples})
+    return rule.folds or len({sample.subject for sample in manifest.samples} - {None})
 
 
 def _official(manifest: Manifest, strata: Indices, options: DataOptions, validate: bool) -> Division:
