@@ -42,12 +42,14 @@ class Layout:
     find    root -> the files or folders that show this layout; empty where it is not this one, several where it is
             there more than once
     read    (place found, request) -> manifest
+    last    a last resort: considered where the data set was named and shows no other layout
     """
 
     name: str
     expects: str
     find: Callable[[Path], list[Path]]
     read: Callable[[Path, Request], Manifest]
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Found:
 
 
 def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> Found:
-    """The one layout of ``datasets`` that ``root`` shows. The first data sets win over the last, the generic one.
+    """The one layout of ``datasets`` that ``root`` shows. Any other wins over class folders in general.
 
     DataError where there is none, listing what was looked for, or more than one, listing what was found.
     """
@@ -88,9 +90,10 @@ def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> 
         raise DataError(f"layout: expected auto or one of {known}, got {layout!r}")
     if not root.exists():
         raise DataError(f"root: {root} does not exist; looked for: {_list(root, wanted)}")
-    found = [Found(d, each, place) for d, each in wanted for place in each.find(root)]
-    specific = [each for each in found if each.dataset.name != "image_folder"]
-    found = specific or found
+    found = _find(root, [(d, each) for d, each in wanted if not each.last])
+    found = [each for each in found if each.dataset.name != "image_folder"] or found
+    if not found and len(datasets) == 1:
+        found = _find(root, [(d, each) for d, each in wanted if each.last])
     if not found:
         raise DataError(f"root: {root} holds none of: {_list(root, wanted)}")
     if len(found) > 1:
@@ -99,6 +102,10 @@ def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> 
             f"root: {root} is ambiguous, it holds {shown}: give the data set, the layout or the path of one"
         )
     return found[0]
+
+
+def _find(root: Path, layouts: Sequence[tuple[Dataset, Layout]]) -> list[Found]:
+    return [Found(dataset, each, place) for dataset, each in layouts for place in each.find(root)]
 
 
 def _list(root: Path, wanted: Sequence[tuple[Dataset, Layout]]) -> str:

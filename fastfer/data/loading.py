@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def load_folds(
 
 
 def read_manifest(
-    name: str, root: str | Path | None, options: DataOptions, parts: Sequence[str] | None = None
+    name: str, root: str | Path | None, options: DataOptions, parts: Iterable[str] | None = None
 ) -> tuple[Dataset, Manifest]:
     """(data set, everything found in its files); ``parts`` limits what is read to these.
 
@@ -179,7 +179,9 @@ def _lazily(
     found = find_dataset(name, root, options.layout)
     rule = options.split or found.dataset.usual_split
     only = rule is not None and parse_split(rule).kind == "official" and options.validation == "auto"
-    dataset, manifest = read_manifest(name, root, options, parts if only else None)
+    # What is held out for validation comes from the training set.
+    wanted = {*parts, *(("train",) if "validation" in parts else ())}
+    dataset, manifest = read_manifest(name, root, options, wanted if only else None)
     try:
         return assemble(prepare(dataset, _settled(manifest, options), options), options, parts, transform)
     except DataError:

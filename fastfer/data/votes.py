@@ -6,8 +6,9 @@ Votes are ten numbers: the eight classes in canonical order, then unknown and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ class Verdict:
     probabilities: NDArray[np.float32]
 
 
-def judge(votes: Sequence[int], mode: LabelMode) -> Verdict | None:
+@lru_cache(maxsize=1 << 16)  # many images have the same votes
+def judge(votes: tuple[int, ...], mode: LabelMode) -> Verdict | None:
     """Ten votes -> the verdict, or None where the rule drops the image.
 
     majority: the top class where it has more than half of the votes. crossentropy and probability: the top classes,
@@ -40,7 +42,9 @@ def judge(votes: Sequence[int], mode: LabelMode) -> Verdict | None:
         return None
     faces = kept[:CLASSES]
     weights: NDArray[np.float32] = (faces > 0 if mode == "multi_target" else faces).astype(np.float32)
-    return Verdict(int(faces.argmax()), weights / weights.sum())
+    weights /= weights.sum()
+    weights.setflags(write=False)
+    return Verdict(int(faces.argmax()), weights)
 
 
 def _majority(votes: NDArray[np.int64]) -> NDArray[np.int64] | None:
