@@ -80,6 +80,14 @@ def test_a_recut_without_prefixes_is_split_by_folder_and_says_so(tmp_path: Path)
     assert splits["train"].protocol.startswith("fer2013 (folders)")
 
 
+def test_folders_of_other_file_names_are_taken_where_the_set_is_named(tmp_path: Path) -> None:
+    for part in ("train", "validation"):
+        for k, name in enumerate(FER2013_NAMES):
+            save(tmp_path / part / name / f"face_{k}.png", face(k))
+    assert load_dataset("auto", tmp_path)["train"].protocol.startswith("image_folder")
+    assert load_dataset("fer2013", tmp_path)["train"].protocol.startswith("fer2013 (folders); split by folder")
+
+
 def test_names_with_and_without_prefix_are_a_mixed_layout(tmp_path: Path) -> None:
     fer2013_folders(tmp_path)
     save(tmp_path / "train" / "sad" / "7.png", face(1))
@@ -101,7 +109,9 @@ def test_csv_and_folders_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ambiguous, it holds fer2013 csv at .*; fer2013 folders at"):
         load_dataset("fer2013", tmp_path)
     assert "csv" in load_dataset("fer2013", tmp_path, layout="csv")["train"].protocol
-    with pytest.raises(DataError, match="layout: expected auto or one of csv, train-csv, folders, parquet, got 'tar'"):
+    with pytest.raises(
+        DataError, match="layout: expected auto or one of csv, train-csv, folders, other-folders, parquet, got 'tar'"
+    ):
         load_dataset("fer2013", tmp_path, layout="tar")
 
 

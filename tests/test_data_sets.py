@@ -51,7 +51,7 @@ def test_every_data_set_and_layout_has_a_name() -> None:
     assert {name: [*list_layouts(name)] for name in list_datasets()} == {
         "ck_plus": ["official", "ck48", "csv"],
         "drawn": [],
-        "fer2013": ["csv", "train-csv", "folders", "parquet"],
+        "fer2013": ["csv", "train-csv", "folders", "other-folders", "parquet"],
         "ferplus": ["folders", "csv", "class-folders"],
         "image_folder": ["class-folders", "other-folders"],
         "jaffe": ["files"],

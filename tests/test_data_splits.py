@@ -215,6 +215,8 @@ def test_options_given_by_name_change_those_given_whole(tmp_path: Path) -> None:
         ({"validation": "1.5"}, "got '1.5'"),
         ({"label_mode": "mean"}, "label_mode: expected one of majority, crossentropy"),
         ({"remove_duplicates": True}, "remove_duplicates: expected one of none, evaluation, training"),
+        ({"split": "8-1-1", "fold": 1}, "split 8-1-1 has no folds, got 1"),
+        ({"validation": "0.2"}, "split leave-one-subject-out has a validation set, got '0.2'"),
         ({"frames": 3}, "frames: has no meaning for jaffe"),
         ({"aligned": False, "codes": "fer2013"}, "aligned, codes: has no meaning for jaffe"),
         ({"classes": 8}, "this data set has no contempt"),

@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     check_.add_argument("--data", default="auto", help=f"auto or one of {', '.join(list_datasets())} (default: auto)")
     check_.add_argument("--layout", default="auto", help="layout, where several are there (default: auto)")
     check_.add_argument("--label-source", choices=["label.csv", "fer2013new.csv"], help="FERPlus: whose votes")
+    check_.add_argument("--codes", choices=["fer2013", "alphabetical"], help="Parquet: meaning of integer labels")
     check_.add_argument("--json", action="store_true", help="print the report as JSON")
     check_.set_defaults(run=_check)
     sheet = commands.add_parser("sheet", help="write a contact sheet, one row of images per class")
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace) -> int:
     """0 for a sound data set, 1 for one with problems; DataError for what is none."""
-    options = DataOptions(layout=args.layout, label_source=args.label_source, skip_corrupt=True)
+    options = DataOptions(layout=args.layout, label_source=args.label_source, codes=args.codes, skip_corrupt=True)
     found = find_dataset(args.data, args.root, args.layout)
     try:
         report = check(args.root, args.data, options)

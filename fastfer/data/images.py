@@ -38,7 +38,7 @@ def decode(sample: Sample, channels: int | None = None) -> Pixels:
     try:
         with _opened(sample) as image:
             # Photographs that a camera held sideways say so; JAFFE and the like carry no such tag.
-            return _convert(ImageOps.exif_transpose(image), channels)
+            return _convert(ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, channels)
     except FileNotFoundError:
         raise DataError(f"{_place(sample)} is missing") from None
     except _PIL_ERRORS as error:
@@ -51,8 +51,7 @@ def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:
         return True, (sample.image.shape[0], sample.image.shape[1])
     try:
         with _opened(sample) as image:
-            sideways = image.getexif().get(0x0112, 1) >= 5
-            size = (image.width, image.height) if sideways else (image.height, image.width)
+            size = (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
             return image.mode in _GREY_MODES, size
     except _PIL_ERRORS:
         return None
@@ -141,6 +140,13 @@ def _opened(sample: Sample) -> Image.Image:
     if isinstance(sample.image, np.ndarray):
         return Image.fromarray(sample.image)
     return Image.open(sample.image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as in Exif, from the header alone: ``getexif`` would decode a whole PNG to look behind its pixels."""
+    if "exif" not in image.info and image.format != "TIFF":
+        return 1
+    return int(image.getexif().get(0x0112, 1))
 
 
 def _convert(image: Image.Image, channels: int | None) -> Pixels:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from fastfer.data import drawn
 from fastfer.data.assemble import Prepared, assemble, prepare
@@ -98,7 +98,13 @@ class Folds(Sequence[dict[str, Split]]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, fold: Any) -> Any:
+    @overload
+    def __getitem__(self, fold: int) -> dict[str, Split]: ...
+
+    @overload
+    def __getitem__(self, fold: slice) -> list[dict[str, Split]]: ...
+
+    def __getitem__(self, fold: int | slice) -> dict[str, Split] | list[dict[str, Split]]:
         if isinstance(fold, slice):
             return [self[number] for number in range(*fold.indices(len(self)))]
         if not -len(self) <= fold < len(self):

@@ -41,8 +41,12 @@ def divide(
             "as 8-1-1"
         )
     rule = parse_split(text)
+    if rule.kind != "folds" and options.fold:
+        raise DataError(f"fold: split {text} has no folds, got {options.fold}")
     if rule.kind == "official":
         return _official(manifest, strata, options, validate)
+    if options.validation != "auto":
+        raise DataError(f"validation: split {text} has a validation set, got {options.validation!r}")
     grouped = _by_subject(manifest, options, by_subject, text)
     try:
         if rule.kind == "folds":
