@@ -29,7 +29,7 @@ from data_trees import (
     write_csv,
 )
 
-from fastfer.data import Split, canonical_name, duplicate_mask
+from fastfer.data import Split, canonical_name, duplicate_mask, list_datasets, list_layouts
 from fastfer.data.__main__ import main
 from fastfer.data.audit import Audit
 from fastfer.data.check import check
@@ -63,6 +63,15 @@ def test_sound_data_sets_pass(
     text = capsys.readouterr().out
     assert text.startswith(f"{name}, layout {layout}, at {tmp_path}")
     assert text.endswith("sound\n")
+
+
+def test_layouts_command_lists_every_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layouts"]) == 0
+    text = capsys.readouterr().out
+    for name in list_datasets():
+        assert name == "drawn" or f"\n{name} (split: " in "\n" + text
+        for layout, expects in list_layouts(name).items():
+            assert f"  {layout:<14} {expects}\n" in text
 
 
 def test_counts_by_split_and_class(tmp_path: Path) -> None:

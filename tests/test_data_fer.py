@@ -385,7 +385,7 @@ def ferplus_csvs(root: Path) -> list[list[Any]]:
 
 def test_ferplus_csvs_are_joined_by_row_order(tmp_path: Path) -> None:
     ferplus_csvs(tmp_path)
-    _, manifest = read_manifest("ferplus", tmp_path, DataOptions())
+    manifest = read_manifest(find_dataset("ferplus", tmp_path), DataOptions())
     train = [sample for sample in manifest.samples if sample.split == "train"]
     assert [sample.id for sample in train][3:5] == ["fer0000003.png row 5", "fer0000003.png row 6"]
     for sample, row in zip(train, (0, 1, 3, 4, 5, 6), strict=True):

@@ -188,6 +188,16 @@ def test_stratified_folds_of_a_set_without_subjects(tmp_path: Path) -> None:
         load_folds("fer2013", tmp_path)
 
 
+def test_folds_that_cannot_be_made_are_refused_at_once(tmp_path: Path) -> None:
+    fer2013_csv(tmp_path / "fer2013.csv")
+    with pytest.raises(DataError, match="does not say whose the images are"):
+        load_folds("fer2013", tmp_path, split="leave-one-subject-out")
+    with pytest.raises(DataError, match="this data set has no contempt"):
+        load_folds("fer2013", tmp_path, split="3-fold", classes=8)
+    with pytest.raises(DataError, match=r"expected 2 to 21 \(the number of images\), got 22"):
+        load_folds("fer2013", tmp_path, split="22-fold")
+
+
 # options
 
 
@@ -306,8 +316,17 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path) -> None:
     broken.write_bytes(b"")
     np.testing.assert_array_equal(lazy["train"].load(1), lazy["train"].first(2).decode().images[1])
     assert lazy["validation"].decode().images.shape == (8, 8, 8)
+    image, label = lazy["train"][-1]
+    assert (image.shape, label) == ((8, 8), 7)
+    with pytest.raises(IndexError, match="expected 0 to 7, got 8"):
+        lazy["train"][8]
     with pytest.raises(DataError, match=r"fer0000002\.png is not a readable image"):
         lazy["train"].load(2)
+    record = next(lazy["train"].records())
+    assert record == {"image": broken.with_name("fer0000000.png"), "label": "neutral", "id": "fer0000000.png",
+                      "subject": None, "soft": None}  # fmt: skip
+    with pytest.raises(DataError, match="remove_duplicates: needs the images in memory"):
+        load_lazily("ferplus", tmp_path, remove_duplicates="training")
 
 
 def test_images_that_do_not_fit_in_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

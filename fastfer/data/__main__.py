@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m fastfer.data``: look at data sets.
 
+layouts            how the files of each data set may lie
 check ROOT         recognise a data set, count its images and say what is wrong; exit code 1 where something is
 sheet --out FILE   a contact sheet of a data set's training images, as PNG
 """
@@ -17,12 +18,15 @@ from fastfer.data import DataError, list_datasets, load_dataset
 from fastfer.data.check import check, to_text
 from fastfer.data.loading import find_dataset
 from fastfer.data.options import DataOptions
+from fastfer.data.registry import DATASETS
 from fastfer.data.sheet import save_contact_sheet
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fastfer.data", description="Look at data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
+    layouts = commands.add_parser("layouts", help="how the files of each data set may lie")
+    layouts.set_defaults(run=_layouts)
     check_ = commands.add_parser("check", help="recognise a data set, count its images and say what is wrong")
     check_.add_argument("root", type=Path, help="file or folder where the data set lies")
     check_.add_argument("--data", default="auto", help=f"auto or one of {', '.join(list_datasets())} (default: auto)")
@@ -39,6 +43,16 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("--zoom", type=int, default=2, help="enlargement (default: 2)")
     sheet.set_defaults(run=_sheet)
     return parser
+
+
+def _layouts(args: argparse.Namespace) -> int:
+    for dataset in DATASETS:
+        rule = dataset.usual_split or "official where the folders show one"
+        options = f"; options: {', '.join(sorted(dataset.options))}" if dataset.options else ""
+        print(f"{dataset.name} (split: {rule}{options})")
+        for layout in dataset.layouts:
+            print(f"  {layout.name:<14} {layout.expects}")
+    return 0
 
 
 def _check(args: argparse.Namespace) -> int:

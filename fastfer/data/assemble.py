@@ -35,8 +35,11 @@ class Prepared:
 
 
 def prepare(dataset: Dataset, manifest: Manifest, options: DataOptions) -> Prepared:
-    """Leave out images of other classes, which have no place in proportions either."""
-    names = class_list(options.classes, manifest.names, dataset.seven)
+    """Leave out images of other classes, which have no place in proportions either. DataError for unknown classes."""
+    try:
+        names = class_list(options.classes, manifest.names, dataset.seven)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     strata = np.array([_stratum(sample, names) for sample in manifest.samples], np.int64)
     if any(sample.votes for sample in manifest.samples):
         return Prepared(dataset, manifest, names, strata)

@@ -13,7 +13,7 @@ from typing import Any
 from fastfer.data.audit import Audit
 from fastfer.data.images import decode
 from fastfer.data.labels import CLASS_NAMES
-from fastfer.data.loading import read_manifest
+from fastfer.data.loading import find_dataset, read_manifest
 from fastfer.data.manifest import PARTS, Manifest, Sample
 from fastfer.data.options import DataOptions
 from fastfer.data.published import Published, published_for
@@ -60,8 +60,9 @@ class Report:
 def check(root: str | Path, name: str = "auto", options: DataOptions | None = None) -> Report:
     """Read everything below ``root`` and look at every image. DataError where it is no known data set."""
     options = options or DataOptions(skip_corrupt=True)
-    dataset, manifest = read_manifest(name, root, options)
-    report = Report(dataset.name, manifest.layout, str(manifest.root), [*manifest.notes])
+    found = find_dataset(name, root, options.layout)
+    manifest = read_manifest(found, options)
+    report = Report(found.dataset.name, manifest.layout, str(manifest.root), [*manifest.notes])
     report.unusable += manifest.unusable
     audit = Audit()
     counts: dict[str, Counter[str]] = {}
@@ -74,7 +75,7 @@ def check(root: str | Path, name: str = "auto", options: DataOptions | None = No
             continue
         counts.setdefault(part, Counter())[label or "no majority"] += 1
     _count(report, manifest, counts)
-    known = published_for(dataset.name, manifest.layout)
+    known = published_for(manifest.dataset, manifest.layout)
     _compare_counts(report, known)
     _compare_copies(report, audit, known)
     _tell(report, manifest)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,25 @@ class LazySplit:
     def load(self, index: int) -> images.Pixels:
         """Image ``index``: uint8 (H, W) or (3, H, W). DataError where it is missing or corrupt."""
         return images.load(self.samples[index], self.channels, self.size, self.transform)
+
+    def __getitem__(self, index: int) -> tuple[images.Pixels, int]:
+        """(image, label), so that a torch DataLoader takes this as a map-style data set."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        return self.load(index), int(self.labels[index])
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Per image what a shard holds: "image" as it is stored (path, bytes or pixels), "label" (the class's name),
+        "id", "subject", and "soft" (K,) or None; neither resized nor transformed.
+        """
+        for number, (sample, label) in enumerate(zip(self.samples, self.labels, strict=True)):
+            yield {
+                "image": sample.image,
+                "label": self.names[label],
+                "id": sample.id,
+                "subject": sample.subject,
+                "soft": None if self.soft is None else self.soft[number],
+            }
 
     def first(self, count: int | None) -> LazySplit:
         """The first ``count`` images; all of them for None."""

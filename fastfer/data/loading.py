@@ -67,8 +67,10 @@ def load_dataset(
     chosen = _options(options, changes)
     if canonical_dataset(name) == "drawn":
         return _load_drawn(root, limits, parts, chosen, transform)
-    lazy = _lazily(name, root, parts, chosen, transform)
-    return _decoded(name, {part: split.first(limits.get(part)) for part, split in lazy.items()}, chosen)
+    found = find_dataset(name, root, chosen.layout)
+    lazy = _lazily(found, parts, chosen, transform)
+    cut = {part: split.first(limits.get(part)) for part, split in lazy.items()}
+    return _decoded(found.dataset.name, cut, chosen)
 
 
 def load_lazily(
@@ -84,16 +86,17 @@ def load_lazily(
     chosen = _options(options, changes)
     if chosen.remove_duplicates != "none":
         raise DataError("remove_duplicates: needs the images in memory, so load_dataset only")
-    return _lazily(name, root, parts, chosen, transform)
+    return _lazily(find_dataset(name, root, chosen.layout), parts, chosen, transform)
 
 
 class Folds(Sequence[dict[str, Split]]):
     """The folds of a k-fold split: {"train", "validation"} each. Images are decoded once and kept."""
 
-    def __init__(self, name: str, prepared: Prepared, options: DataOptions, transform: Transform | None) -> None:
-        self._name, self._prepared, self._options, self._transform = name, prepared, options, transform
+    def __init__(self, prepared: Prepared, options: DataOptions, transform: Transform | None) -> None:
+        self._prepared, self._options, self._transform = prepared, options, transform
         self._count = fold_count(prepared.manifest, options, prepared.dataset.usual_split)
         self._cache: Cache = {}
+        self._fold(0)
 
     def __len__(self) -> int:
         return self._count
@@ -109,9 +112,11 @@ class Folds(Sequence[dict[str, Split]]):
             return [self[number] for number in range(*fold.indices(len(self)))]
         if not -len(self) <= fold < len(self):
             raise IndexError(f"fold: expected 0 to {len(self) - 1}, got {fold}")
-        options = replace(self._options, fold=fold % len(self))
-        lazy = assemble(self._prepared, options, ("train", "validation"), self._transform)
-        return _decoded(self._name, lazy, options, self._cache)
+        return _decoded(self._prepared.dataset.name, self._fold(fold % len(self)), self._options, self._cache)
+
+    def _fold(self, number: int) -> dict[str, LazySplit]:
+        options = replace(self._options, fold=number)
+        return assemble(self._prepared, options, ("train", "validation"), self._transform)
 
 
 def load_folds(
@@ -127,25 +132,22 @@ def load_folds(
     DataError where the split rule is not a k-fold one.
     """
     chosen = _options(options, changes)
-    dataset, manifest = read_manifest(name, root, chosen)
-    return Folds(name, prepare(dataset, _settled(manifest, chosen), chosen), chosen, transform)
+    found = find_dataset(name, root, chosen.layout)
+    return Folds(prepare(found.dataset, _settled(read_manifest(found, chosen), chosen), chosen), chosen, transform)
 
 
-def read_manifest(
-    name: str, root: str | Path | None, options: DataOptions, parts: Iterable[str] | None = None
-) -> tuple[Dataset, Manifest]:
-    """(data set, everything found in its files); ``parts`` limits what is read to these.
+def read_manifest(found: Found, options: DataOptions, parts: Iterable[str] | None = None) -> Manifest:
+    """Everything found in the files of a data set; ``parts`` limits what is read to these.
 
     Images that cannot be used are listed in the manifest; with ``skip_corrupt`` so are bad rows, else they raise.
     """
-    found = find_dataset(name, root, options.layout)
     _check_options(found.dataset, options)
     problems = Problems(options.skip_corrupt)
     request = Request(options, problems, None if parts is None else frozenset(parts))
     manifest = found.layout.read(found.place, request)
     if not manifest.samples and not problems.found:
         raise DataError(f"{found.dataset.name} ({found.layout.name}): no image found in {found.place}")
-    return found.dataset, replace(manifest, unusable=tuple(problems.found))
+    return replace(manifest, unusable=tuple(problems.found))
 
 
 def _settled(manifest: Manifest, options: DataOptions) -> Manifest:
@@ -177,23 +179,17 @@ def find_dataset(name: str, root: str | Path | None, layout: str = "auto") -> Fo
 
 
 def _lazily(
-    name: str, root: str | Path | None, parts: Sequence[str], options: DataOptions, transform: Transform | None
+    found: Found, parts: Sequence[str], options: DataOptions, transform: Transform | None
 ) -> dict[str, LazySplit]:
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise DataError(f"parts: expected some of {', '.join(PARTS)}, got {', '.join(unknown) or 'none'}")
-    found = find_dataset(name, root, options.layout)
     rule = options.split or found.dataset.usual_split
     only = rule is not None and parse_split(rule).kind == "official" and options.validation == "auto"
     # What is held out for validation comes from the training set.
     wanted = {*parts, *(("train",) if "validation" in parts else ())}
-    dataset, manifest = read_manifest(name, root, options, wanted if only else None)
-    try:
-        return assemble(prepare(dataset, _settled(manifest, options), options), options, parts, transform)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    manifest = _settled(read_manifest(found, options, wanted if only else None), options)
+    return assemble(prepare(found.dataset, manifest, options), options, parts, transform)
 
 
 def _options(options: DataOptions | None, changes: dict[str, Any]) -> DataOptions:
@@ -212,10 +208,10 @@ def _check_options(dataset: Dataset, options: DataOptions) -> None:
 
 def _check_counts(split: Split, part: str, name: str, options: DataOptions) -> None:
     """Training needs every class; so does the validation set of FER2013, where an empty class means a broken file."""
-    if part == "train" or (canonical_dataset(name) == "fer2013" and options.subset is None):
-        split.require_every_class(f"{canonical_dataset(name)}, first {len(split)} images of {part}")
+    if part == "train" or (name == "fer2013" and options.subset is None):
+        split.require_every_class(f"{name}, first {len(split)} images of {part}")
     if not len(split):
-        raise DataError(f"{canonical_dataset(name)}: no image left in {part}")
+        raise DataError(f"{name}: no image left in {part}")
 
 
 def _load_drawn(

@@ -43,12 +43,12 @@ def divide(
     rule = parse_split(text)
     if rule.kind != "folds" and options.fold:
         raise DataError(f"fold: split {text} has no folds, got {options.fold}")
-    if rule.kind == "official":
-        return _official(manifest, strata, options, validate)
-    if options.validation != "auto":
+    if rule.kind != "official" and options.validation != "auto":
         raise DataError(f"validation: split {text} has a validation set, got {options.validation!r}")
-    grouped = _by_subject(manifest, options, by_subject, text)
     try:
+        if rule.kind == "official":
+            return _official(manifest, strata, options, validate)
+        grouped = _by_subject(manifest, options, by_subject, text)
         if rule.kind == "folds":
             return _folds(manifest, strata, options, rule, grouped)
         return _fractions(manifest, strata, options, rule, grouped, text)
@@ -64,7 +64,7 @@ def fold_count(manifest: Manifest, options: DataOptions, usual: str | None) -> i
     rule = parse_split(text)
     if rule.kind != "folds":
         raise DataError(f"split: expected N-fold or leave-one-subject-out, got {text}")
-    return rule.folds or len({sample.subject for sample in manifest.samples} - {None})
+    return rule.folds or len({sample.subject for sample in manifest.samples})
 
 
 def _official(manifest: Manifest, strata: Indices, options: DataOptions, validate: bool) -> Division:
