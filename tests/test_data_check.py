@@ -165,7 +165,7 @@ def test_published_flaws_are_remarks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("fastfer.data.check.published_for", lambda dataset, layout: known)
     report = check(tmp_path)
     assert report.problems == []
-    assert "2 validation images are train images too (published: 2)" in report.remarks
+    assert "2 validation images are train images too (known of this set: up to 2)" in report.remarks
     known = Published({"train": 9}, {"train": {"anger": 2, "sadness": 2}})
     problem = "train: images per class differ from the published: anger 1 for 2, sadness 3 for 2"
     assert problem in check(tmp_path).problems

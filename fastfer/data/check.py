@@ -149,7 +149,7 @@ def _judge(report: Report, text: str, found: int, allowed: int, examples: Any = 
     if not found:
         return
     if found <= allowed:
-        report.remarks.append(f"{text} (published: {allowed})")
+        report.remarks.append(f"{text} (known of this set: up to {allowed})")
         return
     shown = [" = ".join(each) if isinstance(each, list) else str(each) for each in examples[:_SHOWN]]
     report.problems.append(f"{text}{': ' + '; '.join(shown) if shown else ''}")
