@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 from fastfer.data import drawn, fer2013
+from fastfer.data.audit import duplicate_mask
 from fastfer.data.augment import Augment
 from fastfer.data.face import Face, FaceCrop, FaceDetector, FaceNotFoundError, YuNet
 from fastfer.data.folds import fraction_parts, group_folds, stratified_folds
 from fastfer.data.labels import BASIC_NAMES, CLASS_NAMES, FER2013_CODES, canonical_name, class_index
 from fastfer.data.lazy import LazySplit
-from fastfer.data.loading import list_datasets, list_layouts, load_dataset, load_lazily
+from fastfer.data.loading import Folds, list_datasets, list_layouts, load_dataset, load_folds, load_lazily
 from fastfer.data.manifest import Manifest, Sample
 from fastfer.data.options import DataOptions
 from fastfer.data.preprocess import Preprocess
@@ -20,7 +21,7 @@ from fastfer.data.split import DataError, Split
 
 __all__ = [
     "BASIC_NAMES", "CLASS_NAMES", "FER2013_CODES", "Augment", "DataError", "DataOptions", "Face", "FaceCrop",
-    "FaceDetector", "FaceNotFoundError", "LazySplit", "Manifest", "Preprocess", "Sample", "Split", "YuNet",
-    "canonical_name", "class_index", "drawn", "fer2013", "fraction_parts", "group_folds", "list_datasets",
-    "list_layouts", "load_dataset", "load_lazily", "stratified_folds",
+    "FaceDetector", "FaceNotFoundError", "Folds", "LazySplit", "Manifest", "Preprocess", "Sample", "Split", "YuNet",
+    "canonical_name", "class_index", "drawn", "duplicate_mask", "fer2013", "fraction_parts", "group_folds",
+    "list_datasets", "list_layouts", "load_dataset", "load_folds", "load_lazily", "stratified_folds",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,50 +19,66 @@ from fastfer.data.manifest import Manifest, Sample
 from fastfer.data.options import DataOptions, LabelMode
 from fastfer.data.parts import divide
 from fastfer.data.split import DataError, SoftMode
-from fastfer.data.votes import distribution
+from fastfer.data.votes import judge
 
 _LISTED = re.compile(r"(?:train|test)_[0-9]+|fer[0-9]+")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A manifest cut to the classes asked for; ``strata`` is the class of each sample, -1 where votes name none."""
+
+    dataset: Dataset
+    manifest: Manifest
+    names: tuple[str, ...]
+    strata: NDArray[np.int64]
+
+
+def prepare(dataset: Dataset, manifest: Manifest, options: DataOptions) -> Prepared:
+    """Leave out images of other classes, which have no place in proportions either. DataError for unknown classes."""
+    try:
+        names = class_list(options.classes, manifest.names, dataset.seven)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    strata = np.array([_stratum(sample, names) for sample in manifest.samples], np.int64)
+    if any(sample.votes for sample in manifest.samples):
+        return Prepared(dataset, manifest, names, strata)
+    kept = np.flatnonzero(strata >= 0)
+    samples = [manifest.samples[int(i)] for i in kept]
+    return Prepared(dataset, replace(manifest, samples=samples), names, strata[kept])
+
+
 def assemble(
-    manifest: Manifest,
-    dataset: Dataset,
-    options: DataOptions,
-    parts: Sequence[str],
-    transform: images.Transform | None = None,
+    prepared: Prepared, options: DataOptions, parts: Sequence[str], transform: images.Transform | None = None
 ) -> dict[str, LazySplit]:
     """The ``parts`` of the data set, in the form that ``options`` asks for. DataError for a part that it lacks."""
-    names = class_list(options.classes, manifest.names, dataset.seven)
-    strata = np.array([_stratum(sample, names) for sample in manifest.samples], np.int64)
-    samples = manifest.samples
-    if not any(sample.votes for sample in samples):  # images of other classes have no place in the proportions
-        kept = np.flatnonzero(strata >= 0)
-        samples, strata = [samples[int(i)] for i in kept], strata[kept]
-        manifest = replace(manifest, samples=samples)
-    division = divide(manifest, strata, options, dataset.usual_split, dataset.by_subject, "validation" in parts)
+    dataset, manifest = prepared.dataset, prepared.manifest
+    division = divide(
+        manifest, prepared.strata, options, dataset.usual_split, dataset.by_subject, "validation" in parts
+    )
     missing = [part for part in parts if part not in division.parts]
     if missing:
         raise DataError(
             f"{manifest.dataset} at {manifest.root}, {division.rule}: no {', '.join(missing)} set; "
             f"it has {', '.join(division.parts)}"
         )
-    chosen = {part: [samples[int(i)] for i in division.parts[part]] for part in parts}
+    chosen = {part: [manifest.samples[int(i)] for i in division.parts[part]] for part in parts}
     channels, shape = images.common_form(
         [sample for part in parts for sample in chosen[part]], options.channels, options.size, transform is not None
     )
     form = (channels, shape, options.size, transform)
-    return {part: _split(part, chosen[part], names, manifest, division.rule, options, form) for part in parts}
+    return {part: _split(part, chosen[part], prepared, division.rule, options, form) for part in parts}
 
 
 def _split(
     part: str,
     samples: Sequence[Sample],
-    names: tuple[str, ...],
-    manifest: Manifest,
+    prepared: Prepared,
     rule: str,
     options: DataOptions,
     form: tuple[int, tuple[int, int] | None, int | None, images.Transform | None],
 ) -> LazySplit:
+    manifest, names = prepared.manifest, prepared.names
     notes = [f"{manifest.dataset} ({manifest.layout})", *manifest.notes, f"{part}: {rule}"]
     if options.subset is not None and part != "train":
         samples, note = _subset(samples, Path(options.subset))
@@ -87,12 +103,8 @@ def _stratum(sample: Sample, names: tuple[str, ...]) -> int:
     """Class of the sample among ``names``, by majority where it has votes; -1 where it has none."""
     if sample.votes is None:
         return names.index(sample.label) if sample.label in names else -1
-    target = distribution(np.array(sample.votes, np.int64), "majority")
-    return -1 if target is None else _index_among(int(target.argmax()), names)
-
-
-def _index_among(canonical: int, names: tuple[str, ...]) -> int:
-    name = CLASS_NAMES[canonical]
+    verdict = judge(sample.votes, "majority")
+    name = None if verdict is None else CLASS_NAMES[verdict.label]
     return names.index(name) if name in names else -1
 
 
@@ -103,12 +115,12 @@ def _labels_of_votes(
     columns = [CLASS_NAMES.index(name) for name in names]
     kept, labels, soft = [], [], []
     for index, sample in enumerate(samples):
-        target = distribution(np.array(sample.votes, np.int64), mode)
-        if target is None or int(target.argmax()) not in columns:
+        verdict = judge(sample.votes or (), mode)
+        if verdict is None or verdict.label not in columns:
             continue
-        among = target[columns]
+        among = verdict.probabilities[columns]
         kept.append(index)
-        labels.append(int(among.argmax()))
+        labels.append(columns.index(verdict.label))
         soft.append(among / among.sum())
     return kept, np.array(labels, np.int64), np.array(soft, np.float32).reshape(-1, len(names))
 

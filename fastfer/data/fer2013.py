@@ -17,7 +17,7 @@ from fastfer.data import pixel_csv
 from fastfer.data.class_folders import all_expressions, class_images, class_names, first_image, split_folders
 from fastfer.data.images import decode, probe
 from fastfer.data.labels import BASIC_NAMES, FER2013_CODES, canonical_name, class_index
-from fastfer.data.layouts import Layout, Request, places
+from fastfer.data.layouts import Layout, Request, files_named, search
 from fastfer.data.manifest import Manifest, Problems, Sample
 from fastfer.data.pixel_csv import PART_OF_USAGE, SIDE, USAGES
 from fastfer.data.split import DataError, Split
@@ -25,7 +25,7 @@ from fastfer.data.split import DataError, Split
 CSV_NAMES: tuple[str, ...] = ("fer2013.csv", "icml_face_data.csv")
 FILE_NAMES: tuple[str, ...] = tuple(folder + name for name in CSV_NAMES for folder in ("", "fer2013/"))
 
-_NOT_FER2013 = ("ckextended", "fer2013new", "label", "train", "test")  # csv files of other sets and layouts
+_OTHER_SETS = ("ckextended", "fer2013new")
 _PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_[0-9]+")
 
 
@@ -67,8 +67,9 @@ def load(root: str | Path, usages: Sequence[str] = ("Training", "PublicTest")) -
 def find_csvs(root: Path) -> list[Path]:
     """fer2013.csv or icml_face_data.csv in ``root`` or a folder or two below; or ``root`` itself."""
     if root.is_file():
-        return [root] if root.suffix.lower() != ".parquet" and not root.name.startswith(_NOT_FER2013) else []
-    return [folder / name for folder in places(root) for name in CSV_NAMES if (folder / name).is_file()]
+        other = root.suffix == ".parquet" or root.name.startswith(_OTHER_SETS) or _lacks_usage(root)
+        return [] if other else [root]
+    return files_named(root, CSV_NAMES)
 
 
 def _read_csv(path: Path, request: Request) -> Manifest:
@@ -83,10 +84,12 @@ def _read_csv(path: Path, request: Request) -> Manifest:
 def _find_train_csv(root: Path) -> list[Path]:
     """The competition's train.csv, which has no Usage; beside the whole file it says nothing new."""
     if root.is_file():
-        candidates = [root] if root.name == "train.csv" else []
-    else:
-        candidates = [] if find_csvs(root) else [folder / "train.csv" for folder in places(root)]
-    return [path for path in candidates if set(pixel_csv.header(path) or ()) == {"emotion", "pixels"}]
+        return [root] if _lacks_usage(root) else []
+    return [] if find_csvs(root) else [path for path in files_named(root, ["train.csv"]) if _lacks_usage(path)]
+
+
+def _lacks_usage(path: Path) -> bool:
+    return set(pixel_csv.header(path) or ()) == {"emotion", "pixels"}
 
 
 def _read_train_csv(path: Path, request: Request) -> Manifest:
@@ -96,23 +99,31 @@ def _read_train_csv(path: Path, request: Request) -> Manifest:
 
 
 def _find_folders(root: Path) -> list[Path]:
-    return [folder for folder in places(root) if _is_folder_layout(folder)]
+    return search(root, _is_folder_layout)
 
 
 def _is_folder_layout(root: Path) -> bool:
-    """Split folders of the seven classes; file names with FER2013's prefixes, or nameless 48x48 grey images."""
-    if len(split_folders(root)) < 2:
-        return False
-    names = class_names(root)
-    if not all_expressions(names) or not {canonical_name(name) for name in names} <= set(BASIC_NAMES):
-        return False
-    first = first_image(root)
+    """Split folders of the seven classes; file names with FER2013's prefixes, or numbered 48x48 grey images."""
+    first = first_image(root) if _is_tree_of_seven(root) else None
     if first is None:
         return False
     if _PREFIX.match(first.path.name):
         return True
     numbered = re.fullmatch(r"(im)?[0-9]+", first.path.stem) is not None
     return numbered and probe(Sample(first.path, None, first.id)) == (True, (SIDE, SIDE))
+
+
+def _is_tree_of_seven(root: Path) -> bool:
+    names = class_names(root)
+    return (
+        len(split_folders(root)) > 1
+        and all_expressions(names)
+        and {canonical_name(name) for name in names} <= set(BASIC_NAMES)
+    )
+
+
+def _find_other_folders(root: Path) -> list[Path]:
+    return search(root, lambda folder: _is_tree_of_seven(folder) and first_image(folder) is not None)
 
 
 def _read_folders(root: Path, request: Request) -> Manifest:
@@ -143,4 +154,5 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("csv", ", ".join(f"ROOT/{name}" for name in FILE_NAMES), find_csvs, _read_csv),
     Layout("train-csv", "ROOT/train.csv (emotion,pixels)", _find_train_csv, _read_train_csv),
     Layout("folders", "ROOT/{train,test}/CLASS/{Training,PublicTest,PrivateTest}_*.jpg", _find_folders, _read_folders),
+    Layout("other-folders", "the same with other file names", _find_other_folders, _read_folders, last=True),
 )

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastfer.data.class_folders import all_expressions, class_images, class_names
+from fastfer.data.class_folders import all_expressions, class_images, class_names, first_image
 from fastfer.data.labels import CLASS_NAMES, canonical_name
-from fastfer.data.layouts import Layout, Request, images_in, places, subfolders
+from fastfer.data.layouts import Layout, Request, search
 from fastfer.data.manifest import Manifest, Sample
 from fastfer.data.split import DataError
 
 
 def _find(root: Path) -> list[Path]:
-    """The outermost folder whose class folders are all expressions, else any tree with images two or three deep."""
-    for folder in places(root):
-        if all_expressions(class_names(folder)):
-            return [folder]
-    nested = [folder for folder in places(root) if any(images_in(child) for child in subfolders(folder))]
-    return nested[:1]
+    return search(root, lambda folder: all_expressions(class_names(folder)) and first_image(folder) is not None)
+
+
+def _find_any(root: Path) -> list[Path]:
+    return search(root, lambda folder: first_image(folder) is not None)
 
 
 def _read(root: Path, request: Request) -> Manifest:
     found = list(class_images(root))
-    if not found:
-        raise DataError(f"{root}: no image in ROOT/CLASS/ or ROOT/SPLIT/CLASS/")
     asked = request.options.classes
     own = () if asked is None or isinstance(asked, int) else asked
     labels = {image.label: _class_name(image.label, own, root) for image in found}
@@ -39,11 +36,11 @@ def _read(root: Path, request: Request) -> Manifest:
 
 
 def _class_name(folder: str, own: tuple[str, ...], root: Path) -> str:
-    if folder in own:
-        return folder
     try:
         return canonical_name(folder)
     except ValueError:
+        if folder in own:
+            return folder
         hint = ""
         if folder.isdigit():
             hint = "; numbers as names do not say which expression they stand for"
@@ -55,4 +52,5 @@ def _class_name(folder: str, own: tuple[str, ...], root: Path) -> str:
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout("class-folders", "ROOT/[train|validation|test/]CLASS/*.{jpg,png,...}", _find, _read),
+    Layout("other-folders", "the same with names that classes lists", _find_any, _read, last=True),
 )

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fastfer.data.manifest import Problems, Sample
+from fastfer.data.files import LFS_MARK
+from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
 
 Pixels = NDArray[np.uint8]
 Transform = Callable[[Pixels], Pixels]
+Cache = dict[str, Pixels]
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp"})
 
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
@@ -36,11 +38,11 @@ def decode(sample: Sample, channels: int | None = None) -> Pixels:
     try:
         with _opened(sample) as image:
             # Photographs that a camera held sideways say so; JAFFE and the like carry no such tag.
-            return _convert(ImageOps.exif_transpose(image), channels)
+            return _convert(ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, channels)
     except FileNotFoundError:
         raise DataError(f"{_place(sample)} is missing") from None
     except _PIL_ERRORS as error:
-        raise DataError(f"{_place(sample)} is not a readable image ({_reason(error)})") from error
+        raise DataError(f"{_place(sample)} is not a readable image ({_reason(sample, error)})") from error
 
 
 def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:
@@ -49,8 +51,7 @@ def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:
         return True, (sample.image.shape[0], sample.image.shape[1])
     try:
         with _opened(sample) as image:
-            sideways = image.getexif().get(0x0112, 1) >= 5
-            size = (image.width, image.height) if sideways else (image.height, image.width)
+            size = (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
             return image.mode in _GREY_MODES, size
     except _PIL_ERRORS:
         return None
@@ -67,7 +68,10 @@ def load(sample: Sample, channels: int, size: int | None, transform: Transform |
     """The image as a network's data set holds it: (H, W) grey or (3, H, W); ``transform`` comes before the resize."""
     image = decode(sample, channels)
     if transform is not None:
-        image = transform(image)
+        try:
+            image = transform(image)
+        except (ValueError, RuntimeError) as error:  # no face found, for one
+            raise DataError(f"{_place(sample)}: {error}") from error
     if size is not None:
         image = resize(image, size)
     return image if channels == 1 else np.ascontiguousarray(image.transpose(2, 0, 1))
@@ -104,21 +108,24 @@ def load_all(
     shape: tuple[int, int] | None,
     size: int | None,
     transform: Transform | None,
-    problems: Problems,
+    unusable: list[str],
+    cache: Cache | None = None,
 ) -> tuple[Pixels, NDArray[np.int64]]:
     """All images as one array (N, H, W) or (N, 3, H, W), and the indices of the samples they are.
 
-    What cannot be read is added to ``problems`` and left out.
+    What cannot be read is left out and named in ``unusable``; ``cache`` keeps images by id.
     """
     _check_memory(len(samples), channels, shape)
     images: list[Pixels] = []
     kept: list[int] = []
     for index, sample in enumerate(samples):
         try:
-            image = load(sample, channels, size, transform)
+            image = cache[sample.id] if cache and sample.id in cache else load(sample, channels, size, transform)
         except DataError as error:
-            problems.add(str(error))
+            unusable.append(str(error))
             continue
+        if cache is not None:
+            cache[sample.id] = image
         if images and image.shape != images[0].shape:
             raise DataError(f"{_place(sample)}: shape {image.shape} after {images[0].shape}; give a size")
         images.append(image)
@@ -135,6 +142,13 @@ def _opened(sample: Sample) -> Image.Image:
     return Image.open(sample.image)
 
 
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as in Exif, from the header alone: ``getexif`` would decode a whole PNG to look behind its pixels."""
+    if "exif" not in image.info and image.format != "TIFF":
+        return 1
+    return int(image.getexif().get(0x0112, 1))
+
+
 def _convert(image: Image.Image, channels: int | None) -> Pixels:
     if image.mode in _WIDE_MODES:  # 16 bits per pixel: Pillow would clip them at 255
         wide = np.asarray(image, np.int64)
@@ -147,8 +161,13 @@ def _place(sample: Sample) -> str:
     return str(sample.image) if isinstance(sample.image, Path) else sample.id
 
 
-def _reason(error: Exception) -> str:
-    return "not an image" if "cannot identify" in str(error) else str(error).split("\n")[0][:80] or type(error).__name__
+def _reason(sample: Sample, error: Exception) -> str:
+    if isinstance(sample.image, Path) and sample.image.is_file():
+        with sample.image.open("rb") as file:
+            start = file.read(len(LFS_MARK))
+        if not start or start == LFS_MARK:
+            return "a Git-LFS pointer: run `git lfs pull`" if start else "the file is empty"
+    return "no known format" if "cannot identify" in str(error) else str(error)[:80] or type(error).__name__
 
 
 def _check_memory(count: int, channels: int, shape: tuple[int, int] | None) -> None:

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from fastfer.data import drawn
-from fastfer.data.assemble import assemble
-from fastfer.data.images import Transform
+from fastfer.data.assemble import Prepared, assemble, prepare
+from fastfer.data.audit import remove_duplicates
+from fastfer.data.images import Cache, Transform
 from fastfer.data.layouts import Dataset, Found, Request, recognise
 from fastfer.data.lazy import LazySplit
-from fastfer.data.manifest import PARTS, Manifest, Problems
+from fastfer.data.manifest import PARTS, Manifest, Problems, settle
 from fastfer.data.options import DataOptions, parse_split
+from fastfer.data.parts import fold_count
 from fastfer.data.registry import DATASETS, canonical_dataset
 from fastfer.data.split import DataError, Split
 
@@ -65,12 +67,10 @@ def load_dataset(
     chosen = _options(options, changes)
     if canonical_dataset(name) == "drawn":
         return _load_drawn(root, limits, parts, chosen, transform)
-    lazy = _lazily(name, root, parts, chosen, transform)
-    splits = {}
-    for part, split in lazy.items():
-        splits[part] = split.first(limits.get(part)).decode(chosen.skip_corrupt)
-        _check_counts(splits[part], part, name, chosen)
-    return splits
+    found = find_dataset(name, root, chosen.layout)
+    lazy = _lazily(found, parts, chosen, transform)
+    cut = {part: split.first(limits.get(part)) for part, split in lazy.items()}
+    return _decoded(found.dataset.name, cut, chosen)
 
 
 def load_lazily(
@@ -82,26 +82,88 @@ def load_lazily(
     transform: Transform | None = None,
     **changes: Any,
 ) -> dict[str, LazySplit]:
-    """As ``load_dataset``, but the images stay in their files until asked for."""
-    return _lazily(name, root, parts, _options(options, changes), transform)
+    """As ``load_dataset``, but the images stay in their files until asked for. Not for the drawn faces."""
+    chosen = _options(options, changes)
+    if chosen.remove_duplicates != "none":
+        raise DataError("remove_duplicates: needs the images in memory, so load_dataset only")
+    return _lazily(find_dataset(name, root, chosen.layout), parts, chosen, transform)
 
 
-def read_manifest(
-    name: str, root: str | Path | None, options: DataOptions | None = None, parts: Sequence[str] | None = None
-) -> tuple[Dataset, Manifest]:
-    """(data set, everything found in its files); ``parts`` limits what is read to these."""
-    options = options or DataOptions()
-    found = find_dataset(name, root, options.layout)
+class Folds(Sequence[dict[str, Split]]):
+    """The folds of a k-fold split: {"train", "validation"} each. Images are decoded once and kept."""
+
+    def __init__(self, prepared: Prepared, options: DataOptions, transform: Transform | None) -> None:
+        self._prepared, self._options, self._transform = prepared, options, transform
+        self._count = fold_count(prepared.manifest, options, prepared.dataset.usual_split)
+        self._cache: Cache = {}
+        self._fold(0)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, fold: int) -> dict[str, Split]: ...
+
+    @overload
+    def __getitem__(self, fold: slice) -> list[dict[str, Split]]: ...
+
+    def __getitem__(self, fold: int | slice) -> dict[str, Split] | list[dict[str, Split]]:
+        if isinstance(fold, slice):
+            return [self[number] for number in range(*fold.indices(len(self)))]
+        if not -len(self) <= fold < len(self):
+            raise IndexError(f"fold: expected 0 to {len(self) - 1}, got {fold}")
+        return _decoded(self._prepared.dataset.name, self._fold(fold % len(self)), self._options, self._cache)
+
+    def _fold(self, number: int) -> dict[str, LazySplit]:
+        options = replace(self._options, fold=number)
+        return assemble(self._prepared, options, ("train", "validation"), self._transform)
+
+
+def load_folds(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    options: DataOptions | None = None,
+    transform: Transform | None = None,
+    **changes: Any,
+) -> Folds:
+    """All folds of a data set, as a sequence of what ``load_dataset`` gives for each ``fold``.
+
+    DataError where the split rule is not a k-fold one.
+    """
+    chosen = _options(options, changes)
+    found = find_dataset(name, root, chosen.layout)
+    return Folds(prepare(found.dataset, _settled(read_manifest(found, chosen), chosen), chosen), chosen, transform)
+
+
+def read_manifest(found: Found, options: DataOptions, parts: Iterable[str] | None = None) -> Manifest:
+    """Everything found in the files of a data set; ``parts`` limits what is read to these.
+
+    Images that cannot be used are listed in the manifest; with ``skip_corrupt`` so are bad rows, else they raise.
+    """
     _check_options(found.dataset, options)
     problems = Problems(options.skip_corrupt)
     request = Request(options, problems, None if parts is None else frozenset(parts))
     manifest = found.layout.read(found.place, request)
-    note = problems.settle(f"{len(manifest.samples) + len(problems.found)} images of {found.place}")
-    if note:
-        manifest = replace(manifest, notes=(*manifest.notes, note))
-    if not manifest.samples:
+    if not manifest.samples and not problems.found:
         raise DataError(f"{found.dataset.name} ({found.layout.name}): no image found in {found.place}")
-    return found.dataset, manifest
+    return replace(manifest, unusable=tuple(problems.found))
+
+
+def _settled(manifest: Manifest, options: DataOptions) -> Manifest:
+    total = len(manifest.samples) + len(manifest.unusable)
+    note = settle(manifest.unusable, f"{total} images of {manifest.root}", options.skip_corrupt)
+    return replace(manifest, notes=(*manifest.notes, note)) if note else manifest
+
+
+def _decoded(
+    name: str, lazy: dict[str, LazySplit], options: DataOptions, cache: Cache | None = None
+) -> dict[str, Split]:
+    splits = {part: split.decode(options.skip_corrupt, cache) for part, split in lazy.items()}
+    splits = remove_duplicates(splits, options.remove_duplicates)
+    for part, split in splits.items():
+        _check_counts(split, part, name, options)
+    return splits
 
 
 def find_dataset(name: str, root: str | Path | None, layout: str = "auto") -> Found:
@@ -117,21 +179,17 @@ def find_dataset(name: str, root: str | Path | None, layout: str = "auto") -> Fo
 
 
 def _lazily(
-    name: str, root: str | Path | None, parts: Sequence[str], options: DataOptions, transform: Transform | None
+    found: Found, parts: Sequence[str], options: DataOptions, transform: Transform | None
 ) -> dict[str, LazySplit]:
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise DataError(f"parts: expected some of {', '.join(PARTS)}, got {', '.join(unknown) or 'none'}")
-    found = find_dataset(name, root, options.layout)
     rule = options.split or found.dataset.usual_split
     only = rule is not None and parse_split(rule).kind == "official" and options.validation == "auto"
-    dataset, manifest = read_manifest(name, root, options, parts if only else None)
-    try:
-        return assemble(manifest, dataset, options, parts, transform)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    # What is held out for validation comes from the training set.
+    wanted = {*parts, *(("train",) if "validation" in parts else ())}
+    manifest = _settled(read_manifest(found, options, wanted if only else None), options)
+    return assemble(prepare(found.dataset, manifest, options), options, parts, transform)
 
 
 def _options(options: DataOptions | None, changes: dict[str, Any]) -> DataOptions:
@@ -150,10 +208,10 @@ def _check_options(dataset: Dataset, options: DataOptions) -> None:
 
 def _check_counts(split: Split, part: str, name: str, options: DataOptions) -> None:
     """Training needs every class; so does the validation set of FER2013, where an empty class means a broken file."""
-    if part == "train" or (canonical_dataset(name) == "fer2013" and options.subset is None):
-        split.require_every_class(f"{canonical_dataset(name)}, first {len(split)} images of {part}")
+    if part == "train" or (name == "fer2013" and options.subset is None):
+        split.require_every_class(f"{name}, first {len(split)} images of {part}")
     if not len(split):
-        raise DataError(f"{canonical_dataset(name)}: no image left in {part}")
+        raise DataError(f"{name}: no image left in {part}")
 
 
 def _load_drawn(

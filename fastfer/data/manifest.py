@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,19 +59,20 @@ class Problems:
         """Note a problem; ``settle`` tells it."""
         self.found.append(message)
 
-    def settle(self, what: str) -> str:
-        """Raise DataError for the problems found, or warn where they are to be skipped; returns a note of it.
 
-        ``what`` says what was looked at, e.g. "120 images of RAF-DB".
-        """
-        if not self.found:
-            return ""
-        shown = "; ".join(self.found[:5]) + (f"; and {len(self.found) - 5} more" if len(self.found) > 5 else "")
-        message = f"{len(self.found)} of {what} cannot be used: {shown}"
-        if not self.skip:
-            raise DataError(f"{message} (skip_corrupt goes on without them)")
-        warnings.warn(f"skipped: {message}", stacklevel=2)
-        return f"{len(self.found)} unusable images skipped"
+def settle(unusable: Sequence[str], what: str, skip: bool) -> str:
+    """Raise DataError for the images that are ``unusable``, or warn where they are skipped; returns a note of it.
+
+    ``what`` says what was looked at, e.g. "120 images of RAF-DB".
+    """
+    if not unusable:
+        return ""
+    shown = "; ".join(unusable[:5]) + (f"; and {len(unusable) - 5} more" if len(unusable) > 5 else "")
+    message = f"{len(unusable)} of {what} cannot be used: {shown}"
+    if not skip:
+        raise DataError(f"{message} (skip_corrupt goes on without them)")
+    warnings.warn(f"skipped: {message}", stacklevel=2)
+    return f"{len(unusable)} unusable images skipped"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Manifest:
     samples          in a fixed order
     names            classes of the set, in canonical order
     notes            what a reader of the results has to know: label source, what was left out
+    unusable         what is wrong with single images, which are not among the samples
     """
 
     dataset: str
@@ -90,4 +92,5 @@ class Manifest:
     root: Path
     samples: Sequence[Sample]
     names: tuple[str, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()

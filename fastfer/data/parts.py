@@ -41,10 +41,14 @@ def divide(
             "as 8-1-1"
         )
     rule = parse_split(text)
-    if rule.kind == "official":
-        return _official(manifest, strata, options, validate)
-    grouped = _by_subject(manifest, options, by_subject, text)
+    if rule.kind != "folds" and options.fold:
+        raise DataError(f"fold: split {text} has no folds, got {options.fold}")
+    if rule.kind != "official" and options.validation != "auto":
+        raise DataError(f"validation: split {text} has a validation set, got {options.validation!r}")
     try:
+        if rule.kind == "official":
+            return _official(manifest, strata, options, validate)
+        grouped = _by_subject(manifest, options, by_subject, text)
         if rule.kind == "folds":
             return _folds(manifest, strata, options, rule, grouped)
         return _fractions(manifest, strata, options, rule, grouped, text)
@@ -66,7 +70,7 @@ def fold_count(manifest: Manifest, options: DataOptions, usual: str | None) -> i
 def _official(manifest: Manifest, strata: Indices, options: DataOptions, validate: bool) -> Division:
     splits = np.array([sample.split or "" for sample in manifest.samples])
     parts = {part: np.flatnonzero(splits == part) for part in PARTS if (splits == part).any()}
-    if "train" not in parts:
+    if not parts:
         raise DataError(f"split: {manifest.dataset} at {manifest.root} has no official split; choose another rule")
     if "validation" in parts and options.validation != "auto":
         raise DataError(f"validation: {manifest.dataset} at {manifest.root} has a validation set of its own")
@@ -77,7 +81,9 @@ def _official(manifest: Manifest, strata: Indices, options: DataOptions, validat
         if "test" not in parts:
             raise DataError(f"validation: {manifest.dataset} at {manifest.root} has no test set")
         return Division({**parts, "validation": parts["test"]}, "official split, validation on the test set")
-    train = parts["train"]
+    train = parts.get("train")
+    if train is None:
+        raise DataError(f"validation: {manifest.dataset} at {manifest.root} has no training set to hold images out of")
     subjects = [manifest.samples[int(i)].subject for i in train]
     groups = [name for name in subjects if name is not None]
     held = fraction_parts(

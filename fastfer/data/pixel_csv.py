@@ -12,13 +12,14 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastfer.data.files import refuse_lfs_pointer
 from fastfer.data.labels import canonical_name
-from fastfer.data.layouts import refuse_lfs_pointer
 from fastfer.data.manifest import Problems, Sample
 from fastfer.data.split import DataError
 
@@ -54,7 +55,7 @@ def read_samples(
     samples: list[Sample] = []
     present: Counter[str] = Counter()
     for row in read_rows(path, with_usage):
-        sample = problems.attempt(lambda row=row: _sample(row, names, codes, parts, present))  # type: ignore[misc]
+        sample = problems.attempt(partial(_sample, row, names, codes, parts, present))
         if sample is not None:
             samples.append(sample)
     return samples, present

@@ -52,7 +52,7 @@ class Evaluator:
         model.eval()
         start = time.perf_counter()
         with torch.inference_mode():
-            logits = torch.cat(list(self._logits(model))).cpu()
+            logits = torch.cat(list(self._logits(model)))
         seconds = time.perf_counter() - start
         labels, predicted = self._labels, logits.argmax(1)
         recall = self._metrics.multiclass_recall(predicted, labels, self._classes, average="none")
@@ -72,17 +72,15 @@ class Evaluator:
         model.eval()
         with torch.inference_mode():
             try:
-                logits = model(self._preprocess(self._images[:2]))
+                logits = model(self._preprocess(self._images[:2]))[:1]  # some networks refuse a single image
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"the model cannot take images of {tuple(self._images.shape[1:])}: {error}") from error
-        expected = (len(self._images[:2]), self._classes)
-        if logits.shape != expected:
-            raise ValueError(f"the model's logits: expected shape {expected}, got {tuple(logits.shape)}")
+        if logits.shape != (1, self._classes):
+            raise ValueError(f"the model's logits: expected shape (1, {self._classes}), got {tuple(logits.shape)}")
 
     def _logits(self, model: nn.Module) -> Iterator[Tensor]:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         for batch in torch.split(self._images, self._batch_size):
-            x = self._preprocess(batch.to(device, non_blocking=True))
+            x = self._preprocess(batch)
             logits = model(x)
             if self._flip_test:
                 logits = (logits + model(x.flip(3))) / 2
