@@ -120,11 +120,13 @@ def test_statistics_are_those_of_the_pixels_before_the_resize() -> None:
     seen = pixels.equalise(pixels.grey(torch.from_numpy(split.images))).double() / 255
     assert settings.mean == pytest.approx((float(seen.mean()),), abs=1e-6)
     assert settings.std == pytest.approx((float(seen.std(correction=0)),), abs=1e-6)
+    batches = (torch.from_numpy(split.images[at : at + 2]) for at in (0, 2, 4))
+    assert Preprocess.of(batches, size=(10, 10), colour="grey", equalise=True) == settings
     grey = Split(split.images[:, 0], split.labels, split.names)
     rgb = Preprocess.of(grey, colour="rgb")
     assert rgb.mean == Preprocess.of(grey).mean * 3
     assert rgb(torch.from_numpy(grey.images)).shape == (6, 3, 20, 20)
-    with pytest.raises(ValueError, match="split: expected images"):
+    with pytest.raises(ValueError, match="source: expected images"):
         Preprocess.of(grey.first(0))
 
 
@@ -133,6 +135,18 @@ def test_modes_of_normalisation() -> None:
     torch.testing.assert_close(Preprocess.symmetric(3)(image)[0, 0, 0], torch.tensor([-1, -0.6, 1.0]))
     red = Preprocess.imagenet()(image)[0, 0, 0]
     torch.testing.assert_close(red, (torch.tensor([0, 0.2, 1.0]) - 0.485) / 0.229)
+
+
+def test_the_bits_of_a_normalised_batch_are_what_they_were() -> None:
+    """Weights were trained, and runs are continued, on exactly these."""
+    images = torch.from_numpy(random_pixels(3, 3, 20, 24))
+    settings = Preprocess.imagenet()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (settings.mean, settings.std))
+    want = images.float() * (1 / (255 * std)) - mean / std
+    got = settings(images)
+    assert torch.equal(got, want)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert settings(images[:0]).shape == (0, 3, 20, 24)
 
 
 @pytest.mark.parametrize("settings", [Preprocess(**GREY), Preprocess(**GREY, equalise=True), EVERYTHING])
@@ -277,6 +291,59 @@ def test_yunet_scales_boxes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert YuNet(path)(np.zeros_like(picture)) == []
     with pytest.raises(ValueError, match="picture: expected uint8 of shape"):
         YuNet(path)(picture[..., 0])
+
+
+def write_bright_spot_model(path: Path) -> None:
+    """An ONNX file with the inputs and outputs of YuNet: a bright cell of 8, 16 or 32 pixels is a face of three."""
+    onnx = pytest.importorskip("onnx")
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    values = {"whole": 1 / 255, "none": 0.0, "half": 0.5, "log3": float(np.log(3))}
+    constants = [make.make_tensor(name, kind, [], [value]) for name, value in values.items()]
+    constants.append(make.make_tensor("column", onnx.TensorProto.INT64, [3], [1, -1, 1]))
+    nodes = [make.make_node("ReduceMean", ["input"], ["grey"], axes=[1], keepdims=1)]
+    outputs = []
+    for cell in (8, 16, 32):
+        steps = (
+            ("AveragePool", ["grey"], "mean", {"kernel_shape": [cell] * 2, "strides": [cell] * 2}),
+            ("Mul", ["mean", "whole"], "light", {}),
+            ("Reshape", ["light", "column"], "cls", {}),
+            ("Add", ["cls", "none"], "obj", {}),
+            ("Mul", ["cls", "none"], "zero", {}),
+            ("Add", ["zero", "half"], "middle", {}),
+            ("Add", ["zero", "log3"], "side", {}),
+            ("Concat", ["middle", "middle", "side", "side"], "bbox", {"axis": 2}),
+            ("Concat", ["middle"] * 10, "kps", {"axis": 2}),
+        )
+        shared = {"grey", "column", *values}
+        for op, inputs, output, attributes in steps:
+            names = [name if name in shared else f"{name}_{cell}" for name in inputs]
+            nodes.append(make.make_node(op, names, [f"{output}_{cell}"], **attributes))
+        for output, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
+            outputs.append(make.make_tensor_value_info(f"{output}_{cell}", kind, [1, None, width]))
+    outputs.sort(key=lambda info: ("cls", "obj", "bbox", "kps").index(info.name.split("_")[0]))
+    image = make.make_tensor_value_info("input", kind, [1, 3, "height", "width"])
+    graph = make.make_graph(nodes, "spots", [image], outputs, constants)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def test_yunet_in_opencv_itself(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    write_bright_spot_model(tmp_path / "spots.onnx")
+    picture = np.zeros((90, 140, 3), np.uint8)
+    picture[40:48, 104:112] = 255
+    (found,) = YuNet(tmp_path / "spots.onnx")(picture)
+    assert found.box == pytest.approx((108 - 12, 44 - 12, 24, 24), abs=1e-3)
+    assert found.score == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(found.points, [(108, 44)] * 5, atol=1e-3)
+    larger = picture.repeat(10, 0).repeat(10, 1)
+    (found,) = YuNet(tmp_path / "spots.onnx", longest=140)(larger)
+    assert found.box == pytest.approx((960, 320, 240, 240), abs=1e-2)
+    assert YuNet(tmp_path / "spots.onnx")(np.zeros_like(picture)) == []
+    settings = Preprocess.imagenet(size=(24, 24), crop=FaceCrop(0))
+    got = settings.picture(picture, YuNet(tmp_path / "spots.onnx"))
+    np.testing.assert_array_equal(got.numpy(), picture[32:56, 96:120].transpose(2, 0, 1))
 
 
 def test_yunet_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,13 +304,16 @@ def test_download_once_then_from_the_cache(server: tuple, timm: tuple, monkeypat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert cached_file("timm/mobilenetv1_100").read_bytes() == timm[1].read_bytes()
     assert len(asked) == 2
+    cached_file("timm/mobilenetv1_100").write_bytes(b"something else")
+    with pytest.raises(DownloadError, match=r"model.safetensors is not the published file \(sha256:.*remove it"):
+        create_model("patt_lite", pretrained="timm/mobilenetv1_100")
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (lambda a: served(a, "cut"), "checksum: expected sha256 .*, got .* bytes"),
-        (lambda a: served(a, digest="sha256:0000"), "checksum: expected sha256 0000, got"),
+        (lambda a: served(a, "cut"), "checksum: expected sha256:.*, got another one of .* bytes"),
+        (lambda a: served(a, digest="sha256:0000"), "checksum: expected sha256:0000, got"),
         (lambda a: served(a, "missing", "md5:00"), "404"),
         (lambda a: Source(f"{a}/model.safetensors", None, f"{a}/cut.safetensors"), "expected a Git-LFS pointer"),
         (lambda a: served("http://127.0.0.1:1"), "refused"),

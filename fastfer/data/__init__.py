@@ -17,11 +17,14 @@ from fastfer.data.loading import Folds, list_datasets, list_layouts, load_datase
 from fastfer.data.manifest import Manifest, Sample
 from fastfer.data.options import DataOptions
 from fastfer.data.preprocess import Preprocess
+from fastfer.data.shard_loader import Batch, ShardLoader
+from fastfer.data.shards import Shards, ShardWriter, index_shards, write_shards
 from fastfer.data.split import DataError, Split
 
 __all__ = [
-    "BASIC_NAMES", "CLASS_NAMES", "FER2013_CODES", "Augment", "DataError", "DataOptions", "Face", "FaceCrop",
-    "FaceDetector", "FaceNotFoundError", "Folds", "LazySplit", "Manifest", "Preprocess", "Sample", "Split", "YuNet",
-    "canonical_name", "class_index", "drawn", "duplicate_mask", "fer2013", "fraction_parts", "group_folds",
-    "list_datasets", "list_layouts", "load_dataset", "load_folds", "load_lazily", "stratified_folds",
+    "BASIC_NAMES", "CLASS_NAMES", "FER2013_CODES", "Augment", "Batch", "DataError", "DataOptions", "Face", "FaceCrop",
+    "FaceDetector", "FaceNotFoundError", "Folds", "LazySplit", "Manifest", "Preprocess", "Sample", "ShardLoader",
+    "ShardWriter", "Shards", "Split", "YuNet", "canonical_name", "class_index", "drawn", "duplicate_mask", "fer2013",
+    "fraction_parts", "group_folds", "index_shards", "list_datasets", "list_layouts", "load_dataset", "load_folds",
+    "load_lazily", "stratified_folds", "write_shards",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps on batches of stored pixels: uint8 in, uint8 out, the same bytes on every device and with every thread count.
 
-All sums are of whole numbers below 2⁵³ in float64 or int64, so no order of addition and no fused multiply changes them.
+All sums are exact, of int64 or of multiples of 2⁻²² in float64, so no order of addition and no fused multiply changes
+them.
 """
 
 from __future__ import annotations
@@ -71,12 +72,12 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _rounded(sums: Tensor) -> Tensor:
-    return sums.add_(1 << (_BITS - 1)).mul_(2.0**-_BITS).floor_().clamp_(0, 255).to(torch.uint8)
+    return sums.add_(0.5).to(torch.uint8)
 
 
 @lru_cache(maxsize=32)
 def _weights(source: int, target: int, device: torch.device) -> Tensor:
-    """float64 (target, source) of whole numbers: the weight of each source pixel in each target pixel, times 2²²."""
+    """float64 (target, source): the weight of each source pixel in each target pixel, a multiple of 2⁻²²."""
     scale = source / target
     reach = max(scale, 1.0)
     centre = (np.arange(target)[:, None] + 0.5) * scale
@@ -87,4 +88,4 @@ def _weights(source: int, target: int, device: torch.device) -> Tensor:
     weight[(at < first) | (at >= last)] = 0
     weight /= np.cumsum(weight, 1)[:, -1:]  # cumsum adds in order, as Pillow does; sum does not
     with torch.inference_mode(False):
-        return torch.from_numpy(np.floor(0.5 + weight * (1 << _BITS))).to(device)
+        return torch.from_numpy(np.floor(0.5 + weight * 2.0**_BITS) * 2.0**-_BITS).to(device)

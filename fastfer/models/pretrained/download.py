@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+_TORCH = "https://download.pytorch.org/models/mobilenet_v3_large"
 _TIMM = "https://huggingface.co/timm/mobilenetv1_100.ra4_e3600_r224_in1k/{}/dda9ab42e23f3061aa191630817df76e8fe9cace/{}"
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
@@ -41,10 +42,9 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    # The eight digits are in the name itself, as torch.hub checks them.
-    "torchvision/mobilenet_v3_large": Source(
-        "https://download.pytorch.org/models/mobilenet_v3_large-8738ca79.pth", "sha256:8738ca79"
-    ),
+    # The eight digits are in the names themselves, as torch.hub checks them; v2 is torchvision's later training.
+    "torchvision/mobilenet_v3_large": Source(f"{_TORCH}-8738ca79.pth", "sha256:8738ca79"),
+    "torchvision/mobilenet_v3_large_v2": Source(f"{_TORCH}-5c1a4163.pth", "sha256:5c1a4163"),
     "keras/mobilenet_1_0_224": Source(
         "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/mobilenet_1_0_224_tf_no_top.h5",
         "md5:725ccbd03d61d7ced5b5c4cd17e7d527",
@@ -60,7 +60,11 @@ def cached_file(name: str) -> Path:
     """The file of ``SOURCES[name]``, from the cache or from the network. Raises DownloadError, saying why."""
     source = SOURCES[name]
     path = _cache() / name.replace("/", "--") / source.url.rsplit("/", 1)[-1]
+    record = path.with_name(f"{path.name}.digest")  # what a pointer said when the file was fetched
     if path.is_file():
+        known = source.digest or (record.read_text().strip() if record.is_file() else None)
+        if known is not None and not _matches(path, known):
+            raise DownloadError(f"{name}: {path} is not the published file ({known}): remove it to fetch it again")
         return path
     for variable in ("HF_HUB_OFFLINE", "FASTFER_OFFLINE"):
         if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
@@ -70,7 +74,10 @@ def cached_file(name: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            _fetch(source.url, temporary, digest)
+            size = _fetch(source.url, temporary)
+            if not _matches(temporary, digest):
+                raise ValueError(f"checksum: expected {digest}, got another one of {size} bytes")
+            record.write_text(digest + "\n")
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -106,18 +113,22 @@ def _pointed_at(url: str | None) -> str:
     return found[1]
 
 
-def _fetch(url: str, path: Path, digest: str) -> None:
-    """Write the file at ``url`` to ``path``. ValueError where it is not the one of ``digest``."""
-    method, expected = digest.split(":")
-    sums, size = hashlib.new(method, usedforsecurity=False), 0
+def _fetch(url: str, path: Path) -> int:
+    """Write what is at ``url`` to ``path``; returns its size."""
+    size = 0
     with _open(url) as answer, path.open("wb") as file:
         while chunk := answer.read(_CHUNK):
             size += len(chunk)
             if size > _LARGEST:
                 raise ValueError(f"expected at most {_LARGEST} bytes")
-            sums.update(chunk)
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-    if not sums.hexdigest().startswith(expected):
-        raise ValueError(f"checksum: expected {method} {expected}, got {sums.hexdigest()} of {size} bytes")
+    return size
+
+
+def _matches(path: Path, digest: str) -> bool:
+    method, _, digits = digest.partition(":")
+    with path.open("rb") as file:
+        sums = hashlib.file_digest(file, lambda: hashlib.new(method, usedforsecurity=False))
+    return sums.hexdigest().startswith(digits)
