@@ -126,3 +126,21 @@ def real_data() -> Path:
     if not (folder / "unpack.py").is_file():
         pytest.skip(f"no real faces in {folder}: set FASTFER_TEST_DATA")
     return folder
+
+
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """Small runs are fastest on one thread, and other tests keep theirs."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training run of three epochs, not to be changed."""
+    from train_runs import tiny
+
+    from fastfer.train import train
+
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train(tiny(out))
+    return out

@@ -30,7 +30,6 @@ from fastfer.data.__main__ import main
 from fastfer.data.files import replace_atomically
 from fastfer.data.sheet import contact_sheet
 
-REAL_FACES = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
 DRAWN_SHA256 = "3821b8e1a19c9892b06d693d0ff0a506d94459ae680fe03cff5c04fc93a6fc3e"
 FER2013_ORDER = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 
@@ -165,14 +164,13 @@ def test_missing_file_lists_what_was_looked_for(tmp_path: Path) -> None:
         fer2013.load(tmp_path / "nowhere")
 
 
-@pytest.mark.skipif(not REAL_FACES.is_file(), reason="no real faces beside this checkout")
-def test_real_faces(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("unpack", REAL_FACES)
+def test_real_faces(tmp_path: Path, real_data: Path) -> None:
+    spec = importlib.util.spec_from_file_location("unpack", real_data / "unpack.py")
     assert spec
     assert spec.loader
     unpack = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(unpack)
-    labels = list(csv.DictReader((REAL_FACES.parent / "faces48" / "labels.csv").open(newline="")))
+    labels = list(csv.DictReader((real_data / "faces48" / "labels.csv").open(newline="")))
     mosaic = np.asarray(Image.open(sorted(unpack.HERE.glob("sheet*.webp"))[0]).convert("L"))
     tiles = mosaic.reshape(32, 48, 32, 48).transpose(0, 2, 1, 3).reshape(-1, 48, 48)[:800]
     for label in labels[400:800]:
@@ -262,6 +260,8 @@ def test_sheet_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     fer = write(tmp_path / "fer2013.csv", rows())
     assert main(["sheet", "--data", "fer2013", "--root", str(fer), "--out", str(tmp_path / "a.png")]) == 0
     assert Image.open(tmp_path / "a.png").mode == "L"
+    colour = Split(np.zeros((2, 3, 8, 8), np.uint8), np.arange(2), ("a", "b"))
+    assert contact_sheet(colour, columns=1, zoom=1).mode == "RGB"
 
 
 # preprocessing and augmentation

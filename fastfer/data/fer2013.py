@@ -1,33 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FER2013 from its csv: ``fer2013.csv`` (emotion,pixels,Usage) or ``icml_face_data.csv`` (emotion, Usage, pixels).
+"""FER2013: 48x48 grey faces of seven expressions (Goodfellow et al. 2013), from csv files or class folders.
 
-48x48 grey faces as 2,304 space-separated integers. Usage is Training, PublicTest (used for validation) or PrivateTest.
-Columns are found by name and codes mapped by name. Every complaint says the line and the column.
+Training and validation are the official Training and PublicTest, the test set is PrivateTest. The csv says which in
+its Usage column, the folders in the prefix of the file names. No face detector belongs on these crops.
 """
 
 from __future__ import annotations
 
-import csv
 import re
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fastfer.data.labels import BASIC_NAMES, FER2013_CODES, class_index
+from fastfer.data import pixel_csv
+from fastfer.data.class_folders import all_expressions, class_images, class_names, first_image, split_folders
+from fastfer.data.images import decode, probe
+from fastfer.data.labels import BASIC_NAMES, FER2013_CODES, canonical_name, class_index
+from fastfer.data.layouts import Layout, Request, files_named, search
+from fastfer.data.manifest import Manifest, Problems, Sample
+from fastfer.data.pixel_csv import PART_OF_USAGE, SIDE, USAGES
 from fastfer.data.split import DataError, Split
 
-SIDE = 48
-PIXELS = SIDE * SIDE
-USAGES: tuple[str, ...] = ("Training", "PublicTest", "PrivateTest")
-FILE_NAMES: tuple[str, ...] = ("fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv", "fer2013/icml_face_data.csv")
+CSV_NAMES: tuple[str, ...] = ("fer2013.csv", "icml_face_data.csv")
+FILE_NAMES: tuple[str, ...] = tuple(folder + name for name in CSV_NAMES for folder in ("", "fer2013/"))
 
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
-_COLUMNS = ("emotion", "pixels", "usage")
-_LABEL_OF_CODE = {str(code): class_index(name) for code, name in enumerate(FER2013_CODES)}
+_OTHER_SETS = ("ckextended", "fer2013new")
+_PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_[0-9]+")
 
 
 def find_csv(root: str | Path) -> Path:
@@ -44,93 +43,116 @@ def find_csv(root: str | Path) -> Path:
 
 
 def load(root: str | Path, usages: Sequence[str] = ("Training", "PublicTest")) -> dict[str, Split]:
-    """Read the splits ``usages``: {usage: Split of (N, 48, 48) images}. Pixels of other rows are not looked at.
+    """Read the splits ``usages`` of a csv: {usage: Split of (N, 48, 48) images}. Other rows' pixels are not looked at.
 
-    DataError: file missing, not text, a Git-LFS pointer, truncated; a column, field, code or Usage unknown or missing;
-    wrong pixel count, a pixel that is no integer or not in 0..255; a split that is empty or lacks a class.
+    DataError: file missing, see ``pixel_csv.read_samples``; a split that is empty or lacks a class.
     """
     unknown = [usage for usage in usages if usage not in USAGES]
     if unknown:
         raise ValueError(f"usages: expected some of {', '.join(USAGES)}, got {', '.join(unknown)}")
     path = find_csv(root)
-    images: dict[str, list[NDArray[np.uint8]]] = {usage: [] for usage in usages}
-    labels: dict[str, list[int]] = {usage: [] for usage in usages}
-    present: Counter[str] = Counter()
-    for where, emotion, pixels, usage in _rows(path):
-        if usage not in USAGES:
-            raise DataError(f"{where}, column 'Usage': unknown value {usage!r}; expected one of {', '.join(USAGES)}")
-        if emotion not in _LABEL_OF_CODE:
-            codes = ", ".join(f"{code} {name}" for code, name in enumerate(FER2013_CODES))
-            raise DataError(f"{where}, column 'emotion': unknown code {emotion!r}; expected {codes}")
-        present[usage] += 1
-        if usage in images:
-            images[usage].append(_parse_pixels(pixels, where))
-            labels[usage].append(_LABEL_OF_CODE[emotion])
+    parts = {usage: PART_OF_USAGE[usage] for usage in usages}
+    samples, present = pixel_csv.read_samples(path, FER2013_CODES, parts.values(), Problems(skip=False))
     splits = {}
-    for usage in usages:
-        if not images[usage]:
+    for usage, part in parts.items():
+        chosen = [sample for sample in samples if sample.split == part]
+        if not chosen:
             raise DataError(f"{path}: no row with Usage {usage}; rows per Usage: {dict(present)}")
-        splits[usage] = Split(np.stack(images[usage]), np.array(labels[usage], np.int64), BASIC_NAMES)
+        labels = np.array([class_index(str(sample.label)) for sample in chosen], np.int64)
+        splits[usage] = Split(np.stack([decode(sample) for sample in chosen]), labels, BASIC_NAMES)
         splits[usage].require_every_class(f"{path}, Usage {usage}")
     return splits
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    """(place, emotion, pixels, usage) of each row, stripped; place says file, line and row for messages."""
-    try:
-        with path.open("rb") as raw:
-            if raw.read(40).startswith(b"version https://git-lfs"):
-                raise DataError(f"{path} is a Git-LFS pointer, not the data: run `git lfs pull` where it came from")
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text)
-            emotion_at, pixels_at, usage_at = _find_columns(path, next(reader, None))
-            width = max(emotion_at, pixels_at, usage_at) + 1
-            for number, fields in enumerate(reader, start=1):
-                where = f"{path}, line {reader.line_num} (row {number} of data)"
-                if not fields:
-                    continue
-                if len(fields) < width:
-                    raise DataError(f"{where}: {len(fields)} fields, expected {width}; the file seems to be truncated")
-                yield where, fields[emotion_at].strip(), fields[pixels_at], fields[usage_at].strip()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a readable csv file: {error}") from error
+def find_csvs(root: Path) -> list[Path]:
+    """fer2013.csv or icml_face_data.csv in ``root`` or a folder or two below; or ``root`` itself."""
+    if root.is_file():
+        other = root.suffix == ".parquet" or root.name.startswith(_OTHER_SETS) or _lacks_usage(root)
+        return [] if other else [root]
+    return files_named(root, CSV_NAMES)
 
 
-def _find_columns(path: Path, header: list[str] | None) -> list[int]:
-    """Position of each of emotion, pixels, Usage; names are compared stripped and without case."""
-    if header is None:
-        raise DataError(f"{path} is empty: expected a header with emotion, pixels, Usage")
-    names = [name.strip().lower() for name in header]
-    missing = [column for column in _COLUMNS if column not in names]
-    if missing:
-        shown = ", ".join(name[:30] for name in names[:8])
-        raise DataError(f"{path}, line 1: no column {', '.join(missing)}; the header has: {shown}")
-    return [names.index(column) for column in _COLUMNS]
+def _read_csv(path: Path, request: Request) -> Manifest:
+    samples, present = pixel_csv.read_samples(path, FER2013_CODES, request.wanted, request.problems)
+    for part in sorted(request.parts or ()):
+        if not any(sample.split == part for sample in samples):
+            usage = next(usage for usage, of in PART_OF_USAGE.items() if of == part)
+            raise DataError(f"{path}: no row with Usage {usage}; rows per Usage: {dict(present)}")
+    return Manifest("fer2013", "csv", path, samples, BASIC_NAMES)
 
 
-def _parse_pixels(text: str, where: str) -> NDArray[np.uint8]:
-    """(48, 48) image of one field."""
-    try:
-        with warnings.catch_warnings():  # older numpy warns where newer ones raise
-            warnings.simplefilter("error", DeprecationWarning)
-            values = np.fromstring(text, dtype=np.int64, sep=" ")
-    except (ValueError, DeprecationWarning):
-        values = _parse_slowly(text, where)
-    if values.size != PIXELS:
-        hint = "; the file seems to be truncated" if values.size < PIXELS else ""
-        raise DataError(f"{where}, column 'pixels': {values.size} values, expected {PIXELS}{hint}")
-    if values.min() < 0 or values.max() > 255:
-        at = int(np.flatnonzero((values < 0) | (values > 255))[0])
-        raise DataError(f"{where}, column 'pixels': value {at + 1} is {values[at]}, expected 0 to 255")
-    return values.astype(np.uint8).reshape(SIDE, SIDE)
+def _find_train_csv(root: Path) -> list[Path]:
+    """The competition's train.csv, which has no Usage; beside the whole file it says nothing new."""
+    if root.is_file():
+        return [root] if _lacks_usage(root) else []
+    return [] if find_csvs(root) else [path for path in files_named(root, ["train.csv"]) if _lacks_usage(path)]
 
 
-def _parse_slowly(text: str, where: str) -> NDArray[np.int64]:
-    """Value by value, to name the one that is no integer."""
-    words = text.split()
-    for at, word in enumerate(words, start=1):
-        if not _INTEGER.fullmatch(word):
-            raise DataError(f"{where}, column 'pixels': value {at} is {word[:20]!r}, expected an integer")
-    return np.array([int(word) for word in words], np.int64)
+def _lacks_usage(path: Path) -> bool:
+    return set(pixel_csv.header(path) or ()) == {"emotion", "pixels"}
+
+
+def _read_train_csv(path: Path, request: Request) -> Manifest:
+    samples, _ = pixel_csv.read_samples(path, FER2013_CODES, {"train"}, request.problems, with_usage=False)
+    note = "the competition's train.csv: Training rows only (test.csv has no labels)"
+    return Manifest("fer2013", "train-csv", path, samples, BASIC_NAMES, (note,))
+
+
+def _find_folders(root: Path) -> list[Path]:
+    return search(root, _is_folder_layout)
+
+
+def _is_folder_layout(root: Path) -> bool:
+    """Split folders of the seven classes; file names with FER2013's prefixes, or numbered 48x48 grey images."""
+    first = first_image(root) if _is_tree_of_seven(root) else None
+    if first is None:
+        return False
+    if _PREFIX.match(first.path.name):
+        return True
+    numbered = re.fullmatch(r"(im)?[0-9]+", first.path.stem) is not None
+    return numbered and probe(Sample(first.path, None, first.id)) == (True, (SIDE, SIDE))
+
+
+def _is_tree_of_seven(root: Path) -> bool:
+    names = class_names(root)
+    return (
+        len(split_folders(root)) > 1
+        and all_expressions(names)
+        and {canonical_name(name) for name in names} <= set(BASIC_NAMES)
+    )
+
+
+def _find_other_folders(root: Path) -> list[Path]:
+    return search(root, lambda folder: _is_tree_of_seven(folder) and first_image(folder) is not None)
+
+
+def _read_folders(root: Path, request: Request) -> Manifest:
+    """The split is that of the file names; only where they carry none, that of the folders."""
+    found = list(class_images(root))
+    prefixes = [_PREFIX.match(image.path.name) for image in found]
+    named = sum(prefix is not None for prefix in prefixes)
+    if 0 < named < len(found):
+        stray = next(image.path for image, prefix in zip(found, prefixes, strict=True) if prefix is None)
+        raise DataError(
+            f"{root}: {len(found) - named} of {len(found)} file names lack the prefix of FER2013's splits, such as "
+            f"{stray}: are two layouts mixed?"
+        )
+    samples, moved = [], 0
+    for image, prefix in zip(found, prefixes, strict=True):
+        part = image.part if prefix is None else PART_OF_USAGE[prefix[1]]
+        moved += prefix is not None and (image.part == "train") != (part == "train")
+        samples.append(Sample(image.path, canonical_name(image.label), image.id, part))
+    notes = []
+    if not named:
+        notes.append("split by folder: the file names do not say the official split")
+    if moved:
+        notes.append(f"split by file name: {moved} images lie in another split's folder")
+    return Manifest("fer2013", "folders", root, samples, BASIC_NAMES, tuple(notes))
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("csv", ", ".join(f"ROOT/{name}" for name in FILE_NAMES), find_csvs, _read_csv),
+    Layout("train-csv", "ROOT/train.csv (emotion,pixels)", _find_train_csv, _read_train_csv),
+    Layout("folders", "ROOT/{train,test}/CLASS/{Training,PublicTest,PrivateTest}_*.jpg", _find_folders, _read_folders),
+    Layout("other-folders", "the same with other file names", _find_other_folders, _read_folders, last=True),
+)

@@ -7,24 +7,40 @@ so labels are mapped by name, and every set of weights carries its names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 CLASS_NAMES: tuple[str, ...] = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 """Canonical names in canonical order (that of FERPlus)."""
 
 BASIC_NAMES: tuple[str, ...] = CLASS_NAMES[:7]
 """The seven expressions without contempt: the classes of FER2013 and of the drawn faces."""
 
+SIX_NAMES: tuple[str, ...] = CLASS_NAMES[1:7]
+"""The six basic expressions: neither neutral nor contempt."""
+
 FER2013_CODES: tuple[str, ...] = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """Name of each code in the ``emotion`` column of fer2013.csv and icml_face_data.csv."""
 
+CK_EXTENDED_CODES: tuple[str, ...] = (*FER2013_CODES, "contempt")
+"""Name of each code in ckextended.csv: those of FER2013, and contempt."""
+
+CK_PLUS_CODES: tuple[str, ...] = (
+    "neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise",
+)  # fmt: skip
+"""Name of each code in the emotion files of CK+; 0 never occurs there."""
+
+RAF_DB_CODES: tuple[str, ...] = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+"""Name of RAF-DB's codes 1 to 7, in that order."""
+
 _ALIASES: dict[str, tuple[str, ...]] = {
-    "neutral": ("ne",),
-    "happiness": ("happy", "ha"),
+    "neutral": ("ne", "neutrality"),
+    "happiness": ("happy", "ha", "joy"),
     "surprise": ("surprised", "su"),
     "sadness": ("sad", "sa"),
     "anger": ("angry", "an"),
     "disgust": ("disgusted", "di"),
     "fear": ("fearful", "afraid", "fe"),
-    "contempt": ("contemptuous",),
+    "contempt": ("contemptuous", "co"),
 }
 _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in (name, *aliases)}
 
@@ -43,3 +59,28 @@ def class_index(name: str, names: tuple[str, ...] = BASIC_NAMES) -> int:
     if canonical not in names:
         raise ValueError(f"expression {canonical!r} is not among the classes {', '.join(names)}")
     return names.index(canonical)
+
+
+def class_list(
+    asked: int | Sequence[str] | None, available: tuple[str, ...], seven: tuple[str, ...] = BASIC_NAMES
+) -> tuple[str, ...]:
+    """The classes ``asked`` for, of those ``available``: a number (6, 7, 8), names in any spelling, or None for all.
+
+    ``seven`` is what 7 stands for (with neutral, or for CK+ with contempt). Canonical order, whatever the order asked.
+    ValueError for another number, for a name that is unknown or not available, and for fewer than two.
+    """
+    if asked is None:
+        return available
+    if isinstance(asked, int):
+        lists = {6: SIX_NAMES, 7: seven, 8: CLASS_NAMES}
+        if asked not in lists:
+            raise ValueError(f"classes: expected 6, 7, 8 or names, got {asked}")
+        chosen = set(lists[asked])
+    else:
+        chosen = {name if name in available else canonical_name(name) for name in asked}
+    lacking = sorted(chosen - set(available))
+    if lacking:
+        raise ValueError(f"classes: this data set has no {', '.join(lacking)}; it has {', '.join(available)}")
+    if len(chosen) < 2:
+        raise ValueError(f"classes: expected two or more, got {', '.join(chosen) or 'none'}")
+    return tuple(name for name in available if name in chosen)

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+SoftMode = Literal["crossentropy", "probability", "multi_target"]
 
 
 class DataError(ValueError):
@@ -18,14 +22,26 @@ class DataError(ValueError):
 class Split:
     """Images and labels of one split.
 
-    images  uint8 (N, H, W) grey, or (N, C, H, W)
-    labels  int64 (N,), indices into ``names``
-    names   class names in canonical order
+    images     uint8 (N, H, W) grey, or (N, C, H, W)
+    labels     int64 (N,), indices into ``names``
+    names      class names in canonical order
+    soft       float32 (N, K), rows that sum to 1, or None: a distribution over the classes beside the hard label
+    subjects   N names of the persons shown, or None where the set does not say
+    ids        N names of the images, unique within the data set, or None
+    soft_mode  what ``soft`` is for (Barsoum et al. 2016): "crossentropy" compares distributions, "probability" draws a
+               label from it each time the image is used, "multi_target" takes -log max_c(soft_c p_c); no meaning
+               without ``soft``
+    protocol   in words: data set, layout, label source and mode, how the split was made, what was left out
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
+    soft: NDArray[np.float32] | None = None
+    subjects: tuple[str, ...] | None = None
+    ids: tuple[str, ...] | None = None
+    soft_mode: SoftMode = "crossentropy"
+    protocol: str = ""
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim not in (3, 4):
@@ -41,6 +57,19 @@ class Split:
             raise ValueError(
                 f"labels: expected 0 to {len(self.names) - 1}, got {self.labels.min()} to {self.labels.max()}"
             )
+        self._check_soft()
+        for field, values in (("subjects", self.subjects), ("ids", self.ids)):
+            if values is not None and len(values) != len(self):
+                raise ValueError(f"{field}: expected {len(self)} names, got {len(values)}")
+
+    def _check_soft(self) -> None:
+        if self.soft is None:
+            return
+        expected = (len(self), len(self.names))
+        if self.soft.dtype != np.float32 or self.soft.shape != expected:
+            raise ValueError(f"soft: expected float32 of shape {expected}, got {self.soft.dtype} {self.soft.shape}")
+        if self.soft.size and (self.soft.min() < 0 or np.abs(self.soft.sum(1) - 1).max() > 1e-5):
+            raise ValueError("soft: expected rows of numbers from 0 that sum to 1")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,7 +81,22 @@ class Split:
 
     def first(self, count: int | None) -> Split:
         """The first ``count`` images; all of them for None."""
-        return Split(self.images[:count], self.labels[:count], self.names)
+        return self._part(slice(count))
+
+    def take(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Split:
+        """The images at the indices ``chosen``, or those where the mask ``chosen`` (N,) is true."""
+        indices = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
+        return self._part(indices)
+
+    def _part(self, chosen: slice | NDArray[Any]) -> Split:
+        return replace(
+            self,
+            images=self.images[chosen],
+            labels=self.labels[chosen],
+            soft=None if self.soft is None else self.soft[chosen],
+            subjects=_part_of(self.subjects, chosen),
+            ids=_part_of(self.ids, chosen),
+        )
 
     def counts(self) -> dict[str, int]:
         """Images per class, every class named."""
@@ -66,8 +110,16 @@ class Split:
             raise DataError(f"{what}: no image of class {', '.join(empty)} (counts: {self.counts()})")
 
     def fingerprint(self) -> str:
-        """SHA-256 of pixels, labels and names: equal for equal splits, on every machine."""
+        """SHA-256 of pixels, labels, names and soft labels: equal for equal splits, on every machine."""
         digest = hashlib.sha256(repr((self.images.shape, self.names)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(self.labels.astype("<i8").data)
+        if self.soft is not None:
+            digest.update(self.soft_mode.encode() + np.ascontiguousarray(self.soft.astype("<f4")).tobytes())
         return digest.hexdigest()
+
+
+def _part_of(values: Sequence[str] | None, chosen: slice | NDArray[Any]) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    return tuple(values[chosen]) if isinstance(chosen, slice) else tuple(values[int(i)] for i in chosen)

@@ -43,3 +43,12 @@ class FerModel(nn.Module, ABC):
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """The embedding (N, embedding_dim)."""
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Embedding (N, embedding_dim) -> logits (N, num_classes); NotImplementedError where logits need more."""
+        raise NotImplementedError(f"{self.name}: forward_head: the logits do not follow from the embedding")
+
+    def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and embedding of one pass, for losses on both."""
+        features = self.forward_features(x)
+        return self.forward_head(features), features

@@ -83,6 +83,11 @@ class FgwFer(FerModel):
         y: Tensor = self.pool(self.forward_map(x))
         return y
 
+    def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and embedding of one pass: both are means over the same map."""
+        features = self.forward_map(x)
+        return self.pool(self.head(features)), self.pool(features)
+
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.pool(self.head(self.forward_map(x)))
         return y

@@ -160,6 +160,10 @@ class MobileNetV3Cpsca(FerModel):
         """The embedding (N, 640), stock: 1280."""
         return F.hardswish(self.fc(self.pool(self.forward_map(x))))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.dropout(self.forward_features(x)))
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Embedding (N, 640) -> logits (N, num_classes)."""
+        y: Tensor = self.head(self.dropout(features))
         return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

@@ -192,6 +192,10 @@ class PattLite(FerModel):
         y: Tensor = self.classifier(self.forward_map(x))
         return y
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.forward_features(x))
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Embedding (N, embedding_dim) -> logits (N, num_classes)."""
+        y: Tensor = self.head(features)
         return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

@@ -81,6 +81,10 @@ class SepConvAttention(FerModel):
             parts.append(self.additive(x, h))
         return torch.relu(self.fc(torch.cat(parts, 1)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.dropout(self.forward_features(x)))
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Embedding (N, 128) -> logits (N, num_classes)."""
+        y: Tensor = self.head(self.dropout(features))
         return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

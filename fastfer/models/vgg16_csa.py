@@ -144,6 +144,10 @@ class Vgg16Csa(FerModel):
         y: Tensor = self.pool(self.forward_map(x))
         return y
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.dropout(self.forward_features(x)))
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Embedding (N, embedding_dim) -> logits (N, num_classes)."""
+        y: Tensor = self.head(self.dropout(features))
         return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfer.reference.norm import over_batch, statistics
 from fastfer.reference.pool import global_avg_max_pool
 
 _CL = torch.channels_last
@@ -39,16 +40,6 @@ def _planes(u: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     pooled = torch.stack([largest, u.mean(1)], 1)
     y = F.conv2d(pooled, weight, padding=weight.shape[-1] // 2)
     return torch.stack([*pooled.unbind(1), y[:, 0]]), channels.int()
-
-
-def _stats(y: Tensor, mean: Tensor, var: Tensor, eps: float, batch_stats: bool) -> Tensor:
-    if not batch_stats:
-        return torch.stack([mean, (var + eps).rsqrt(), var])
-    if not y.numel():
-        return y.new_zeros((3, 1))
-    wide, count = y.double(), y.numel()
-    biased = wide.var(correction=0)
-    return torch.stack([wide.mean(), (biased + eps).rsqrt(), biased * count / max(count - 1, 1)]).to(y.dtype).view(3, 1)
 
 
 def _spatial(y: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor) -> Tensor:
@@ -80,7 +71,7 @@ def spatial_gate_train(
     ``batch_stats`` normalises with the statistics of the batch, else n_mean and n_var are constants.
     """
     planes, channels = _planes(x, weight)
-    stats = _stats(planes[2], n_mean, n_var, eps, batch_stats)
+    stats = statistics(planes[2][:, None], n_mean, n_var, eps, batch_stats)
     return _image(x * _spatial(planes[2], n_weight, n_bias, stats)[:, None]), planes, channels, stats
 
 
@@ -141,7 +132,10 @@ def spatial_gate_backward(
     s, xhat = _spatial(y, n_weight, n_bias, stats), (y - stats[0]) * stats[1]
     t = (dout * x).sum(1) * s * (1 - s)
     d_nw, d_nb = (t * xhat).sum().view(1), t.sum().view(1)
-    centred = t - (d_nb + xhat * d_nw) / max(y.numel(), 1) if batch_stats else t
+    centred = t
+    if batch_stats:
+        (all_b, all_w), count = over_batch(torch.cat([d_nb, d_nw]), y.numel())
+        centred = t - (all_b + xhat * all_w) / count
     dy = (centred * (stats[1] * n_weight))[:, None]
     d_planes, d_weight, _ = torch.ops.aten.convolution_backward(
         dy, planes[:2].transpose(0, 1), weight, None, [1, 1], [weight.shape[-1] // 2] * 2, [1, 1], False, [0, 0], 1,

@@ -3,9 +3,13 @@
 
 Backward of y -> z = w·(y - mean)·invstd + b over n values a channel:
 dy = w·invstd·(dz - sum(dz)/n - (y - mean)·invstd²·sum(dz·(y - mean))/n); with running statistics the sums drop out.
+Within `synchronised` the batch is that of several processes together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,6 +17,26 @@ from torch import Tensor
 from fastfer.reference import elementwise
 
 _DIMS = (0, 2, 3)
+_total: Callable[[Tensor], Tensor] | None = None
+
+
+@contextmanager
+def synchronised(total: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Batch statistics, and the sums of their backward, over all processes; ``total`` sums a tensor over them."""
+    global _total
+    before, _total = _total, total
+    try:
+        yield
+    finally:
+        _total = before
+
+
+def over_batch(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
+    """Sums over a batch and their number of values, at least 1: of this process, or of all within `synchronised`."""
+    if _total is None:
+        return sums, max(count, 1)
+    both = _total(torch.cat([sums.double().flatten(), sums.new_tensor([count], dtype=torch.float64)]))
+    return both[:-1].view(sums.shape).to(sums.dtype), both[-1].clamp(min=1)
 
 
 def _channels(v: Tensor) -> Tensor:
@@ -39,10 +63,15 @@ def statistics(y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, b
         return torch.stack([mean, (var + eps).rsqrt(), var])
     if not y.numel():
         return y.new_zeros((3, y.shape[1]))
-    wide = y.double()
-    count = y.numel() // y.shape[1]
-    batch_mean, biased = wide.mean(_DIMS), wide.var(_DIMS, correction=0)
-    return torch.stack([batch_mean, (biased + eps).rsqrt(), biased * count / max(count - 1, 1)]).to(y.dtype)
+    wide, count = y.double(), y.numel() // y.shape[1]
+    if _total is None:
+        batch_mean, biased = wide.mean(_DIMS), wide.var(_DIMS, correction=0)
+        return torch.stack([batch_mean, (biased + eps).rsqrt(), biased * count / max(count - 1, 1)]).to(y.dtype)
+    sums, values = over_batch(wide.sum(_DIMS), count)
+    squares, _ = over_batch((wide - _channels(sums / values)).square().sum(_DIMS), count)
+    biased = squares / values
+    unbiased = squares / torch.as_tensor(values - 1).clamp(min=1)
+    return torch.stack([sums / values, (biased + eps).rsqrt(), unbiased]).to(y.dtype)
 
 
 def norm_act_backward(
@@ -55,8 +84,10 @@ def norm_act_backward(
     xhat = (y - mean) * invstd
     g = elementwise.activation_backward(dz, xhat * _channels(weight) + _channels(bias), act)
     sum_g, sum_gx = g.sum(_DIMS), (g * xhat).sum(_DIMS)
-    count = max(y.numel() // y.shape[1], 1)
-    centred = g - (_channels(sum_g) + xhat * _channels(sum_gx)) / count if batch_stats else g
+    centred = g
+    if batch_stats:
+        (all_g, all_gx), count = over_batch(torch.stack([sum_g, sum_gx]), y.numel() // y.shape[1])
+        centred = g - (_channels(all_g) + xhat * _channels(all_gx)) / count
     return centred * invstd * _channels(weight), sum_gx, sum_g
 
 

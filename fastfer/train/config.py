@@ -1,25 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run is made of, and its command line (jsonargparse: options, --config YAML, --help)."""
+"""What a training run is made of."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
-from fastfer.data import Augment
+from fastfer.data import Augment, DataOptions
+from fastfer.train.options import (
+    Distill,
+    EarlyStop,
+    Input,
+    InverseTime,
+    LossOptions,
+    OptimizerName,
+    Plateau,
+    ScheduleName,
+    Stage,
+    number,
+    one_of,
+    positive,
+)
 
 CONFIG_FILE = "config.yaml"
 _EPOCHS = {"drawn": 5, "fer2013": 60}
-_LEARNING_RATES = {"onecycle": 5e-3, "cosine": 2e-3, "plateau": 1e-3}
+_LEARNING_RATES = {"onecycle": 5e-3, "cosine": 2e-3, "plateau": 1e-3, "inverse_time": 1e-3, "constant": 1e-3}
+_PLANNED = ("onecycle", "cosine")  # schedules that are laid out over all epochs
 
 # What may differ between a run and its continuation: nothing that decides what is computed.
-_FREE_ON_RESUME = ("out", "root", "threads", "backend", "on_nan")
+_FREE_ON_RESUME = (
+    "out",
+    "root",
+    "threads",
+    "backend",
+    "device",
+    "on_nan",
+    "recipe",
+    "from_weights",
+    "pretrained",
+    "face_model",
+)
 
 
 class InputError(ValueError):
@@ -31,22 +54,47 @@ class TrainConfig:
     """Options of a training run. The defaults train FGW-FER on the drawn faces in about a minute.
 
     Args:
+        recipe: the recipe whose values stand where none is given, by name (paper, best) or name/data set; applied by
+            the command line and by `configure`, here only a record
         model: network, one of fastfer.list_models()
-        data: data set, drawn or fer2013
+        model_options: options of the network's class, e.g. dropout
+        data: data set, one of fastfer.data.list_datasets(), or auto to recognise it
         root: where the data set lies; the drawn faces need none
+        data_options: labels, split and form of the images
+        folds: one run for each of so many folds, in folders of their own, and their mean and standard deviation; the
+            split is N-fold unless data_options.split says leave-one-subject-out
+        input: how images become the network's input
+        face_model: file of OpenCV's YuNet, which finds the faces that input.crop_margin cuts out
         out: output folder (default: runs/MODEL-DATA)
-        epochs: passes over the training images (default: 5 for drawn, 60 for fer2013)
+        epochs: passes over the training images (default: 5 for drawn, 60 for other data)
         batch_size: images per step
-        schedule: learning rate over the run; onecycle and cosine are planned over all epochs, plateau is the FGW-FER
-            paper's (a tenth when the validation loss has not improved for 10 epochs)
-        lr: learning rate of AdamW: the peak for onecycle, else the first (default: 5e-3 for onecycle, 2e-3 for cosine,
-            1e-3 for plateau)
-        weight_decay: weight decay of AdamW
+        optimizer: adamw, adam (weight decay as a gradient) or sgd (with Nesterov momentum)
+        momentum: momentum of sgd
+        weight_decay: weight decay
+        clip_norm: largest norm of all gradients together; longer ones are scaled down to it; 0 for no limit
+        lr: learning rate: the peak for onecycle, else the first (default: 5e-3 for onecycle, 2e-3 for cosine, else
+            1e-3)
+        schedule: learning rate over the run; onecycle and cosine are planned over all epochs
+        plateau: options of the schedule plateau
+        inverse_time: options of the schedule inverse_time
+        stop: early end of the run, or of its first stage
+        pretrained: start from ImageNet weights: a file of torchvision, timm or Keras, or a published one's name
+        from_weights: start from the weights of this file (on the command line also --from); classes are mapped by name
+        head: keep the rows of the last layer whose classes the file knows, or start it fresh
+        teacher: weight file of a network to learn from as well
+        distill: how
+        unfreeze: train only the last so many layers of the backbone, counted as Keras counts them, 0 for none; its
+            norms stay frozen (default: everything trains)
+        fine_tune: a second stage
+        loss: the loss
         label_smoothing: share of the target spread evenly over the classes
         ema: decay of the moving average of the weights, which is then what is evaluated and kept; 0 for none
         augment: random changes of the training images
         flip_test: average the logits of each validation image and its mirror image
         seed: decides weights, order and augmentation
+        device: auto (CUDA where there is one), cpu or cuda; torchrun starts one process per device
+        precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling; fastfer's own ops stay in float32 under both
+        sync_norms: with several processes BatchNorm takes the statistics of the whole batch; on the backend reference
         threads: CPU threads (default: torch's choice)
         backend: auto, native, numba or reference (default: FASTFER_BACKEND, else auto)
         on_nan: at a loss that is not finite, stop with an error, or skip the step
@@ -54,20 +102,43 @@ class TrainConfig:
         validation_images: use so many validation images instead of all
     """
 
+    recipe: str | None = None
     model: str = "fgw_fer"
+    model_options: dict[str, Any] = field(default_factory=dict)
     data: str = "drawn"
     root: str | None = None
+    data_options: DataOptions = field(default_factory=DataOptions)
+    folds: int = 0
+    input: Input = field(default_factory=Input)
+    face_model: str | None = None
     out: str | None = None
     epochs: int | None = None
     batch_size: int = 64
-    schedule: Literal["onecycle", "cosine", "plateau"] = "onecycle"
-    lr: float | None = None
+    optimizer: OptimizerName = "adamw"
+    momentum: float = 0.9
     weight_decay: float = 0.01
+    clip_norm: float = 0.0
+    lr: float | None = None
+    schedule: ScheduleName = "onecycle"
+    plateau: Plateau = field(default_factory=Plateau)
+    inverse_time: InverseTime = field(default_factory=InverseTime)
+    stop: EarlyStop = field(default_factory=EarlyStop)
+    pretrained: str | None = None
+    from_weights: str | None = None
+    head: Literal["keep", "fresh"] = "keep"
+    teacher: str | None = None
+    distill: Distill = field(default_factory=Distill)
+    unfreeze: int | None = None
+    fine_tune: Stage = field(default_factory=Stage)
+    loss: LossOptions = field(default_factory=LossOptions)
     label_smoothing: float = 0.0
     ema: float = 0.0
     augment: Augment = field(default_factory=Augment)
     flip_test: bool = False
     seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sync_norms: bool = False
     threads: int | None = None
     backend: str | None = None
     on_nan: Literal["stop", "skip"] = "stop"
@@ -75,19 +146,42 @@ class TrainConfig:
     validation_images: int | None = None
 
     def __post_init__(self) -> None:
-        counts = {"epochs": 1, "batch_size": 2, "threads": 1, "seed": 0, "train_images": 1, "validation_images": 1}
+        counts = {
+            "epochs": 1, "batch_size": 2, "threads": 1, "seed": 0, "unfreeze": 0,
+            "train_images": 1, "validation_images": 1,
+        }  # fmt: skip
         for name, least in counts.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}")
-        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr: expected a positive number, got {self.lr}")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise ValueError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
-        for name in ("label_smoothing", "ema"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}: expected 0 or more and below 1, got {value}")
+            if value is not None:
+                number(name, value, least)
+        if self.lr is not None:
+            positive("lr", self.lr)
+        for name in ("weight_decay", "clip_norm"):
+            number(name, getattr(self, name), 0)
+        for name in ("label_smoothing", "ema", "momentum"):
+            number(name, getattr(self, name), 0, 1)
+        one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("head", self.head, ("keep", "fresh"))
+        if self.sync_norms and self.backend != "reference":
+            raise ValueError(
+                f"sync_norms: expected backend reference, whose norms alone can be synchronised; got {self.backend!r}"
+            )
+        if self.folds == 1 or self.folds < 0:
+            raise ValueError(f"folds: expected 0 or 2 and more, got {self.folds}")
+        if (self.face_model is None) != (self.input.crop_margin is None):
+            raise ValueError("face_model and input.crop_margin: expected both or neither, got one")
+        if self.from_weights is not None and self.pretrained is not None:
+            raise ValueError("from_weights and pretrained: expected one of them, got both")
+        frozen = self.unfreeze is not None or self.fine_tune.unfreeze is not None
+        if frozen and self.from_weights is None and self.pretrained is None:
+            raise ValueError(
+                "unfreeze: expected a start from pretrained or from_weights, because frozen layers would keep random "
+                "weights; got neither (null for unfreeze and fine_tune.unfreeze trains everything)"
+            )
+        for schedule in (self.schedule, self.fine_tune.schedule):
+            one_of("schedule", schedule, tuple(_LEARNING_RATES))
 
     def resolved(self) -> TrainConfig:
         """With the defaults that depend on other options filled in."""
@@ -98,67 +192,19 @@ class TrainConfig:
             lr=self.lr or _LEARNING_RATES[self.schedule],
         )
 
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order, of a resolved configuration."""
+        first = Stage(**{f.name: getattr(self, f.name) for f in fields(Stage) if hasattr(self, f.name)})
+        return (first, self.fine_tune) if self.fine_tune.epochs else (first,)
+
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Options that bar this run from continuing one of the options ``other``: "name: this, other"."""
-        free = {*_FREE_ON_RESUME, *(("epochs",) if self.schedule == "plateau" else ())}
-        mine = asdict(self)
+        extensible = self.schedule not in _PLANNED and not self.fine_tune.epochs
+        free = {*_FREE_ON_RESUME, *(("epochs",) if extensible else ())}
+        mine = json.loads(json.dumps(asdict(self)))  # as it was saved: lists for tuples
         return [
             f"{k}: {mine[k]!r} instead of {other.get(k)!r}" for k in mine if k not in free and mine[k] != other.get(k)
         ]
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """A command line: the run's options, and what to do with an output folder that holds a run already."""
-
-    config: TrainConfig
-    resume: bool = False
-    overwrite: bool = False
-
-
-def parse_args(argv: Sequence[str]) -> Invocation:
-    """Parse the command line; options not given come from --config, or with --resume from the run in ``out``.
-
-    Raises InputError for bad options; --help exits as argparse does.
-    """
-    parser = ArgumentParser(
-        prog="python -m fastfer.train",
-        description="Train a network on faces. Options may be spelt with - for _.",
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file of options, e.g. the config.yaml of another run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder, bit for bit")
-    parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
-    parser.add_class_arguments(TrainConfig)
-    arguments = [_underscored(argument) for argument in argv]
-    try:
-        invocation = _invocation(parser.parse_args(arguments))
-        if invocation.resume and invocation.overwrite:
-            raise ValueError("resume and overwrite: expected one of them, got both")
-        out = str(invocation.config.out)
-        saved = Path(out, CONFIG_FILE)
-        if invocation.resume and saved.is_file():
-            again = _invocation(parser.parse_args(["--config", str(saved), *arguments]))
-            return replace(again, config=replace(again.config, out=out))
-        return invocation
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(str(error)) from None
-
-
-def _invocation(parsed: Any) -> Invocation:
-    values = parsed.as_dict()
-    values.pop("config", None)
-    resume, overwrite = values.pop("resume"), values.pop("overwrite")
-    config = TrainConfig(**{**values, "augment": Augment(**values["augment"])})
-    return Invocation(config.resolved(), resume, overwrite)
-
-
-def _underscored(argument: str) -> str:
-    """--batch-size=64 -> --batch_size=64: both spellings work."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -72,7 +72,7 @@ class Evaluator:
         model.eval()
         with torch.inference_mode():
             try:
-                logits = model(self._preprocess(self._images[:1]))
+                logits = model(self._preprocess(self._images[:2]))[:1]  # some networks refuse a single image
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"the model cannot take images of {tuple(self._images.shape[1:])}: {error}") from error
         if logits.shape != (1, self._classes):

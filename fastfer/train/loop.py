@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One epoch of training.
 
-Order, augmentation and dropout of epoch e follow from (seed, e) alone: an epoch that was cut short can be done again
-from its start, and a resumed run meets the same random numbers as an uninterrupted one.
+Order, augmentation, drawn labels and dropout of epoch e follow from (seed, e) alone: an epoch that was cut short can be
+done again from its start, and a resumed run meets the same random numbers as an uninterrupted one. With several
+processes the order and the labels are the same in all; augmentation and dropout follow from (seed, e, process).
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from fastfer.data import Augment, Preprocess, Split
 from fastfer.models import FerModel
 from fastfer.train.average import WeightAverage
 from fastfer.train.config import TrainConfig
+from fastfer.train.freezing import StageModes
+from fastfer.train.objective import Objective, Targets, WithEmbedding
+from fastfer.train.optim import Schedule, make_optimizer
+from fastfer.train.options import Stage
+from fastfer.train.placement import Placement
+from fastfer.train.teacher import Teacher
 
-_STREAMS = {"weights": 0, "order": 1, "augment": 2, "dropout": 3}
+_STREAMS = {"weights": 0, "order": 1, "augment": 2, "dropout": 3, "labels": 4}
 
 
 class NonFiniteError(RuntimeError):
@@ -41,42 +46,62 @@ class EpochResult:
     lr: float
 
 
-def derived_seed(seed: int, stream: str, epoch: int = 0) -> int:
-    """A 63-bit seed for one purpose in one epoch."""
-    words = np.random.SeedSequence([seed, _STREAMS[stream], epoch]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
+def derived_seed(seed: int, stream: str, epoch: int = 0, process: int = 0) -> int:
+    """A 63-bit seed for one purpose in one epoch, and where it may differ between processes, in one of them."""
+    words = [seed, _STREAMS[stream], epoch, *([process] if process else [])]
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
 
 
-def _generator(seed: int, stream: str, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derived_seed(seed, stream, epoch))
+def _generator(seed: int, stream: str, epoch: int, process: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(derived_seed(seed, stream, epoch, process))
 
 
 class Trainer:
-    """Model, AdamW and learning-rate schedule; cross-entropy loss; channels_last throughout."""
+    """One stage of a run: model, loss, optimiser and schedule; channels_last throughout.
 
-    def __init__(self, model: FerModel, split: Split, preprocess: Preprocess, config: TrainConfig) -> None:
+    ``begins`` is the number of epochs before this stage. Raises ValueError where the stage does not fit the network or
+    the loss the targets.
+    """
+
+    def __init__(
+        self,
+        model: FerModel,
+        split: Split,
+        preprocess: Preprocess,
+        config: TrainConfig,
+        stage: Stage | None = None,
+        begins: int = 0,
+        *,
+        placement: Placement | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
         if config.lr is None or config.epochs is None:
             raise ValueError("config: expected a resolved one, got lr or epochs None")
-        channels_last: Any = {"memory_format": torch.channels_last}  # torch's stubs lack this overload
-        self.model: FerModel = model.to(**channels_last)
-        self.config = config
+        self.config, self.preprocess = config, preprocess
         self.augment: Augment = config.augment
-        self.preprocess = preprocess
-        self._images = torch.from_numpy(split.images)
-        self._labels = torch.from_numpy(split.labels)
+        self.placement = placement or Placement(config.device, config.precision)
+        self.stage = stage or config.stages()[0]
+        self._begins, self._teacher = begins, teacher
+        channels_last: Any = {"memory_format": torch.channels_last}  # torch's stubs lack this overload
+        self.model: FerModel = model.to(self.placement.device, **channels_last)
+        self.modes = StageModes(model, self.stage.unfreeze, self.stage.dropout, self.stage.spatial_dropout)
+        self.objective = Objective(config.loss, split, model.embedding_dim, config.label_smoothing)
+        self.objective.to(self.placement.device)
+        self._images, self._targets = torch.from_numpy(split.images), Targets.of(split)
         self.steps_per_epoch = math.ceil(len(split) / config.batch_size)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        self._check_last_batch()
+        self._trained: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(
+            config.optimizer, self._trained, self.stage.lr, config.weight_decay, config.momentum
         )
-        self.scheduler = self._make_scheduler(config.schedule, config.lr, config.epochs * self.steps_per_epoch)
+        self.schedule = Schedule(self.optimizer, self.stage, self.steps_per_epoch)
+        self._network, self._stepper = self.placement.prepare(
+            WithEmbedding(self.model, self.objective.needs_embedding, config.loss.softmax_trains), self.optimizer
+        )
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
-
-    def _make_scheduler(self, kind: str, lr: float, total_steps: int) -> LRScheduler:
-        if kind == "onecycle":
-            return OneCycleLR(self.optimizer, lr, total_steps=total_steps, pct_start=0.25)
-        if kind == "cosine":
-            return CosineAnnealingLR(self.optimizer, total_steps)
-        return ReduceLROnPlateau(self.optimizer)
+        # Waiting for each loss would let a GPU run dry: there it is looked at when the next step is under way.
+        self._deferred = self.placement.device.type == "cuda" and config.on_nan == "stop"
 
     @property
     def evaluated(self) -> FerModel:
@@ -84,70 +109,128 @@ class Trainer:
         return self.average.model if self.average else self.model
 
     def train_epoch(self, epoch: int, on_step: Callable[[float], None] = lambda loss: None) -> EpochResult:
-        """Train on every image once. ``on_step`` hears the loss of each step.
+        """Train on every image once; epochs count through all stages, from 1. ``on_step`` hears the loss of each step.
 
         Raises NonFiniteError at the first loss that is not finite, unless the run was told to skip such steps.
         """
-        seed = self.config.seed
-        torch.manual_seed(derived_seed(seed, "dropout", epoch))
-        order = torch.randperm(len(self._labels), generator=_generator(seed, "order", epoch))
-        augment = _generator(seed, "augment", epoch)
-        self.model.train()
-        total, seen, skipped = 0.0, 0, 0
+        seed, rank = self.config.seed, self.placement.rank
+        torch.manual_seed(derived_seed(seed, "dropout", epoch, rank))
+        order = torch.randperm(len(self._targets), generator=_generator(seed, "order", epoch))
+        targets = self._targets.drawn(_generator(seed, "labels", epoch))
+        augment = _generator(seed, "augment", epoch, rank)
+        self.modes.train()
+        losses = _Losses(on_step)
         start = time.perf_counter()
         for step, chosen in enumerate(torch.split(order, self.config.batch_size), start=1):
-            x = self.augment(self.preprocess(self._images[chosen]), augment)
-            loss = self._step(x, self._labels[chosen], f"epoch {epoch}, step {step} of {self.steps_per_epoch}")
-            if loss is None:
-                skipped += 1
-            else:
-                total += loss * len(chosen)
-                seen += len(chosen)
-                on_step(loss)
-                if self.average:
-                    self.average.update((epoch - 1) * self.steps_per_epoch + step)
-            if not isinstance(self.scheduler, ReduceLROnPlateau):
-                self.scheduler.step()
+            where = f"epoch {epoch}, step {step} of {self.steps_per_epoch}"
+            mine = self.placement.part(chosen)
+            x = self._images[mine].to(self.placement.device, non_blocking=True)
+            x = self.augment(self.preprocess(x), augment)
+            loss = self._step(x, targets.take(mine).to(self.placement.device), where, len(chosen))
+            self._require_finite(losses.add(loss, len(chosen), where, self._deferred))
+            if loss is not None and self.average:
+                self.average.update((epoch - self._begins - 1) * self.steps_per_epoch + step)
+            self.schedule.step()
+        self._require_finite(losses.settle())
         seconds = time.perf_counter() - start
         self._require_finite_weights(epoch)
         return EpochResult(
-            loss=total / seen if seen else math.nan,
-            skipped=skipped,
+            loss=losses.mean(),
+            skipped=losses.skipped,
             images_per_second=len(order) / seconds,
             lr=float(self.optimizer.param_groups[0]["lr"]),
         )
 
-    def end_epoch(self, validation_loss: float) -> None:
-        """Let a schedule that watches the validation loss act."""
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(validation_loss)
+    def _step(self, x: Tensor, targets: Targets, where: str, batch: int | None = None) -> Tensor | None:
+        """Loss of the whole batch after one update, on the device; None where it was skipped and left no trace.
 
-    def _step(self, x: Tensor, labels: Tensor, where: str) -> float | None:
-        """Loss of the batch after one update; None where it was skipped and left no trace."""
+        ``x`` and ``targets`` are this process's part of the ``batch`` images.
+        """
         skipping = self.config.on_nan == "skip"
         # A forward pass has already moved the running statistics when its loss turns out to be NaN.
         kept = [buffer.clone() for buffer in self.model.buffers()] if skipping else []
         self.optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.model(x), labels, label_smoothing=self.config.label_smoothing)
-        value = loss.item()
-        if math.isfinite(value):
-            torch.autograd.backward(loss)
-            if not skipping or self._finite_gradients():
-                self.optimizer.step()
-                return value
+        logits, embedding = self._network(x)
+        loss = self.objective(logits, embedding, targets)
+        if self._teacher is not None:
+            loss = self._teacher.mixed(loss, logits, x)
+        share = len(x) / (batch or len(x))
+        whole = self.placement.total(loss.detach() * share)
+        if self._deferred or math.isfinite(whole.item()):
+            # Gradients are averaged over the processes, so that each one's loss counts by its share of the batch.
+            self.placement.backward(loss * (share * self.placement.processes))
+            if not skipping or self.config.precision == "fp16" or self._finite_gradients():  # its scaler skips itself
+                self._update(logits, embedding, targets)
+                return whole
         elif not skipping:
-            raise NonFiniteError(
-                f"the loss is {value} at {where}: try a lower --lr (now {self.config.lr:g}), or --on-nan skip"
-            )
+            self._require_finite((whole.item(), where))
         for buffer, before in zip(self.model.buffers(), kept, strict=True):
             buffer.copy_(before)
         return None
+
+    def _update(self, logits: Tensor, embedding: Tensor | None, targets: Targets) -> None:
+        if self.config.clip_norm:
+            self.placement.clip(self._trained, self.config.clip_norm)
+        self._stepper.step()
+        if self.objective.centers is not None:
+            gathered = self.placement.gathered
+            features = None if embedding is None else gathered(embedding.detach())
+            self.objective.learn_centers(gathered(logits.detach()), features, gathered(targets.labels))
 
     def _finite_gradients(self) -> bool:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
 
+    def _require_finite(self, loss: tuple[float, str] | None) -> None:
+        if loss is not None and not math.isfinite(loss[0]):
+            raise NonFiniteError(
+                f"the loss is {loss[0]} at {loss[1]}: try a lower --lr (now {self.stage.lr:g}), or --on-nan skip"
+            )
+
     def _require_finite_weights(self, epoch: int) -> None:
         for name, tensor in self.model.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} is not finite after epoch {epoch}: try a lower --lr")
+
+    def _check_last_batch(self) -> None:
+        """ValueError where a process would go without images."""
+        last = len(self._targets) % self.config.batch_size or self.config.batch_size
+        if last < self.placement.processes:
+            raise ValueError(
+                f"train_images: {self.placement.processes} processes cannot share the last batch of {last} of "
+                f"{len(self._targets)} images; expected another batch_size or train_images"
+            )
+
+
+class _Losses:
+    """The losses of an epoch; where they are deferred each is read from the device after the next step has begun."""
+
+    def __init__(self, on_step: Callable[[float], None]) -> None:
+        self._on_step = on_step
+        self._total, self._seen = 0.0, 0
+        self._pending: tuple[Tensor, int, str] | None = None
+        self.skipped = 0
+
+    def add(self, loss: Tensor | None, images: int, where: str, deferred: bool) -> tuple[float, str] | None:
+        """Take note of a step's loss, None for a skipped one; returns the value that became known, and its place."""
+        if loss is None:
+            self.skipped += 1
+            return None
+        known = self.settle()
+        self._pending = (loss, images, where)
+        return known if deferred else self.settle()
+
+    def settle(self) -> tuple[float, str] | None:
+        """Read what is pending."""
+        if self._pending is None:
+            return None
+        (loss, images, where), self._pending = self._pending, None
+        value = loss.item()
+        self._total += value * images
+        self._seen += images
+        self._on_step(value)
+        return value, where
+
+    def mean(self) -> float:
+        """Mean over the images of the steps taken; NaN where there was none."""
+        return self._total / self._seen if self._seen else math.nan

@@ -3,13 +3,13 @@
 
 Everything that can be wrong with the input is found before the output folder is touched. After each epoch the files
 are replaced in this order: best.safetensors (when the epoch is the best), last/, metrics.csv, report.json,
-confusion.png; so what an interruption leaves is whole, and ``resume`` makes up what was missing.
+confusion.png; so what an interruption leaves is whole, and ``resume`` makes up what was missing. Of several processes
+the first evaluates and writes.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -18,18 +18,21 @@ from typing import Any
 import torch
 
 import fastfer
-from fastfer.data import Preprocess, load_dataset
+from fastfer.data import FaceCrop, YuNet, load_dataset
+from fastfer.data.face import Picture
 from fastfer.data.files import write_text
-from fastfer.models import FerModel, save_weights
-from fastfer.train import report, state
+from fastfer.models import FerModel, load_weights, save_weights
+from fastfer.reference.norm import synchronised
+from fastfer.train import outputs, state
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.evaluate import Evaluator, Scores
+from fastfer.train.folder import BEST_FILE, check_folder, remove_run
 from fastfer.train.loop import EpochResult, Trainer, derived_seed
+from fastfer.train.placement import Placement
 from fastfer.train.progress import Display, Silent
-
-BEST_FILE = "best.safetensors"
-_PRIVATE = ("out", "root")  # paths of one machine have no place in a file that is passed on
-_FILES = (CONFIG_FILE, BEST_FILE, report.METRICS_FILE, report.REPORT_FILE, report.CONFUSION_FILE)
+from fastfer.train.start import Start, start_from, start_imagenet
+from fastfer.train.stopping import position
+from fastfer.train.teacher import Teacher
 
 
 def train(
@@ -44,14 +47,16 @@ def train(
     config = config.resolved()
     before = torch.get_num_threads()
     try:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         with _backend(config.backend):
             try:
-                run = _Run(config, resume, overwrite, display or Silent())
-            except (ValueError, RuntimeError) as error:
+                placement = Placement(config.device, config.precision)
+                if config.threads is not None:
+                    torch.set_num_threads(config.threads)
+                run = _Run(config, placement, resume, overwrite, display or Silent())
+            except (ValueError, RuntimeError, FileNotFoundError) as error:
                 raise InputError(str(error)) from error
-            return run.finish()
+            with synchronised(placement.total) if config.sync_norms else nullcontext():
+                return run.finish()
     finally:
         torch.set_num_threads(before)
 
@@ -66,30 +71,41 @@ def _backend(name: str | None) -> AbstractContextManager[object]:
 class _Run:
     """The state of a run between epochs."""
 
-    def __init__(self, config: TrainConfig, resume: bool, overwrite: bool, display: Display) -> None:
+    def __init__(
+        self, config: TrainConfig, placement: Placement, resume: bool, overwrite: bool, display: Display
+    ) -> None:
         if config.model not in fastfer.list_models():
             raise ValueError(f"model: expected one of {', '.join(fastfer.list_models())}, got {config.model!r}")
-        self.config, self.display, self.overwrite = config, display, overwrite
+        self.config, self.placement, self.overwrite = config, placement, overwrite
+        self.display = display if placement.is_main else Silent()
         self.out = Path(str(config.out))
-        saved = _check_folder(self.out, resume, overwrite)
+        saved = check_folder(self.out, resume, overwrite)
         record = state.read_record(saved) if saved else {}
         _check_same_run(config, record)
 
         splits = load_dataset(
-            config.data, config.root, train_images=config.train_images, validation_images=config.validation_images
-        )
+            config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
+            options=config.data_options, transform=_face_crop(config),
+        )  # fmt: skip
         self.train_split, self.validation_split = splits["train"], splits["validation"]
         self.fingerprints = {name: split.fingerprint() for name, split in splits.items()}
         if record and record["fingerprints"] != self.fingerprints:
             raise state.StateError(f"{config.data} at {config.root} is not the data that {self.out} was trained on")
-        self.preprocess = Preprocess.of(self.train_split)
+        self.preprocess = config.input.preprocess(self.train_split)
         self.evaluate = Evaluator(self.validation_split, self.preprocess, config.flip_test)
-        self.trainer = Trainer(self._create_model(), self.train_split, self.preprocess, config)
-        self.evaluate.probe(self.trainer.model)
-        self.numerics = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), **fastfer.backend.plan()}
+        self.numerics = {
+            "torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": placement.processes,
+            "device": placement.device.type, **fastfer.backend.plan(),
+        }  # fmt: skip
         self.history: list[dict[str, Any]] = record.get("history", [])
         self.best: dict[str, Any] = record.get("best", {})
         self.last: dict[str, Any] = record.get("last", {})
+        self.stages = config.stages()
+        self.model = self._create_model()
+        self.evaluate.probe(self.model)
+        self.start = Start(source=record.get("start", {})) if saved else self._start()
+        self.teacher = self._load_teacher()
+        self.trainer = self._make_trainer(self.history[-1]["stage"] - 1 if self.history else 0)
         if saved:
             state.restore(saved, self.trainer)
             self._tell_resumed(record)
@@ -97,9 +113,32 @@ class _Run:
     def _create_model(self) -> FerModel:
         split = self.train_split
         torch.manual_seed(derived_seed(self.config.seed, "weights"))
-        model = fastfer.create_model(self.config.model, num_classes=len(split.names), in_chans=split.channels)
+        options = {"num_classes": len(split.names), "in_chans": len(self.preprocess.mean), **self.config.model_options}
+        model = fastfer.create_model(self.config.model, **options)
         model.class_names = split.names
         return model
+
+    def _start(self) -> Start:
+        config = self.config
+        if config.from_weights is not None:
+            return start_from(self.model, self.train_split.names, config.from_weights, config.head)
+        if config.pretrained is not None:
+            return start_imagenet(self.model, config.pretrained, self.preprocess)
+        return Start()
+
+    def _load_teacher(self) -> Teacher | None:
+        if self.config.teacher is None:
+            return None
+        names, device = self.train_split.names, self.placement.device
+        return Teacher(self.config.teacher, names, self.preprocess, self.config.distill, device)
+
+    def _make_trainer(self, number: int) -> Trainer:
+        """That of stage ``number``, from 0."""
+        begins = sum(row["stage"] <= number for row in self.history)
+        return Trainer(
+            self.model, self.train_split, self.preprocess, self.config, self.stages[number], begins,
+            placement=self.placement, teacher=self.teacher,
+        )  # fmt: skip
 
     def _tell_resumed(self, record: dict[str, Any]) -> None:
         self.display.line(f"continuing {self.out} after epoch {len(self.history)}")
@@ -109,131 +148,81 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """The remaining epochs and the files."""
-        config, epochs = self.config, int(self.config.epochs or 0)
-        self.out.mkdir(parents=True, exist_ok=True)
-        if self.overwrite:
-            _remove_run(self.out)
-        write_text(self.out / CONFIG_FILE, to_yaml(config))
+        config = self.config
+        self.placement.wait()  # until every process has found the input sound
+        if self.placement.is_main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if self.overwrite:
+                remove_run(self.out)
+            write_text(self.out / CONFIG_FILE, to_yaml(config))
         self.display.line(
             f"{config.model} on {config.data}: {len(self.train_split)} training and {len(self.validation_split)} "
-            f"validation images, {torch.get_num_threads()} threads, {_backends_used()}"
+            f"validation images, {outputs.resources(self.placement)}"
         )
-        for epoch in range(len(self.history) + 1, epochs + 1):
-            with self.display.epoch(f"epoch {epoch}/{epochs}", self.trainer.steps_per_epoch) as on_step:
-                result = self.trainer.train_epoch(epoch, on_step)
-                scores = self.evaluate(self.trainer.evaluated)
-            self.trainer.end_epoch(scores.loss)
-            self._keep(epoch, result, scores)
-            self.display.line(
-                f"epoch {epoch}/{epochs}  loss {result.loss:.4f}  validation loss {scores.loss:.4f}  accuracy "
-                f"{scores.accuracy:.4f}  macro-F1 {scores.macro_f1:.4f}  {result.images_per_second:.0f} images/s"
-                + (f"  {result.skipped} steps skipped" if result.skipped else "")
-            )
-        return self._write_reports()
+        for line in self.start.lines:
+            self.display.line(line)
+        while (at := position(self.stages, self.history)) is not None:
+            self._enter(*at)
+            self._epoch(len(self.history) + 1, *at)
+        if self.placement.is_main:
+            self._write_reports()
+        return outputs.content(self)
 
-    def _keep(self, epoch: int, result: EpochResult, scores: Scores) -> None:
+    def _enter(self, number: int, done: int) -> None:
+        """Begin stage ``number`` where its first epoch is next: from the best weights, with a fresh optimiser."""
+        if number == 0 or done:
+            return
+        self.placement.wait()
+        self.trainer.modes.undo()
+        self.model.load_state_dict(load_weights(self.out / BEST_FILE).state_dict())
+        self.trainer = self._make_trainer(number)
+        self.display.line(f"stage {number + 1} from the weights of epoch {self.best['epoch']}")
+
+    def _epoch(self, epoch: int, number: int, done: int) -> None:
+        stage = self.stages[number]
+        title = f"epoch {done + 1}/{stage.epochs}" + (f" of stage {number + 1}" if len(self.stages) > 1 else "")
+        with self.display.epoch(title, self.trainer.steps_per_epoch) as on_step:
+            result = self.trainer.train_epoch(epoch, on_step)
+            scores = self.placement.agreed(self._scores())
+        self.trainer.schedule.end_epoch(scores.loss, scores.accuracy)
+        self._keep(epoch, number, result, scores)
+        self.display.line(
+            f"{title}  loss {result.loss:.4f}  validation loss {scores.loss:.4f}  accuracy "
+            f"{scores.accuracy:.4f}  macro-F1 {scores.macro_f1:.4f}  {result.images_per_second:.0f} images/s"
+            + (f"  {result.skipped} steps skipped" if result.skipped else "")
+        )
+
+    def _scores(self) -> Scores | None:
+        return self.evaluate(self.trainer.evaluated) if self.placement.is_main else None
+
+    def _keep(self, epoch: int, number: int, result: EpochResult, scores: Scores) -> None:
         """Record the epoch and write its files."""
         self.last = {"epoch": epoch, **asdict(scores)}
-        self.history.append(_row(epoch, result, scores, self.train_split.names))
-        if not self.best or scores.accuracy > self.best["accuracy"]:
+        self.history.append(outputs.row(epoch, number + 1, result, scores, self.train_split.names))
+        better = not self.best or scores.accuracy > self.best["accuracy"]
+        if better:
             self.best = self.last
-            save_weights(self.trainer.evaluated, self.out / BEST_FILE, self._metadata())
+        if not self.placement.is_main:
+            return
+        if better:
+            save_weights(self.trainer.evaluated, self.out / BEST_FILE, outputs.metadata(self))
         record = {
             "config": asdict(self.config), "fingerprints": self.fingerprints, "numerics": self.numerics,
-            "history": self.history, "best": self.best, "last": self.last,
+            "history": self.history, "best": self.best, "last": self.last, "start": self.start.source,
         }  # fmt: skip
-        state.save(self.out, self.trainer, self._metadata(), record)
+        state.save(self.out, self.trainer, outputs.metadata(self), record)
         self._write_reports()
 
-    def _metadata(self) -> dict[str, Any]:
-        """Header of the weight files: what a user of the weights has to know."""
-        return {
-            "classes": list(self.train_split.names),
-            "mean": list(self.preprocess.mean),
-            "std": list(self.preprocess.std),
-            "input": list(self.train_split.images.shape[-2:]),
-            "data": self.config.data,
-            "epoch": self.last["epoch"],
-            "validation": {key: self.last[key] for key in ("accuracy", "macro_f1")},
-            "config": {key: value for key, value in asdict(self.config).items() if key not in _PRIVATE},
-        }
-
-    def _write_reports(self) -> dict[str, Any]:
-        names = self.train_split.names
-        speeds = {
-            "training": statistics.median([row["images_per_second"] for row in self.history]),
-            "evaluation": statistics.median([row["evaluation_images_per_second"] for row in self.history]),
-        }
-        content = {
-            "model": self.config.model,
-            "parameters": sum(p.numel() for p in self.trainer.model.parameters()),
-            "data": self.config.data,
-            "classes": list(names),
-            "images": {"train": self.train_split.counts(), "validation": self.validation_split.counts()},
-            "epochs": {"done": len(self.history), "planned": self.config.epochs},
-            "best": _named(self.best, names),
-            "last": _named(self.last, names),
-            "images_per_second": speeds,
-            "backends": fastfer.backend.plan(),
-            "seed": self.config.seed,
-            "preprocess": asdict(self.preprocess),
-            "fingerprints": self.fingerprints,
-            "config": asdict(self.config),
-            "environment": report.environment(),
-        }
-        report.write_metrics(self.out, self.history)
-        report.write_report(self.out, content)
-        if self.best is not self.last and (self.out / report.CONFUSION_FILE).exists():
-            return content
-        title = f"{self.config.model} on {self.config.data}, epoch {self.best['epoch']}: {self.best['accuracy']:.1%}"
-        report.write_confusion(self.out, self.best["confusion"], names, title)
-        return content
+    def _write_reports(self) -> None:
+        outputs.write(self.out, outputs.content(self), self.history, self.best is self.last)
 
 
-def _row(epoch: int, result: EpochResult, scores: Scores, names: tuple[str, ...]) -> dict[str, Any]:
-    """The epoch's line of metrics.csv."""
-    return {
-        "epoch": epoch,
-        "lr": result.lr,
-        "loss": result.loss,
-        "validation_loss": scores.loss,
-        "accuracy": scores.accuracy,
-        "macro_f1": scores.macro_f1,
-        **{f"recall_{name}": value for name, value in zip(names, scores.recall, strict=True)},
-        "skipped_steps": result.skipped,
-        "images_per_second": round(result.images_per_second, 1),
-        "evaluation_images_per_second": round(scores.images_per_second, 1),
-    }
-
-
-def _named(scores: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {**scores, "recall": dict(zip(names, scores["recall"], strict=True))}
-
-
-def _backends_used() -> str:
-    """ "native" or, where families differ, "native (elementwise, pool), reference (norm)"."""
-    families: dict[str, list[str]] = {}
-    for family, name in fastfer.backend.plan().items():
-        families.setdefault(name, []).append(family)
-    if len(families) == 1:
-        return f"backend {next(iter(families))}"
-    return "backends " + ", ".join(f"{name} ({', '.join(members)})" for name, members in families.items())
-
-
-def _check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
-    """The saved state to continue from, or None to begin. ValueError where ``out`` cannot be used as asked."""
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(f"out: {existing} is not a folder")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"out: no permission to write to {existing}")
-    saved = state.find(out)
-    begun = [name for name in _FILES if (out / name).exists()]
-    if resume and not saved and not begun:
-        raise ValueError(f"resume: {out} holds no run")
-    if (saved or begun) and not resume and not overwrite:
-        raise ValueError(f"out: {out} holds a run already: continue it with --resume or discard it with --overwrite")
-    return saved if resume else None
+def _face_crop(config: TrainConfig) -> Callable[[Picture], Picture] | None:
+    """What cuts whole pictures to their faces, where that is asked for."""
+    if config.face_model is None or config.input.crop_margin is None:
+        return None
+    crop, detector = FaceCrop(config.input.crop_margin), YuNet(config.face_model)
+    return lambda picture: crop(picture, detector)
 
 
 def _check_same_run(config: TrainConfig, record: dict[str, Any]) -> None:
@@ -242,9 +231,3 @@ def _check_same_run(config: TrainConfig, record: dict[str, Any]) -> None:
     differences = config.differences(record["config"])
     if differences:
         raise state.StateError(f"resume: {config.out} was begun with other options: {'; '.join(differences)}")
-
-
-def _remove_run(out: Path) -> None:
-    for name in _FILES:
-        (out / name).unlink(missing_ok=True)
-    state.remove(out)

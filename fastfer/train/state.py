@@ -3,7 +3,8 @@
 
 weights.safetensors    the network, with its preprocessing and class names in the header
 average.safetensors    the average of the weights, where the run keeps one
-optimizer.safetensors  AdamW's moments and step counts, "parameter name/entry"
+centers.safetensors    the centres of a centre loss
+optimizer.safetensors  the optimiser's moments and step counts, "parameter name/entry"
 state.json             epoch, schedule, optimiser options, history, best scores, options of the run, data fingerprints
 
 Random numbers need no file: they follow from the seed and the epoch (see loop.py). Nothing is pickled.
@@ -24,12 +25,12 @@ from fastfer.models import load_weights, save_weights
 from fastfer.train.loop import Trainer
 
 FOLDER = "last"
-LAYOUT = 1
-RECORD_KEYS = ("config", "fingerprints", "numerics", "history", "best", "last")
+LAYOUT = 2
+RECORD_KEYS = ("config", "fingerprints", "numerics", "history", "best", "last", "start")
 
 _NEW, _OLD = "last.new", "last.old"
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-_AVERAGE = "average.safetensors"
+_AVERAGE, _CENTERS = "average.safetensors", "centers.safetensors"
 
 
 class StateError(ValueError):
@@ -56,18 +57,22 @@ def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str
         save_weights(trainer.model, new / _WEIGHTS, metadata)
         if trainer.average:
             save_weights(trainer.average.model, new / _AVERAGE, metadata)
+        if trainer.objective.centers is not None:
+            save_file({"centers": trainer.objective.centers.cpu().contiguous()}, new / _CENTERS)
         optimizer = trainer.optimizer.state_dict()
-        names = [name for name, _ in trainer.model.named_parameters()]
+        names = _trained_names(trainer)
         moments = {
-            f"{names[index]}/{entry}": value.contiguous()
+            f"{names[index]}/{entry}": value.cpu().contiguous()
             for index, entries in optimizer["state"].items()
             for entry, value in entries.items()
+            if value is not None
         }
         save_file(moments, new / _OPTIMIZER)
         state = {
             "layout": LAYOUT,
             "groups": optimizer["param_groups"],
-            "scheduler": trainer.scheduler.state_dict(),
+            "scheduler": trainer.schedule.state_dict(),
+            "scaler": trainer.placement.scaler_state(),
             "record": record,
         }
         (new / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -97,19 +102,31 @@ def restore(folder: Path, trainer: Trainer) -> None:
         trainer.model.load_state_dict(load_weights(folder / _WEIGHTS).state_dict())
         if trainer.average:
             trainer.average.model.load_state_dict(load_weights(folder / _AVERAGE).state_dict())
-        moments = load_file(folder / _OPTIMIZER)
-        entries = {
-            index: {
-                entry: _laid_out_like(parameter, moments[f"{name}/{entry}"])
-                for entry in ("step", "exp_avg", "exp_avg_sq")
-            }
-            for index, (name, parameter) in enumerate(trainer.model.named_parameters())
-        }
-        groups = [{**group, "betas": tuple(group["betas"])} for group in state["groups"]]
+        if trainer.objective.centers is not None:
+            trainer.objective.centers.copy_(load_file(folder / _CENTERS)["centers"])
+        entries = _read_entries(folder / _OPTIMIZER, trainer)
+        groups = [{**g, "betas": tuple(g["betas"])} if "betas" in g else g for g in state["groups"]]
         trainer.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        trainer.scheduler.load_state_dict(state["scheduler"])
+        trainer.schedule.load_state_dict(state["scheduler"])
+        trainer.placement.load_scaler_state(state["scaler"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise StateError(f"{folder} cannot be continued from: {type(error).__name__}: {error}") from error
+
+
+def _trained_names(trainer: Trainer) -> list[str]:
+    """Names of the parameters in the order of the optimiser."""
+    return [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+
+
+def _read_entries(path: Path, trainer: Trainer) -> dict[int, dict[str, torch.Tensor]]:
+    """The optimiser's entries by number of parameter. KeyError for those of a parameter that is not trained."""
+    numbers = {name: number for number, name in enumerate(_trained_names(trainer))}
+    parameters = dict(trainer.model.named_parameters())
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(path).items():
+        name, _, entry = key.rpartition("/")
+        entries.setdefault(numbers[name], {})[entry] = _laid_out_like(parameters[name], value)
+    return entries
 
 
 def _laid_out_like(parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
@@ -125,6 +142,11 @@ def _read_state(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StateError(f"cannot read {path}: {error}") from error
-    if not isinstance(state, dict) or state.get("layout") != LAYOUT or "record" not in state:
-        raise StateError(f"{path}: expected the state of a run, layout {LAYOUT}")
+    if not isinstance(state, dict) or "record" not in state:
+        raise StateError(f"{path}: expected the state of a run, got something else")
+    if state.get("layout") != LAYOUT:
+        raise StateError(
+            f"{path}: expected layout {LAYOUT}, got {state.get('layout')}: another version of fastfer wrote it and has "
+            "to finish it; its weights can be continued from in a new run, with --from"
+        )
     return state

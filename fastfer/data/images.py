@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding: from a file, encoded bytes or pixels to uint8 arrays of one form."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from fastfer.data.files import LFS_MARK
+from fastfer.data.manifest import Sample
+from fastfer.data.split import DataError
+
+Pixels = NDArray[np.uint8]
+Transform = Callable[[Pixels], Pixels]
+Cache = dict[str, Pixels]
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp"})
+
+_GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
+_WIDE_MODES = frozenset({"I", "I;16", "I;16B"})
+_PIL_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image; hidden files (.DS_Store, ._photo.jpg) are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def decode(sample: Sample, channels: int | None = None) -> Pixels:
+    """uint8 (H, W) for grey, (H, W, 3) in RGB order; ``channels`` 1 or 3 converts. DataError naming what is corrupt."""
+    if isinstance(sample.image, np.ndarray):
+        return _convert(Image.fromarray(sample.image), channels) if channels == 3 else sample.image
+    try:
+        with _opened(sample) as image:
+            # Photographs that a camera held sideways say so; JAFFE and the like carry no such tag.
+            return _convert(ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, channels)
+    except FileNotFoundError:
+        raise DataError(f"{_place(sample)} is missing") from None
+    except _PIL_ERRORS as error:
+        raise DataError(f"{_place(sample)} is not a readable image ({_reason(sample, error)})") from error
+
+
+def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:
+    """(is grey, (height, width)) from the header alone; None where it cannot be read (``decode`` will say why)."""
+    if isinstance(sample.image, np.ndarray):
+        return True, (sample.image.shape[0], sample.image.shape[1])
+    try:
+        with _opened(sample) as image:
+            size = (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
+            return image.mode in _GREY_MODES, size
+    except _PIL_ERRORS:
+        return None
+
+
+def resize(image: Pixels, side: int) -> Pixels:
+    """(H, W) or (H, W, 3) -> the same with ``side`` rows and columns; bilinear, averaging where it shrinks."""
+    if image.shape[:2] == (side, side):
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def load(sample: Sample, channels: int, size: int | None, transform: Transform | None) -> Pixels:
+    """The image as a network's data set holds it: (H, W) grey or (3, H, W); ``transform`` comes before the resize."""
+    image = decode(sample, channels)
+    if transform is not None:
+        try:
+            image = transform(image)
+        except (ValueError, RuntimeError) as error:  # no face found, for one
+            raise DataError(f"{_place(sample)}: {error}") from error
+    if size is not None:
+        image = resize(image, size)
+    return image if channels == 1 else np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def common_form(
+    samples: Sequence[Sample], channels: int | None, size: int | None, transformed: bool
+) -> tuple[int, tuple[int, int] | None]:
+    """(channels, (height, width)) that all images get; None for a shape that only ``transform`` knows.
+
+    DataError where the images differ in size and no ``size`` is given.
+    """
+    if size is not None and channels is not None:
+        return channels, (size, size)
+    found = [header for sample in samples if (header := probe(sample)) is not None]
+    channels = channels or (1 if all(grey for grey, _ in found) else 3)
+    if size is not None:
+        return channels, (size, size)
+    if transformed:
+        return channels, None
+    shapes = sorted({shape for _, shape in found})
+    if len(shapes) > 1:
+        shown = ", ".join(f"{width}x{height}" for height, width in shapes[:4])
+        raise DataError(
+            f"size: the images differ in size ({shown}{', ...' if len(shapes) > 4 else ''}); give the side in pixels "
+            "to which they are resized"
+        )
+    return channels, shapes[0] if shapes else None
+
+
+def load_all(
+    samples: Sequence[Sample],
+    channels: int,
+    shape: tuple[int, int] | None,
+    size: int | None,
+    transform: Transform | None,
+    unusable: list[str],
+    cache: Cache | None = None,
+) -> tuple[Pixels, NDArray[np.int64]]:
+    """All images as one array (N, H, W) or (N, 3, H, W), and the indices of the samples they are.
+
+    What cannot be read is left out and named in ``unusable``; ``cache`` keeps images by id.
+    """
+    _check_memory(len(samples), channels, shape)
+    images: list[Pixels] = []
+    kept: list[int] = []
+    for index, sample in enumerate(samples):
+        try:
+            image = cache[sample.id] if cache and sample.id in cache else load(sample, channels, size, transform)
+        except DataError as error:
+            unusable.append(str(error))
+            continue
+        if cache is not None:
+            cache[sample.id] = image
+        if images and image.shape != images[0].shape:
+            raise DataError(f"{_place(sample)}: shape {image.shape} after {images[0].shape}; give a size")
+        images.append(image)
+        kept.append(index)
+    empty = (0, *(shape or (1, 1))) if channels == 1 else (0, 3, *(shape or (1, 1)))
+    return np.stack(images) if images else np.empty(empty, np.uint8), np.array(kept, np.int64)
+
+
+def _opened(sample: Sample) -> Image.Image:
+    if isinstance(sample.image, bytes):
+        return Image.open(io.BytesIO(sample.image))
+    if isinstance(sample.image, np.ndarray):
+        return Image.fromarray(sample.image)
+    return Image.open(sample.image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as in Exif, from the header alone: ``getexif`` would decode a whole PNG to look behind its pixels."""
+    if "exif" not in image.info and image.format != "TIFF":
+        return 1
+    return int(image.getexif().get(0x0112, 1))
+
+
+def _convert(image: Image.Image, channels: int | None) -> Pixels:
+    if image.mode in _WIDE_MODES:  # 16 bits per pixel: Pillow would clip them at 255
+        wide = np.asarray(image, np.int64)
+        image = Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).astype(np.uint8))
+    grey = image.mode in _GREY_MODES if channels is None else channels == 1
+    return np.asarray(image.convert("L" if grey else "RGB"))
+
+
+def _place(sample: Sample) -> str:
+    return str(sample.image) if isinstance(sample.image, Path) else sample.id
+
+
+def _reason(sample: Sample, error: Exception) -> str:
+    if isinstance(sample.image, Path) and sample.image.is_file():
+        with sample.image.open("rb") as file:
+            start = file.read(len(LFS_MARK))
+        if not start or start == LFS_MARK:
+            return "a Git-LFS pointer: run `git lfs pull`" if start else "the file is empty"
+    return "no known format" if "cannot identify" in str(error) else str(error)[:80] or type(error).__name__
+
+
+def _check_memory(count: int, channels: int, shape: tuple[int, int] | None) -> None:
+    """DataError where the decoded images would not fit in this machine's memory."""
+    if shape is None or not hasattr(os, "sysconf"):
+        return
+    needed, available = count * channels * shape[0] * shape[1], os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available // 2:
+        raise DataError(
+            f"{count} images of {shape[1]}x{shape[0]} take {needed / 1e9:.1f} GB decoded, more than half of this "
+            "machine's memory: give a smaller size, or load them one by one with load_lazily"
+        )

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked of a data set: which labels, which split, which form of image."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from fastfer.data.split import DataError
+
+LabelMode = Literal["majority", "crossentropy", "probability", "multi_target"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Options of ``load_dataset``. None stands for the data set's own usual; an option foreign to a set is refused.
+
+    Args:
+        layout: how the files lie, see ``list_layouts``; auto recognises it and refuses what is ambiguous
+        classes: 6 (the basic expressions), 7 (CK+: with contempt; else: with neutral), 8, or class names; images of
+            other classes are left out
+        split: official; N-fold (10-fold); leave-one-subject-out; or proportions of training, validation and test
+            (8-1-1, 7-1-2) or of the first two (90-10)
+        fold: which fold of a k-fold split is the validation set, from 0
+        seed: decides random splits
+        by_image: split at random by image although subjects are known or needed; the same faces are then trained on
+            and tested
+        validation: where an official split has no validation set: auto or a fraction like 0.1 holds out that much of
+            the training set (auto: a tenth), test validates on the test set, as many papers did
+        label_mode: FERPlus: how votes become training labels; validation and test are always by majority
+        label_source: FERPlus: whose votes, label.csv or fer2013new.csv; they differ for 1,601 images
+        frames: CK+: how many last frames of each sequence
+        neutral: CK+: first frames as neutral, of the labelled sequences, of all of them, or of none
+        cameras: RaFD: camera angles among 0, 45, 90, 135, 180 (default: 90, frontal)
+        gazes: RaFD: gaze directions among left, frontal, right (default: all)
+        aligned: RAF-DB: the aligned faces instead of the original photographs
+        codes: parquet: what integer labels mean where the file does not say, fer2013 or alphabetical
+        subset: file of image names; validation and test keep only these (occlusion, pose)
+        size: side in pixels to which images are resized; needed where they differ in size
+        channels: 1 for grey, 3 for colour (default: grey where all images are)
+        skip_corrupt: go on without images that are missing or cannot be read, naming and counting them
+        remove_duplicates: drop images whose pixels equal those of a training image from validation and test
+            (evaluation), or such images from the training set (training)
+    """
+
+    layout: str = "auto"
+    classes: int | tuple[str, ...] | None = None
+    split: str | None = None
+    fold: int = 0
+    seed: int = 0
+    by_image: bool = False
+    validation: str = "auto"
+    label_mode: LabelMode | None = None
+    label_source: Literal["label.csv", "fer2013new.csv"] | None = None
+    frames: int | None = None
+    neutral: Literal["labelled", "all", "none"] | None = None
+    cameras: tuple[int, ...] | None = None
+    gazes: tuple[str, ...] | None = None
+    aligned: bool | None = None
+    codes: Literal["fer2013", "alphabetical"] | None = None
+    subset: str | None = None
+    size: int | None = None
+    channels: int | None = None
+    skip_corrupt: bool = False
+    remove_duplicates: Literal["none", "evaluation", "training"] = "none"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "label_mode": (None, "majority", "crossentropy", "probability", "multi_target"),
+            "label_source": (None, "label.csv", "fer2013new.csv"),
+            "neutral": (None, "labelled", "all", "none"),
+            "codes": (None, "fer2013", "alphabetical"),
+            "channels": (None, 1, 3),
+            "remove_duplicates": ("none", "evaluation", "training"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                expected = ", ".join(str(value) for value in allowed if value is not None)
+                raise DataError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}")
+        for name, least in {"fold": 0, "seed": 0, "frames": 1, "size": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"{name}: expected {least} or more, got {value}")
+        if self.split is not None:
+            parse_split(self.split)
+        self.holdout()
+
+    def holdout(self) -> float | None:
+        """Fraction of the training set to validate on where a split has no validation set; None for the test set."""
+        if self.validation == "test":
+            return None
+        try:
+            fraction = 0.1 if self.validation == "auto" else float(self.validation)
+        except ValueError:
+            fraction = math.nan
+        if not 0 < fraction < 1:
+            raise DataError(f"validation: expected auto, test or a fraction between 0 and 1, got {self.validation!r}")
+        return fraction
+
+    def changed(self) -> list[str]:
+        """Names of the options that are not at their default."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """A parsed ``split``: how, and for folds their number (None: one per subject), for fractions the weights."""
+
+    kind: Literal["official", "folds", "fractions"]
+    folds: int | None = None
+    weights: tuple[float, ...] = ()
+
+
+def parse_split(text: str) -> SplitRule:
+    """``official``, ``10-fold``, ``leave-one-subject-out``, ``8-1-1`` or ``90-10``. DataError for anything else."""
+    if text == "official":
+        return SplitRule("official")
+    if text == "leave-one-subject-out":
+        return SplitRule("folds")
+    if match := re.fullmatch(r"([0-9]{1,4})-fold", text):
+        if int(match[1]) < 2:
+            raise DataError(f"split: expected 2 folds or more, got {text!r}")
+        return SplitRule("folds", folds=int(match[1]))
+    if re.fullmatch(r"[0-9.]+-[0-9.]+(-[0-9.]+)?", text):
+        try:
+            weights = tuple(float(part) for part in text.split("-"))
+        except ValueError:
+            weights = (0.0,)
+        if min(weights) > 0:
+            return SplitRule("fractions", weights=weights)
+    raise DataError(
+        f"split: expected official, N-fold, leave-one-subject-out or proportions such as 8-1-1 or 90-10, got {text!r}"
+    )

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m fastfer.tables NAME``: exit code 0, 2 for bad input, 1 when training fails, 130 when interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except ImportError as error:
+        return _fail(f"{error}; tables need more packages: pip install 'fastfer[train]'", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues", _INTERRUPTED)
+
+
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastfer.tables",
+        description="Run a paper's table, or some of its rows, and print it beside the published figures. Further "
+        "options are those of the trainer, for every row: --root PATH, --epochs 5, --pretrained PATH.",
+    )
+    parser.add_argument("name", nargs="?", help=f"one of {', '.join(names)}; without it they are listed")
+    parser.add_argument("--data", help="data set to run on, of the table or not; without it nothing is run")
+    parser.add_argument("--rows", help="numbers, from 1, or labels of the rows, with commas (default: all)")
+    parser.add_argument("--out", type=Path, help="folder of the runs and results (default: runs/tables/NAME)")
+    parser.add_argument("--overwrite", action="store_true", help="run again what is there already")
+    return parser
+
+
+def _run(argv: Sequence[str]) -> int:
+    from fastfer.tables.render import notes, to_rich
+    from fastfer.tables.run import read_cells, run_table
+    from fastfer.tables.table import list_tables, load_table
+    from fastfer.train import InputError, NonFiniteError
+    from fastfer.train.placement import is_main_process
+    from fastfer.train.progress import Display
+
+    args, options = _parser(list_tables()).parse_known_args(argv)
+    display = Display()
+    try:
+        if args.name is None:
+            for name in list_tables():
+                display.line(f"{name:16}{load_table(name).title}")
+            return 0
+        table = load_table(args.name)
+        out = args.out or Path("runs", "tables", table.name)
+        if args.data is None and (options or args.rows):
+            raise ValueError(f"data: expected a data set to run on, such as {', '.join(table.data)}; got none")
+        rows = [row for row in (args.rows or "").split(",") if row.strip()]
+        if args.data is None:
+            cells = read_cells(out)
+        else:
+            cells = run_table(table, args.data, out, rows=rows, argv=options, overwrite=args.overwrite, display=display)
+    except (InputError, ValueError) as error:
+        return _fail(str(error), 2)
+    except (NonFiniteError, OSError) as error:
+        return _fail(str(error), 1)
+    if is_main_process():
+        display.console.print(to_rich(table, cells))
+        for line in notes(cells):
+            display.line(line)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a table's rows, one folder each, and what they gave, in table.json: a row that is there is not run again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fastfer.data.files import write_text
+from fastfer.data.registry import canonical_dataset
+from fastfer.tables.render import to_markdown
+from fastfer.tables.table import Row, Table
+from fastfer.train import InputError, TrainConfig, configure, train, train_folds
+from fastfer.train.config import CONFIG_FILE
+from fastfer.train.placement import is_main_process
+from fastfer.train.progress import Display, Silent
+
+RESULTS_FILE, MARKDOWN_FILE = "table.json", "table.md"
+_LAYOUT = 1
+_WHERE = ("out", "root", "threads", "backend", "device")  # decide nothing of what a row gives
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a row gave on a data set; accuracies and macro-F1 from 0 to 1, over folds their means.
+
+    best, last   accuracy after the best epoch on the images that are validated on, and after the last
+    sd           standard deviation of ``best`` over folds, or None
+    epochs       epochs done, in all folds and stages
+    config       options of the run
+    """
+
+    row: str
+    data: str
+    best: float
+    last: float
+    macro_f1: float
+    sd: float | None
+    epochs: int
+    parameters: int
+    images: int
+    protocol: str
+    seed: int
+    seconds: float
+    config: dict[str, Any]
+    environment: dict[str, Any]
+
+
+def run_table(
+    table: Table,
+    data: str,
+    out: Path,
+    *,
+    rows: Sequence[str] = (),
+    argv: Sequence[str] = (),
+    overwrite: bool = False,
+    display: Display | None = None,
+) -> list[Cell]:
+    """Run ``rows`` (labels or numbers; none: all) on the data set and return every cell that ``out`` then holds.
+
+    ``argv`` are options of the trainer, which come before those of the rows and of the recipe. Finished rows are kept,
+    interrupted ones continued; ``overwrite`` begins them again. After each row table.json and table.md are replaced.
+    Raises InputError, before anything is written, for unknown rows and bad options, and for finished rows of others.
+    """
+    display = display or Silent()
+    cells = read_cells(out)
+    try:
+        chosen = table.chosen(rows)
+        configs = {row.label: _config(table, row, data, out, argv) for row in chosen}
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    missing = [row for row in chosen if overwrite or not _is_done(cells, configs[row.label])]
+    for row in chosen:
+        config = configs[row.label]
+        display.line(f"{table.title}: {row.label} on {config.data}" + ("" if row in missing else ": done"))
+        if row not in missing:
+            continue
+        cell = _run(row, config, overwrite, display)
+        cells = [*(c for c in cells if (c.row, c.data) != (cell.row, cell.data)), cell]
+        if is_main_process():
+            _write(out, table, cells)
+    return cells
+
+
+def read_cells(out: Path) -> list[Cell]:
+    """What table.json in ``out`` holds; nothing where there is none. InputError for a file that is none of ours."""
+    path = out / RESULTS_FILE
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["layout"] != _LAYOUT:
+            raise ValueError(f"expected layout {_LAYOUT}, got {content['layout']!r}")
+        names = [field.name for field in fields(Cell)]
+        return [Cell(**{name: cell[name] for name in names}) for cell in content["cells"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected the results of a table, got {type(error).__name__}: {error}") from error
+
+
+def _config(table: Table, row: Row, data: str, out: Path, argv: Sequence[str]) -> TrainConfig:
+    """The run of one cell."""
+    options = {"model": table.model, **(row.options or {}), "data": canonical_dataset(data)}
+    folder = out / f"{row.key}-{options['data']}"
+    recipe_of, model = table.model, options["model"]
+    if model == recipe_of:
+        return configure(table.recipe(data), argv, **options, out=str(folder)).resolved()
+    # Another network's row: trained as the table's own, whose options of the network do not concern it.
+    own = configure(table.recipe(data), (), model=recipe_of, data=options["data"])
+    shared = {k: v for k, v in asdict(own).items() if k not in ("model", "model_options", "out", "recipe")}
+    return configure(None, argv, **_merged(shared, options), out=str(folder)).resolved()
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _is_done(cells: Sequence[Cell], config: TrainConfig) -> bool:
+    folder = Path(str(config.out))
+    found = [cell for cell in cells if f"{Row(cell.row, {}, None, {}).key}-{cell.data}" == folder.name]
+    if not found:
+        return False
+    mine, theirs = (_decisive(values) for values in (asdict(config), found[0].config))
+    if mine != theirs:
+        unlike = [
+            f"{key}: {mine[key]!r} instead of {theirs.get(key)!r}" for key in mine if mine[key] != theirs.get(key)
+        ]
+        raise InputError(f"{folder.name} was run with other options ({'; '.join(unlike)}): use another --out")
+    return True
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({k: v for k, v in config.items() if k not in _WHERE}))  # type: ignore[no-any-return]
+
+
+def _run(row: Row, config: TrainConfig, overwrite: bool, display: Display) -> Cell:
+    out = Path(str(config.out))
+    begun = any((folder / CONFIG_FILE).exists() for folder in (out, out / "fold-01")) and not overwrite
+    start = time.perf_counter()
+    run = train_folds if config.folds else train
+    report = run(config, resume=begun, overwrite=overwrite, display=display)
+    best, last = report["best"], report["last"]
+    runs = report.get("runs")
+    return Cell(
+        row=row.label,
+        data=config.data,
+        best=best["accuracy"]["mean"] if runs else best["accuracy"],
+        last=last["accuracy"]["mean"] if runs else last["accuracy"],
+        macro_f1=best["macro_f1"]["mean"] if runs else best["macro_f1"],
+        sd=best["accuracy"]["sd"] if runs else None,
+        epochs=sum(each["last"]["epoch"] for each in runs) if runs else report["epochs"]["done"],
+        parameters=report["parameters"],
+        images=sum(map(sum, report["confusion"])) if runs else sum(map(sum, best["confusion"])),
+        protocol=(runs[0] if runs else report)["protocol"]["validation"],
+        seed=report["seed"],
+        seconds=round(time.perf_counter() - start, 1),
+        config=_decisive(asdict(config)),
+        environment=report["environment"],
+    )
+
+
+def _write(out: Path, table: Table, cells: Sequence[Cell]) -> None:
+    content = {"layout": _LAYOUT, "table": table.name, "title": table.title, "cells": [asdict(cell) for cell in cells]}
+    write_text(out / RESULTS_FILE, json.dumps(content, indent=2) + "\n")
+    write_text(out / MARKDOWN_FILE, to_markdown(table, cells))

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups of training options: schedules, stopping, stages, loss, distillation. Each checks its own values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastfer.data import FaceCrop, Preprocess, Split
+
+Monitor = Literal["loss", "accuracy"]
+ScheduleName = Literal["onecycle", "cosine", "plateau", "inverse_time", "constant"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+
+
+def number(name: str, value: float, least: float, below: float = math.inf) -> None:
+    """ValueError unless ``least`` <= ``value`` < ``below``."""
+    if not (least <= value < below):
+        end = "" if below == math.inf else f" and below {below:g}"
+        raise ValueError(f"{name}: expected {least:g} or more{end}, got {value}")
+
+
+def positive(name: str, value: float) -> None:
+    """ValueError unless ``value`` is finite and above 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """ValueError unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """How stored images become the network's input; the same in training, evaluation and prediction.
+
+    Args:
+        normalise: mean and standard deviation of data (the training images), symmetric (x / 127.5 - 1, as MobileNetV1
+            was trained with), or imagenet (as torchvision's networks were)
+        size: side in pixels to resize to (default: as stored)
+        colour: grey or rgb converts, stored takes what there is
+        equalise: equalise the histogram of the grey image
+        crop_margin: for whole pictures: cut to the face with so much on each side, as a fraction of its longer side;
+            needs face_model (default: the images are faces already)
+    """
+
+    normalise: Literal["data", "symmetric", "imagenet"] = "data"
+    size: int | None = None
+    colour: Literal["stored", "grey", "rgb"] = "stored"
+    equalise: bool = False
+    crop_margin: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("input.normalise", self.normalise, ("data", "symmetric", "imagenet"))
+        one_of("input.colour", self.colour, ("stored", "grey", "rgb"))
+        if self.size is not None:
+            number("input.size", self.size, 1)
+        if self.crop_margin is not None:
+            FaceCrop(self.crop_margin)
+
+    def preprocess(self, split: Split) -> Preprocess:
+        """The conversion, with the statistics of the training images ``split`` where they are asked for."""
+        size = None if self.size is None else (self.size, self.size)
+        crop = None if self.crop_margin is None else FaceCrop(self.crop_margin)
+        settings: dict[str, Any] = {"size": size, "colour": self.colour, "equalise": self.equalise, "crop": crop}
+        if self.normalise == "imagenet":
+            return Preprocess.imagenet(**settings)
+        if self.normalise == "symmetric":
+            channels = {"grey": 1, "rgb": 3}.get(self.colour, split.channels)
+            return Preprocess.symmetric(channels, **settings)
+        return Preprocess.of(split, **settings)
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The schedule plateau: the rate is lowered when a validation score stops improving.
+
+    Args:
+        monitor: loss or accuracy on the validation images
+        factor: the rate is multiplied by this
+        patience: after so many epochs in a row without improvement (Keras counts so; torch bears one more)
+        min_lr: the rate never falls below this
+        min_delta: a smaller change is no improvement
+    """
+
+    monitor: Monitor = "loss"
+    factor: float = 0.1
+    patience: int = 10
+    min_lr: float = 0.0
+    min_delta: float = 1e-4
+
+    def __post_init__(self) -> None:
+        one_of("plateau.monitor", self.monitor, ("loss", "accuracy"))
+        number("plateau.factor", self.factor, 0, 1)
+        number("plateau.patience", self.patience, 1)
+        number("plateau.min_lr", self.min_lr, 0)
+        number("plateau.min_delta", self.min_delta, 0)
+
+
+@dataclass(frozen=True)
+class InverseTime:
+    """The schedule inverse_time: in epoch e, counted from 0, the rate is lr / (1 + rate · e / epochs).
+
+    Args:
+        rate: the decay rate
+        epochs: the epochs after which the divisor has grown by rate
+    """
+
+    rate: float = 1.0
+    epochs: float = 80.0
+
+    def __post_init__(self) -> None:
+        number("inverse_time.rate", self.rate, 0)
+        positive("inverse_time.epochs", self.epochs)
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """End of a stage before its last epoch; the best weights are kept in any case.
+
+    Args:
+        patience: stop after so many epochs in a row without improvement; 0 never stops
+        monitor: loss or accuracy on the validation images
+        min_delta: a smaller change is no improvement
+    """
+
+    patience: int = 0
+    monitor: Monitor = "accuracy"
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("stop.patience", self.patience, 0)
+        one_of("stop.monitor", self.monitor, ("loss", "accuracy"))
+        number("stop.min_delta", self.min_delta, 0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A second stage, from the first one's best weights, with a fresh optimiser; other options are the first's.
+
+    Args:
+        epochs: passes over the training images; 0 for no such stage
+        lr: learning rate: the peak for onecycle, else the first
+        schedule: learning rate over the stage
+        plateau: options of the schedule plateau
+        inverse_time: options of the schedule inverse_time
+        stop: early end of the stage
+        unfreeze: train only the last so many layers of the backbone, counted as Keras counts them; its norms stay
+            frozen (default: everything trains)
+        dropout: rate of the network's dropout layers (default: as it was built)
+        spatial_dropout: rate of dropping whole channels of the patches
+    """
+
+    epochs: int = 0
+    lr: float = 1e-3
+    schedule: ScheduleName = "constant"
+    plateau: Plateau = field(default_factory=Plateau)
+    inverse_time: InverseTime = field(default_factory=InverseTime)
+    stop: EarlyStop = field(default_factory=EarlyStop)
+    unfreeze: int | None = None
+    dropout: float | None = None
+    spatial_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("epochs", self.epochs, 0)
+        positive("lr", self.lr)
+        number("spatial_dropout", self.spatial_dropout, 0, 1)
+        for name in ("unfreeze", "dropout"):
+            value = getattr(self, name)
+            if value is not None:
+                number(name, value, 0, 1 if name == "dropout" else math.inf)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The loss: a weighted sum of terms, each a mean over the batch.
+
+    Args:
+        softmax: weight of the cross-entropy
+        softmax_trains: all, or only the last layer, which then learns to read an embedding that the other terms shape
+        center: weight of the centre loss (Wen et al. 2016), the λ of a joint loss
+        center_on: the centre loss' feature: the embedding or the logits
+        center_alpha: learning rate of the centres
+        triplet: weight of the batch-hard triplet loss on the embedding (Hermans et al. 2017)
+        triplet_margin: its margin
+        class_weights: balanced multiplies each class's cross-entropy by N / (K · its number of training images)
+    """
+
+    softmax: float = 1.0
+    softmax_trains: Literal["all", "head"] = "all"
+    center: float = 0.0
+    center_on: Literal["embedding", "logits"] = "embedding"
+    center_alpha: float = 0.5
+    triplet: float = 0.0
+    triplet_margin: float = 0.3
+    class_weights: Literal["none", "balanced"] = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("softmax", "center", "triplet", "triplet_margin"):
+            number(f"loss.{name}", getattr(self, name), 0)
+        if not 0 <= self.center_alpha <= 1:
+            raise ValueError(f"loss.center_alpha: expected 0 to 1, got {self.center_alpha}")
+        if self.softmax + self.center + self.triplet == 0:
+            raise ValueError("loss: expected a term with a weight above 0, got softmax, center and triplet of 0")
+        one_of("loss.softmax_trains", self.softmax_trains, ("all", "head"))
+        if self.softmax_trains == "head" and not (self.triplet or (self.center and self.center_on == "embedding")):
+            raise ValueError("loss.softmax_trains: expected all without a term on the embedding, got head")
+        one_of("loss.center_on", self.center_on, ("embedding", "logits"))
+        one_of("loss.class_weights", self.class_weights, ("none", "balanced"))
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Learning from a teacher: (1 - weight) · loss + weight · T² · KL(teacher / T, network / T) (Hinton et al. 2015).
+
+    Args:
+        temperature: T, which softens both distributions
+        weight: the teacher's share of the loss
+    """
+
+    temperature: float = 4.0
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        positive("distill.temperature", self.temperature)
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"distill.weight: expected 0 to 1, got {self.weight}")

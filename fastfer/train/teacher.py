@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation: a trained network's logits as a second target (Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastfer.data import Preprocess
+from fastfer.models import load_weights, read_metadata
+from fastfer.train.options import Distill
+
+
+class Teacher:
+    """The network of a weight file. It sees the student's augmented images, normalised and sized as its own.
+
+    ``names`` and ``preprocess`` are the student's. ValueError where the classes differ or the file does not fit.
+    """
+
+    def __init__(
+        self, path: str, names: Sequence[str], preprocess: Preprocess, options: Distill, device: torch.device
+    ) -> None:
+        header = read_metadata(path)
+        self._model = load_weights(path).to(device)
+        self._options = options
+        known = self._model.class_names
+        if known is None or sorted(known) != sorted(names):
+            raise ValueError(f"teacher: expected the classes {', '.join(names)}, got {known} in {path}")
+        self._order = torch.tensor([known.index(name) for name in names], device=device)
+        its = Preprocess.from_metadata(header)
+        self._channels = self._model.in_chans
+        if len(preprocess.mean) not in (1, self._channels):
+            raise ValueError(
+                f"teacher: expected a network of {len(preprocess.mean)} channels, got {self._channels} in {path}"
+            )
+        if its.equalise != preprocess.equalise:
+            raise ValueError(
+                f"teacher: input.equalise: expected {its.equalise} as in {path}, got {preprocess.equalise}"
+            )
+        own_mean, own_std, its_mean, its_std = (
+            torch.tensor(values, device=device).view(1, -1, 1, 1)
+            for values in (preprocess.mean, preprocess.std, its.mean, its.std)
+        )
+        self._scale, self._offset = own_std / its_std, (own_mean - its_mean) / its_std
+        size = its.size or header.get("input") or self._model.input_size
+        self._size = (int(size[0]), int(size[1]))
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (N, K) in the student's order of classes, of its input (N, C, H, W)."""
+        if x.shape[1] != self._channels:
+            x = x.expand(-1, self._channels, -1, -1)
+        x = x * self._scale + self._offset
+        if x.shape[2:] != self._size:
+            x = F.interpolate(x, self._size, mode="bilinear", antialias=True)
+        logits: Tensor = self._model(x.contiguous(memory_format=torch.channels_last))
+        return logits[:, self._order]
+
+    def mixed(self, loss: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+        """(1 - weight) · loss + weight · T² · KL(teacher at T, student at T)."""
+        options = self._options
+        student = F.log_softmax(logits.float() / options.temperature, 1)
+        teacher = F.softmax(self(x).float() / options.temperature, 1)
+        divergence = F.kl_div(student, teacher, reduction="batchmean") * options.temperature**2
+        return (1 - options.weight) * loss + options.weight * divergence

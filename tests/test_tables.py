@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The papers' tables: every row can be built, published counts are met, rows are kept and continued."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("torchmetrics", reason="the trainer's packages are not installed")
+
+import fastfer
+from fastfer.tables import list_tables, load_table, run_table
+from fastfer.tables.__main__ import main
+from fastfer.tables.run import _config
+from fastfer.train import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = ["--train-images", "20", "--validation-images", "14", "--batch-size", "8", "--epochs", "1", "--threads", "1"]
+ROWS = [(name, row.label) for name in list_tables() for row in load_table(name).chosen(())]
+
+
+def test_the_tables_of_the_five_papers() -> None:
+    assert list_tables() == [
+        "fgw-1", "fgw-4", "mobilenetv3-2", "mobilenetv3-5", "mobilenetv3-6",
+        "patt-lite-4", "patt-lite-5", "patt-lite-6", "sepconv-2", "vgg-2", "vgg-3", "vgg-4",
+    ]  # fmt: skip
+    assert len(load_table("patt-lite-5").rows) == 30
+
+
+@pytest.mark.filterwarnings("ignore:patt_lite. attention")
+@pytest.mark.parametrize(("name", "label"), ROWS)
+def test_every_row_has_a_run_and_a_network(name: str, label: str, tmp_path: Path) -> None:
+    table = load_table(name)
+    row = table.chosen([label])[0]
+    config = _config(table, row, table.data[-1], tmp_path, ())
+    channels = {"grey": 1, "rgb": 3}[config.input.colour]
+    with torch.device("meta"):
+        model = fastfer.create_model(config.model, num_classes=7, in_chans=channels, **config.model_options)
+    if row.parameters is not None and config.model == table.model:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        exact = name == "fgw-1" or label == "FGW-FER"
+        assert count == row.parameters if exact else abs(count / row.parameters - 1) < 0.04
+
+
+PUBLISHED: dict[tuple[str, str, str], float] = {
+    ("fgw-1", "FGW-FER", "fer2013"): 69.38,
+    ("patt-lite-4", "both", "raf_db"): 95.05,
+    ("patt-lite-5", "layer 29, NP7", "raf_db"): 94.78,
+    ("patt-lite-6", "patch attention", "ferplus"): 92.72,
+    ("mobilenetv3-5", "CPSCA", "ferplus"): 87.5,
+    ("mobilenetv3-6", "softmax + centre", "raf_db"): 86.6,
+    ("vgg-4", "scSE", "rafd"): 97.13,
+    ("sepconv-2", "both attentions", "jaffe"): 79.19,
+}
+
+
+@pytest.mark.parametrize(("key", "figure"), PUBLISHED.items(), ids=map(str, PUBLISHED))
+def test_published_figures(key: tuple[str, str, str], figure: float) -> None:
+    name, label, data = key
+    assert load_table(name).chosen([label])[0].published[data] == figure
+
+
+def test_other_data_take_the_recipe_of_the_first_column(tmp_path: Path) -> None:
+    table = load_table("mobilenetv3-5")
+    own, other = (_config(table, table.rows[1], data, tmp_path, ()) for data in ("FERPlus", "fer2013"))
+    assert own.data_options.label_mode == "majority"
+    assert other.data_options.label_mode is None
+    assert own.loss == other.loss
+    assert own.model_options == other.model_options == {"dropout": 0.4, "attention": "ca"}
+
+
+def test_rows_by_number_or_label() -> None:
+    table = load_table("sepconv-2")
+    assert [row.label for row in table.chosen(["7", "Both Attentions"])] == ["both attentions", "dot-product attention"]
+    with pytest.raises(ValueError, match=r"rows: expected some of 6 'both attentions', 7 .*, got 'Liu et al\.'"):
+        table.chosen(["Liu et al."])
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tables") / "fgw"
+    assert main(["fgw-1", "--data", "drawn", "--rows", "2", "--out", str(out), *SMALL]) == 0
+    return out
+
+
+def test_results_stand_beside_the_published_ones(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((ran / "table.json").read_text())
+    cell = content["cells"][0]
+    report = json.loads((ran / "fgw-fer-drawn" / "report.json").read_text())
+    assert (cell["row"], cell["data"], cell["parameters"]) == ("FGW-FER", "drawn", 64_176)
+    assert (cell["best"], cell["epochs"], cell["seed"]) == (report["best"]["accuracy"], 1, 0)
+    assert report["config"]["optimizer"] == "adamw"
+    assert report["config"]["schedule"] == "plateau"  # of the paper's recipe
+    text = (ran / "table.md").read_text()
+    assert f"| FGW-FER | 64,176 | 64,176 | 98.98 | - | 69.38 | - |" in text  # noqa: F541
+    assert f"{100 * cell['best']:.2f} ({100 * cell['last']:.2f}) |" in text
+    assert main(["fgw-1", "--out", str(ran)]) == 0
+    assert f"- / {100 * cell['best']:.2f}" in capsys.readouterr().out
+
+
+def test_a_finished_row_is_kept_and_another_added(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (ran / "fgw-fer-drawn" / "report.json").stat().st_mtime_ns
+    cells = run_table(load_table("fgw-1"), "drawn", ran, argv=SMALL)
+    assert [cell.row for cell in cells] == ["FGW-FER", "plain convolutions"]
+    assert [cell.parameters for cell in cells] == [64_176, 321_816]
+    assert (ran / "fgw-fer-drawn" / "report.json").stat().st_mtime_ns == before
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise AssertionError("a finished row was run again")
+
+    monkeypatch.setattr("fastfer.tables.run.train", fail)
+    assert run_table(load_table("fgw-1"), "drawn", ran, argv=SMALL) == cells
+    with pytest.raises(InputError, match="epochs: 2 instead of 1"):
+        run_table(load_table("fgw-1"), "drawn", ran, argv=[*SMALL, "--epochs", "2"])
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "unknown table": (["magic"], "table: expected one of fgw-1, "),
+    "unknown row": (["vgg-2", "--data", "drawn", "--rows", "9"], "rows: expected some of 1 'after convolution'"),
+    "unknown option": (["vgg-2", "--data", "drawn", "--speed", "9"], "option speed: expected one of"),
+    "options without data": (["vgg-2", "--epochs", "1"], "data: expected a data set to run on, such as ck_plus, rafd"),
+    "no root": (["vgg-2", "--data", "fer2013"], "root"),
+}
+
+
+@pytest.mark.parametrize(("argv", "expected"), BAD.values(), ids=BAD)
+def test_bad_input_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], expected: str
+) -> None:
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 2
+    assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_results_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text('{"layout": 7}')
+    with pytest.raises(InputError, match="expected layout 1, got 7"):
+        run_table(load_table("fgw-1"), "drawn", tmp_path, argv=SMALL)
