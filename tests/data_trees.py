@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastfer.data import Split
+
 FER2013_NAMES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
 CK_CODES = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
@@ -23,6 +25,11 @@ def face(seed: int, height: int = 48, width: int = 48, colour: bool = False) -> 
     """Noise that follows from the seed, so that every image is another and can be told by its pixels."""
     shape = (height, width, 3) if colour else (height, width)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def names_of(split: Split) -> list[str]:
+    """Class name of each image."""
+    return [split.names[label] for label in split.labels]
 
 
 def save(path: Path, image: np.ndarray) -> Path:
