@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks: ``create_model``, ``list_models``, and their weight files."""
+"""The networks: ``create_model``, ``list_models``, ``model_info``, and their weight files."""
 
 from fastfer.models.base import FerModel
 from fastfer.models.fgw_fer import FgwFer
+from fastfer.models.info import ModelInfo, model_info
 from fastfer.models.mobilenetv3_cpsca import MobileNetV3Cpsca
 from fastfer.models.patt_lite import PattLite
 from fastfer.models.registry import create_model, list_models, register_model
@@ -14,12 +15,14 @@ __all__ = [
     "FerModel",
     "FgwFer",
     "MobileNetV3Cpsca",
+    "ModelInfo",
     "PattLite",
     "SepConvAttention",
     "Vgg16Csa",
     "create_model",
     "list_models",
     "load_weights",
+    "model_info",
     "read_metadata",
     "register_model",
     "save_weights",
