@@ -8,11 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fastfer.data import list_datasets
+from fastfer.data import Split, list_datasets
 from fastfer.evaluate.cost import measure_cost
 from fastfer.evaluate.groups import groups_of, read_groups
 from fastfer.evaluate.run import class_order, evaluate
@@ -30,19 +29,22 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--option", action="append", default=[], metavar="NAME=VALUE",
         help="option of the data set, as load_dataset takes it, e.g. classes=7; may be repeated",
     )  # fmt: skip
-    options.add_argument("--out", type=Path, help="output folder (default: WEIGHTS-DATA-SPLIT beside the weights)")
+    options.add_argument("--out", type=Path, help="output folder (default: WEIGHTS-DATA-SPLIT... beside the weights)")
     options.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return options
 
 
-def prepare(args: argparse.Namespace, with_train: bool) -> tuple[Weights, Any, Any, Path]:
+def prepare(
+    args: argparse.Namespace, with_train: bool, purpose: str | None = None
+) -> tuple[Weights, Split, Split | None, Path]:  # fmt: skip
     """Weights, split, training set or None, and the output folder, checked and not yet made. ValueError, OSError."""
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"threads: expected 1 or more, got {args.threads}")
         torch.set_num_threads(args.threads)
     weights = load(args.weights)
-    out = args.out or args.weights.parent / f"{args.weights.stem}-{args.data}-{args.split}"
+    name = "-".join(filter(None, (args.weights.stem, args.data, args.split, purpose)))
+    out = args.out or args.weights.parent / name
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"out: expected a folder that can be written to, got {existing}")
