@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfer._checks import act_code
-from fastfer.models import FerModel
 from fastfer.models.patt_lite import PatchAttention
 from fastfer.nn import CBAM, CSA, AdditiveAttention, CoordinateAttention, DotProductAttention, ScSE, SpatialAttention
 from fastfer.nn._checks import weight_and_bias
@@ -27,7 +26,7 @@ Maps = dict[str, dict[str, Tensor]]
 """Kind of attention -> module's name -> maps (N, H, W), each at the module's own resolution."""
 
 
-def attention_maps(model: FerModel, x: Tensor) -> Maps:
+def attention_maps(model: nn.Module, x: Tensor) -> Maps:
     """Maps of every module of ``model`` that weighs places, for images x (N, C, H, W), in evaluation.
 
     Values of gates are in (0, 1); those of token attention are shares times the number of tokens, 1 where all weigh the
