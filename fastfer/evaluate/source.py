@@ -34,12 +34,18 @@ def load(path: Path) -> Weights:
 
 def preprocess_of(metadata: Mapping[str, Any], path: Path) -> Preprocess:
     """The preprocessing that the weights were trained with. ValueError where the header does not say."""
-    reader: Any = getattr(Preprocess, "from_metadata", None)
-    if reader is not None:
+    reader: Any = getattr(Preprocess, "from_metadata", _mean_and_std)
+    try:
         found: Preprocess = reader(metadata)
-        return found
-    if not all(isinstance(metadata.get(key), list) and metadata[key] for key in ("mean", "std")):
-        raise ValueError(f"{path}: expected the preprocessing (mean and std) in the header, got none")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected its preprocessing, or mean and std, in the header: {error}") from None
+    return found
+
+
+def _mean_and_std(metadata: Mapping[str, Any]) -> Preprocess:
+    missing = [key for key in ("mean", "std") if not isinstance(metadata.get(key), list)]
+    if missing:
+        raise ValueError(f"no {' and '.join(missing)}")
     return Preprocess(tuple(metadata["mean"]), tuple(metadata["std"]))
 
 
