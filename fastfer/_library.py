@@ -5,10 +5,12 @@ An op is called in two ways. When something listens to torch's dispatcher (``tor
 ``vmap``, autocast, the profiler, tensor subclasses), through the dispatcher, as any registered op. In plain eager mode
 straight to the backend, with gradients by way of a ``torch.autograd.Function``: each of the dispatcher's crossings into
 Python turns all arguments into boxed values and back, 45 us of the 170 us that a training step of a small block took.
+``torch.export``, and with it ONNX, sees neither, but the op's plain torch.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -51,14 +53,17 @@ def _is_plain() -> bool:
 class Op:
     """A registered op: ``registered`` is torch's, calling this object takes the shorter way where it can."""
 
-    __slots__ = ("family", "function", "name", "registered")
+    __slots__ = ("family", "function", "name", "reference", "registered")
 
     def __init__(self, name: str, family: str, registered: Any) -> None:
         self.name, self.family, self.registered = name, family, registered
         self.function: Any = None
+        self.reference: Any = getattr(importlib.import_module(f"fastfer.reference.{family}"), name)
 
     def __call__(self, *args: Any) -> Any:
         if not _is_plain():
+            if torch.compiler.is_exporting():  # standard operators only, so that the graph runs without this package
+                return self.reference(*args)
             return self.registered(*args)
         differentiable = False
         for arg in args:

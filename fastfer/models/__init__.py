@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks: ``create_model``, ``list_models``, and their weight files."""
+"""The networks: ``create_model``, ``list_models``, ``model_info``, and their weight files."""
 
 from fastfer.models.base import FerModel
 from fastfer.models.fgw_fer import FgwFer
+from fastfer.models.info import ModelInfo, model_info
 from fastfer.models.mobilenetv3_cpsca import MobileNetV3Cpsca
 from fastfer.models.patt_lite import PattLite
 from fastfer.models.pretrained import DownloadError, LoadReport, load_imagenet
@@ -17,6 +18,7 @@ __all__ = [
     "FgwFer",
     "LoadReport",
     "MobileNetV3Cpsca",
+    "ModelInfo",
     "PattLite",
     "SepConvAttention",
     "Vgg16Csa",
@@ -24,6 +26,7 @@ __all__ = [
     "list_models",
     "load_imagenet",
     "load_weights",
+    "model_info",
     "read_metadata",
     "register_model",
     "save_weights",

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fastfer.data import Preprocess, Split
+from fastfer.evaluate.metrics import measure, require_torchmetrics
+from fastfer.evaluate.predict import predict
 
 
 @dataclass(frozen=True)
 class Scores:
     """What one evaluation found. recall and the rows of confusion are in the order of the class names.
 
-    confusion[t][p] counts images of class t taken for class p; macro_f1 and recall count absent classes as 0.
+    confusion[t][p] counts images of class t taken for class p. See `fastfer.evaluate.Metrics` for absent classes.
     """
 
     loss: float
@@ -36,11 +36,7 @@ class Evaluator:
     """
 
     def __init__(self, split: Split, preprocess: Preprocess, flip_test: bool = False, batch_size: int = 256) -> None:
-        try:
-            import torchmetrics.functional.classification as metrics
-        except (ImportError, RuntimeError) as error:  # RuntimeError: an installed torchvision does not fit torch
-            raise ImportError(f"cannot import torchmetrics ({error})") from error
-        self._metrics = metrics
+        require_torchmetrics()
         self._images = torch.from_numpy(split.images)
         self._labels = torch.from_numpy(split.labels)
         self._classes = len(split.names)
@@ -49,22 +45,17 @@ class Evaluator:
         self._batch_size = batch_size
 
     def __call__(self, model: nn.Module) -> Scores:
-        model.eval()
         start = time.perf_counter()
-        with torch.inference_mode():
-            logits = torch.cat(list(self._logits(model)))
+        logits = predict(model, self._images, self._preprocess, flip=self._flip_test, batch_size=self._batch_size)
         seconds = time.perf_counter() - start
-        labels, predicted = self._labels, logits.argmax(1)
-        recall = self._metrics.multiclass_recall(predicted, labels, self._classes, average="none")
-        macro_f1 = self._metrics.multiclass_f1_score(predicted, labels, self._classes, average="macro")
-        confusion = self._metrics.multiclass_confusion_matrix(predicted, labels, self._classes)
+        found = measure(logits, self._labels, self._classes)
         return Scores(
-            loss=float(F.cross_entropy(logits, labels)),
-            accuracy=float((predicted == labels).double().mean()),
-            macro_f1=round(float(macro_f1), 6),
-            recall=tuple(round(value, 6) for value in recall.tolist()),
-            confusion=tuple(tuple(row) for row in confusion.tolist()),
-            images_per_second=len(labels) / seconds,
+            loss=found.loss,
+            accuracy=found.accuracy,
+            macro_f1=found.macro_f1,
+            recall=found.recall,
+            confusion=found.confusion,
+            images_per_second=len(self._labels) / seconds,
         )
 
     def probe(self, model: nn.Module) -> None:
@@ -77,11 +68,3 @@ class Evaluator:
                 raise ValueError(f"the model cannot take images of {tuple(self._images.shape[1:])}: {error}") from error
         if logits.shape != (1, self._classes):
             raise ValueError(f"the model's logits: expected shape (1, {self._classes}), got {tuple(logits.shape)}")
-
-    def _logits(self, model: nn.Module) -> Iterator[Tensor]:
-        for batch in torch.split(self._images, self._batch_size):
-            x = self._preprocess(batch)
-            logits = model(x)
-            if self._flip_test:
-                logits = (logits + model(x.flip(3))) / 2
-            yield logits

@@ -5,23 +5,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from fastfer.data.files import write_text
+from fastfer.evaluate.report import CONFUSION_FILE, REPORT_FILE, environment, write_confusion, write_report
 
-import fastfer
-from fastfer.data.files import replace_atomically, write_text
+__all__ = [
+    "CONFUSION_FILE", "METRICS_FILE", "REPORT_FILE", "environment", "write_confusion", "write_metrics", "write_report",
+]  # fmt: skip
 
-METRICS_FILE, REPORT_FILE, CONFUSION_FILE = "metrics.csv", "report.json", "confusion.png"
+METRICS_FILE = "metrics.csv"
 
 
 def write_metrics(out: Path, history: Sequence[dict[str, Any]]) -> None:
@@ -31,63 +26,3 @@ def write_metrics(out: Path, history: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_text(out / METRICS_FILE, text.getvalue())
-
-
-def write_report(out: Path, report: dict[str, Any]) -> None:
-    """Strict JSON: a number that is not finite becomes null."""
-    write_text(out / REPORT_FILE, json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_confusion(out: Path, confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> None:
-    """Heat map of the confusion matrix: colour and first number are the share of the true class, below it the count."""
-    counts = np.asarray(confusion)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 1.6 + 0.85 * len(names)
-    figure = Figure(figsize=(size + 0.8, size), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
-    axes.set_yticks(range(len(names)), [f"{name} ({row.sum()})" for name, row in zip(names, counts, strict=True)])
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true (images)")
-    axes.set_title(title)
-    for (row, column), value in np.ndenumerate(share):
-        axes.text(
-            column, row, f"{value:.1%}\n{counts[row, column]}", ha="center", va="center", fontsize=9,
-            color="white" if value > 0.55 else "black",
-        )  # fmt: skip
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
-    with replace_atomically(out / CONFUSION_FILE) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def environment() -> dict[str, Any]:
-    """What the run ran on."""
-    return {
-        "fastfer": fastfer.__version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

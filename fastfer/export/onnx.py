@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX files of the networks: standard operators, any batch, class names and preprocessing in the metadata.
+
+Input "images" (N, C, H, W), output "logits" (N, K). Metadata entries are JSON texts: "fastfer" (version of this layout,
+1), "model", "options", "classes", "mean", "std", "input" (C, H, W), "pixels" (true where the graph takes uint8), and
+whatever else the weight file's header says.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastfer.data.files import replace_atomically
+from fastfer.export.program import example, prepared, smallest_batch, to_program
+from fastfer.export.simplify import simplify
+from fastfer.models import FerModel
+
+LAYOUT = 1
+OPSET = 18
+_TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
+
+
+class ExportError(RuntimeError):
+    """The exported file does not compute what the network computes; it was not written."""
+
+
+def to_onnx(
+    model: FerModel, path: str | Path, metadata: Mapping[str, Any] | None = None, *, pixels: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Write ``model`` to ``path`` in ONNX, checked against ONNX Runtime; the file appears whole or not at all.
+
+    ``metadata`` are JSON values by name, as `read_metadata` gives them. With ``pixels`` the graph takes uint8 images
+    and does the preprocessing itself, with metadata's "mean" and "std"; else float images that are preprocessed.
+    Returns {"operators": names, "largest_error": of a logit, relative to the largest logit or 1, "batches": sizes
+    compared, "bytes": of the file}.
+
+    Raises ImportError naming the extra for missing packages, TypeError or ValueError for input that does not fit,
+    ExportError where ONNX Runtime's logits differ.
+    """
+    _require_packages()
+    header = _header(model, metadata or {}, pixels)
+    numbers = (header["mean"], header["std"]) if pixels else (None, None)
+    module = prepared(model, *numbers)
+    with _quiet():
+        program = to_program(model, *numbers)
+        images = example(model, smallest_batch(model) + 1, pixels)
+        exported = torch.onnx.export(
+            program, (images,), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["images"], output_names=["logits"],
+        )  # fmt: skip
+    assert exported is not None
+    proto = exported.model
+    simplify(proto)
+    _name(proto, header)
+    with replace_atomically(path) as temporary:
+        exported.save(temporary)
+        error, batches = _compare(model, module, temporary, pixels)
+        size = temporary.stat().st_size
+    operators = sorted({node.op_type for node in proto.graph})
+    return {"operators": operators, "largest_error": error, "batches": batches, "bytes": size}
+
+
+def _require_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error}; ONNX export needs more packages: pip install 'fastfer[onnx]'") from error
+
+
+def _header(model: FerModel, metadata: Mapping[str, Any], pixels: bool) -> dict[str, Any]:
+    if not isinstance(model, FerModel):
+        raise TypeError(f"to_onnx: model: expected a fastfer model, got {type(model).__name__}")
+    if pixels and not (metadata.get("mean") and metadata.get("std")):
+        raise ValueError("to_onnx: pixels: expected metadata with 'mean' and 'std' to preprocess with, got none")
+    classes = model.class_names or metadata.get("classes")
+    if classes is not None and len(classes) != model.num_classes:
+        raise ValueError(f"to_onnx: classes: expected {model.num_classes} names, got {list(classes)!r}")
+    own = {
+        "fastfer": LAYOUT,
+        "model": model.name,
+        "options": model.options,
+        "classes": None if classes is None else list(classes),
+        "input": [model.in_chans, *model.input_size],
+        "pixels": pixels,
+    }
+    return {"mean": None, "std": None, **metadata, **own}
+
+
+def _name(proto: Any, header: Mapping[str, Any]) -> None:
+    """Names a user meets: of the batch axis, the graph, the producer; and the metadata."""
+    import onnx_ir
+
+    for value in (*proto.graph.inputs, *proto.graph.outputs):
+        value.shape = onnx_ir.Shape(["batch", *value.shape[1:]])
+    proto.graph.name = header["model"]
+    proto.producer_name, proto.producer_version = "fastfer", str(LAYOUT)
+    proto.metadata_props.clear()
+    proto.metadata_props.update({key: json.dumps(value, ensure_ascii=False) for key, value in header.items()})
+    for node in proto.graph:  # the exporter's records, stack traces with paths among them
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*proto.graph.inputs, *proto.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _compare(model: FerModel, module: nn.Module, path: Path, pixels: bool) -> tuple[float, list[int]]:
+    """Largest relative error of ONNX Runtime against the network, for two sizes of batch."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    dtype = next(model.parameters()).dtype
+    batches, largest = [smallest_batch(model), smallest_batch(model) + 3], 0.0
+    for seed, batch in enumerate(batches, start=1):
+        images = example(model, batch, pixels, seed)
+        with torch.no_grad():
+            want = module(images)
+        (got,) = session.run(None, {"images": images.numpy()})
+        scale = max(1.0, float(want.abs().max()))
+        largest = max(largest, float((torch.from_numpy(got) - want).abs().max()) / scale)
+    if not largest <= _TOLERANCE[dtype]:
+        raise ExportError(f"ONNX Runtime's logits: expected a relative error up to {_TOLERANCE[dtype]}, got {largest}")
+    return largest, batches
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter tells of packages that it does not need and of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
