@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fastfer.data import pixels
 from fastfer.data.files import LFS_MARK
 from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
@@ -58,10 +60,12 @@ def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:
 
 
 def resize(image: Pixels, side: int) -> Pixels:
-    """(H, W) or (H, W, 3) -> the same with ``side`` rows and columns; bilinear, averaging where it shrinks."""
+    """(H, W) or (H, W, 3) -> the same with ``side`` rows and columns, as `fastfer.data.pixels.resize`."""
     if image.shape[:2] == (side, side):
         return image
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+    planes = torch.tensor(image).reshape(*image.shape[:2], -1).permute(2, 0, 1).unsqueeze(0)
+    resized = pixels.resize(planes, (side, side))[0].permute(1, 2, 0).reshape(side, side, *image.shape[2:])
+    return np.ascontiguousarray(resized.numpy())
 
 
 def load(sample: Sample, channels: int, size: int | None, transform: Transform | None) -> Pixels:
