@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("torchmetrics", reason="the trainer's packages are not installed")
 
 from train_runs import InterruptedDisplay, read_metrics, write_fer2013
 
-from fastfer.data import DataOptions
+from fastfer.data import DataOptions, load_dataset
 from fastfer.train import InputError, TrainConfig, train_folds
 from fastfer.train.__main__ import main
 from fastfer.train.folds import fold_configs
@@ -64,8 +65,6 @@ def test_one_report_over_the_folds(csv: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_folds_share_no_validation_image(csv: Path) -> None:
-    from fastfer.data import load_dataset
-
     runs = fold_configs(config(csv, Path("unused")).resolved())
     splits = [load_dataset("fer2013", csv, options=run.data_options) for run in runs]
     ids = [set(split["validation"].ids or ()) for split in splits]
@@ -94,6 +93,19 @@ def test_bad_folds(csv: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="folds: expected 0 or 2 and more, got 1"):
         config(csv, tmp_path / "run", folds=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_leaving_one_subject_out_has_a_fold_per_subject(tmp_path: Path) -> None:
+    for number, code in enumerate(("AN", "HA", "SA")):
+        for subject in ("KA", "KL"):
+            Image.new("L", (48, 48), 40 * number).save(tmp_path / f"{subject}.{code}1.{number + 1}.tiff")
+    jaffe = {"data": "jaffe", "root": str(tmp_path), "data_options": DataOptions(split="leave-one-subject-out")}
+    runs = fold_configs(config(tmp_path, tmp_path / "run", **jaffe).resolved())
+    assert [run.data_options.fold for run in runs] == [0, 1]
+    assert runs[0].data_options.split == "leave-one-subject-out"
+    with pytest.raises(InputError, match="folds: expected 2, as jaffe has by leave-one-subject-out; got 3"):
+        train_folds(config(tmp_path, tmp_path / "run", folds=3, **jaffe))
+    assert not (tmp_path / "run").exists()
 
 
 def test_folds_that_are_there_are_not_overwritten(csv: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ pytest.importorskip("torchmetrics", reason="the trainer's packages are not insta
 import fastfer
 from fastfer.data import Preprocess, Split, drawn
 from fastfer.models import save_weights
+from fastfer.train.feed import class_counts, soft_mode
 from fastfer.train.objective import Objective, Targets, WithEmbedding
 from fastfer.train.options import Distill, LossOptions
 from fastfer.train.teacher import Teacher
@@ -38,7 +39,8 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def objective(data: Split, smoothing: float = 0.0, **options: Any) -> Objective:
-    return Objective(LossOptions(**options), data, embedding_dim=5, label_smoothing=smoothing)
+    counts = class_counts(data)
+    return Objective(LossOptions(**options), counts, 5, smoothing, soft_mode(data))
 
 
 def test_balanced_weights_average_over_images() -> None:

@@ -87,9 +87,9 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_recipe(t
 
 def test_options_of_the_network_join_those_of_the_recipe() -> None:
     config = configure("best", model="sepconv_attention", data="fer2013", model_options={"attention": "dot"})
-    assert config.model_options == {"dropout": 0.3, "attention": "dot"}
+    assert config.model_options == {"dropout": 0.2, "attention": "dot"}
     argv = ["--recipe", "best", "--model", "sepconv_attention", "--model-options.attention", "dot"]
-    assert parse_args(argv).config.model_options == {"dropout": 0.3, "attention": "dot"}
+    assert parse_args(argv).config.model_options == {"dropout": 0.2, "attention": "dot"}
 
 
 def test_a_base_is_changed_group_by_group() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,12 @@ def test_resume_with_changed_data_is_refused(tmp_path: Path) -> None:
     path.write_text("\n".join(["emotion,pixels,Usage", rows[0].replace("0 0", "0 9", 1), *rows[1:]]))
     with pytest.raises(InputError, match="is not the data"):
         train(config, resume=True)
+
+
+def test_resume_from_another_layout_says_what_to_do(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", epochs=1))
+    path = tmp_path / "run" / "last" / "state.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "layout": 1}))
+    with pytest.raises(InputError, match="expected layout 2, got 1: another version of fastfer wrote it"):
+        train(tiny(tmp_path / "run", epochs=1), resume=True)

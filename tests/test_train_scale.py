@@ -51,7 +51,7 @@ def run_processes(count: int, *argv: str) -> None:
     ]  # fmt: skip
     try:
         for process in started:
-            _, errors = process.communicate(timeout=240)
+            _, errors = process.communicate(timeout=900)
             assert process.returncode == 0, errors[-2000:]
     finally:
         for process in started:

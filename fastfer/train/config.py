@@ -60,6 +60,8 @@ class TrainConfig:
         model_options: options of the network's class, e.g. dropout
         data: data set, one of fastfer.data.list_datasets(), or auto to recognise it
         root: where the data set lies; the drawn faces need none
+        shards: folder of shards to stream the training images from, for sets larger than memory; the data set then
+            gives the validation images alone
         data_options: labels, split and form of the images
         folds: one run for each of so many folds, in folders of their own, and their mean and standard deviation; the
             split is N-fold unless data_options.split says leave-one-subject-out
@@ -107,6 +109,7 @@ class TrainConfig:
     model_options: dict[str, Any] = field(default_factory=dict)
     data: str = "drawn"
     root: str | None = None
+    shards: str | None = None
     data_options: DataOptions = field(default_factory=DataOptions)
     folds: int = 0
     input: Input = field(default_factory=Input)
@@ -164,6 +167,8 @@ class TrainConfig:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
         one_of("head", self.head, ("keep", "fresh"))
+        if self.shards is not None and (self.train_images is not None or self.folds):
+            raise ValueError("shards: expected neither train_images nor folds beside them")
         if self.sync_norms and self.backend != "reference":
             raise ValueError(
                 f"sync_norms: expected backend reference, whose norms alone can be synchronised; got {self.backend!r}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fastfer.data import load_folds
 from fastfer.data.files import write_text
 from fastfer.train import report
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
@@ -37,6 +38,7 @@ def train_folds(
     config, display = config.resolved(), display or Silent()
     runs = fold_configs(config)
     out = Path(str(config.out))
+    _check_count(config, runs[0])
     if not resume:
         _check_folders(out, runs, overwrite)
     elif not any((Path(str(run.out)) / CONFIG_FILE).exists() for run in runs):
@@ -100,6 +102,18 @@ def summary(config: TrainConfig, reports: Sequence[dict[str, Any]]) -> dict[str,
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
+
+
+def _check_count(config: TrainConfig, first: TrainConfig) -> None:
+    """InputError unless the data set has as many folds as are asked for."""
+    try:
+        count = len(load_folds(config.data, config.root, options=first.data_options))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if count != config.folds:
+        raise InputError(
+            f"folds: expected {count}, as {config.data} has by {first.data_options.split}; got {config.folds}"
+        )
 
 
 def _check_folders(out: Path, runs: Sequence[TrainConfig], overwrite: bool) -> None:

@@ -14,22 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastfer.data import Augment, Preprocess, Split
+from fastfer.data import Augment, Preprocess
 from fastfer.models import FerModel
 from fastfer.train.average import WeightAverage
 from fastfer.train.config import TrainConfig
+from fastfer.train.feed import Source, class_counts, derived_seed, generator, make_feed, soft_mode
 from fastfer.train.freezing import StageModes
 from fastfer.train.objective import Objective, Targets, WithEmbedding
 from fastfer.train.optim import Schedule, make_optimizer
 from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
 from fastfer.train.teacher import Teacher
-
-_STREAMS = {"weights": 0, "order": 1, "augment": 2, "dropout": 3, "labels": 4}
 
 
 class NonFiniteError(RuntimeError):
@@ -46,17 +44,6 @@ class EpochResult:
     lr: float
 
 
-def derived_seed(seed: int, stream: str, epoch: int = 0, process: int = 0) -> int:
-    """A 63-bit seed for one purpose in one epoch, and where it may differ between processes, in one of them."""
-    words = [seed, _STREAMS[stream], epoch, *([process] if process else [])]
-    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
-
-
-def _generator(seed: int, stream: str, epoch: int, process: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(derived_seed(seed, stream, epoch, process))
-
-
 class Trainer:
     """One stage of a run: model, loss, optimiser and schedule; channels_last throughout.
 
@@ -67,7 +54,7 @@ class Trainer:
     def __init__(
         self,
         model: FerModel,
-        split: Split,
+        source: Source,
         preprocess: Preprocess,
         config: TrainConfig,
         stage: Stage | None = None,
@@ -86,11 +73,11 @@ class Trainer:
         channels_last: Any = {"memory_format": torch.channels_last}  # torch's stubs lack this overload
         self.model: FerModel = model.to(self.placement.device, **channels_last)
         self.modes = StageModes(model, self.stage.unfreeze, self.stage.dropout, self.stage.spatial_dropout)
-        self.objective = Objective(config.loss, split, model.embedding_dim, config.label_smoothing)
-        self.objective.to(self.placement.device)
-        self._images, self._targets = torch.from_numpy(split.images), Targets.of(split)
-        self.steps_per_epoch = math.ceil(len(split) / config.batch_size)
-        self._check_last_batch()
+        self.objective = Objective(
+            config.loss, class_counts(source), model.embedding_dim, config.label_smoothing, soft_mode(source)
+        ).to(self.placement.device)
+        self._feed = make_feed(source, config, self.placement)
+        self.steps_per_epoch = self._feed.steps
         self._trained: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
             config.optimizer, self._trained, self.stage.lr, config.weight_decay, config.momentum
@@ -113,21 +100,17 @@ class Trainer:
 
         Raises NonFiniteError at the first loss that is not finite, unless the run was told to skip such steps.
         """
-        seed, rank = self.config.seed, self.placement.rank
+        seed, rank, device = self.config.seed, self.placement.rank, self.placement.device
         torch.manual_seed(derived_seed(seed, "dropout", epoch, rank))
-        order = torch.randperm(len(self._targets), generator=_generator(seed, "order", epoch))
-        targets = self._targets.drawn(_generator(seed, "labels", epoch))
-        augment = _generator(seed, "augment", epoch, rank)
+        augment = generator(seed, "augment", epoch, rank)
         self.modes.train()
         losses = _Losses(on_step)
         start = time.perf_counter()
-        for step, chosen in enumerate(torch.split(order, self.config.batch_size), start=1):
+        for step, portion in enumerate(self._feed.portions(epoch), start=1):
             where = f"epoch {epoch}, step {step} of {self.steps_per_epoch}"
-            mine = self.placement.part(chosen)
-            x = self._images[mine].to(self.placement.device, non_blocking=True)
-            x = self.augment(self.preprocess(x), augment)
-            loss = self._step(x, targets.take(mine).to(self.placement.device), where, len(chosen))
-            self._require_finite(losses.add(loss, len(chosen), where, self._deferred))
+            x = self.augment(self.preprocess(portion.images.to(device, non_blocking=True)), augment)
+            loss = self._step(x, portion.targets.to(device), where, portion.batch)
+            self._require_finite(losses.add(loss, portion.batch, where, self._deferred))
             if loss is not None and self.average:
                 self.average.update((epoch - self._begins - 1) * self.steps_per_epoch + step)
             self.schedule.step()
@@ -137,7 +120,7 @@ class Trainer:
         return EpochResult(
             loss=losses.mean(),
             skipped=losses.skipped,
-            images_per_second=len(order) / seconds,
+            images_per_second=len(self._feed) / seconds,
             lr=float(self.optimizer.param_groups[0]["lr"]),
         )
 
@@ -191,15 +174,6 @@ class Trainer:
         for name, tensor in self.model.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} is not finite after epoch {epoch}: try a lower --lr")
-
-    def _check_last_batch(self) -> None:
-        """ValueError where a process would go without images."""
-        last = len(self._targets) % self.config.batch_size or self.config.batch_size
-        if last < self.placement.processes:
-            raise ValueError(
-                f"train_images: {self.placement.processes} processes cannot share the last batch of {last} of "
-                f"{len(self._targets)} images; expected another batch_size or train_images"
-            )
 
 
 class _Losses:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,16 +62,19 @@ class Objective(nn.Module):
     weight: Tensor | None
     centers: Tensor | None
 
-    def __init__(self, options: LossOptions, split: Split, embedding_dim: int, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, options: LossOptions, counts: Mapping[str, int], embedding_dim: int, label_smoothing: float = 0.0,
+        soft_mode: str | None = None,
+    ) -> None:  # fmt: skip
+        """``counts``: training images by class, in the order of the logits; ``soft_mode``: of the soft labels."""
         super().__init__()
         self.options = options
         self.label_smoothing = label_smoothing
-        classes = len(split.names)
+        classes = len(counts)
         balanced = options.class_weights == "balanced"
-        targets = Targets.of(split)
-        if targets.soft is not None and targets.mode == "multi_target" and (balanced or label_smoothing):
+        if soft_mode == "multi_target" and (balanced or label_smoothing):
             raise ValueError("loss: expected neither class weights nor label smoothing with multi_target labels")
-        self.register_buffer("weight", _balanced(split) if balanced else None)
+        self.register_buffer("weight", _balanced(counts) if balanced else None)
         dim = embedding_dim if options.center_on == "embedding" else classes
         self.register_buffer("centers", torch.zeros(classes, dim) if options.center else None)
         self._triplet = TripletLoss(options.triplet_margin)
@@ -114,12 +117,11 @@ class Objective(nn.Module):
         return cross_entropy(logits, target, weight=self.weight, label_smoothing=self.label_smoothing)
 
 
-def _balanced(split: Split) -> Tensor:
+def _balanced(counts: Mapping[str, int]) -> Tensor:
     """N / (K · n_k) per class (K,): every class weighs the same in the sum over all images."""
-    counts = np.bincount(split.labels, minlength=len(split.names))
-    if not counts.all():
-        raise ValueError(f"loss.class_weights: balanced needs an image of every class, got {split.counts()}")
-    return torch.from_numpy(len(split) / (len(counts) * counts)).float()
+    if not all(counts.values()):
+        raise ValueError(f"loss.class_weights: balanced needs an image of every class, got {dict(counts)}")
+    return torch.tensor([sum(counts.values()) / (len(counts) * count) for count in counts.values()])
 
 
 class WithEmbedding(nn.Module):

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastfer.data import FaceCrop, Preprocess, Split
+from fastfer.data import FaceCrop, Preprocess, Shards, Split
 
 Monitor = Literal["loss", "accuracy"]
 ScheduleName = Literal["onecycle", "cosine", "plateau", "inverse_time", "constant"]
@@ -61,17 +61,25 @@ class Input:
         if self.crop_margin is not None:
             FaceCrop(self.crop_margin)
 
-    def preprocess(self, split: Split) -> Preprocess:
-        """The conversion, with the statistics of the training images ``split`` where they are asked for."""
+    def preprocess(self, source: Split | Shards) -> Preprocess:
+        """The conversion, with the statistics of the training images where they are asked for, which shards lack."""
         size = None if self.size is None else (self.size, self.size)
         crop = None if self.crop_margin is None else FaceCrop(self.crop_margin)
         settings: dict[str, Any] = {"size": size, "colour": self.colour, "equalise": self.equalise, "crop": crop}
         if self.normalise == "imagenet":
             return Preprocess.imagenet(**settings)
         if self.normalise == "symmetric":
-            channels = {"grey": 1, "rgb": 3}.get(self.colour, split.channels)
-            return Preprocess.symmetric(channels, **settings)
-        return Preprocess.of(split, **settings)
+            return Preprocess.symmetric(self._channels(source), **settings)
+        if isinstance(source, Shards):
+            raise ValueError("input.normalise: expected symmetric or imagenet for images from shards, got data")
+        return Preprocess.of(source, **settings)
+
+    def _channels(self, source: Split | Shards) -> int:
+        if self.colour != "stored":
+            return 1 if self.colour == "grey" else 3
+        if isinstance(source, Shards):
+            raise ValueError("input.colour: expected grey or rgb for images from shards, got stored")
+        return source.channels
 
 
 @dataclass(frozen=True)

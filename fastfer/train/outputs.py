@@ -17,6 +17,7 @@ from fastfer.models import FerModel
 from fastfer.train import report
 from fastfer.train.config import TrainConfig
 from fastfer.train.evaluate import Scores
+from fastfer.train.feed import Source, class_counts, image_size
 from fastfer.train.loop import EpochResult
 from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
@@ -38,7 +39,8 @@ class Run(Protocol):
     model: FerModel
     placement: Placement
     preprocess: Preprocess
-    train_split: Split
+    source: Source
+    names: tuple[str, ...]
     validation_split: Split
     fingerprints: dict[str, str]
     stages: tuple[Stage, ...]
@@ -68,11 +70,11 @@ def row(epoch: int, stage: int, result: EpochResult, scores: Scores, names: Sequ
 def metadata(run: Run) -> dict[str, Any]:
     """Header of the weight files: what a user of the weights has to know."""
     return {
-        "classes": list(run.train_split.names),
+        "classes": list(run.names),
         "preprocess": run.preprocess.to_json(),
-        "input": list(run.preprocess.size or run.train_split.images.shape[-2:]),
+        "input": list(run.preprocess.size or image_size(run.source)),
         "data": run.config.data,
-        "protocol": run.train_split.protocol,
+        "protocol": run.source.protocol,
         "epoch": run.last["epoch"],
         "validation": {key: run.last[key] for key in ("accuracy", "macro_f1")},
         "config": {key: value for key, value in asdict(run.config).items() if key not in _PRIVATE},
@@ -81,14 +83,14 @@ def metadata(run: Run) -> dict[str, Any]:
 
 def content(run: Run) -> dict[str, Any]:
     """report.json."""
-    config, names, history = run.config, run.train_split.names, run.history
+    config, names, history = run.config, run.names, run.history
     return {
         "model": config.model,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "data": config.data,
         "classes": list(names),
-        "images": {"train": run.train_split.counts(), "validation": run.validation_split.counts()},
-        "protocol": {"train": run.train_split.protocol, "validation": run.validation_split.protocol},
+        "images": {"train": class_counts(run.source), "validation": run.validation_split.counts()},
+        "protocol": {"train": run.source.protocol, "validation": run.validation_split.protocol},
         "epochs": {"done": len(history), "planned": sum(stage.epochs for stage in run.stages)},
         "best": _named(run.best, names),
         "last": _named(run.last, names),

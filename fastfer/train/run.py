@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import fastfer
-from fastfer.data import FaceCrop, YuNet, load_dataset
+from fastfer.data import FaceCrop, Shards, Split, YuNet, load_dataset
 from fastfer.data.face import Picture
 from fastfer.data.files import write_text
 from fastfer.models import FerModel, load_weights, save_weights
@@ -26,8 +26,9 @@ from fastfer.reference.norm import synchronised
 from fastfer.train import outputs, state
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.evaluate import Evaluator, Scores
+from fastfer.train.feed import Source, derived_seed
 from fastfer.train.folder import BEST_FILE, check_folder, remove_run
-from fastfer.train.loop import EpochResult, Trainer, derived_seed
+from fastfer.train.loop import EpochResult, Trainer
 from fastfer.train.placement import Placement
 from fastfer.train.progress import Display, Silent
 from fastfer.train.start import Start, start_from, start_imagenet
@@ -83,15 +84,14 @@ class _Run:
         record = state.read_record(saved) if saved else {}
         _check_same_run(config, record)
 
-        splits = load_dataset(
-            config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
-            options=config.data_options, transform=_face_crop(config),
-        )  # fmt: skip
-        self.train_split, self.validation_split = splits["train"], splits["validation"]
-        self.fingerprints = {name: split.fingerprint() for name, split in splits.items()}
+        self.source, self.validation_split = _load(config)
+        self.fingerprints = {
+            "train": self.source.fingerprint(), "validation": self.validation_split.fingerprint()
+        }  # fmt: skip
         if record and record["fingerprints"] != self.fingerprints:
             raise state.StateError(f"{config.data} at {config.root} is not the data that {self.out} was trained on")
-        self.preprocess = config.input.preprocess(self.train_split)
+        self.names = self.validation_split.names
+        self.preprocess = config.input.preprocess(self.source)
         self.evaluate = Evaluator(self.validation_split, self.preprocess, config.flip_test)
         self.numerics = {
             "torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": placement.processes,
@@ -111,17 +111,16 @@ class _Run:
             self._tell_resumed(record)
 
     def _create_model(self) -> FerModel:
-        split = self.train_split
         torch.manual_seed(derived_seed(self.config.seed, "weights"))
-        options = {"num_classes": len(split.names), "in_chans": len(self.preprocess.mean), **self.config.model_options}
+        options = {"num_classes": len(self.names), "in_chans": len(self.preprocess.mean), **self.config.model_options}
         model = fastfer.create_model(self.config.model, **options)
-        model.class_names = split.names
+        model.class_names = self.names
         return model
 
     def _start(self) -> Start:
         config = self.config
         if config.from_weights is not None:
-            return start_from(self.model, self.train_split.names, config.from_weights, config.head)
+            return start_from(self.model, self.names, config.from_weights, config.head)
         if config.pretrained is not None:
             return start_imagenet(self.model, config.pretrained, self.preprocess)
         return Start()
@@ -129,14 +128,14 @@ class _Run:
     def _load_teacher(self) -> Teacher | None:
         if self.config.teacher is None:
             return None
-        names, device = self.train_split.names, self.placement.device
+        names, device = self.names, self.placement.device
         return Teacher(self.config.teacher, names, self.preprocess, self.config.distill, device)
 
     def _make_trainer(self, number: int) -> Trainer:
         """That of stage ``number``, from 0."""
         begins = sum(row["stage"] <= number for row in self.history)
         return Trainer(
-            self.model, self.train_split, self.preprocess, self.config, self.stages[number], begins,
+            self.model, self.source, self.preprocess, self.config, self.stages[number], begins,
             placement=self.placement, teacher=self.teacher,
         )  # fmt: skip
 
@@ -156,7 +155,7 @@ class _Run:
                 remove_run(self.out)
             write_text(self.out / CONFIG_FILE, to_yaml(config))
         self.display.line(
-            f"{config.model} on {config.data}: {len(self.train_split)} training and {len(self.validation_split)} "
+            f"{config.model} on {config.data}: {len(self.source)} training and {len(self.validation_split)} "
             f"validation images, {outputs.resources(self.placement)}"
         )
         for line in self.start.lines:
@@ -198,7 +197,7 @@ class _Run:
     def _keep(self, epoch: int, number: int, result: EpochResult, scores: Scores) -> None:
         """Record the epoch and write its files."""
         self.last = {"epoch": epoch, **asdict(scores)}
-        self.history.append(outputs.row(epoch, number + 1, result, scores, self.train_split.names))
+        self.history.append(outputs.row(epoch, number + 1, result, scores, self.names))
         better = not self.best or scores.accuracy > self.best["accuracy"]
         if better:
             self.best = self.last
@@ -215,6 +214,22 @@ class _Run:
 
     def _write_reports(self) -> None:
         outputs.write(self.out, outputs.content(self), self.history, self.best is self.last)
+
+
+def _load(config: TrainConfig) -> tuple[Source, Split]:
+    """Training images, from ``config.shards`` where it is given, and validation split."""
+    parts = ("train", "validation") if config.shards is None else ("validation",)
+    splits = load_dataset(
+        config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
+        parts=parts, options=config.data_options, transform=_face_crop(config),
+    )  # fmt: skip
+    split = splits["validation"]
+    if config.shards is None:
+        return splits["train"], split
+    shards = Shards(config.shards)
+    if shards.names != split.names:
+        raise ValueError(f"shards: expected the classes {', '.join(split.names)}, got {', '.join(shards.names)}")
+    return shards, split
 
 
 def _face_crop(config: TrainConfig) -> Callable[[Picture], Picture] | None:
