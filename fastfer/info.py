@@ -26,6 +26,9 @@ _PACKAGES = (
     "safetensors",
     "jsonargparse",
     "torchmetrics",
+    "captum",
+    "onnx",
+    "onnxruntime",
 )
 
 

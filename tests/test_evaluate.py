@@ -259,6 +259,8 @@ def test_card_of_patt_lite_and_of_groups(weights: Path, tmp_path: Path) -> None:
         ({}, ["--option", "nothing=1"], "nothing"),
         ({}, ["--option", "nothing"], "option: expected NAME=VALUE, got 'nothing'"),
         ({}, ["--batch-size", "1"], "batch-size, seconds: expected 2"),
+        ({}, ["--device", "x"], "device: expected cpu, cuda or cuda:N, got 'x'"),
+        ({}, ["--device", "cuda:99"], r"device: expected cpu or one of \d+ CUDA devices, got 'cuda:99'"),
         ({}, ["--threads", "0"], "threads: expected 1 or more"),
         ({}, ["--groups", "none.csv"], "groups"),
         ({"mean": None, "std": None}, [], "mean"),

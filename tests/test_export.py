@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastfer.models import FerModel, create_model, fgw_fer, list_models, mobilenetv3_cpsca, save_weights, vgg16_csa
+from fastfer.models import (
+    FerModel,
+    create_model,
+    fgw_fer,
+    list_models,
+    mobilenetv3_cpsca,
+    patt_lite,
+    save_weights,
+    vgg16_csa,
+)
 from fastfer.models.info import count_macs
 from fastfer.nn import BatchNorm2d, Conv2d, GlobalAvgPool, SqueezeExcite
 
@@ -31,16 +40,23 @@ from fastfer.export.__main__ import main  # noqa: E402
 
 NUMBERS = {"mean": [0.5], "std": [0.25]}
 ROWS = [
-    mobilenetv3_cpsca._Row(5, 16, 24, 2, "low se"),
     mobilenetv3_cpsca._Row(3, 48, 80, 2, "middle"),
     mobilenetv3_cpsca._Row(5, 96, 80, 1, "high"),
 ]
+_backbone = patt_lite._backbone
+
+
+def _shallow(in_chans: int, depth: int, *rest: Any) -> nn.Sequential:
+    return _backbone(in_chans, 4, *rest)
+
+
 SHORT: dict[str, tuple[Any, dict[str, Any]]] = {
     "fgw_fer": (fgw_fer, {"_WIDTHS": (8, 16)}),
     "mobilenetv3_cpsca": (mobilenetv3_cpsca, {"_table": lambda halved: iter(ROWS)}),
+    "patt_lite": (patt_lite, {"_WIDTHS": (16,) * 14, "_STRIDED": (1, 2, 3), "_backbone": _shallow}),
     "vgg16_csa": (vgg16_csa, {"_STAGES": ((64, 2), (128, 2)), "_DIM": 128}),
 }
-"""Tables of the networks with a block of each kind only: the time goes with the number of layers."""
+"""Tables of the networks with few blocks of each kind: the time goes with the number of layers."""
 SIDE = {"mobilenetv3_cpsca": 64, "vgg16_csa": 32}
 
 
@@ -95,7 +111,7 @@ def operators(graph: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in list_models() if name != "sepconv_attention"])
 def test_onnx_of_every_network(tmp_path: Path, name: str) -> None:
-    model = trained(name, num_classes=6, **{"depth": 6} if name == "patt_lite" else {})
+    model = trained(name, num_classes=6)
     path = tmp_path / "model.onnx"
     result = to_onnx(model, path)
     proto = onnx.load(path)
@@ -158,16 +174,16 @@ def test_pixels_and_metadata(tmp_path: Path) -> None:
     model = Tiny().eval()
     model.class_names = ("neutral", "happiness", "für")
     path = tmp_path / "model.onnx"
-    to_onnx(model, path, {**NUMBERS, "licence": "CC0", "classes": ["a", "b", "c"]}, pixels=True)
+    to_onnx(model, path, {"preprocess": NUMBERS, "licence": "CC0", "classes": ["a"] * 3, "input": [9, 7]}, pixels=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     header = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert header == {
         "fastfer": 1, "model": "tiny", "options": model.options, "classes": ["neutral", "happiness", "für"],
-        "input": [1, 8, 8], "pixels": True, "licence": "CC0", **NUMBERS,
+        "input": [1, 9, 7], "pixels": True, "licence": "CC0", "preprocess": NUMBERS, **NUMBERS,
     }  # fmt: skip
-    assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
+    assert session.get_inputs()[0].shape == ["batch", 1, 9, 7]
     assert session.get_outputs()[0].shape == ["batch", 3]
-    pixels = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (2, 1, 9, 7), dtype=torch.uint8)
     (got,) = session.run(None, {"images": pixels.numpy()})
     with torch.no_grad():
         want = model((pixels / 255 - 0.5) / 0.25)
@@ -200,6 +216,8 @@ def test_bad_input(tmp_path: Path) -> None:
         to_onnx(model, path, {"mean": [0.1, 0.2, 0.3], "std": [1]}, pixels=True)
     with pytest.raises(ValueError, match="classes: expected 7 names, got"):
         to_onnx(model, path, {"classes": ["a"]})
+    with pytest.raises(ValueError, match=r"input: expected \(H, W\), got \[0, 48\]"):
+        to_onnx(model, path, {"input": [0, 48]})
     with pytest.raises(ValueError, match="mean and std: expected both or none"):
         to_program(model, mean=[0.5])
     assert not list(tmp_path.iterdir())

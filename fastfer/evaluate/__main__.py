@@ -30,6 +30,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="option of the data set, as load_dataset takes it, e.g. classes=7; may be repeated",
     )  # fmt: skip
     options.add_argument("--out", type=Path, help="output folder (default: WEIGHTS-DATA-SPLIT... beside the weights)")
+    options.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     options.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return options
 
@@ -42,7 +43,9 @@ def prepare(
         if args.threads < 1:
             raise ValueError(f"threads: expected 1 or more, got {args.threads}")
         torch.set_num_threads(args.threads)
+    device = _device(args.device)
     weights = load(args.weights)
+    weights.model.to(device)
     name = "-".join(filter(None, (args.weights.stem, args.data, args.split, purpose)))
     out = args.out or args.weights.parent / name
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
@@ -51,6 +54,17 @@ def prepare(
     split, train = load_parts(args.data, args.root, args.split, parse_options(args.option), with_train)
     class_order(weights.model, split.names)
     return weights, split, train, out
+
+
+def _device(name: str) -> torch.device:
+    """ValueError for a device that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()):
+        return device
+    raise ValueError(f"device: expected cpu or one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

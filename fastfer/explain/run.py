@@ -59,7 +59,7 @@ def explain(
     ``right`` hits a class are drawn by ``seed``; ``layer`` is that of Grad-CAM. Grad-CAM explains what was predicted.
     ValueError for classes that are not the split's and for an unknown layer, ImportError without captum.
     """
-    order = class_order(model, split.names)
+    order, device = class_order(model, split.names), next(model.parameters()).device
     images = torch.from_numpy(split.images)
     logits = predict(model, images, preprocess)[:, order]
     rows = choose(logits, torch.from_numpy(split.labels), right, seed)
@@ -69,8 +69,8 @@ def explain(
     for start in range(0, len(shown), _BATCH):
         part = shown[start : start + _BATCH]
         indices = [example.index for example in part]
-        x = preprocess(images[indices])
-        classes = torch.tensor([order[example.predicted] for example in part])
+        x = preprocess(images[indices]).to(device)
+        classes = torch.tensor([order[example.predicted] for example in part], device=device)
         found: dict[str, dict[str, Tensor]] = {
             **attention_maps(model, x),
             GRAD_CAM: {layer or LAYERS[model.name]: grad_cam(model, x, classes, layer)},
@@ -84,7 +84,7 @@ def explain(
 
 
 def _store(heat: _Heat, indices: Sequence[int], maps: Tensor) -> None:
-    heat.update(zip(indices, maps.float().numpy(), strict=True))
+    heat.update(zip(indices, maps.float().cpu().numpy(), strict=True))
 
 
 def write(

@@ -21,7 +21,7 @@ _SIDE = 96
 _GAP = 6
 _CAPTION = 16
 _LABEL = 104
-_HEADER = 46
+_HEADER = 64
 _OPACITY = (0.12, 0.62)
 """Of the coldest and of the hottest place."""
 _COLOURS, _HOTTEST = "turbo", 0.93  # its dark end hides the face
@@ -77,8 +77,12 @@ class _Canvas:
     def top(self, row: int) -> int:
         return _HEADER + row * self._cell[1]
 
-    def header(self, column: int, text: str, line: int = 0) -> None:
-        self.pen.text((self.left(column), 5 + 20 * line), text, fill="black", font=self.small if line else self.font)
+    def title(self, text: str) -> None:
+        self.pen.text((8, 5), text, fill="black", font=self.font)
+
+    def header(self, column: int, text: str, line: int) -> None:
+        """Over a column, in line 0 or 1."""
+        self.pen.text((self.left(column), 28 + 16 * line), text, fill="black", font=self.small)
 
     def label(self, row: int, lines: Sequence[str]) -> None:
         for at, line in enumerate(lines):
@@ -97,20 +101,23 @@ class _Canvas:
 def example_sheet(
     title: str, rows: Sequence[Row], names: Sequence[str], faces: Pixels, heat: Mapping[int, NDArray[np.float32]],
 ) -> Image.Image:  # fmt: skip
-    """A row per class: recognised images on the left, on the right the surest mistake for each other class.
+    """A row per class: recognised images on the left, on the right the surest mistake for each class that it has.
 
     faces (N, H, W) or (N, C, H, W); ``heat`` has the map (h, w), in 0..1, of each image shown, by index.
     """
     hits = max(1, *(len(row.right) for row in rows))
-    canvas = _Canvas(hits + len(names), len(rows), 2, breaks=(hits,))
-    canvas.header(0, title)
-    canvas.header(hits, "mistakes, the surest of each kind")
-    canvas.header(0, "right, drawn by lot", line=1)
-    for at, name in enumerate(names):
-        canvas.header(hits + at, f"as {name}", line=1)
+    taken_for = [i for i in range(len(names)) if any(row.wrong[i] is not None for row in rows)]
+    canvas = _Canvas(hits + len(taken_for), len(rows), 2, breaks=(hits,))
+    canvas.title(title)
+    canvas.header(0, "right, drawn by lot", 0)
+    if taken_for:
+        canvas.header(hits, "mistakes, the surest of each kind", 0)
+    for place, other in enumerate(taken_for, start=hits):
+        canvas.header(place, f"as {names[other]}", 1)
     for at, (row, name) in enumerate(zip(rows, names, strict=True)):
         canvas.label(at, [name] if row.right else [name, "none recognised"])
-        for place, example in enumerate((*row.right, *[None] * (hits - len(row.right)), *row.wrong)):
+        blanks = [None] * (hits - len(row.right))
+        for place, example in enumerate((*row.right, *blanks, *(row.wrong[other] for other in taken_for))):
             if example is not None:
                 _draw(canvas, at, place, example, faces, heat[example.index])
     return canvas.image
@@ -133,9 +140,9 @@ def layer_sheet(
 ) -> Image.Image:  # fmt: skip
     """A row per class, its surest recognised image shown: the face, then the map of each layer by itself."""
     canvas = _Canvas(1 + len(layers), len(rows), 1, breaks=(1,))
-    canvas.header(0, title)
+    canvas.title(title)
     for at, name in enumerate(layers, start=1):
-        canvas.header(at, name, line=1)
+        canvas.header(at, name, 1)
     for at, (row, name) in enumerate(zip(rows, names, strict=True)):
         canvas.label(at, [name] if row.right else [name, "none recognised"])
         if row.right:

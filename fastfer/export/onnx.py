@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastfer.data.files import replace_atomically
 from fastfer.export.program import example, prepared, smallest_batch, to_program
@@ -38,8 +38,9 @@ def to_onnx(
 ) -> dict[str, Any]:  # fmt: skip
     """Write ``model`` to ``path`` in ONNX, checked against ONNX Runtime; the file appears whole or not at all.
 
-    ``metadata`` are JSON values by name, as `read_metadata` gives them. With ``pixels`` the graph takes uint8 images
-    and does the preprocessing itself, with metadata's "mean" and "std"; else float images that are preprocessed.
+    ``metadata`` are JSON values by name, as `read_metadata` gives them; its "input" ends in the images' (H, W), by
+    default the network's published ones. With ``pixels`` the graph takes uint8 images of that size, and does the rest
+    of the preprocessing itself, with the mean and std of metadata; else float images that are preprocessed.
     Returns {"operators": names, "largest_error": of a logit, relative to the largest logit or 1, "batches": sizes
     compared, "bytes": of the file}.
 
@@ -49,10 +50,11 @@ def to_onnx(
     _require_packages()
     header = _header(model, metadata or {}, pixels)
     numbers = (header["mean"], header["std"]) if pixels else (None, None)
+    size = (header["input"][1], header["input"][2])
     module = prepared(model, *numbers)
     with _quiet():
-        program = to_program(model, *numbers)
-        images = example(model, smallest_batch(model) + 1, pixels)
+        program = to_program(model, *numbers, size=size)
+        images = example(model, smallest_batch(model) + 1, size, pixels)
         exported = torch.onnx.export(
             program, (images,), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=["images"], output_names=["logits"],
@@ -63,10 +65,10 @@ def to_onnx(
     _name(proto, header)
     with replace_atomically(path) as temporary:
         exported.save(temporary)
-        error, batches = _compare(model, module, temporary, pixels)
-        size = temporary.stat().st_size
+        error, batches = _compare(model, module, temporary, lambda n: example(model, n, size, pixels, seed=n))
+        written = temporary.stat().st_size
     operators = sorted({node.op_type for node in proto.graph})
-    return {"operators": operators, "largest_error": error, "batches": batches, "bytes": size}
+    return {"operators": operators, "largest_error": error, "batches": batches, "bytes": written}
 
 
 def _require_packages() -> None:
@@ -81,8 +83,13 @@ def _require_packages() -> None:
 def _header(model: FerModel, metadata: Mapping[str, Any], pixels: bool) -> dict[str, Any]:
     if not isinstance(model, FerModel):
         raise TypeError(f"to_onnx: model: expected a fastfer model, got {type(model).__name__}")
-    if pixels and not (metadata.get("mean") and metadata.get("std")):
+    described = metadata.get("preprocess") or metadata
+    mean, std = described.get("mean"), described.get("std")
+    if pixels and not (mean and std):
         raise ValueError("to_onnx: pixels: expected metadata with 'mean' and 'std' to preprocess with, got none")
+    size = tuple(metadata.get("input") or model.input_size)[-2:]
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"to_onnx: input: expected (H, W), got {metadata.get('input')!r}")
     classes = model.class_names or metadata.get("classes")
     if classes is not None and len(classes) != model.num_classes:
         raise ValueError(f"to_onnx: classes: expected {model.num_classes} names, got {list(classes)!r}")
@@ -91,10 +98,12 @@ def _header(model: FerModel, metadata: Mapping[str, Any], pixels: bool) -> dict[
         "model": model.name,
         "options": model.options,
         "classes": None if classes is None else list(classes),
-        "input": [model.in_chans, *model.input_size],
+        "mean": mean,
+        "std": std,
+        "input": [model.in_chans, *size],
         "pixels": pixels,
     }
-    return {"mean": None, "std": None, **metadata, **own}
+    return {**metadata, **own}
 
 
 def _name(proto: Any, header: Mapping[str, Any]) -> None:
@@ -115,7 +124,9 @@ def _name(proto: Any, header: Mapping[str, Any]) -> None:
         value.metadata_props.clear()
 
 
-def _compare(model: FerModel, module: nn.Module, path: Path, pixels: bool) -> tuple[float, list[int]]:
+def _compare(
+    model: FerModel, module: nn.Module, path: Path, draw: Callable[[int], Tensor]
+) -> tuple[float, list[int]]:  # fmt: skip
     """Largest relative error of ONNX Runtime against the network, for two sizes of batch."""
     import onnxruntime
 
@@ -124,8 +135,8 @@ def _compare(model: FerModel, module: nn.Module, path: Path, pixels: bool) -> tu
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     dtype = next(model.parameters()).dtype
     batches, largest = [smallest_batch(model), smallest_batch(model) + 3], 0.0
-    for seed, batch in enumerate(batches, start=1):
-        images = example(model, batch, pixels, seed)
+    for batch in batches:
+        images = draw(batch)
         with torch.no_grad():
             want = module(images)
         (got,) = session.run(None, {"images": images.numpy()})

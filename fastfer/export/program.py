@@ -45,10 +45,10 @@ def prepared(model: FerModel, mean: Sequence[float] | None = None, std: Sequence
     return twin if mean is None or std is None else FromPixels(twin, mean, std).eval()
 
 
-def example(model: FerModel, batch: int, pixels: bool, seed: int = 0) -> Tensor:
-    """Images (batch, C, H, W) of the published size: uint8, or standard normal in the network's dtype."""
+def example(model: FerModel, batch: int, size: tuple[int, int], pixels: bool, seed: int = 0) -> Tensor:
+    """Images (batch, C, *size): uint8, or standard normal in the network's dtype."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (batch, model.in_chans, *model.input_size)
+    shape = (batch, model.in_chans, *size)
     if pixels:
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     return torch.randn(shape, generator=generator).to(next(model.parameters()).dtype)
@@ -59,15 +59,22 @@ def smallest_batch(model: FerModel) -> int:
     return 2 if model.options.get("attention") == "batch" else 1
 
 
-def to_program(model: FerModel, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Any:
-    """``torch.export.ExportedProgram`` of images (N, C, H, W), N >= 1, C and (H, W) the network's, to logits (N, K).
+def to_program(
+    model: FerModel,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+) -> Any:
+    """``torch.export.ExportedProgram`` of images (N, C, H, W), any N, of one ``size`` (H, W), to logits (N, K).
 
-    It holds a copy of the weights and runs without this package: no operator of it is left. With ``mean`` and ``std``
-    (one number a channel, on the scale 0..1) it takes uint8 pixels, else float images that are preprocessed already.
-    Raises TypeError or ValueError for a model or numbers that do not fit.
+    ``size`` is by default the published one. The program holds a copy of the weights and runs without this package: no
+    operator of it is left. With ``mean`` and ``std`` (one number a channel, on the scale 0..1) it takes uint8 pixels,
+    else float images that are preprocessed already. Raises TypeError or ValueError for a model or numbers that do not
+    fit.
     """
     module = prepared(model, mean, std)
     least = smallest_batch(model)
-    images = example(model, least + 1, mean is not None)
+    images = example(model, least + 1, size or model.input_size, mean is not None)
     with torch.no_grad():
         return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=least)},))
