@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from types import ModuleType
 
+from typing_extensions import Buffer
+
 compiler: str
 cuda: ModuleType | None
 
@@ -164,3 +166,27 @@ def cross_entropy_fwd(
     wide: bool, count: int, classes: int, logits: int, labels: int, targets: int, weight: int, smoothing: float,
     loss: int, d_logits: int, threads: int,
 ) -> None: ...  # fmt: skip
+def engine_checksum(data: Buffer) -> int: ...
+def engine_spin(microseconds: int) -> None: ...
+
+class EnginePlan:
+    def __init__(
+        self, file: Buffer, threads: int = 1, dtype: str = "float32", isa: str = "auto", scale: list[float] = ...,
+        shift: list[float] = ..., image_threads: int = 0,
+    ) -> None: ...  # fmt: skip
+    def run(self, images: int, dtype: str, batch: int, outputs: list[int]) -> None: ...
+    def profile(self, image: int, dtype: str, repeats: int = 20) -> list[tuple[str, int, float, float, float, int]]: ...
+    @property
+    def metadata(self) -> bytes: ...
+    @property
+    def input(self) -> tuple[int, int, int]: ...
+    @property
+    def outputs(self) -> list[tuple[int, int, int]]: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def image_threads(self) -> int: ...
+    @property
+    def arena_bytes(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...

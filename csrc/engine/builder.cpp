@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/builder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "core/huge_pages.h"
+
+namespace ff::engine {
+namespace {
+
+constexpr size_t kLine = 16;                      // floats of a cache line
+constexpr size_t kMostFloats = size_t{1} << 29;   // of a buffer
+constexpr size_t kChunk = size_t{2} << 20;
+
+size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+template <class T, size_t N>
+const T& of(Isa isa, const T& (*const (&tables)[N])()) {
+  return tables[static_cast<size_t>(isa)]();
+}
+
+}  // namespace
+
+const Kernels& kernels_of(Isa isa) {
+#define FF_TABLE(name) name::engine_kernels,
+  static const Kernels& (*const tables[])() = {FF_EACH_ISA(FF_TABLE)};
+#undef FF_TABLE
+  return of(isa, tables);
+}
+
+const Glue& glue_of(Isa isa) {
+#define FF_TABLE(name) name::engine_glue,
+  static const Glue& (*const tables[])() = {FF_EACH_ISA(FF_TABLE)};
+#undef FF_TABLE
+  return of(isa, tables);
+}
+
+Store::~Store() {
+  for (void* block : blocks_) huge_release(block);
+}
+
+float* Store::take(size_t floats) {
+  const size_t bytes = round_up(floats, kLine) * sizeof(float);
+  if (bytes > left_) {
+    left_ = std::max(bytes, kChunk);
+    blocks_.reserve(blocks_.size() + 1);
+    next_ = static_cast<char*>(huge_acquire(left_));
+    blocks_.push_back(next_);
+  }
+  auto* taken = reinterpret_cast<float*>(next_);
+  next_ += bytes, left_ -= bytes, bytes_ += bytes;
+  std::memset(taken, 0, bytes);
+  return taken;
+}
+
+Builder::Builder(const Graph& graph, Isa isa, Program& program)
+    : graph_(graph), program_(program), k_(kernels_of(isa)), glue_(glue_of(isa)) {}
+
+int Builder::new_buffer(size_t floats) {
+  if (floats > kMostFloats) throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) + " floats, the most is " + std::to_string(kMostFloats));
+  buffers_.push_back({round_up(floats, kLine), -1, -1});
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+Slot Builder::new_slot(const Shape& shape, int top, int left, int bottom, int right) {
+  Slot s{-1, k_.lanes, 0, shape.channels, shape.height, shape.width, 0, 0, top, left, bottom, right};
+  s.row = ptrdiff_t{k_.lanes} * (left + shape.width + right);
+  s.block = s.row * (top + shape.height + bottom);
+  // Blocks a multiple of 4 KiB apart would share the lines of the first-level cache.
+  if (shape.channels > k_.lanes && s.block % 1024 == 0) s.block += 5 * static_cast<ptrdiff_t>(kLine);
+  s.origin = top * s.row + ptrdiff_t{left} * k_.lanes;
+  s.buffer = new_buffer(static_cast<size_t>(s.block) * static_cast<size_t>(blocks(shape.channels)));
+  return s;
+}
+
+Slot Builder::lines(int channels, int length) {
+  Slot s{-1, k_.lanes, 0, channels, 1, length, ptrdiff_t{length} * k_.lanes, ptrdiff_t{length} * k_.lanes, 0, 0, 0, 0};
+  s.buffer = new_buffer(static_cast<size_t>(s.block) * static_cast<size_t>(blocks(channels)));
+  return s;
+}
+
+Slot& Builder::value(int id) {
+  const auto i = static_cast<size_t>(id);
+  if (values_[i].buffer < 0) {
+    const Shape &before = borders_[0][i], &behind = borders_[1][i];
+    values_[i] = new_slot(graph_.values[i], before.height, before.width, behind.height, behind.width);
+    if (id == image_) import(values_[i]);
+  }
+  return values_[i];
+}
+
+void Builder::find_borders() {
+  for (auto& side : borders_) side.assign(graph_.values.size(), Shape{0, 0, 0});
+  for (const Node& node : graph_.nodes) {
+    if (node.op != Op::conv) continue;
+    const auto input = static_cast<size_t>(node.inputs[0]);
+    for (size_t side = 0; side < 2; ++side) {
+      Shape& border = borders_[side][input];
+      border.height = std::max(border.height, node.attrs[4 + 2 * side]);
+      border.width = std::max(border.width, node.attrs[5 + 2 * side]);
+    }
+  }
+}
+
+const float* Builder::padded(const float* v, idx count) {
+  float* to = program_.weights.take(static_cast<size_t>(blocks(static_cast<int>(count)) * k_.lanes));
+  std::copy(v, v + count, to);
+  return to;
+}
+
+Builder::Dense Builder::dense(const Weights& w, const Weights& bias, int inputs, int pixels) {
+  const int outputs = static_cast<int>(bias.count);
+  const Window window{1, 1, 1, 1, 0, 0};
+  const int panel = k_.conv_panel(inputs, outputs, 1, pixels, window);
+  float* packed = program_.weights.take(k_.conv_packed(inputs, outputs, window));
+  k_.pack_conv(packed, w.data, inputs, outputs, window, panel);
+  return {packed, padded(bias.data, bias.count), inputs, outputs, panel};
+}
+
+void Builder::touch(int buffer) {
+  Buffer& b = buffers_[static_cast<size_t>(buffer)];
+  const int step = static_cast<int>(program_.steps.size()) - 1;
+  if (b.first < 0) b.first = step;
+  b.last = step;
+}
+
+Step& Builder::add(const char* name, const std::vector<Slot>& reads, const Slot& output, std::function<void(const Frame&, Part)> run) {
+  program_.steps.emplace_back();
+  Step& step = program_.steps.back();
+  step.name = name, step.node = node_, step.run = std::move(run);
+  step.height = output.height, step.blocks = (output.channels + output.pixel - 1) / output.pixel, step.by_rows = step.by_blocks = true;
+  const auto bytes = [&](const Slot& s) { return 4. * s.channels * s.height * s.width; };
+  for (const Slot& s : reads) touch(s.buffer), step.bytes += bytes(s);
+  if (output.buffer >= 0) touch(output.buffer), step.bytes += bytes(output);
+  if (output.top || output.left || output.bottom || output.right) step.bordered.push_back(output);
+  return step;
+}
+
+// First fit, largest buffer first: a buffer lies where no buffer alive at the same time does.
+void Builder::lay_out() {
+  std::vector<size_t> order(buffers_.size()), placed;
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return buffers_[a].floats > buffers_[b].floats; });
+  program_.offsets.assign(buffers_.size(), 0);
+  for (const size_t i : order) {
+    const Buffer& b = buffers_[i];
+    if (b.first < 0) continue;
+    size_t offset = 0;
+    std::sort(placed.begin(), placed.end(), [&](size_t a, size_t c) { return program_.offsets[a] < program_.offsets[c]; });
+    for (const size_t other : placed) {
+      const Buffer& o = buffers_[other];
+      if (o.last < b.first || b.last < o.first || program_.offsets[other] >= offset + b.floats) continue;
+      offset = std::max(offset, program_.offsets[other] + o.floats);
+    }
+    program_.offsets[i] = offset;
+    program_.arena = std::max(program_.arena, offset + b.floats);
+    placed.push_back(i);
+  }
+}
+
+void Builder::run() {
+  values_.assign(graph_.values.size(), Slot{-1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  find_borders();
+  find_image();
+  for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+    node_ = static_cast<int>(i);
+    if (node_ != folded_) lower(graph_.nodes[i]);
+  }
+  node_ = -1;
+  for (size_t i = 0; i < graph_.outputs.size(); ++i) {
+    const Slot x = value(graph_.outputs[i]);
+    Slot nowhere = x;
+    nowhere.buffer = -1, nowhere.top = nowhere.left = nowhere.bottom = nowhere.right = 0;
+    add("output", {x}, nowhere, [=, &glue = glue_](const Frame& f, Part part) { glue.export_({f.map(x), f.outputs[i]}, part); });
+  }
+  lay_out();
+}
+
+std::unique_ptr<Program> build(const Graph& graph, Isa isa, const Normalisation& bytes) {
+  auto program = std::make_unique<Program>();
+  program->bytes = bytes;
+  Builder(graph, isa, *program).run();
+  return program;
+}
+
+}  // namespace ff::engine
