@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastfer.engine.compile import graph_of
+from fastfer.engine.compiler import graph_of
 from fastfer.engine.graph import Graph
 from fastfer.engine.lower import UncoveredError
 from fastfer.models import FerModel, create_model

@@ -213,7 +213,7 @@ def reduce(low: Lowering, x: View, dims: Sequence[int], keepdim: bool, kind: int
 
 def _reduction(kind: int) -> Any:
     def handler(low: Lowering, self: View, dim: Any = (), keepdim: bool = False, dtype: Any = None) -> View:
-        return reduce(low, self, dim or (), keepdim, kind)
+        return reduce(low, self, [dim] if isinstance(dim, int) else dim or (), keepdim, kind)
 
     return handler
 
