@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+// The inference engine's kernels for one ISA.
+#include "engine/kernels/table.h"

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// What plans and the inference kernels share: images in the blocked layout, the arguments of a kernel, and the table of
+// kernels of one ISA. Plain data only: this header is compiled with and without each ISA's flags.
+//
+// Layout. A map holds one image as nChw{L}c, L = Kernels::lanes (16 AVX-512, 8 AVX2, 4 NEON and baseline): channel c of
+// pixel (y, x) stands at data[(c / L)·block + y·row + x·L + c % L]. The last block is filled up with channels that hold
+// zeros, unless act(0) is not zero or an input was infinite; whatever they hold, it never reaches a real channel. Around
+// the image the storage may have a border of zeros, which convolutions read as padding: `data` points at pixel (0, 0), so
+// the border has negative coordinates. Kernels never write the border, and read and write nothing beside it. Fastest with
+// data 64-byte aligned and row, block multiples of 16; any alignment is correct.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/isa.h"
+#include "core/types.h"
+
+namespace ff {
+namespace engine {
+
+template <class T>
+struct BlockedMap {
+  T* data;
+  int channels, height, width;
+  ptrdiff_t row, block;  // elements between rows, between channel blocks
+};
+using Map = BlockedMap<float>;
+
+// One image of few channels, each a plane: channel c of pixel (y, x) stands at data[c·plane + y·row + x]. Borders as above.
+struct Planes {
+  float* data;
+  int channels, height, width;
+  ptrdiff_t row, plane;
+};
+
+// The part of an output that a call computes: rows [y0, y1) of channel blocks [b0, b1). Parts may run at the same time.
+struct Part {
+  int y0, y1, b0, b1;
+};
+
+// Sums and maxima of a convolution's final values, as maps of one column or one row (null: not wanted), blocked like the
+// output. The order of summation depends on shapes only. Of lines, a call stores those it computes; of columns, a call
+// that starts at row 0 stores and others add, so an output that is split by rows must have its parts run in that order.
+struct Pools {
+  float *line_sum, *line_max;      // over the columns of each row: [blocks][height][L]
+  float *column_sum, *column_max;  // over the rows of each column: [blocks][width][L]
+};
+
+// y = after(act(convolution + bias) + residual), then the pools of y.
+struct Epilogue {
+  const float* bias;  // [blocks·L], zeros behind the last channel; never null
+  Act act, after;
+  Map residual;       // shaped like y; may be y itself; data null: none, and then `after` is not applied
+  Pools pools;
+};
+
+// A convolution's geometry. Output pixel (i, j) reads input rows from i·sh - top and columns from j·sw - left on.
+struct Window {
+  int kh, kw, sh, sw, top, left;
+};
+
+// conv: dense convolution of any window, 1×1 included. x needs a border that covers what the window reads outside it.
+// depthwise: one filter a channel, y.channels = x.channels; border as conv, `panel` unused. x and y must not overlap.
+struct Conv {
+  Map x, y;
+  Window window;
+  const float* weights;  // packed
+  int panel;             // channel blocks that share a panel of weights: b0 and b1 of a Part must be multiples of it (or the end)
+  Epilogue epilogue;
+};
+
+enum class Pixels : int { float32, uint8 };
+
+// stem: a convolution that reads an NCHW image as the caller gave it, value·scale[c] + shift[c], zeros outside: padding
+// is the normalised zero whatever the pixels' type. No border, no alignment.
+struct Stem {
+  const void* x;  // [channels][height][width]
+  Pixels type;
+  int channels, height, width;
+  const float *scale, *shift;  // [channels], or both null: 1 and 0
+  Window window;
+  Map y;
+  const float* weights;  // packed
+  int panel;             // as in Conv
+  Epilogue epilogue;
+  float* scratch;        // Kernels::stem_scratch floats, of this call alone
+};
+
+// Sizes count floats. Weights come as trained: conv and stem (O, C, kh, kw), depthwise (C, 1, kh, kw). The panel is chosen
+// once, when weights are packed, by the time that a call is predicted to take.
+struct Kernels {
+  int lanes;
+
+  int (*conv_panel)(int in_channels, int out_channels, int out_height, int out_width, const Window& window);
+  int (*stem_panel)(int channels, int out_channels, int out_height, int out_width, const Window& window);
+  size_t (*conv_packed)(int in_channels, int out_channels, const Window& window);
+  void (*pack_conv)(float* packed, const float* w, int in_channels, int out_channels, const Window& window, int panel);
+  void (*conv)(const Conv& conv, Part part);
+  size_t (*stem_scratch)(const Stem& stem);
+  void (*stem)(const Stem& stem, Part part);
+
+  size_t (*depthwise_packed)(int channels, const Window& window);
+  void (*pack_depthwise)(float* packed, const float* w, int channels, const Window& window);
+  void (*depthwise)(const Conv& conv, Part part);
+};
+
+}  // namespace engine
+
+#define FF_ENGINE_KERNELS(name)                \
+  namespace name {                             \
+  const engine::Kernels& engine_kernels();     \
+  }
+FF_EACH_ISA(FF_ENGINE_KERNELS)
+#undef FF_ENGINE_KERNELS
+
+}  // namespace ff
