@@ -3,11 +3,11 @@
 // kernels of one ISA. Plain data only: this header is compiled with and without each ISA's flags.
 //
 // Layout. A map holds one image as nChw{L}c, L = Kernels::lanes (16 AVX-512, 8 AVX2, 4 NEON and baseline): channel c of
-// pixel (y, x) stands at data[(c / L)·block + y·row + x·L + c % L]. The last block is filled up with zero channels, and
-// every kernel keeps it so. Around the image the storage may have a border that holds zeros, which convolutions read as
-// padding: `data` points at pixel (0, 0), so the border has negative coordinates. Kernels read and write what they are
-// said to and nothing beside it; they never write the border. data 64-byte aligned and row, block multiples of 16 is
-// fastest (rows not split over cache lines); any alignment is correct.
+// pixel (y, x) stands at data[(c / L)·block + y·row + x·L + c % L]. The last block is filled up with channels that hold
+// zeros, unless act(0) is not zero or an input was infinite; whatever they hold, it never reaches a real channel. Around
+// the image the storage may have a border of zeros, which convolutions read as padding: `data` points at pixel (0, 0), so
+// the border has negative coordinates. Kernels never write the border, and read and write nothing beside it. Fastest with
+// data 64-byte aligned and row, block multiples of 16; any alignment is correct.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

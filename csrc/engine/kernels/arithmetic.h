@@ -15,10 +15,10 @@ FF_NOINLINE void window_pool(const engine::WindowPool& p, Part part) {
         const idx top = y * w.sh - w.top, left = x * w.sw - w.left;
         const idx y0 = max_idx(top, 0), y1 = min_idx(top + w.kh, p.x.height);
         const idx x0 = max_idx(left, 0), x1 = min_idx(left + w.kw, p.x.width);
-        f32v v = p.mean ? f32v{} : splat(-__builtin_inff());
+        vecf v = p.mean ? vecf{} : splat(-__builtin_inff());
         for (idx i = y0; i < y1; ++i)
           for (idx j = x0; j < x1; ++j) {
-            const f32v pixel = load(at(p.x, block, i, j));
+            const vecf pixel = load(at(p.x, block, i, j));
             v = p.mean ? v + pixel : max_bound(pixel, v);
           }
         if (p.mean) {
@@ -31,26 +31,26 @@ FF_NOINLINE void window_pool(const engine::WindowPool& p, Part part) {
 }
 
 FF_NOINLINE void binary(const engine::Binary& p, Part part) {
-  const idx b_pixel = p.b.width > 1 ? kLanes : 0, b_row = p.b.height > 1 ? p.b.row : 0;
+  const idx b_pixel = p.b.width > 1 ? L : 0, b_row = p.b.height > 1 ? p.b.row : 0;
   const bool one_channel = p.b.channels == 1 && p.a.channels > 1;
   for (idx block = part.b0; block < part.b1; ++block)
     for (idx y = part.y0; y < part.y1; ++y) {
       const float *a = at(p.a, block, y), *b = p.b.data + (one_channel ? 0 : block * p.b.block) + y * b_row;
       float* to = at(p.y, block, y);
-      for (idx x = 0; x < p.y.width; ++x, a += kLanes, b += b_pixel, to += kLanes) {
-        const f32v second = one_channel ? splat(*b) : load(b), first = load(a);
-        store(to, masked(act_of(p.act, p.product ? first * second : first + second), p.y.channels - block * kLanes));
+      for (idx x = 0; x < p.y.width; ++x, a += L, b += b_pixel, to += L) {
+        const vecf second = one_channel ? splat(*b) : load(b), first = load(a);
+        store(to, act_of(p.act, p.product ? first * second : first + second));
       }
     }
 }
 
 FF_NOINLINE void affine(const engine::Affine& p, Part part) {
   for (idx block = part.b0; block < part.b1; ++block) {
-    const f32v scale = p.scale ? load(p.scale + block * kLanes) : splat(1.f);
-    const f32v shift = p.shift ? load(p.shift + block * kLanes) : f32v{};
+    const vecf scale = p.scale ? load(p.scale + block * L) : splat(1.f);
+    const vecf shift = p.shift ? load(p.shift + block * L) : vecf{};
     for (idx y = part.y0; y < part.y1; ++y)
       for (idx x = 0; x < p.y.width; ++x)
-        store(at(p.y, block, y, x), masked(act_of(p.act, fma(load(at(p.x, block, y, x)), scale, shift)), p.y.channels - block * kLanes));
+        store(at(p.y, block, y, x), act_of(p.act, fma(load(at(p.x, block, y, x)), scale, shift)));
   }
 }
 
@@ -59,15 +59,15 @@ FF_NOINLINE void place(const engine::Place& p, Part part) {
   const bool last = p.first + p.x.channels == p.y.channels;
   for (idx y = part.y0; y < part.y1; ++y)
     for (idx x = 0; x < p.x.width; ++x) {
-      if (p.first % kLanes == 0) {
-        for (idx block = 0; block < ceil_div(p.x.channels, kLanes); ++block)
-          store(at(p.y, p.first / kLanes + block, y, x), load(at(p.x, block, y, x)));
+      if (p.first % L == 0) {
+        for (idx block = 0; block < ceil_div(p.x.channels, L); ++block)
+          store(at(p.y, p.first / L + block, y, x), load(at(p.x, block, y, x)));
         continue;
       }
       for (idx c = 0; c < p.x.channels; ++c)
-        at(p.y, (p.first + c) / kLanes, y, x)[(p.first + c) % kLanes] = at(p.x, c / kLanes, y, x)[c % kLanes];
+        at(p.y, (p.first + c) / L, y, x)[(p.first + c) % L] = at(p.x, c / L, y, x)[c % L];
       if (!last) continue;
-      for (idx c = p.y.channels; c % kLanes; ++c) at(p.y, c / kLanes, y, x)[c % kLanes] = 0.f;
+      for (idx c = p.y.channels; c % L; ++c) at(p.y, c / L, y, x)[c % L] = 0.f;
     }
 }
 

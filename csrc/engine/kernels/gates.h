@@ -11,16 +11,17 @@ namespace {
 FF_INLINE float sigmoid(float v) { return logistic<float>(splat(v))[0]; }
 
 FF_NOINLINE void pixel_pools(const engine::PixelPools& p, Part part) {
-  const idx channels = p.x.channels, blocks = ceil_div(channels, kLanes);
+  const idx channels = p.x.channels, blocks = ceil_div(channels, L);
   for (idx y = part.y0; y < part.y1; ++y)
     for (idx x = 0; x < p.x.width; ++x) {
-      f32v sum = {};
+      vecf sum = {};
       float most = -__builtin_inff();
       for (idx block = 0; block < blocks; ++block) {
-        const idx n = min_idx(kLanes, channels - block * kLanes);
-        f32v v = load(at(p.x, block, y, x));
-        if (p.gate) v = v * load(p.gate + block * kLanes);
-        sum = p.taps ? fma(v, load(p.taps + block * kLanes), sum) : sum + v;
+        const idx n = min_idx(L, channels - block * L);
+        vecf v = load(at(p.x, block, y, x));
+        if (p.gate) v = v * load(p.gate + block * L);
+        v = masked(v, n);
+        sum = p.taps ? fma(v, load(p.taps + block * L), sum) : sum + v;
         if (!p.max) continue;
         for (idx lane = 0; lane < n; ++lane) most = v[lane] > most ? v[lane] : most;
       }
@@ -33,7 +34,7 @@ FF_NOINLINE void pixel_pools(const engine::PixelPools& p, Part part) {
 FF_NOINLINE void pixel_gate(const engine::PixelGate& p, Part part) {
   for (idx y = part.y0; y < part.y1; ++y)
     for_lanes<float>(p.width, [&](idx x, idx n) {
-      f32v sum = splat(p.bias);
+      vecf sum = splat(p.bias);
       const float* w = p.weights;
       for (idx plane = 0; plane < p.count; ++plane)
         for (idx ky = 0; ky < p.kh; ++ky)
@@ -43,9 +44,9 @@ FF_NOINLINE void pixel_gate(const engine::PixelGate& p, Part part) {
     });
 }
 
-FF_INLINE f32v gated_pixel(const engine::Gated& p, idx block, idx y, idx x) {
-  const f32v channel = p.channel ? load(p.channel + block * kLanes) : splat(p.sum ? 0.f : 1.f);
-  const f32v pixel = splat(p.pixel ? p.pixel[y * p.pixel_row + x] : p.sum ? 0.f : 1.f);
+FF_INLINE vecf gated_pixel(const engine::Gated& p, idx block, idx y, idx x) {
+  const vecf channel = p.channel ? load(p.channel + block * L) : splat(p.sum ? 0.f : 1.f);
+  const vecf pixel = splat(p.pixel ? p.pixel[y * p.pixel_row + x] : p.sum ? 0.f : 1.f);
   return load(at(p.x, block, y, x)) * (p.sum ? channel + pixel : channel * pixel);
 }
 
@@ -53,10 +54,10 @@ FF_NOINLINE void gated(const engine::Gated& p, Part part) {
   for (idx block = part.b0; block < part.b1; ++block)
     for (idx y = part.y0; y < part.y1; ++y)
       for (idx x = 0; x < p.y.width; ++x) {
-        f32v v;
+        vecf v;
         if (p.pool) {
-          const f32v above = max_bound(gated_pixel(p, block, 2 * y, 2 * x), gated_pixel(p, block, 2 * y, 2 * x + 1));
-          const f32v below = max_bound(gated_pixel(p, block, 2 * y + 1, 2 * x), gated_pixel(p, block, 2 * y + 1, 2 * x + 1));
+          const vecf above = max_bound(gated_pixel(p, block, 2 * y, 2 * x), gated_pixel(p, block, 2 * y, 2 * x + 1));
+          const vecf below = max_bound(gated_pixel(p, block, 2 * y + 1, 2 * x), gated_pixel(p, block, 2 * y + 1, 2 * x + 1));
           v = max_bound(above, below);
         } else {
           v = gated_pixel(p, block, y, x);
@@ -69,7 +70,7 @@ FF_NOINLINE void gated(const engine::Gated& p, Part part) {
 FF_NOINLINE void line_gated(const engine::LineGated& p, Part part) {
   for (idx block = part.b0; block < part.b1; ++block)
     for (idx y = part.y0; y < part.y1; ++y) {
-      const f32v row = load(at(p.rows, block, y));
+      const vecf row = load(at(p.rows, block, y));
       for (idx x = 0; x < p.y.width; ++x)
         store(at(p.y, block, y, x), load(at(p.x, block, y, x)) * row * load(at(p.columns, block, 0, x)));
     }

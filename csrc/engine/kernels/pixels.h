@@ -2,35 +2,30 @@
 // What the kernels between convolutions share: addresses in maps, activations by code, and pools of lines.
 #pragma once
 #include "engine/glue.h"
-#include "simd/math.h"
+#include "engine/kernels/finish.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
 
-using engine::Map;
-using engine::Part;
 using engine::Pixels;
-using engine::Window;
 
-constexpr idx kLanes = lanes<float>;
+FF_INLINE float* at(const Map& m, idx block, idx y, idx x = 0) { return m.data + block * m.block + y * m.row + x * L; }
 
-FF_INLINE float* at(const Map& m, idx block, idx y, idx x = 0) { return m.data + block * m.block + y * m.row + x * kLanes; }
-
-// The first n lanes, zero in the others; n may be any number.
-FF_INLINE f32v masked(f32v v, idx n) {
-  if (n >= kLanes) return v;
-  alignas(64) float lane[kLanes];
+// The first n lanes, zero in the others; n at least 0.
+FF_INLINE vecf masked(vecf v, idx n) {
+  if (n >= L) return v;
+  alignas(64) float lane[L];
   store(lane, v);
-  return load(lane, max_idx(n, 0));
+  return load(lane, n);
 }
 
-FF_NOINLINE f32v slow_act(Act act, f32v v) {
+FF_NOINLINE vecf slow_act(Act act, vecf v) {
   with_act(act, [&](auto tag) { v = activate<decltype(tag)::value, float>(v); });
   return v;
 }
 
-FF_INLINE f32v act_of(Act act, f32v v) { return act == Act::none ? v : act == Act::relu ? max_bound(v, f32v{}) : slow_act(act, v); }
+FF_INLINE vecf act_of(Act act, vecf v) { return act == Act::none ? v : act == Act::relu ? max_bound(v, vecf{}) : slow_act(act, v); }
 
 FF_INLINE float pixel_value(const void* x, Pixels type, idx i, const float* scale, const float* shift, idx channel) {
   const float v = type == Pixels::uint8 ? static_cast<float>(static_cast<const uint8_t*>(x)[i]) : static_cast<const float*>(x)[i];
@@ -44,8 +39,8 @@ FF_NOINLINE void import(const engine::Import& p, Part part) {
     for (idx row = part.y0; row < part.y1; ++row)
       for (idx x = 0; x < y.width; ++x) {
         float* to = at(y, block, row, x);
-        for (idx lane = 0; lane < kLanes; ++lane) {
-          const idx c = block * kLanes + lane;
+        for (idx lane = 0; lane < L; ++lane) {
+          const idx c = block * L + lane;
           to[lane] = c < y.channels ? pixel_value(p.x, p.type, c * plane + row * y.width + x, p.scale, p.shift, c) : 0.f;
         }
       }
@@ -53,38 +48,38 @@ FF_NOINLINE void import(const engine::Import& p, Part part) {
 
 FF_NOINLINE void export_map(const engine::Export& p, Part part) {
   const Map& m = p.x;
-  for (idx c = part.b0 * kLanes; c < min_idx(part.b1 * kLanes, m.channels); ++c)
+  for (idx c = part.b0 * L; c < min_idx(part.b1 * L, m.channels); ++c)
     for (idx row = part.y0; row < part.y1; ++row)
-      for (idx x = 0; x < m.width; ++x) p.y[(c * m.height + row) * m.width + x] = at(m, c / kLanes, row, x)[c % kLanes];
+      for (idx x = 0; x < m.width; ++x) p.y[(c * m.height + row) * m.width + x] = at(m, c / L, row, x)[c % L];
 }
 
 // Lines of the rows in the part; columns start at row 0 and go on.
 FF_NOINLINE void line_pools(const engine::LinePools& p, Part part) {
   const Map& m = p.x;
   const engine::Pools& to = p.pools;
-  const f32v least = splat(-__builtin_inff());
+  const vecf least = splat(-__builtin_inff());
   for (idx block = part.b0; block < part.b1; ++block)
     for (idx row = part.y0; row < part.y1; ++row) {
       const float* x = at(m, block, row);
-      f32v sum = {}, most = least;
+      vecf sum = {}, most = least;
       for (idx i = 0; i < m.width; ++i) {
-        const f32v v = load(x + i * kLanes);
+        const vecf v = load(x + i * L);
         sum = sum + v, most = max_bound(v, most);
-        float* column = to.column_sum ? to.column_sum + (block * m.width + i) * kLanes : nullptr;
+        float* column = to.column_sum ? to.column_sum + (block * m.width + i) * L : nullptr;
         if (column) store(column, row ? load(column) + v : v);
-        column = to.column_max ? to.column_max + (block * m.width + i) * kLanes : nullptr;
+        column = to.column_max ? to.column_max + (block * m.width + i) * L : nullptr;
         if (column) store(column, row ? max_bound(v, load(column)) : v);
       }
-      if (to.line_sum) store(to.line_sum + (block * m.height + row) * kLanes, sum);
-      if (to.line_max) store(to.line_max + (block * m.height + row) * kLanes, most);
+      if (to.line_sum) store(to.line_sum + (block * m.height + row) * L, sum);
+      if (to.line_max) store(to.line_max + (block * m.height + row) * L, most);
     }
 }
 
 FF_NOINLINE void reduce(const engine::Reduce& p) {
-  for (idx block = 0; block < ceil_div(p.y.channels, kLanes); ++block) {
-    f32v sum = {}, most = splat(-__builtin_inff());
+  for (idx block = 0; block < ceil_div(p.y.channels, L); ++block) {
+    vecf sum = {}, most = splat(-__builtin_inff());
     for (idx i = 0; i < p.lines; ++i) {
-      const idx from = (block * p.lines + i) * kLanes;
+      const idx from = (block * p.lines + i) * L;
       if (p.sums) sum = sum + load(p.sums + from);
       if (p.maxima) most = max_bound(load(p.maxima + from), most);
     }
@@ -94,7 +89,7 @@ FF_NOINLINE void reduce(const engine::Reduce& p) {
       store(to, sum + most);
       continue;
     }
-    if (p.sums) store(to, sum), to += kLanes;
+    if (p.sums) store(to, sum), to += L;
     if (p.maxima) store(to, most);
   }
 }

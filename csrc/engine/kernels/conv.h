@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dense convolution on blocked maps: 1×1 (a product of matrices) and any other window, by the tiles of conv_tile.h.
+#pragma once
+#include "engine/kernels/conv_tile.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+using engine::Conv;
+
+FF_INLINE idx taps_of(const Window& w) { return static_cast<idx>(w.kh) * w.kw; }
+
+static size_t conv_packed(int in_channels, int out_channels, const Window& w) {
+  return static_cast<size_t>(blocks_of(out_channels) * L * in_channels * taps_of(w));
+}
+
+// Panels of `panel` channel blocks (the last may have fewer), each [block of inputs][tap][input][output].
+static void pack_conv(float* packed, const float* w, int in_channels, int out_channels, const Window& window, int panel) {
+  const idx taps = taps_of(window), blocks = blocks_of(out_channels);
+  for (idx b = 0; b < blocks; b += panel) {
+    const idx width = min_idx(panel, blocks - b) * L;
+    for (idx c = 0; c < in_channels; c += L)
+      for (idx t = 0; t < taps; ++t)
+        for (idx q = c; q < min_idx(c + L, in_channels); ++q)
+          for (idx j = 0; j < width; ++j) {
+            const idx o = b * L + j;
+            *packed++ = o < out_channels ? w[(o * in_channels + q) * taps + t] : 0.f;
+          }
+  }
+}
+
+static int conv_panel(int, int out_channels, int out_height, int out_width, const Window& w) {
+  const idx blocks = blocks_of(out_channels);
+  if (w.sw != 1) return best_panel<0>(blocks, out_width);
+  return best_panel<L>(blocks, taps_of(w) == 1 ? static_cast<idx>(out_height) * out_width : out_width);
+}
+
+// Rows of the part as one run of pixels, where nothing lies between them.
+FF_INLINE bool is_flat(const Conv& c) {
+  const idx line = c.y.width * L;
+  return taps_of(c.window) == 1 && c.window.sh == 1 && c.window.sw == 1 && !c.window.top && !c.window.left &&
+         c.x.width == c.y.width && c.x.row == line && c.y.row == line &&
+         (!c.epilogue.residual.data || c.epilogue.residual.row == line);
+}
+
+template <int Step>
+FF_INLINE void conv_part(const Conv& c, Part part) {
+  const Window& w = c.window;
+  const Epilogue& e = c.epilogue;
+  const bool flat = is_flat(c);
+  const idx pixels = flat ? static_cast<idx>(part.y1 - part.y0) * c.y.width : c.y.width;
+  ConvTiles t{nullptr, w.sw * L, c.x.row, L, c.x.block, 1, w.kh, w.kw, c.x.channels, nullptr, nullptr, nullptr, c.y.block, finish_of(e)};
+  for (idx b = part.b0; b < part.b1; b += c.panel) {
+    const int panel = static_cast<int>(min_idx(c.panel, part.b1 - b));
+    const TileSizes& s = PanelTiles<Step>::of(panel);
+    const int first = best_first(s, panel, pixels);
+    t.weights = c.weights + b * L * c.x.channels * taps_of(w);
+    t.bias = e.bias + b * L;
+    for (idx y = part.y0; y < part.y1; ++y) {
+      t.x = c.x.data + (y * w.sh - w.top) * c.x.row - w.left * L;
+      t.y = c.y.data + b * c.y.block + y * c.y.row;
+      if (e.residual.data) t.finish.residual = e.residual.data + b * e.residual.block + y * e.residual.row;
+      run_tiles(s, first, t, pixels);
+      if (flat) break;
+      pool_part(e.pools, c.y, y, y + 1, b, b + panel);
+    }
+    if (flat) pool_part(e.pools, c.y, part.y0, part.y1, b, b + panel);
+  }
+}
+
+static void conv(const Conv& c, Part part) {
+  FF_ASSERT(part.b0 % c.panel == 0 && (part.b1 % c.panel == 0 || part.b1 == blocks_of(c.y.channels)));
+  if (c.window.sw == 1)
+    conv_part<L>(c, part);
+  else
+    conv_part<0>(c, part);
+}
+
+}  // namespace
+}  // namespace FF_ISA
+}  // namespace ff

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// Register tiles of dense convolution: MR pixels × NR channel blocks of sums over taps and input channels, weights from
+// packed panels [block][tap][channel][NR·L], inputs broadcast. One template serves blocked input (pixels L apart),
+// planes (pixels 1 or 2 apart) and any stride.
+#pragma once
+#include "engine/kernels/finish.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+// A run of tiles along pixels. Element (pixel p, tap (k, l), channel c) stands at
+// x[p·pixel + k·row + l·column + c / L·block + c % L·channel].
+struct ConvTiles {
+  const float* x;
+  idx pixel, row, column, block, channel;
+  idx kh, kw, channels;
+  const float *weights, *bias;
+  float* y;
+  idx y_block;
+  Finish finish;
+};
+
+// Step: what `pixel` is, if known when compiled; 0 if not.
+template <int MR, int NR, int Step>
+FF_NOINLINE void conv_tiles(const ConvTiles& t, idx tiles) {
+  const idx step = Step ? Step : t.pixel, in_channel = Step == static_cast<int>(L) ? 1 : t.channel;
+  const float* residual = t.finish.residual;
+  for (idx tile = 0; tile < tiles; ++tile) {
+    vecf acc[MR][NR];
+    FF_UNROLL(8)
+    for (int j = 0; j < NR; ++j) {
+      FF_UNROLL(16)
+      for (int i = 0; i < MR; ++i) acc[i][j] = load(t.bias + j * L);
+    }
+    const float *block = t.x + tile * MR * step, *w = t.weights;
+    for (idx c = 0; c < t.channels; c += L, block += t.block) {
+      const idx n = min_idx(L, t.channels - c);
+      const float* line = block;
+      for (idx k = 0; k < t.kh; ++k, line += t.row) {
+        const float* tap = line;
+        for (idx l = 0; l < t.kw; ++l, tap += t.column) {
+          const float* a = tap;
+          for (idx q = 0; q < n; ++q, a += in_channel, w += NR * L) {
+            vecf w_v[NR];
+            FF_UNROLL(8)
+            for (int j = 0; j < NR; ++j) w_v[j] = load(w + j * L);
+            FF_UNROLL(16)
+            for (int i = 0; i < MR; ++i) {
+              const vecf a_v = splat(a[i * step]);
+              FF_UNROLL(8)
+              for (int j = 0; j < NR; ++j) acc[i][j] = fma(a_v, w_v[j], acc[i][j]);
+            }
+          }
+        }
+      }
+    }
+    finish_tile<MR, NR>(acc, t.finish, residual ? residual + tile * MR * L : nullptr, t.y + tile * MR * L, t.y_block);
+  }
+}
+
+using TileRun = void (*)(const ConvTiles&, idx);
+
+// Sizes of tiles, widest first, ending with 1 so that any number of pixels is a sum of sizes.
+struct TileSizes {
+  static constexpr int kMost = 7;
+  int count, pixels[kMost];
+  TileRun run[kMost];
+};
+
+template <int NR, int Step, int... MR>
+constexpr TileSizes sizes() {
+  return {sizeof...(MR), {MR...}, {conv_tiles<MR, NR, Step>...}};
+}
+
+// The widest panel, in channel blocks.
+constexpr int kMaxPanel = kRegisters == 32 ? 5 : 3;
+
+// Accumulators, a panel's weights and a broadcast share the registers. Where the input's pixels are any distance apart,
+// each needs a pointer.
+template <int Step>
+struct PanelTiles {
+  static const TileSizes& of(int panel) {
+    if constexpr (Step == 0) {
+      static constexpr TileSizes all[] = {sizes<1, 0, 4, 1>(), sizes<2, 0, 4, 1>(), sizes<3, 0, 4, 1>(), sizes<4, 0, 4, 1>(),
+                                          sizes<5, 0, 4, 1>()};
+      return all[panel - 1];
+    } else if constexpr (kRegisters == 32) {
+      static constexpr TileSizes all[] = {sizes<1, Step, 14, 12, 8, 7, 4, 2, 1>(), sizes<2, Step, 14, 12, 8, 7, 4, 2, 1>(),
+                                          sizes<3, Step, 9, 8, 7, 4, 2, 1>(), sizes<4, Step, 7, 6, 4, 2, 1>(),
+                                          sizes<5, Step, 5, 4, 2, 1>()};
+      return all[panel - 1];
+    } else {
+      static constexpr TileSizes all[] = {sizes<1, Step, 8, 4, 2, 1>(), sizes<2, Step, 6, 4, 2, 1>(), sizes<3, Step, 4, 2, 1>()};
+      return all[panel - 1];
+    }
+  }
+};
+
+// Predicted time of a tile for one channel, in half cycles of a core that starts two fma and two loads a cycle: the fma,
+// or the loads (a broadcast costs a third more: 63 to 76 % of the peak with one block a panel), or the latency of a chain.
+FF_INLINE float tile_cost(int pixels, int panel) {
+  const float fmas = static_cast<float>(pixels * panel), loads = 1.35f * static_cast<float>(pixels + panel);
+  return fmas > loads ? (fmas > 8 ? fmas : 8) : (loads > 8 ? loads : 8);
+}
+
+// Predicted time of `pixels` pixels when tiles are taken from size `first` on.
+FF_INLINE float tiles_cost(const TileSizes& s, int panel, int first, idx pixels) {
+  float cost = 0;
+  for (int i = first; i < s.count; ++i) {
+    cost += static_cast<float>(pixels / s.pixels[i]) * tile_cost(s.pixels[i], panel);
+    pixels %= s.pixels[i];
+  }
+  return cost;
+}
+
+FF_INLINE int best_first(const TileSizes& s, int panel, idx pixels) {
+  int best = 0;
+  for (int i = 1; i < s.count; ++i)
+    if (tiles_cost(s, panel, i, pixels) < tiles_cost(s, panel, best, pixels)) best = i;
+  return best;
+}
+
+// Channel blocks of a panel for which `rows` rows of `pixels` pixels take the least time.
+template <int Step>
+FF_INLINE int best_panel(idx blocks, idx pixels) {
+  int best = 1;
+  float least = 0;
+  for (int panel = 1; panel <= kMaxPanel; ++panel) {
+    const int rest = static_cast<int>(blocks % panel);
+    const TileSizes &s = PanelTiles<Step>::of(panel), &last = PanelTiles<Step>::of(rest ? rest : 1);
+    float cost = static_cast<float>(blocks / panel) * tiles_cost(s, panel, best_first(s, panel, pixels), pixels);
+    if (rest) cost += tiles_cost(last, rest, best_first(last, rest, pixels), pixels);
+    if (panel == 1 || cost < least) best = panel, least = cost;
+  }
+  return best;
+}
+
+// Runs tiles over `pixels` pixels from the one that `t` points at.
+FF_INLINE void run_tiles(const TileSizes& s, int first, ConvTiles t, idx pixels) {
+  for (int i = first; pixels > 0; ++i) {
+    const idx count = pixels / s.pixels[i], done = count * s.pixels[i];
+    if (!count) continue;
+    s.run[i](t, count);
+    t.x += done * t.pixel, t.y += done * L;
+    if (t.finish.residual) t.finish.residual += done * L;
+    pixels -= done;
+  }
+}
+
+}  // namespace
+}  // namespace FF_ISA
+}  // namespace ff

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// Depthwise convolution on blocked maps: tiles of TX pixels of a row and one channel block, the filter in registers where
+// it fits (3×3 with 32 registers), else one row of it at a time. The map's border is the padding: tiles have no edges.
+#pragma once
+#include "engine/kernels/conv.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+static size_t depthwise_packed(int channels, const Window& w) { return static_cast<size_t>(blocks_of(channels) * L * taps_of(w)); }
+
+// [block][tap][L]
+static void pack_depthwise(float* packed, const float* w, int channels, const Window& window) {
+  const idx taps = taps_of(window);
+  for (idx b = 0; b < blocks_of(channels); ++b)
+    for (idx t = 0; t < taps; ++t)
+      for (idx c = b * L; c < (b + 1) * L; ++c) *packed++ = c < channels ? w[c * taps + t] : 0.f;
+}
+
+// Rows of one channel block, from output column 0 on.
+struct DepthwiseRows {
+  const float* x;  // first tap of the first output
+  idx x_row, kh, kw, sh, sw;
+  const float *weights, *bias;
+  float* y;
+  idx y_row, rows, width;
+  Finish finish;
+  idx residual_row;
+};
+
+// TX pixels of a K×K filter with stride S.
+template <int K, int S, int TX, bool Held>
+FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, vecf bias, const float* x, const float* residual, float* y) {
+  vecf acc[TX][1];
+  FF_UNROLL(16)
+  for (int i = 0; i < TX; ++i) acc[i][0] = bias;
+  FF_UNROLL(5)
+  for (int k = 0; k < K; ++k) {
+    vecf w[K];
+    FF_UNROLL(5)
+    for (int l = 0; l < K; ++l) w[l] = Held ? held[k * K + l] : in_register<float>(load(d.weights + (k * K + l) * L));
+    FF_UNROLL(32)
+    for (int q = 0; q < (TX - 1) * S + K; ++q) {
+      const vecf v = in_register<float>(load(x + k * d.x_row + q * L));
+      FF_UNROLL(5)
+      for (int l = 0; l < K; ++l) {
+        const int i = (q - l) / S;
+        if (q >= l && (q - l) % S == 0 && i < TX) acc[i][0] = fma(v, w[l], acc[i][0]);
+      }
+    }
+  }
+  finish_tile<TX, 1>(acc, d.finish, residual, y, 0);
+}
+
+template <int K, int S, int TX>
+FF_NOINLINE void depthwise_rows(const DepthwiseRows& d, idx x0, idx tiles) {
+  constexpr bool held = K * K + TX + 2 <= kRegisters;
+  vecf w[K * K];
+  if constexpr (held) {
+    FF_UNROLL(25)
+    for (int t = 0; t < K * K; ++t) w[t] = load(d.weights + t * L);
+  }
+  const vecf bias = load(d.bias);
+  for (idx i = 0; i < d.rows; ++i) {
+    const float *x = d.x + i * d.sh * d.x_row + x0 * S * L, *residual = d.finish.residual;
+    if (residual) residual += i * d.residual_row + x0 * L;
+    float* y = d.y + i * d.y_row + x0 * L;
+    for (idx tile = 0; tile < tiles; ++tile) {
+      depthwise_tile<K, S, TX, held>(d, w, bias, x + tile * TX * S * L, residual ? residual + tile * TX * L : nullptr, y + tile * TX * L);
+    }
+  }
+}
+
+// Any window, a pixel at a time.
+FF_NOINLINE void depthwise_any(const DepthwiseRows& d, idx x0, idx pixels) {
+  for (idx i = 0; i < d.rows; ++i)
+    for (idx j = x0; j < x0 + pixels; ++j) {
+      vecf acc[1][1] = {{load(d.bias)}};
+      for (idx k = 0; k < d.kh; ++k)
+        for (idx l = 0; l < d.kw; ++l)
+          acc[0][0] = fma(load(d.x + (i * d.sh + k) * d.x_row + (j * d.sw + l) * L), load(d.weights + (k * d.kw + l) * L), acc[0][0]);
+      const float* residual = d.finish.residual;
+      finish_tile<1, 1>(acc, d.finish, residual ? residual + i * d.residual_row + j * L : nullptr, d.y + i * d.y_row + j * L, 0);
+    }
+}
+
+struct DepthwiseSizes {
+  static constexpr int kMost = 6;
+  int count, pixels[kMost];
+  void (*run[kMost])(const DepthwiseRows&, idx, idx);
+};
+
+template <int K, int S, int... TX>
+constexpr DepthwiseSizes depthwise_sizes() {
+  return {sizeof...(TX), {TX...}, {depthwise_rows<K, S, TX>...}};
+}
+
+static const DepthwiseSizes& depthwise_tiles(const Window& w) {
+  static constexpr bool wide = kRegisters == 32;
+  static constexpr DepthwiseSizes any{1, {1}, {depthwise_any}};
+  static constexpr DepthwiseSizes k3s1 = depthwise_sizes<3, 1, wide ? 14 : 10, 8, wide ? 7 : 6, 4, 2, 1>();
+  static constexpr DepthwiseSizes k3s2 = depthwise_sizes<3, 2, wide ? 14 : 10, 8, wide ? 7 : 6, 4, 2, 1>();
+  static constexpr DepthwiseSizes k5s1 = depthwise_sizes<5, 1, wide ? 14 : 8, wide ? 7 : 4, 4, 1>();
+  static constexpr DepthwiseSizes k5s2 = depthwise_sizes<5, 2, wide ? 14 : 8, wide ? 7 : 4, 4, 1>();
+  static constexpr DepthwiseSizes k4s4 = depthwise_sizes<4, 4, 4, 1>(), k2s2 = depthwise_sizes<2, 2, 4, 2, 1>();
+  if (w.kh != w.kw || w.sh != w.sw) return any;
+  if (w.kh == 3) return w.sw == 1 ? k3s1 : w.sw == 2 ? k3s2 : any;
+  if (w.kh == 5) return w.sw == 1 ? k5s1 : w.sw == 2 ? k5s2 : any;
+  if (w.kh == 4 && w.sw == 4) return k4s4;
+  return w.kh == 2 && w.sw == 2 ? k2s2 : any;
+}
+
+// Least number of tiles, weighted by what a tile of p pixels costs: its loads and its latency beside the fma.
+FF_INLINE int best_depthwise(const DepthwiseSizes& s, idx width) {
+  int best = 0;
+  idx least = 0;
+  for (int first = 0; first < s.count; ++first) {
+    idx cost = 0, left = width;
+    for (int i = first; i < s.count; ++i) cost += left / s.pixels[i] * max_idx(s.pixels[i] + 1, 6), left %= s.pixels[i];
+    if (first == 0 || cost < least) best = first, least = cost;
+  }
+  return best;
+}
+
+static void depthwise(const Conv& c, Part part) {
+  const Window& w = c.window;
+  const Epilogue& e = c.epilogue;
+  const DepthwiseSizes& sizes = depthwise_tiles(w);
+  const int first = best_depthwise(sizes, c.y.width);
+  DepthwiseRows d{nullptr, c.x.row, w.kh, w.kw, w.sh, w.sw, nullptr, nullptr, nullptr, c.y.row, part.y1 - part.y0, c.y.width,
+                  finish_of(e), e.residual.row};
+  for (idx b = part.b0; b < part.b1; ++b) {
+    d.x = c.x.data + b * c.x.block + (static_cast<idx>(part.y0) * w.sh - w.top) * c.x.row - w.left * L;
+    d.weights = c.weights + b * taps_of(w) * L;
+    d.bias = e.bias + b * L;
+    d.y = c.y.data + b * c.y.block + part.y0 * c.y.row;
+    if (e.residual.data) d.finish.residual = e.residual.data + b * e.residual.block + part.y0 * e.residual.row;
+    idx x = 0;
+    for (int i = first; x < c.y.width; ++i) {
+      const idx count = (c.y.width - x) / sizes.pixels[i];
+      if (count) sizes.run[i](d, x, count);
+      x += count * sizes.pixels[i];
+    }
+    pool_part(e.pools, c.y, part.y0, part.y1, b, b + 1);
+  }
+}
+
+}  // namespace
+}  // namespace FF_ISA
+}  // namespace ff

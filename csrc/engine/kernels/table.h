@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of this ISA, for plans to call. AVX-512 BF16 takes float32 from AVX-512: nothing would be gained by compiling
+// the same code again.
+#pragma once
+#include "engine/map.h"
+
+#if defined(__AVX512BF16__)
+
+namespace ff {
+namespace FF_ISA {
+
+const engine::Kernels& engine_kernels() { return avx512::engine_kernels(); }
+
+}  // namespace FF_ISA
+}  // namespace ff
+
+#else
+
+#include "engine/kernels/conv.h"
+#include "engine/kernels/depthwise.h"
+#include "engine/kernels/stem.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+constexpr engine::Kernels kEngineKernels = {
+    L,
+    conv_panel,
+    stem_panel,
+    conv_packed,
+    pack_conv,
+    conv,
+    stem_scratch,
+    stem,
+    depthwise_packed,
+    pack_depthwise,
+    depthwise,
+};
+
+}  // namespace
+
+const engine::Kernels& engine_kernels() { return kEngineKernels; }
+
+}  // namespace FF_ISA
+}  // namespace ff
+
+#endif
