@@ -65,7 +65,7 @@ class Engine:
     @property
     def threads(self) -> int:
         """Threads that work on a batch; on one image as many of them as pay."""
-        return self._plan.threads
+        return int(self._plan.threads)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -158,7 +158,7 @@ def _extension() -> Any:
 
 
 def default_threads(threads: int | None = None) -> int:
-    """``threads``, else ``FASTFER_NUM_THREADS``, else torch's number where torch is loaded, else this process's CPUs."""
+    """``threads``, else ``FASTFER_NUM_THREADS``, else torch's number where torch is loaded, else the process's CPUs."""
     if threads is not None:
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"engine: threads: expected an int >= 1, got {threads!r}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inference engine: a trained network becomes one native call.
 
-``compile`` traces a model into a graph (`trace`, `lower`), folds norms into it (`fuse`) and writes it as bytes (`file`);
-the native plan does the rest, and `fastfer.runtime` runs it without torch.
+``compile`` traces a model (`trace`, `record`), makes a graph of it (`lower`), folds norms into it (`fuse`) and writes
+it as bytes (`file`); the native plan does the rest, and `fastfer.runtime` runs it without torch.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class _UnknownError(Exception):
     """Something that only torch.export can follow."""
 
 
-class _Recorder(TorchFunctionMode):  # type: ignore[misc]
+class _Recorder(TorchFunctionMode):
     def __init__(self, x: Tensor, constants: dict[int, Tensor]) -> None:
         super().__init__()
         self.program = Program(Ref(0))
