@@ -49,17 +49,6 @@ def _is_plain() -> bool:
     )
 
 
-@contextmanager
-def dispatched() -> Iterator[None]:
-    """Every call inside is one of the registered op, which a ``TorchFunctionMode`` sees."""
-    global _PLAIN
-    before, _PLAIN = _PLAIN, frozenset()
-    try:
-        yield
-    finally:
-        _PLAIN = before
-
-
 class Op:
     """A registered op: ``registered`` is torch's, calling this object takes the shorter way where it can."""
 
@@ -89,6 +78,20 @@ class Op:
     def run(self, device: str, args: tuple[Any, ...]) -> Any:
         """The active backend's function."""
         return getattr(backend.implementation(self.family, device), self.name)(*args)
+
+
+@contextmanager
+def dispatched() -> Iterator[None]:
+    """Every call inside is one of the registered op as a whole, which ``torch.export`` and function modes see.
+
+    The method is swapped, so that calls outside are not slowed by asking.
+    """
+    usual = Op.__call__
+    setattr(Op, "__call__", lambda op, *args: op.registered(*args))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(Op, "__call__", usual)  # noqa: B010
 
 
 def define(schema: str, family: str, fake: Callable[..., Any]) -> Op:

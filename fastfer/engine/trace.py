@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastfer import _library
 from fastfer.engine.views import BATCH
 
 
@@ -91,7 +92,7 @@ def traced(model: nn.Module, size: tuple[int, ...]) -> Program:
     """
     x = example_batch(model, size)
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), _library.dispatched():
             exported = torch.export.export(model, (x,), strict=False)
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"compile: model: expected one that torch.export traces, got {error}") from error
