@@ -27,6 +27,7 @@ struct BlockedMap {
 using Map = BlockedMap<float>;
 
 // One image of few channels, each a plane: channel c of pixel (y, x) stands at data[c·plane + y·row + x]. Borders as above.
+// A plane that is a multiple of 1024 floats puts all channels of a pixel into the same few lines of L1: avoid it.
 struct Planes {
   float* data;
   int channels, height, width;
@@ -50,7 +51,7 @@ struct Pools {
 struct Epilogue {
   const float* bias;  // [blocks·L], zeros behind the last channel; never null
   Act act, after;
-  Map residual;       // shaped like y; may be y itself; data null: none, and then `after` is not applied
+  Map residual;       // shaped like y; y itself, except with silu and sigmoid; data null: none, nor `after`
   Pools pools;
 };
 
@@ -86,6 +87,16 @@ struct Stem {
   float* scratch;        // Kernels::stem_scratch floats, of this call alone
 };
 
+// plane_conv: y = act(convolution + bias) of few channels on planes, vectors along x; stride 1. x needs its border, and
+// kPlaneSlack readable floats behind what the window reads of the last row.
+constexpr int kPlaneSlack = 16;
+struct PlaneConv {
+  Planes x, y;
+  Window window;
+  const float *weights, *bias;  // packed; [y.channels]
+  Act act;
+};
+
 // Sizes count floats. Weights come as trained: conv and stem (O, C, kh, kw), depthwise (C, 1, kh, kw). The panel is chosen
 // once, when weights are packed, by the time that a call is predicted to take.
 struct Kernels {
@@ -102,6 +113,17 @@ struct Kernels {
   size_t (*depthwise_packed)(int channels, const Window& window);
   void (*pack_depthwise)(float* packed, const float* w, int channels, const Window& window);
   void (*depthwise)(const Conv& conv, Part part);
+
+  // Planes, rows [y0, y1). read: an image as Stem's, value·scale[c] + shift[c]. pool: sum and maximum of each channel.
+  // gate: y = x·gate[c] (y may be x; gate null: 1), and of that the maximum and mean over the channels of each pixel, as
+  // the two channels of `pixels`. to_map: y = x·gate (one plane shaped like x; data null: 1) in the blocked layout.
+  size_t (*plane_conv_packed)(int in_channels, int out_channels, const Window& window);
+  void (*pack_plane_conv)(float* packed, const float* w, int in_channels, int out_channels, const Window& window);
+  void (*plane_conv)(const PlaneConv& conv, int y0, int y1);
+  void (*planes_read)(const Planes& y, const void* image, Pixels type, const float* scale, const float* shift, int y0, int y1);
+  void (*planes_pool)(const Planes& x, float* sum, float* most, int y0, int y1);
+  void (*planes_gate)(const Planes& x, const float* gate, const Planes& y, const Planes& pixels, int y0, int y1);
+  void (*planes_to_map)(const Planes& x, const Planes& gate, const Map& y, int y0, int y1);
 };
 
 }  // namespace engine

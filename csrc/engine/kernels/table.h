@@ -18,7 +18,7 @@ const engine::Kernels& engine_kernels() { return avx512::engine_kernels(); }
 
 #include "engine/kernels/conv.h"
 #include "engine/kernels/depthwise.h"
-#include "engine/kernels/stem.h"
+#include "engine/kernels/planar.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -36,6 +36,13 @@ constexpr engine::Kernels kEngineKernels = {
     depthwise_packed,
     pack_depthwise,
     depthwise,
+    plane_conv_packed,
+    pack_plane_conv,
+    plane_conv,
+    planes_read,
+    planes_pool,
+    planes_gate,
+    planes_to_map,
 };
 
 }  // namespace
