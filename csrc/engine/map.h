@@ -97,6 +97,24 @@ struct PlaneConv {
   Act act;
 };
 
+// Factors on an image, each null where there is none: of channels [blocks·L], of lines [blocks][height][L], of columns
+// [blocks][width][L] (as Pools lays them out), and of pixels [height][width].
+struct Gates {
+  const float *channel, *line, *column, *pixel;
+};
+
+// strips: up to three convolutions one after another by strips of rows, so that what is between them stays in cache:
+// gates, 1×1 `expand`, `depthwise`, 1×1 `project`, each of which may be missing, but not depthwise and project both.
+// Convolutions are described as for themselves, with sizes of x and y, but the places of maps in between are not read:
+// only the first one's x and the last one's y, and all residuals. Between them no border is needed; in front of depthwise
+// that comes first and has no gates, the usual one. With `project` a Part must hold all its blocks; without, it
+// tells those of depthwise, at multiples of expand's panel. Pools are those of the last convolution.
+struct Strips {
+  Gates gates;                                // on the first one's x
+  const Conv *expand, *depthwise, *project;  // null: missing
+  float* scratch;                             // Kernels::strips_scratch floats, of this call alone
+};
+
 // Sizes count floats. Weights come as trained: conv and stem (O, C, kh, kw), depthwise (C, 1, kh, kw). The panel is chosen
 // once, when weights are packed, by the time that a call is predicted to take.
 struct Kernels {
@@ -113,6 +131,10 @@ struct Kernels {
   size_t (*depthwise_packed)(int channels, const Window& window);
   void (*pack_depthwise)(float* packed, const float* w, int channels, const Window& window);
   void (*depthwise)(const Conv& conv, Part part);
+
+  void (*gate)(const Map& x, const Gates& gates, const Map& y, Part part);  // y = x·gates; y may be x
+  size_t (*strips_scratch)(const Strips& strips);
+  void (*strips)(const Strips& strips, Part part);
 
   // Planes, rows [y0, y1). read: an image as Stem's, value·scale[c] + shift[c]. pool: sum and maximum of each channel.
   // gate: y = x·gate[c] (y may be x; gate null: 1), and of that the maximum and mean over the channels of each pixel, as

@@ -250,6 +250,104 @@ void engine_stem(const std::string& isa, const Kernels& kernels, const EngineCas
   });
 }
 
+struct EngineGates {
+  std::vector<float> channel, line, column, pixel;
+  Values all;  // their product, in C, H, W order
+  EngineGates(idx lanes, const EngineCase& k, int kinds) {
+    Random random(static_cast<uint32_t>(kinds + k.c));
+    const idx blocks = (k.c + lanes - 1) / lanes;
+    const auto fill = [&](std::vector<float>& v, int kind, idx size) {
+      for (idx i = 0; kinds & kind && i < size; ++i) v.push_back(static_cast<float>(random.next()));
+    };
+    fill(channel, 1, blocks * lanes), fill(line, 2, blocks * lanes * k.h), fill(column, 4, blocks * lanes * k.w), fill(pixel, 8, k.h * k.w);
+    for (idx c = 0; c < k.c; ++c)
+      for (idx y = 0; y < k.h; ++y)
+        for (idx x = 0; x < k.w; ++x) {
+          double g = 1;
+          if (kinds & 1) g *= channel[at(c)];
+          if (kinds & 2) g *= line[at((c / lanes * k.h + y) * lanes + c % lanes)];
+          if (kinds & 4) g *= column[at((c / lanes * k.w + x) * lanes + c % lanes)];
+          if (kinds & 8) g *= pixel[at(y * k.w + x)];
+          all.push_back(g);
+        }
+  }
+  engine::Gates gates() const {
+    const auto of = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
+    return {of(channel), of(line), of(column), of(pixel)};
+  }
+};
+
+// One convolution of a chain, with its weights packed.
+struct EngineStage {
+  EngineCase k;
+  EngineData data;
+  std::vector<float> packed, bias;
+  Blocked residual;
+  engine::Conv conv;
+  EngineStage(const Kernels& kernels, const EngineCase& stage)
+      : k(stage), data(stage, false), bias(data.padded_bias(kernels.lanes)), residual(kernels.lanes, k.o, k.oh(), k.ow(), 0, data.residual) {
+    const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), w = static_cast<int>(k.w), ow = static_cast<int>(k.ow());
+    const std::vector<float> weight = EngineData::floats(data.weight);
+    const int panel = k.depthwise ? 1 : kernels.conv_panel(c, o, int(k.oh()), ow, k.window());
+    packed.resize(k.depthwise ? kernels.depthwise_packed(c, k.window()) : kernels.conv_packed(c, o, k.window()));
+    k.depthwise ? kernels.pack_depthwise(packed.data(), weight.data(), c, k.window())
+                : kernels.pack_conv(packed.data(), weight.data(), c, o, k.window(), panel);
+    conv = {{nullptr, c, int(k.h), w, 0, 0}, {nullptr, o, int(k.oh()), ow, 0, 0}, k.window(), packed.data(), panel,
+            epilogue(k, bias.data(), residual.map(), {})};
+  }
+  Values run(const Values& x) const { return naive_conv(k, x, data.weight, data.bias, data.residual); }
+};
+
+// A chain of up to three convolutions (c 0: missing) in strips, behind gates of the kinds whose bits are set.
+void engine_strips(const std::string& isa, const Kernels& kernels, const EngineCase (&cases)[3], int kinds) {
+  std::vector<EngineStage> stages;
+  stages.reserve(3);
+  engine::Strips strips = {};
+  const engine::Conv** places[] = {&strips.expand, &strips.depthwise, &strips.project};
+  for (int i = 0; i < 3; ++i)
+    if (cases[i].c) stages.emplace_back(kernels, cases[i]), *places[i] = &stages.back().conv;
+  const EngineCase &first = stages.front().k, &last = stages.back().k;
+  const EngineGates gates(kernels.lanes, first, kinds);
+  strips.gates = gates.gates();
+  const Blocked x(kernels.lanes, first.c, first.h, first.w, first.border(), stages.front().data.x);
+  Values want = stages.front().data.x;
+  for (size_t i = 0; i < want.size(); ++i) want[i] *= gates.all[i];
+  idx length = 16;
+  for (const EngineStage& stage : stages) want = stage.run(want), length += stage.k.c * stage.k.kh * stage.k.kw;
+  stages.front().conv.x = x.map();
+  const int panel = strips.project ? 1 << 20 : strips.expand ? strips.expand->panel : 1;
+  std::string name = isa + " engine strips of gates " + std::to_string(kinds);
+  for (const EngineStage& stage : stages) name += stage.k.text();
+  whole_and_parts(name, {length, first.h, first.w, last.o, 1, 1, 1, 1, 0, 0, static_cast<int>(last.oh() - first.h), static_cast<int>(last.ow() - first.w), false, 0, false, 0},
+                  kernels, panel, want, [&](const engine::Map& y, engine::Part part, const engine::Pools& pools) {
+    if (part.b0 == part.b1) return;
+    engine::Conv& end = stages.back().conv;
+    end.y = y, end.epilogue.pools = pools;
+    Out<float> scratch(static_cast<idx>(kernels.strips_scratch(strips)));
+    strips.scratch = scratch.ptr();
+    kernels.strips(strips, part);
+    scratch.take(name + " scratch");
+  });
+}
+
+EngineCase point(idx c, idx h, idx w, idx o, int act, bool residual = false) {
+  return {c, h, w, o, 1, 1, 1, 1, 0, 0, 0, 0, false, act, residual, 0};
+}
+
+EngineCase deep(idx c, idx h, idx w, int k, int s, int pad, int act) {
+  return {c, h, w, c, k, k, s, s, pad, pad, k - 1 - pad, k - 1 - pad, true, act, false, 0};
+}
+
+const EngineCase kChains[][3] = {
+    {{}, deep(17, 9, 14, 3, 1, 1, 2), point(17, 9, 14, 40, 2)},
+    {{}, deep(32, 60, 57, 3, 2, 0, 2), point(32, 30, 29, 64, 1)},
+    {point(16, 50, 58, 40, 3), deep(40, 50, 58, 3, 2, 1, 3), point(40, 25, 29, 24, 0)},
+    {point(24, 40, 41, 72, 3), deep(72, 40, 41, 3, 1, 1, 3), point(72, 40, 41, 24, 0, true)},
+    {point(24, 21, 60, 72, 3), deep(72, 21, 60, 5, 2, 2, 3), {}},
+    {{}, {}, point(40, 60, 33, 17, 3, true)},
+    {{}, deep(20, 13, 9, 5, 1, 2, 0), {}},
+};
+
 // Planes of C×H×W with a border of `border` pixels, zeros for an input and a mark for an output, and slack for vectors.
 class Planar {
  public:
@@ -358,6 +456,8 @@ void engine_kernels(Isa isa) {
     for (bool special : {false, true}) engine_conv(isa_name(isa), kernels, k, special);
   for (const EngineCase& k : kStemCases)
     for (bool bytes : {false, true}) engine_stem(isa_name(isa), kernels, k, bytes);
+  for (const auto& chain : kChains)
+    for (int next : {0, 1, 6, 8, 15}) engine_strips(isa_name(isa), kernels, chain, chain[2].c && !chain[1].c && !next ? 3 : next);
   for (const EngineCase& k : kPlaneCases)
     for (bool special : {false, true}) engine_planes(isa_name(isa), kernels, k, special);
 }
