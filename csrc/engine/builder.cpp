@@ -83,7 +83,18 @@ Slot Builder::lines(int channels, int length) {
   return s;
 }
 
-Slot& Builder::value(int id) {
+// Planes with a border of half a kernel.
+Slot Builder::planes(const Shape& shape, int count, int kh, int kw) {
+  const int top = kh / 2, left = kw / 2;
+  Slot s{-1, 1, 0, count, shape.height, shape.width, 0, 0, top, left, top, left};
+  s.row = shape.width + 2 * left;
+  s.block = s.row * (shape.height + 2 * top);
+  s.origin = top * s.row + left;
+  s.buffer = new_buffer(static_cast<size_t>(s.block) * static_cast<size_t>(count));
+  return s;
+}
+
+Slot Builder::value(int id) {
   const auto i = static_cast<size_t>(id);
   if (values_[i].buffer < 0) {
     const Shape &before = borders_[0][i], &behind = borders_[1][i];
@@ -91,6 +102,16 @@ Slot& Builder::value(int id) {
     if (id == image_) import(values_[i]);
   }
   return values_[i];
+}
+
+Slot Builder::output(const Node& node) {
+  const Sum& sum = sums_[static_cast<size_t>(node_)];
+  return value(sum.output < 0 ? node.output : sum.output);
+}
+
+Slot Builder::residual(const Node&) {
+  const Sum& sum = sums_[static_cast<size_t>(node_)];
+  return sum.output < 0 ? kNoSlot : value(sum.other);
 }
 
 void Builder::find_borders() {
@@ -121,23 +142,63 @@ Builder::Dense Builder::dense(const Weights& w, const Weights& bias, int inputs,
   return {packed, padded(bias.data, bias.count), inputs, outputs, panel};
 }
 
-void Builder::touch(int buffer) {
-  Buffer& b = buffers_[static_cast<size_t>(buffer)];
-  const int step = static_cast<int>(program_.steps.size()) - 1;
-  if (b.first < 0) b.first = step;
-  b.last = step;
+void Builder::touch(const Slot& slot, int step) {
+  if (slot.buffer < 0) return;
+  Buffer& b = buffers_[static_cast<size_t>(slot.buffer)];
+  b.first = b.first < 0 ? step : std::min(b.first, step);
+  b.last = std::max(b.last, step);
 }
 
-Step& Builder::add(const char* name, const std::vector<Slot>& reads, const Slot& output, std::function<void(const Frame&, Part)> run) {
+Step& Builder::add(const char* name, const Slot& x, const Slot& y, const std::vector<Slot>& others, StepFn run) {
+  const int index = static_cast<int>(program_.steps.size());
   program_.steps.emplace_back();
   Step& step = program_.steps.back();
-  step.name = name, step.node = node_, step.run = std::move(run);
-  step.height = output.height, step.blocks = (output.channels + output.pixel - 1) / output.pixel, step.by_rows = step.by_blocks = true;
-  const auto bytes = [&](const Slot& s) { return 4. * s.channels * s.height * s.width; };
-  for (const Slot& s : reads) touch(s.buffer), step.bytes += bytes(s);
-  if (output.buffer >= 0) touch(output.buffer), step.bytes += bytes(output);
-  if (output.top || output.left || output.bottom || output.right) step.bordered.push_back(output);
+  step.name = name, step.node = node_, step.x = x, step.y = y, step.run = std::move(run);
+  step.height = y.height, step.blocks = (y.channels + y.pixel - 1) / y.pixel, step.by_rows = step.by_blocks = true;
+  step.clears_border = y.buffer >= 0 && (y.top || y.left || y.bottom || y.right);
+  const auto bytes = [](const Slot& s) { return s.buffer < 0 ? 0. : 4. * s.channels * s.height * s.width; };
+  step.bytes = bytes(x) + bytes(y);
+  touch(x, index), touch(y, index);
+  for (const Slot& s : others) touch(s, index), step.bytes += bytes(s);
   return step;
+}
+
+// Whether the node that makes `value` can add `other` to it.
+bool Builder::adds(size_t producer, int value, int other) const {
+  const Node& node = graph_.nodes[producer];
+  if (node.output != value || sums_[producer].output >= 0) return false;
+  switch (node.op) {
+    case Op::conv: case Op::max_pool: case Op::avg_pool: case Op::cbam: case Op::se: case Op::eca: case Op::scse: case Op::sa: case Op::csa: break;
+    default: return false;
+  }
+  if (other == graph_.input) return true;
+  for (size_t i = 0; i < producer; ++i)
+    if (graph_.nodes[i].output == other) return true;
+  return false;
+}
+
+// Additions of equal shapes go to the node that makes one of the two, when nobody else reads that and the other is there.
+void Builder::find_sums() {
+  sums_.assign(graph_.nodes.size(), Sum{});
+  std::vector<int> uses(graph_.values.size());
+  for (const Node& node : graph_.nodes)
+    for (const int input : node.inputs) ++uses[static_cast<size_t>(input)];
+  for (const int output : graph_.outputs) ++uses[static_cast<size_t>(output)];
+  for (size_t n = 0; n < graph_.nodes.size(); ++n) {
+    const Node& node = graph_.nodes[n];
+    if (node.op != Op::add) continue;
+    const auto shape = [&](int i) { return graph_.values[static_cast<size_t>(node.inputs[static_cast<size_t>(i)])]; };
+    if (shape(0).channels != shape(1).channels || shape(0).height != shape(1).height || shape(0).width != shape(1).width) continue;
+    for (size_t producer = n; producer-- > 0 && !done_[n];) {
+      for (size_t i = 0; i < 2 && !done_[n]; ++i) {
+        const int made = node.inputs[i], other = node.inputs[1 - i];
+        if (uses[static_cast<size_t>(made)] != 1 || !adds(producer, made, other)) continue;
+        if (node.attrs[0] != 0 && graph_.nodes[producer].op != Op::conv) continue;
+        sums_[producer] = {other, node.output, static_cast<Act>(node.attrs[0])};
+        done_[n] = true;
+      }
+    }
+  }
 }
 
 // First fit, largest buffer first: a buffer lies where no buffer alive at the same time does.
@@ -163,19 +224,22 @@ void Builder::lay_out() {
 }
 
 void Builder::run() {
-  values_.assign(graph_.values.size(), Slot{-1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+  values_.assign(graph_.values.size(), kNoSlot);
+  done_.assign(graph_.nodes.size(), false);
   find_borders();
   find_image();
+  find_sums();
   for (size_t i = 0; i < graph_.nodes.size(); ++i) {
     node_ = static_cast<int>(i);
-    if (node_ != folded_) lower(graph_.nodes[i]);
+    if (!done_[i]) lower(graph_.nodes[i]);
   }
   node_ = -1;
   for (size_t i = 0; i < graph_.outputs.size(); ++i) {
     const Slot x = value(graph_.outputs[i]);
-    Slot nowhere = x;
-    nowhere.buffer = -1, nowhere.top = nowhere.left = nowhere.bottom = nowhere.right = 0;
-    add("output", {x}, nowhere, [=, &glue = glue_](const Frame& f, Part part) { glue.export_({f.map(x), f.outputs[i]}, part); });
+    Step& step = add("output", x, kNoSlot, {}, [=, &glue = glue_](const Frame& f, const Map& from, const Map&, Part part) {
+      glue.export_({from, f.outputs[i]}, part);
+    });
+    step.height = x.height, step.blocks = blocks(x.channels);
   }
   lay_out();
 }

@@ -61,26 +61,40 @@ class Builder {
     int first, last;  // steps that touch it
   };
 
+  // An addition that the node which makes one of its inputs does: + other, then act.
+  struct Sum {
+    int other = -1, output = -1;
+    Act act = Act::none;
+  };
+
   // builder.cpp: memory
   int blocks(int channels) const { return (channels + k_.lanes - 1) / k_.lanes; }
+  size_t padded_size(idx count) const { return static_cast<size_t>((count + k_.lanes - 1) / k_.lanes * k_.lanes); }
   int new_buffer(size_t floats);
   Slot new_slot(const Shape& shape, int top = 0, int left = 0, int bottom = 0, int right = 0);
   Slot lines(int channels, int length);  // (C, 1, length): the layout of Pools
-  Slot& value(int id);
+  Slot planes(const Shape& shape, int count, int kh, int kw);
+  Slot value(int id);
+  Slot input(const Node& node, size_t i = 0) { return value(node.inputs[i]); }
+  Slot output(const Node& node);    // of the node, or of the addition that it does
+  Slot residual(const Node& node);  // what it adds
+  Act after() const { return sums_[static_cast<size_t>(node_)].act; }
   void find_borders();
+  void find_sums();
+  void find_image();
+  bool adds(size_t producer, int value, int other) const;
   void lay_out();
   const float* padded(const float* v, idx count);
   Dense dense(const Weights& w, const Weights& bias, int inputs, int pixels);
-  // Appends a step; `touched` are the slots' buffers that it reads or writes.
-  Step& add(const char* name, const std::vector<Slot>& reads, const Slot& output, std::function<void(const Frame&, Part)> run);
-  void touch(int buffer);
+  // Appends a step from x to y that may be split along both axes of y; `others` are slots that it reads or writes besides.
+  Step& add(const char* name, const Slot& x, const Slot& y, const std::vector<Slot>& others, StepFn run);
+  void touch(const Slot& slot, int step);
 
   // lower.cpp: an operation as steps
   void lower(const Node& node);
-  void find_image();
   void import(const Slot& y);
+  void stem(const Node& node);
   void conv(const Node& node);
-  bool stem(const Node& node);
   void window_pool(const Node& node);
   void global_pool(const Node& node);
   void line_pool(const Node& node);
@@ -89,13 +103,13 @@ class Builder {
   void concat(const Node& node);
   void channel_pool(const Node& node);
 
-  // lower_gates.cpp
-  Slot line_sums(const Slot& x, bool maxima, Slot* most);
+  // lower_gates.cpp: pools of x, by the step that makes it where that one can
+  void pool(const Slot& x, const PoolSlots& wanted);
   Slot mlp_gate(const Node& node, const Slot& x, bool maxima, Act act, Act gate);
   Slot neighbour_gate(const Slot& x, const Weights& w);
-  Slot planes(const Shape& shape, int count, int kh, int kw);
-  Slot pixel_gate(const Slot& x, const Slot* channel, const Weights& w, const Weights& bias, int kh, int kw, bool mean_first);
-  void gated(const Slot& x, const Slot* channel, const Slot* pixel, bool sum, bool pool, const Slot& y);
+  Slot gate_planes(const Slot& x, const Slot& channel, bool mean_first, int kh, int kw);
+  void gated(const Node& node, const Slot& x, const Slot& channel, bool sum, bool pool, const PixelPools* pixel);
+  void gated_by_planes(const Node& node, const Slot& x, const Slot& channel, const Slot& pair, const float* w, float bias, int kh, int kw);
   void cbam(const Node& node);
   void se(const Node& node);
   void eca(const Node& node);
@@ -103,6 +117,7 @@ class Builder {
   void sa(const Node& node);
   void csa(const Node& node);
   void coordinate(const Node& node);
+  void line_gate(const Slot& sum, const Slot& most, bool means, bool maxima, int length, const Dense& first, const Dense& last, const Slot& gate);
   void dot_attention(const Node& node);
   void additive_attention(const Node& node);
 
@@ -114,7 +129,9 @@ class Builder {
   std::vector<Shape> borders_[2];  // top and left, bottom and right that readers of a value need, as height and width
   std::vector<Buffer> buffers_;
   int node_ = -1;
-  int image_ = -1, folded_ = -1;  // the value that the normalised input image is; the node that this leaves out
+  int image_ = -1;                // the value that is the normalised input image
+  std::vector<bool> done_;        // nodes that others do
+  std::vector<Sum> sums_;         // by node
 };
 
 }  // namespace ff::engine

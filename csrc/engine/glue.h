@@ -21,10 +21,10 @@ struct Export {
   float* y;
 };
 
-// Maximum or mean of windows; the part of a window outside the image counts for the mean only when `count_padding`, and
-// then as zeros, within bottom and right padding.
+// Maximum or mean of windows, + residual (data null: none); the part of a window outside the image counts for the mean
+// only when `count_padding`, and then as zeros, within bottom and right padding.
 struct WindowPool {
-  Map x, y;
+  Map x, y, residual;
   Window window;
   int bottom, right;
   bool mean, count_padding;
@@ -66,14 +66,17 @@ struct Place {
   int first;
 };
 
-// Over the channels of x · gate (null: 1): maxima and means, each a plane; one may be null. Or, with `taps` [blocks·L], the
-// inner product with them plus `bias`, through the logistic function, into `mean`.
+// Of each pixel of x · channel (null: 1) the maximum and the mean of the channels, each a plane; null: not wanted. With
+// `taps` [blocks·L] the inner product with them takes the mean's place. `gate`: logistic(at_max · maximum + at_mean · mean
+// + bias), a plane too, or null.
 struct PixelPools {
   Map x;
-  const float *gate, *taps;
-  float bias;
+  const float *channel, *taps;
   float *max, *mean;  // pixel (0, 0)
   ptrdiff_t row;
+  float* gate;
+  ptrdiff_t gate_row;
+  float at_max, at_mean, bias;
 };
 
 // logistic(bias + cross-correlation of the planes with w): `planes` pixel (0, 0) of the first of `count` planes in a border
@@ -104,25 +107,25 @@ struct LineGated {
 
 // Gates of the channels from a convolution of their means over neighbouring channels (ECA): zeros beside them.
 struct NeighbourGate {
-  const float* means;    // [channels]
+  const float* means;    // [channels], zeros for taps / 2 before and taps / 2 + L behind them
   const float* weights;  // [taps], odd
   int channels, taps;
   float* y;
 };
 
-// y += or = ... of tokens, the pixels of a map. softmax(scale · q kᵀ) k for each pixel of q, or the mean of these.
+// softmax(scale · q kᵀ) k for each token of q, or the mean of these; tokens are the pixels of a map, k is kv.
 struct DotAttention {
   Map q, kv, y;
   float scale;
   bool mean;
-  float* scratch;  // pixels of kv, for the weights of one query
+  float* scratch;  // dot_scratch floats
 };
 
 // Weighted sum over tokens of x: softmax of v · tanh(hidden) + a constant; hidden is a map of E channels.
 struct AdditiveAttention {
   Map x, hidden, y;
   const float* v;  // [blocks·L]
-  float* scratch;  // pixels of x
+  float* scratch;  // pixels of x, rounded up to whole vectors
 };
 
 struct Glue {
@@ -139,6 +142,7 @@ struct Glue {
   void (*gated)(const Gated&, Part);
   void (*line_gated)(const LineGated&, Part);
   void (*neighbour_gate)(const NeighbourGate&);
+  size_t (*dot_scratch)(int channels, int keys);
   void (*dot_attention)(const DotAttention&, Part);
   void (*additive_attention)(const AdditiveAttention&);
 };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gates and attention as steps. A gate takes two passes over the map: pools, then the product, with the gates in between.
+// Gates and attention as steps. A gate takes two passes over the map: pools, by the convolution that writes it, and the
+// product; what is between them is small.
 #include <algorithm>
 #include <vector>
 
@@ -9,6 +10,7 @@ namespace ff::engine {
 namespace {
 
 constexpr Window kPoint{1, 1, 1, 1, 0, 0};
+constexpr int kGateRows = 4;  // rows of a spatial gate that are made at a time
 
 // A packed 1×1 convolution of a whole map.
 void run_dense(const Kernels& k, const float* weights, const float* bias, int panel, Act act, const Map& x, const Map& y) {
@@ -20,239 +22,251 @@ void run_dense(const Kernels& k, const float* weights, const float* bias, int pa
 
 void serial(Step& step) { step.by_rows = step.by_blocks = false; }
 
+float inverse(int a, int b) { return 1.f / (static_cast<float>(a) * static_cast<float>(b)); }
+
 }  // namespace
 
-// Sums of the rows of x, and their maxima when wanted.
-Slot Builder::line_sums(const Slot& x, bool maxima, Slot* most) {
-  const Slot sums = lines(x.channels, x.height), largest = maxima ? lines(x.channels, x.height) : sums;
-  Step& step = add("line sums", {x, sums, largest}, x, [=, &glue = glue_](const Frame& f, Part part) {
-    glue.line_pools({f.map(x), {f.buffers[sums.buffer], maxima ? f.buffers[largest.buffer] : nullptr, nullptr, nullptr}}, part);
+void Builder::pool(const Slot& x, const PoolSlots& wanted) {
+  const bool columns = wanted.column_sum.buffer >= 0 || wanted.column_max.buffer >= 0;
+  const Slot slots[] = {wanted.line_sum, wanted.line_max, wanted.column_sum, wanted.column_max};
+  for (size_t i = program_.steps.size(); i-- > 0;) {
+    Step& step = program_.steps[i];
+    if (step.y.buffer != x.buffer) continue;
+    if (!step.pools || step.pools->line_sum.buffer >= 0 || step.pools->line_max.buffer >= 0 || step.pools->column_sum.buffer >= 0) break;
+    *step.pools = wanted;
+    if (columns) step.by_rows = false;
+    for (const Slot& s : slots) touch(s, static_cast<int>(i));
+    return;
+  }
+  Step& step = add("pools", x, x, {slots[0], slots[1], slots[2], slots[3]}, [=, &glue = glue_](const Frame& f, const Map& from, const Map&, Part part) {
+    glue.line_pools({from, wanted.of(f)}, part);
   });
-  step.bordered.clear();
-  *most = largest;
-  return sums;
+  step.clears_border = false;
+  step.by_rows = !columns;
 }
 
 // Channel gates of an MLP (weights 0 to 3 of the node) of the means, or of the sum over means and maxima.
 Slot Builder::mlp_gate(const Node& node, const Slot& x, bool maxima, Act act, Act gate) {
-  Slot most{};
-  const Slot sums = line_sums(x, maxima, &most);
+  PoolSlots wanted;
+  wanted.line_sum = lines(x.channels, x.height);
+  if (maxima) wanted.line_max = lines(x.channels, x.height);
+  pool(x, wanted);
   const int pixels = maxima ? 2 : 1;
   const Dense first = dense(node.weights[0], node.weights[1], x.channels, pixels);
   const Dense second = dense(node.weights[2], node.weights[3], first.outputs, pixels);
-  const Slot pooled = lines(x.channels, pixels), hidden = lines(first.outputs, pixels), y = lines(x.channels, pixels), sum = lines(x.channels, 1);
-  const float scale = 1.f / (static_cast<float>(x.height) * static_cast<float>(x.width));
-  Step& step = add("gate", {sums, most, pooled, hidden, y}, sum, [=, &k = k_, &glue = glue_](const Frame& f, Part) {
-    glue.reduce({f.buffers[sums.buffer], maxima ? f.buffers[most.buffer] : nullptr, sums.width, scale, false, f.map(pooled)});
+  const Slot pooled = lines(x.channels, pixels), hidden = lines(first.outputs, pixels), logits = lines(x.channels, pixels), y = lines(x.channels, 1);
+  const float scale = inverse(x.height, x.width);
+  const int count = x.height;
+  Step& step = add("gate", wanted.line_sum, y, {wanted.line_max, pooled, hidden, logits}, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
+    glue.reduce({f.buffer(wanted.line_sum), f.buffer(wanted.line_max), count, scale, false, f.map(pooled)});
     run_dense(k, first.weights, first.bias, first.panel, act, f.map(pooled), f.map(hidden));
-    run_dense(k, second.weights, second.bias, second.panel, maxima ? Act::none : gate, f.map(hidden), f.map(maxima ? y : sum));
+    run_dense(k, second.weights, second.bias, second.panel, maxima ? Act::none : gate, f.map(hidden), maxima ? f.map(logits) : to);
     if (!maxima) return;
-    const Part all{0, 1, 0, (x.channels + k.lanes - 1) / k.lanes};
-    Map a = f.map(y), b = a;
+    Map a = f.map(logits), b = a;
     a.width = b.width = 1, b.data += k.lanes;
-    glue.binary({a, b, f.map(sum), false, gate}, all);
+    glue.binary({a, b, to, false, gate}, part);
   });
   serial(step);
   step.macs = static_cast<double>(pixels) * static_cast<double>(node.weights[0].count + node.weights[2].count);
-  return sum;
+  return y;
 }
 
 Slot Builder::neighbour_gate(const Slot& x, const Weights& w) {
-  Slot most{};
-  const Slot sums = line_sums(x, false, &most), means = lines(x.channels, 1), gate = lines(x.channels, 1);
+  PoolSlots wanted;
+  wanted.line_sum = lines(x.channels, x.height);
+  pool(x, wanted);
+  const int taps = static_cast<int>(w.count), margin = (taps / 2 + k_.lanes - 1) / k_.lanes;
+  const Slot means = lines((blocks(x.channels) + 2 * margin + 1) * k_.lanes, 1), gate = lines(x.channels, 1);
   const float* weights = padded(w.data, w.count);
-  const int taps = static_cast<int>(w.count);
-  const float scale = 1.f / (static_cast<float>(x.height) * static_cast<float>(x.width));
-  Step& step = add("gate", {sums, means}, gate, [=, &glue = glue_](const Frame& f, Part) {
-    glue.reduce({f.buffers[sums.buffer], nullptr, sums.width, scale, false, f.map(means)});
-    glue.neighbour_gate({f.buffers[means.buffer], weights, x.channels, taps, f.buffers[gate.buffer]});
+  const float scale = inverse(x.height, x.width);
+  const int channels = x.channels, count = x.height;
+  Step& step = add("gate", wanted.line_sum, gate, {means}, [=, &glue = glue_](const Frame& f, const Map&, const Map& to, Part) {
+    float *all = f.buffer(means), *first = all + margin * means.pixel;
+    std::fill(all, first, 0.f);
+    glue.reduce({f.buffer(wanted.line_sum), nullptr, count, scale, false, {first, channels, 1, 1, means.row, means.block}});
+    std::fill(first + channels, all + means.channels, 0.f);
+    glue.neighbour_gate({first, weights, channels, taps, to.data});
   });
   serial(step);
   return gate;
 }
 
-// Planes with a border of half a kernel, as a slot whose blocks are planes and whose row counts single floats.
-Slot Builder::planes(const Shape& shape, int count, int kh, int kw) {
-  const int top = kh / 2, left = kw / 2;
-  Slot s{-1, 1, 0, count, shape.height, shape.width, 0, 0, top, left, top, left};
-  s.row = shape.width + 2 * left;
-  s.block = s.row * (shape.height + 2 * top);
-  s.origin = top * s.row + left;
-  s.buffer = new_buffer(static_cast<size_t>(s.block) * static_cast<size_t>(count));
-  return s;
-}
-
-// Gates of the pixels: a convolution of the maxima and means over the channels of x times its channel gates.
-Slot Builder::pixel_gate(const Slot& x, const Slot* channel, const Weights& w, const Weights& bias, int kh, int kw, bool mean_first) {
-  const Shape shape{x.channels, x.height, x.width};
-  const Slot pair = planes(shape, 2, kh, kw), gate = planes(shape, 1, 1, 1);
-  const bool gated = channel != nullptr;
-  const Slot factor = gated ? *channel : pair;
-  Step& pools = add("pixel pools", {x, factor}, pair, [=, &glue = glue_](const Frame& f, Part part) {
+// Maxima and means over the channels of x times its channel gates, within a border for a convolution.
+Slot Builder::gate_planes(const Slot& x, const Slot& channel, bool mean_first, int kh, int kw) {
+  const Slot pair = planes({x.channels, x.height, x.width}, 2, kh, kw);
+  Step& step = add("pixel pools", x, pair, {channel}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
+    float *first = to.data, *second = first + to.block;
     PixelPools p{};
-    p.x = f.map(x), p.gate = gated ? f.buffers[factor.buffer] : nullptr, p.row = pair.row;
-    float *first = f.buffers[pair.buffer] + pair.origin, *second = first + pair.block;
+    p.x = from, p.channel = f.buffer(channel), p.row = to.row;
     p.max = mean_first ? second : first, p.mean = mean_first ? first : second;
     glue.pixel_pools(p, part);
   });
-  pools.by_blocks = false;
-  if (kh == 1 && kw == 1) pools.bordered.clear();
-  const float* weights = padded(w.data, w.count);
-  const float b = *bias.data;
-  Step& step = add("pixel gate", {pair}, gate, [=, &glue = glue_](const Frame& f, Part part) {
-    PixelGate p{f.buffers[pair.buffer] + pair.origin, pair.row, pair.block, 2, kh, kw, x.height, x.width, weights, b,
-                f.buffers[gate.buffer], gate.row};
-    glue.pixel_gate(p, part);
+  step.by_blocks = false;
+  return pair;
+}
+
+// x · (channel gate · or + pixel gate); the pixel gate, if any, from the same pass over rows of x. `pool`: 2×2 maximum.
+void Builder::gated(const Node& node, const Slot& x, const Slot& channel, bool sum, bool pool, const PixelPools* pixel) {
+  const Slot other = residual(node), y = output(node);
+  const bool by_pixel = pixel != nullptr;
+  const PixelPools pools = by_pixel ? *pixel : PixelPools{};
+  const int rows = pool ? 2 : 1;
+  if (by_pixel) program_.scratch = std::max(program_.scratch, static_cast<size_t>(2 * x.width));
+  Step& step = add(op_name(node.op), x, y, {channel, other}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
+    Gated g{};
+    g.x = from, g.y = to, g.residual = f.map(other), g.channel = f.buffer(channel), g.sum = sum, g.pool = pool, g.pixel_row = from.width;
+    if (!by_pixel) return glue.gated(g, part);
+    for (int row = part.y0; row < part.y1; ++row) {
+      PixelPools p = pools;
+      p.x = from, p.gate_row = from.width, p.gate = f.scratch - ptrdiff_t{row} * rows * from.width;
+      glue.pixel_pools(p, {row * rows, (row + 1) * rows, part.b0, part.b1});
+      g.pixel = p.gate;
+      glue.gated(g, {row, row + 1, part.b0, part.b1});
+    }
+  });
+  if (by_pixel) step.by_blocks = false;
+}
+
+// x · channel gate · logistic(convolution of the planes + bias).
+void Builder::gated_by_planes(const Node& node, const Slot& x, const Slot& channel, const Slot& pair, const float* w, float bias, int kh, int kw) {
+  const Slot other = residual(node), y = output(node);
+  program_.scratch = std::max(program_.scratch, static_cast<size_t>(kGateRows * x.width));
+  Step& step = add(op_name(node.op), x, y, {channel, pair, other}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
+    const Map planes = f.map(pair);
+    Gated g{};
+    g.x = from, g.y = to, g.residual = f.map(other), g.channel = f.buffer(channel), g.pixel_row = from.width;
+    for (int row = part.y0; row < part.y1; row += kGateRows) {
+      const Part some{row, std::min(row + kGateRows, part.y1), part.b0, part.b1};
+      float* gate = f.scratch - ptrdiff_t{row} * from.width;
+      glue.pixel_gate({planes.data, planes.row, planes.block, 2, kh, kw, from.height, from.width, w, bias, gate, from.width}, some);
+      g.pixel = gate;
+      glue.gated(g, some);
+    }
   });
   step.by_blocks = false;
   step.macs = 2. * kh * kw * x.height * x.width;
-  return gate;
-}
-
-void Builder::gated(const Slot& x, const Slot* channel, const Slot* pixel, bool sum, bool pool, const Slot& y) {
-  const bool by_channel = channel != nullptr, by_pixel = pixel != nullptr;
-  const Slot c = by_channel ? *channel : x, p = by_pixel ? *pixel : x;
-  add("gated", {x, c, p}, y, [=, &glue = glue_](const Frame& f, Part part) {
-    Gated g{};
-    g.x = f.map(x), g.y = f.map(y), g.sum = sum, g.pool = pool;
-    g.channel = by_channel ? f.buffers[c.buffer] : nullptr;
-    g.pixel = by_pixel ? f.buffers[p.buffer] : nullptr;
-    g.pixel_row = p.row;
-    glue.gated(g, part);
-  });
 }
 
 void Builder::cbam(const Node& node) {
-  const Slot x = value(node.inputs[0]), y = value(node.output);
-  const Slot channel = mlp_gate(node, x, true, Act::relu, Act::sigmoid);
-  const Slot pixel = pixel_gate(x, &channel, node.weights[4], node.weights[5], node.attrs[0], node.attrs[1], false);
-  gated(x, &channel, &pixel, false, false, y);
+  const Slot x = input(node), channel = mlp_gate(node, x, true, Act::relu, Act::sigmoid);
+  const int kh = node.attrs[0], kw = node.attrs[1];
+  const Slot pair = gate_planes(x, channel, false, kh, kw);
+  gated_by_planes(node, x, channel, pair, padded(node.weights[4].data, node.weights[4].count), *node.weights[5].data, kh, kw);
 }
 
 void Builder::se(const Node& node) {
-  const Slot x = value(node.inputs[0]), y = value(node.output);
-  const Slot channel = mlp_gate(node, x, false, static_cast<Act>(node.attrs[0]), static_cast<Act>(node.attrs[1]));
-  gated(x, &channel, nullptr, false, false, y);
+  const Slot x = input(node);
+  gated(node, x, mlp_gate(node, x, false, static_cast<Act>(node.attrs[0]), static_cast<Act>(node.attrs[1])), false, false, nullptr);
 }
 
 void Builder::eca(const Node& node) {
-  const Slot x = value(node.inputs[0]), y = value(node.output), channel = neighbour_gate(x, node.weights[0]);
-  gated(x, &channel, nullptr, false, false, y);
+  const Slot x = input(node);
+  gated(node, x, neighbour_gate(x, node.weights[0]), false, false, nullptr);
 }
 
 void Builder::scse(const Node& node) {
-  const Slot x = value(node.inputs[0]), y = value(node.output);
-  const Slot channel = mlp_gate(node, x, false, static_cast<Act>(node.attrs[0]), Act::sigmoid);
-  const Slot pixel = planes({x.channels, x.height, x.width}, 1, 1, 1);
-  const float *taps = padded(node.weights[4].data, node.weights[4].count), bias = *node.weights[5].data;
-  Step& step = add("pixel gate", {x}, pixel, [=, &glue = glue_](const Frame& f, Part part) {
-    glue.pixel_pools({f.map(x), nullptr, taps, bias, nullptr, f.buffers[pixel.buffer], pixel.row}, part);
-  });
-  step.by_blocks = false;
-  gated(x, &channel, &pixel, true, false, y);
+  const Slot x = input(node), channel = mlp_gate(node, x, false, static_cast<Act>(node.attrs[0]), Act::sigmoid);
+  PixelPools p{};
+  p.taps = padded(node.weights[4].data, node.weights[4].count), p.at_mean = 1, p.bias = *node.weights[5].data;
+  gated(node, x, channel, true, false, &p);
 }
 
 void Builder::sa(const Node& node) {
-  const Slot x = value(node.inputs[0]), y = value(node.output);
-  const Slot pixel = pixel_gate(x, nullptr, node.weights[0], node.weights[1], node.attrs[1], node.attrs[2], node.attrs[0] == 1);
-  gated(x, nullptr, &pixel, false, false, y);
+  const Slot x = input(node);
+  const bool mean_first = node.attrs[0] == 1;
+  const int kh = node.attrs[1], kw = node.attrs[2];
+  const float *w = node.weights[0].data, bias = *node.weights[1].data;
+  if (kh == 1 && kw == 1) {
+    PixelPools p{};
+    p.at_max = w[mean_first], p.at_mean = w[!mean_first], p.bias = bias;
+    return gated(node, x, kNoSlot, false, false, &p);
+  }
+  gated_by_planes(node, x, kNoSlot, gate_planes(x, kNoSlot, mean_first, kh, kw), padded(w, node.weights[0].count), bias, kh, kw);
 }
 
 void Builder::csa(const Node& node) {
-  const Slot x = value(node.inputs[0]), y = value(node.output), channel = neighbour_gate(x, node.weights[0]);
-  const Slot pixel = pixel_gate(x, nullptr, node.weights[1], node.weights[2], 1, 1, false);
-  gated(x, &channel, &pixel, true, node.attrs[0] == 1, y);
+  const Slot x = input(node);
+  PixelPools p{};
+  p.at_max = node.weights[1].data[0], p.at_mean = node.weights[1].data[1], p.bias = *node.weights[2].data;
+  gated(node, x, neighbour_gate(x, node.weights[0]), true, node.attrs[0] == 1, &p);
+}
+
+// Gates of the rows or of the columns, `length` of them over `over` pixels each.
+void Builder::line_gate(const Slot& sum, const Slot& most, bool means, bool maxima, int over, const Dense& first, const Dense& last, const Slot& gate) {
+  const int channels = gate.channels;
+  const Slot pooled = lines(channels, gate.width), hidden = lines(first.outputs, gate.width);
+  float* scale = program_.weights.take(padded_size(channels));
+  std::fill(scale, scale + channels, 1.f / static_cast<float>(over));
+  Step& step = add("gate", sum, gate, {most, pooled, hidden}, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
+    if (means) glue.affine({f.map(sum), f.map(pooled), scale, nullptr, Act::none}, part);
+    if (means && maxima) glue.binary({f.map(pooled), f.map(most), f.map(pooled), false, Act::none}, part);
+    run_dense(k, first.weights, first.bias, first.panel, Act::hardswish, f.map(means ? pooled : most), f.map(hidden));
+    run_dense(k, last.weights, last.bias, last.panel, Act::sigmoid, f.map(hidden), to);
+  });
+  serial(step);
+  step.macs = 2. * channels * first.outputs * gate.width;
 }
 
 void Builder::coordinate(const Node& node) {
-  const Slot x = value(node.inputs[0]), y = value(node.output);
+  const Slot x = input(node);
   const int mode = node.attrs[0], c = x.channels, m = static_cast<int>(node.weights[1].count);
   const bool means = mode != 1, maxima = mode != 0;
-  const Slot row_sum = lines(c, x.height), row_max = lines(c, x.height), column_sum = lines(c, x.width), column_max = lines(c, x.width);
-  Step& pools = add("line pools", {x, row_sum, row_max, column_sum, column_max}, x, [=, &glue = glue_](const Frame& f, Part part) {
-    const auto at = [&](const Slot& s, bool wanted) { return wanted ? f.buffers[s.buffer] : nullptr; };
-    glue.line_pools({f.map(x), {at(row_sum, means), at(row_max, maxima), at(column_sum, means), at(column_max, maxima)}}, part);
-  });
-  pools.by_rows = false;
-  pools.bordered.clear();
+  PoolSlots wanted;
+  if (means) wanted.line_sum = lines(c, x.height), wanted.column_sum = lines(c, x.width);
+  if (maxima) wanted.line_max = lines(c, x.height), wanted.column_max = lines(c, x.width);
+  pool(x, wanted);
   const Dense first = dense(node.weights[0], node.weights[1], c, x.height);
-  const Dense gates[] = {dense(node.weights[2], node.weights[3], m, x.height), dense(node.weights[4], node.weights[5], m, x.width)};
-  float* scales[2];
-  for (int axis = 0; axis < 2; ++axis) {
-    scales[axis] = program_.weights.take(static_cast<size_t>(blocks(c) * k_.lanes));
-    std::fill(scales[axis], scales[axis] + c, 1.f / static_cast<float>(axis ? x.height : x.width));
-  }
-  const Slot pooled[] = {lines(c, x.height), lines(c, x.width)}, hidden[] = {lines(m, x.height), lines(m, x.width)};
-  const Slot gate[] = {lines(c, x.height), lines(c, x.width)};
-  const Slot sums[] = {row_sum, column_sum}, most[] = {row_max, column_max};
-  for (int axis = 0; axis < 2; ++axis) {
-    const Slot from = sums[axis], top = most[axis], mid = pooled[axis], inner = hidden[axis], to = gate[axis];
-    const Dense last = gates[axis];
-    const float* scale = scales[axis];
-    Step& step = add("gate", {from, top, mid, inner}, to, [=, &k = k_, &glue = glue_](const Frame& f, Part) {
-      const Part all{0, 1, 0, (c + k.lanes - 1) / k.lanes};
-      if (means) glue.affine({f.map(from), f.map(mid), scale, nullptr, Act::none}, all);
-      if (means && maxima) glue.binary({f.map(mid), f.map(top), f.map(mid), false, Act::none}, all);
-      run_dense(k, first.weights, first.bias, first.panel, Act::hardswish, f.map(means ? mid : top), f.map(inner));
-      run_dense(k, last.weights, last.bias, last.panel, Act::sigmoid, f.map(inner), f.map(to));
-    });
-    serial(step);
-    step.macs = 2. * c * m * from.width;
-  }
-  const Slot rows = gate[0], columns = gate[1];
-  add("gated", {x, rows, columns}, y, [=, &k = k_, &glue = glue_](const Frame& f, Part part) {
+  const Slot rows = lines(c, x.height), columns = lines(c, x.width);
+  line_gate(wanted.line_sum, wanted.line_max, means, maxima, x.width, first, dense(node.weights[2], node.weights[3], m, x.height), rows);
+  line_gate(wanted.column_sum, wanted.column_max, means, maxima, x.height, first, dense(node.weights[4], node.weights[5], m, x.width), columns);
+  const Slot y = output(node);
+  add("coordinate", x, y, {rows, columns}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
     Map r = f.map(rows);
-    r.height = r.width, r.width = 1, r.row = k.lanes;
-    glue.line_gated({f.map(x), f.map(y), r, f.map(columns)}, part);
+    r.height = r.width, r.width = 1, r.row = rows.pixel;
+    glue.line_gated({from, to, r, f.map(columns)}, part);
   });
 }
 
 void Builder::dot_attention(const Node& node) {
-  const Slot q = value(node.inputs[0]), kv = value(node.inputs[1]), y = value(node.output);
+  const Slot q = input(node), kv = input(node, 1), y = output(node);
   const bool mean = node.attrs[0] == 1;
   const float scale = *node.weights[0].data;
-  program_.scratch = std::max(program_.scratch, static_cast<size_t>(kv.height) * static_cast<size_t>(kv.width));
-  Step& step = add("dot_attention", {q, kv}, y, [=, &glue = glue_](const Frame& f, Part part) {
-    glue.dot_attention({f.map(q), f.map(kv), f.map(y), scale, mean, f.scratch}, mean ? Part{0, q.height, 0, 1} : part);
+  program_.scratch = std::max(program_.scratch, glue_.dot_scratch(q.channels, kv.height * kv.width));
+  Step& step = add("dot_attention", q, y, {kv}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
+    glue.dot_attention({from, f.map(kv), to, scale, mean, f.scratch}, mean ? Part{0, from.height, 0, 1} : part);
   });
   step.by_blocks = false, step.by_rows = !mean;
   step.macs = 2. * q.channels * q.height * q.width * kv.height * kv.width;
 }
 
 void Builder::additive_attention(const Node& node) {
-  const Slot h = value(node.inputs[0]), x = value(node.inputs[1]), y = value(node.output);
-  const int d = x.channels, e = static_cast<int>(node.weights[1].count);
+  const Slot h = input(node), x = input(node, 1), y = output(node);
+  const int d = x.channels, e = static_cast<int>(node.weights[1].count), pixels = x.height * x.width;
   // W [x; h] as two convolutions, of which the second adds the first.
   const idx half = idx{e} * d;
   std::vector<float> parts[2] = {std::vector<float>(static_cast<size_t>(half)), std::vector<float>(static_cast<size_t>(half))};
   for (idx row = 0; row < e; ++row)
-    for (int part = 0; part < 2; ++part)
-      std::copy_n(node.weights[0].data + (2 * row + part) * d, d, parts[part].data() + row * d);
+    for (int part = 0; part < 2; ++part) std::copy_n(node.weights[0].data + (2 * row + part) * d, d, parts[part].data() + row * d);
   const std::vector<float> none(static_cast<size_t>(e), 0.f);
-  const int pixels = x.height * x.width;
-  const Dense of_x = dense({parts[0].data(), half}, {none.data(), e}, d, pixels), of_h = dense({parts[1].data(), half}, node.weights[1], d, pixels);
   const Slot first = new_slot({e, x.height, x.width}), hidden = new_slot({e, x.height, x.width});
-  const auto project = [&](const Slot& from, const Dense& dense, const Slot* residual, const Slot& to) {
-    const bool added = residual != nullptr;
-    const Slot before = added ? *residual : from;
-    Step& step = add("conv", {from, before}, to, [=, &k = k_](const Frame& f, Part part) {
+  const auto project = [&](const Slot& from, const Dense& dense, const Slot& residual, const Slot& to) {
+    Step& step = add("conv", from, to, {residual}, [=, &k = k_](const Frame& f, const Map& in, const Map& out, Part part) {
       Conv c{};
-      c.x = f.map(from), c.y = f.map(to), c.window = kPoint, c.weights = dense.weights, c.panel = dense.panel;
-      c.epilogue.bias = dense.bias;
-      if (added) c.epilogue.residual = f.map(before);
+      c.x = in, c.y = out, c.window = kPoint, c.weights = dense.weights, c.panel = dense.panel;
+      c.epilogue.bias = dense.bias, c.epilogue.residual = f.map(residual);
       k.conv(c, part);
     });
     step.panel = dense.panel, step.macs = static_cast<double>(half) * from.height * from.width;
   };
-  project(x, of_x, nullptr, first);
-  project(h, of_h, &first, hidden);
+  project(x, dense({parts[0].data(), half}, {none.data(), e}, d, pixels), kNoSlot, first);
+  project(h, dense({parts[1].data(), half}, node.weights[1], d, pixels), first, hidden);
   const float* v = padded(node.weights[2].data, node.weights[2].count);
-  program_.scratch = std::max(program_.scratch, static_cast<size_t>(x.height) * static_cast<size_t>(x.width));
-  Step& step = add("additive_attention", {x, hidden}, y, [=, &glue = glue_](const Frame& f, Part) {
-    glue.additive_attention({f.map(x), f.map(hidden), f.map(y), v, f.scratch});
+  program_.scratch = std::max(program_.scratch, static_cast<size_t>(pixels + k_.lanes));
+  Step& step = add("additive_attention", x, y, {hidden}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part) {
+    glue.additive_attention({from, f.map(hidden), to, v, f.scratch});
   });
   serial(step);
-  step.macs = 1. * (d + e) * x.height * x.width;
+  step.macs = 1. * (d + e) * pixels;
 }
 
 }  // namespace ff::engine

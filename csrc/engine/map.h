@@ -27,6 +27,7 @@ struct BlockedMap {
 using Map = BlockedMap<float>;
 
 // One image of few channels, each a plane: channel c of pixel (y, x) stands at data[c·plane + y·row + x]. Borders as above.
+// A plane that is a multiple of 1024 floats puts all channels of a pixel into the same few lines of L1: avoid it.
 struct Planes {
   float* data;
   int channels, height, width;
@@ -50,7 +51,7 @@ struct Pools {
 struct Epilogue {
   const float* bias;  // [blocks·L], zeros behind the last channel; never null
   Act act, after;
-  Map residual;       // shaped like y; may be y itself; data null: none, and then `after` is not applied
+  Map residual;       // shaped like y; y itself, except with silu and sigmoid; data null: none, nor `after`
   Pools pools;
 };
 
@@ -86,6 +87,34 @@ struct Stem {
   float* scratch;        // Kernels::stem_scratch floats, of this call alone
 };
 
+// plane_conv: y = act(convolution + bias) of few channels on planes, vectors along x; stride 1. x needs its border, and
+// kPlaneSlack readable floats behind what the window reads of the last row.
+constexpr int kPlaneSlack = 16;
+struct PlaneConv {
+  Planes x, y;
+  Window window;
+  const float *weights, *bias;  // packed; [y.channels]
+  Act act;
+};
+
+// Factors on an image, each null where there is none: of channels [blocks·L], of lines [blocks][height][L], of columns
+// [blocks][width][L] (as Pools lays them out), and of pixels [height][width].
+struct Gates {
+  const float *channel, *line, *column, *pixel;
+};
+
+// strips: up to three convolutions one after another by strips of rows, so that what is between them stays in cache:
+// gates, 1×1 `expand`, `depthwise`, 1×1 `project`, each of which may be missing, but not depthwise and project both.
+// Convolutions are described as for themselves, with sizes of x and y, but the places of maps in between are not read:
+// only the first one's x and the last one's y, and all residuals. Between them no border is needed; in front of depthwise
+// that comes first and has no gates, the usual one. With `project` a Part must hold all its blocks; without, it
+// tells those of depthwise, at multiples of expand's panel. Pools are those of the last convolution.
+struct Strips {
+  Gates gates;                                // on the first one's x
+  const Conv *expand, *depthwise, *project;  // null: missing
+  float* scratch;                             // Kernels::strips_scratch floats, of this call alone
+};
+
 // Sizes count floats. Weights come as trained: conv and stem (O, C, kh, kw), depthwise (C, 1, kh, kw). The panel is chosen
 // once, when weights are packed, by the time that a call is predicted to take.
 struct Kernels {
@@ -102,6 +131,21 @@ struct Kernels {
   size_t (*depthwise_packed)(int channels, const Window& window);
   void (*pack_depthwise)(float* packed, const float* w, int channels, const Window& window);
   void (*depthwise)(const Conv& conv, Part part);
+
+  void (*gate)(const Map& x, const Gates& gates, const Map& y, Part part);  // y = x·gates; y may be x
+  size_t (*strips_scratch)(const Strips& strips);
+  void (*strips)(const Strips& strips, Part part);
+
+  // Planes, rows [y0, y1). read: an image as Stem's, value·scale[c] + shift[c]. pool: sum and maximum of each channel.
+  // gate: y = x·gate[c] (y may be x; gate null: 1), and of that the maximum and mean over the channels of each pixel, as
+  // the two channels of `pixels`. to_map: y = x·gate (one plane shaped like x; data null: 1) in the blocked layout.
+  size_t (*plane_conv_packed)(int in_channels, int out_channels, const Window& window);
+  void (*pack_plane_conv)(float* packed, const float* w, int in_channels, int out_channels, const Window& window);
+  void (*plane_conv)(const PlaneConv& conv, int y0, int y1);
+  void (*planes_read)(const Planes& y, const void* image, Pixels type, const float* scale, const float* shift, int y0, int y1);
+  void (*planes_pool)(const Planes& x, float* sum, float* most, int y0, int y1);
+  void (*planes_gate)(const Planes& x, const float* gate, const Planes& y, const Planes& pixels, int y0, int y1);
+  void (*planes_to_map)(const Planes& x, const Planes& gate, const Map& y, int y0, int y1);
 };
 
 }  // namespace engine

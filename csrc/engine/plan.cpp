@@ -62,8 +62,8 @@ bool share(const Step& step, int i, int n, Part* part) {
 }
 
 void run_part(const Step& step, const Frame& frame, Part part) {
-  step.run(frame, part);
-  for (const Slot& s : step.bordered) clear_border(s, frame.buffers[s.buffer], part, !step.by_blocks);
+  step.run(frame, frame.map(step.x), frame.map(step.y), part);
+  if (step.clears_border) clear_border(step.y, frame.buffer(step.y), part, !step.by_blocks);
 }
 
 }  // namespace

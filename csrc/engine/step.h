@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -11,7 +12,7 @@
 namespace ff::engine {
 
 // A map in a buffer: its pixel (0, 0) lies `origin` floats behind the buffer's start, in a border of zeros. `pixel` floats
-// are a pixel of a block: the lanes of a vector, or 1 where each channel is a plane.
+// are a pixel of a block: the lanes of a vector, or 1 where each channel is a plane. Buffer -1: no map.
 struct Slot {
   int buffer, pixel;
   ptrdiff_t origin;
@@ -19,6 +20,8 @@ struct Slot {
   ptrdiff_t row, block;
   int top, left, bottom, right;
 };
+
+constexpr Slot kNoSlot{-1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
 
 // One image on its way through a plan.
 struct Frame {
@@ -28,17 +31,32 @@ struct Frame {
   Pixels type;
   float* const* outputs;
 
-  Map map(const Slot& s) const { return {buffers[s.buffer] + s.origin, s.channels, s.height, s.width, s.row, s.block}; }
+  float* buffer(const Slot& s) const { return s.buffer < 0 ? nullptr : buffers[s.buffer]; }
+  Map map(const Slot& s) const {
+    return {s.buffer < 0 ? nullptr : buffers[s.buffer] + s.origin, s.channels, s.height, s.width, s.row, s.block};
+  }
 };
+
+// Pools that later steps want of a convolution's output; see Pools.
+struct PoolSlots {
+  Slot line_sum = kNoSlot, line_max = kNoSlot, column_sum = kNoSlot, column_max = kNoSlot;
+
+  Pools of(const Frame& f) const { return {f.buffer(line_sum), f.buffer(line_max), f.buffer(column_sum), f.buffer(column_max)}; }
+};
+
+// Computes a part of y from x; everything else it captures.
+using StepFn = std::function<void(const Frame&, const Map& x, const Map& y, Part part)>;
 
 struct Step {
   std::string name;
-  int node = -1;                            // of the graph; -1: none
+  int node = -1;  // of the graph; -1: none
+  Slot x = kNoSlot, y = kNoSlot;
+  StepFn run;
   int height = 1, blocks = 1, panel = 1;    // of the output: rows, and blocks in groups of `panel`, may be split
   bool by_rows = false, by_blocks = false;  // neither: one thread runs it
+  bool clears_border = false;               // zeros around y are written behind the kernel
   double macs = 0, bytes = 0;               // of one image; bytes of maps and weights read and written once
-  std::vector<Slot> bordered;               // outputs whose border is to be cleared behind the kernel
-  std::function<void(const Frame&, Part)> run;
+  std::shared_ptr<PoolSlots> pools;         // of steps that can pool their output
 };
 
 }  // namespace ff::engine

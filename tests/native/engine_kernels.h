@@ -18,6 +18,15 @@ const Kernels& engine_kernels_of(Isa isa) {
   return tables[static_cast<int>(isa)]();
 }
 
+// As compare, where infinities must be met exactly.
+void near(const std::string& name, std::vector<float> got, Values want, idx length) {
+  bool same = got.size() == want.size();
+  for (size_t i = 0; same && i < want.size(); ++i)
+    if (std::isinf(want[i])) same = got[i] == static_cast<float>(want[i]), got[i] = 0, want[i] = 0;
+  check(same, name + ": infinities");
+  compare<float>(name, got, {want}, length);
+}
+
 // A map of C×H×W in memory of its own, `border` pixels around it (zeros for an input, a mark for an output), guarded.
 class Blocked {
  public:
@@ -141,10 +150,10 @@ void check_pools(const std::string& name, const EngineCase& k, const Values& y, 
     }
   }
   const idx length = h * w + k.c * k.kh * k.kw;
-  compare<float>(name + " line sums", g_line_sum, {line_sum}, length);
-  compare<float>(name + " line maxima", g_line_max, {line_max}, length);
-  compare<float>(name + " column sums", g_column_sum, {column_sum}, length);
-  compare<float>(name + " column maxima", g_column_max, {column_max}, length);
+  near(name + " line sums", g_line_sum, line_sum, length);
+  near(name + " line maxima", g_line_max, line_max, length);
+  near(name + " column sums", g_column_sum, column_sum, length);
+  near(name + " column maxima", g_column_max, column_max, length);
 }
 
 // run(part) computes a part of y. The whole at once is compared with `want`, then the same bits are expected of parts, cut
@@ -156,7 +165,7 @@ void whole_and_parts(const std::string& name, const EngineCase& k, const Kernels
   EnginePools pools(kernels.lanes, blocks, k.oh(), k.ow());
   run(y.map(), engine::Part{0, rows, 0, blocks}, pools.pools());
   const std::vector<float> whole = y.take(name);
-  compare<float>(name, whole, {want}, k.c * k.kh * k.kw);
+  near(name, whole, want, k.c * k.kh * k.kw);
   check_pools(name, k, want, pools);
   const int cut = rows / 3, first = std::min(panel, blocks);
   for (idx border : {0, 2}) {
@@ -241,6 +250,189 @@ void engine_stem(const std::string& isa, const Kernels& kernels, const EngineCas
   });
 }
 
+struct EngineGates {
+  std::vector<float> channel, line, column, pixel;
+  Values all;  // their product, in C, H, W order
+  EngineGates(idx lanes, const EngineCase& k, int kinds) {
+    Random random(static_cast<uint32_t>(kinds + k.c));
+    const idx blocks = (k.c + lanes - 1) / lanes;
+    const auto fill = [&](std::vector<float>& v, int kind, idx size) {
+      for (idx i = 0; kinds & kind && i < size; ++i) v.push_back(static_cast<float>(random.next()));
+    };
+    fill(channel, 1, blocks * lanes), fill(line, 2, blocks * lanes * k.h), fill(column, 4, blocks * lanes * k.w), fill(pixel, 8, k.h * k.w);
+    for (idx c = 0; c < k.c; ++c)
+      for (idx y = 0; y < k.h; ++y)
+        for (idx x = 0; x < k.w; ++x) {
+          double g = 1;
+          if (kinds & 1) g *= channel[at(c)];
+          if (kinds & 2) g *= line[at((c / lanes * k.h + y) * lanes + c % lanes)];
+          if (kinds & 4) g *= column[at((c / lanes * k.w + x) * lanes + c % lanes)];
+          if (kinds & 8) g *= pixel[at(y * k.w + x)];
+          all.push_back(g);
+        }
+  }
+  engine::Gates gates() const {
+    const auto of = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
+    return {of(channel), of(line), of(column), of(pixel)};
+  }
+};
+
+// One convolution of a chain, with its weights packed.
+struct EngineStage {
+  EngineCase k;
+  EngineData data;
+  std::vector<float> packed, bias;
+  Blocked residual;
+  engine::Conv conv;
+  EngineStage(const Kernels& kernels, const EngineCase& stage)
+      : k(stage), data(stage, false), bias(data.padded_bias(kernels.lanes)), residual(kernels.lanes, k.o, k.oh(), k.ow(), 0, data.residual) {
+    const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), w = static_cast<int>(k.w), ow = static_cast<int>(k.ow());
+    const std::vector<float> weight = EngineData::floats(data.weight);
+    const int panel = k.depthwise ? 1 : kernels.conv_panel(c, o, int(k.oh()), ow, k.window());
+    packed.resize(k.depthwise ? kernels.depthwise_packed(c, k.window()) : kernels.conv_packed(c, o, k.window()));
+    k.depthwise ? kernels.pack_depthwise(packed.data(), weight.data(), c, k.window())
+                : kernels.pack_conv(packed.data(), weight.data(), c, o, k.window(), panel);
+    conv = {{nullptr, c, int(k.h), w, 0, 0}, {nullptr, o, int(k.oh()), ow, 0, 0}, k.window(), packed.data(), panel,
+            epilogue(k, bias.data(), residual.map(), {})};
+  }
+  Values run(const Values& x) const { return naive_conv(k, x, data.weight, data.bias, data.residual); }
+};
+
+// A chain of up to three convolutions (c 0: missing) in strips, behind gates of the kinds whose bits are set.
+void engine_strips(const std::string& isa, const Kernels& kernels, const EngineCase (&cases)[3], int kinds) {
+  std::vector<EngineStage> stages;
+  stages.reserve(3);
+  engine::Strips strips = {};
+  const engine::Conv** places[] = {&strips.expand, &strips.depthwise, &strips.project};
+  for (int i = 0; i < 3; ++i)
+    if (cases[i].c) stages.emplace_back(kernels, cases[i]), *places[i] = &stages.back().conv;
+  const EngineCase &first = stages.front().k, &last = stages.back().k;
+  const EngineGates gates(kernels.lanes, first, kinds);
+  strips.gates = gates.gates();
+  const Blocked x(kernels.lanes, first.c, first.h, first.w, first.border(), stages.front().data.x);
+  Values want = stages.front().data.x;
+  for (size_t i = 0; i < want.size(); ++i) want[i] *= gates.all[i];
+  idx length = 16;
+  for (const EngineStage& stage : stages) want = stage.run(want), length += stage.k.c * stage.k.kh * stage.k.kw;
+  stages.front().conv.x = x.map();
+  const int panel = strips.project ? 1 << 20 : strips.expand ? strips.expand->panel : 1;
+  std::string name = isa + " engine strips of gates " + std::to_string(kinds);
+  for (const EngineStage& stage : stages) name += stage.k.text();
+  whole_and_parts(name, {length, first.h, first.w, last.o, 1, 1, 1, 1, 0, 0, static_cast<int>(last.oh() - first.h), static_cast<int>(last.ow() - first.w), false, 0, false, 0},
+                  kernels, panel, want, [&](const engine::Map& y, engine::Part part, const engine::Pools& pools) {
+    if (part.b0 == part.b1) return;
+    engine::Conv& end = stages.back().conv;
+    end.y = y, end.epilogue.pools = pools;
+    Out<float> scratch(static_cast<idx>(kernels.strips_scratch(strips)));
+    strips.scratch = scratch.ptr();
+    kernels.strips(strips, part);
+    scratch.take(name + " scratch");
+  });
+}
+
+EngineCase point(idx c, idx h, idx w, idx o, int act, bool residual = false) {
+  return {c, h, w, o, 1, 1, 1, 1, 0, 0, 0, 0, false, act, residual, 0};
+}
+
+EngineCase deep(idx c, idx h, idx w, int k, int s, int pad, int act) {
+  return {c, h, w, c, k, k, s, s, pad, pad, k - 1 - pad, k - 1 - pad, true, act, false, 0};
+}
+
+const EngineCase kChains[][3] = {
+    {{}, deep(17, 9, 14, 3, 1, 1, 2), point(17, 9, 14, 40, 2)},
+    {{}, deep(32, 60, 57, 3, 2, 0, 2), point(32, 30, 29, 64, 1)},
+    {point(16, 50, 58, 40, 3), deep(40, 50, 58, 3, 2, 1, 3), point(40, 25, 29, 24, 0)},
+    {point(24, 40, 41, 72, 3), deep(72, 40, 41, 3, 1, 1, 3), point(72, 40, 41, 24, 0, true)},
+    {point(24, 21, 60, 72, 3), deep(72, 21, 60, 5, 2, 2, 3), {}},
+    {{}, {}, point(40, 60, 33, 17, 3, true)},
+    {{}, deep(20, 13, 9, 5, 1, 2, 0), {}},
+};
+
+// Planes of C×H×W with a border of `border` pixels, zeros for an input and a mark for an output, and slack for vectors.
+class Planar {
+ public:
+  Planar(idx c, idx h, idx w, idx border, bool output)
+      : planes_{nullptr, static_cast<int>(c), static_cast<int>(h), static_cast<int>(w), w + 2 * border + 1, 0}, fill_(output ? kMark : 0.f) {
+    planes_.plane = (h + 2 * border) * planes_.row;
+    data_.assign(at(c * planes_.plane + engine::kPlaneSlack), fill_);
+    planes_.data = data_.data() + border * (planes_.row + 1);
+  }
+  Planar(idx c, idx h, idx w, idx border, const Values& v) : Planar(c, h, w, border, false) {
+    each([&](idx i, float& to) { to = static_cast<float>(v[at(i)]); });
+  }
+  const engine::Planes& planes() const { return planes_; }
+  std::vector<float> take(const std::string& name) {
+    std::vector<float> v(at(static_cast<idx>(planes_.channels) * planes_.height * planes_.width));
+    each([&](idx i, float& from) { v[at(i)] = from, from = fill_; });
+    check(std::count(data_.begin(), data_.end(), fill_) == static_cast<idx>(data_.size()), name + " wrote outside its output");
+    return v;
+  }
+
+ private:
+  template <class Body>
+  void each(const Body& body) {
+    for (idx c = 0, i = 0; c < planes_.channels; ++c)
+      for (idx y = 0; y < planes_.height; ++y)
+        for (idx x = 0; x < planes_.width; ++x, ++i) body(i, planes_.data[c * planes_.plane + y * planes_.row + x]);
+  }
+  static constexpr float kMark = -777.f;
+  engine::Planes planes_;
+  float fill_;
+  std::vector<float> data_;
+};
+
+void engine_planes(const std::string& isa, const Kernels& kernels, const EngineCase& k, bool special) {
+  const EngineData d(k, special);
+  const std::string name = isa + " engine planes" + k.text();
+  const engine::Window window = k.window();
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()), h = static_cast<int>(k.h);
+  const std::vector<float> weight = EngineData::floats(d.weight), bias = EngineData::floats(d.bias), image = EngineData::floats(d.x);
+  Out<float> packed(static_cast<idx>(kernels.plane_conv_packed(c, o, window)));
+  kernels.pack_plane_conv(packed.ptr(), weight.data(), c, o, window);
+  const Planar x(k.c, k.h, k.w, k.border(), d.x);
+  std::vector<float> whole;
+  for (int cut : {0, 1, rows / 2}) {
+    Planar y(k.o, k.oh(), k.ow(), 1, true);
+    const engine::PlaneConv conv{x.planes(), y.planes(), window, packed.ptr(), bias.data(), static_cast<Act>(k.act)};
+    kernels.plane_conv(conv, cut, rows), kernels.plane_conv(conv, 0, cut);
+    const std::vector<float> got = y.take(name);
+    if (!cut) near(name, whole = got, naive_conv(k, d.x, d.weight, d.bias, d.residual), k.c * k.kh * k.kw);
+    check(std::memcmp(whole.data(), got.data(), got.size() * sizeof(float)) == 0, name + ": parts give other bits than the whole");
+  }
+  // The passes of CBAM and the hand-over, on x.
+  const float scale[] = {2.f, -1.f, 0.5f, 1.f, 3.f, -0.25f, 1.f, 1.5f}, shift[] = {1.f, 0.f, -1.f, 2.f, 0.f, 0.f, 1.f, 0.5f};
+  const idx size = k.h * k.w;
+  Values read, sum(at(k.c)), most(at(k.c), -INFINITY), gated, pixels(at(2 * size)), moved;
+  std::fill(pixels.begin(), pixels.begin() + size, -INFINITY);
+  for (idx i = 0; i < k.c * size; ++i) {
+    const size_t q = at(i / size), p = at(i % size);
+    const double v = d.x[at(i)], g = v * scale[q];
+    read.push_back(g + shift[q]), sum[q] += v, most[q] = larger(most[q], v), gated.push_back(g);
+    pixels[p] = larger(pixels[p], g), pixels[at(size) + p] += g / static_cast<double>(k.c);
+  }
+  for (idx i = 0; i < k.c * size; ++i) moved.push_back(d.x[at(i)] * static_cast<float>(pixels[at(i % size)]));
+  Planar read_to(k.c, k.h, k.w, 1, true), gated_to(k.c, k.h, k.w, 2, true), pixels_to(2, k.h, k.w, 3, true);
+  kernels.planes_read(read_to.planes(), image.data(), engine::Pixels::float32, scale, shift, 0, h / 2);
+  kernels.planes_read(read_to.planes(), image.data(), engine::Pixels::float32, scale, shift, h / 2, h);
+  near(name + " read", read_to.take(name), read, 1);
+  Out<float> sums(k.c), maxima(k.c);
+  kernels.planes_pool(x.planes(), sums.ptr(), maxima.ptr(), 0, h);
+  near(name + " sums", sums.take(name), sum, size), near(name + " maxima", maxima.take(name), most, 1);
+  kernels.planes_gate(x.planes(), scale, gated_to.planes(), pixels_to.planes(), 0, h);
+  Blocked map(kernels.lanes, k.c, k.h, k.w, 1, true);
+  const Planar gate(2, k.h, k.w, 0, pixels);
+  kernels.planes_to_map(x.planes(), gate.planes(), map.map(), 0, h);
+  near(name + " gated", gated_to.take(name), gated, 1);
+  near(name + " pixels", pixels_to.take(name), pixels, k.c);
+  near(name + " as map", map.take(name), moved, 1);
+}
+
+const EngineCase kPlaneCases[] = {
+    {1, 12, 48, 8, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0}, {8, 7, 48, 8, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0},
+    {2, 9, 19, 1, 7, 7, 1, 1, 3, 3, 3, 3, false, 6, false, 0},  {3, 6, 21, 13, 5, 3, 1, 1, 2, 0, 1, 2, false, 3, false, 0},
+    {5, 5, 3, 7, 1, 1, 1, 1, 0, 0, 0, 0, false, 5, false, 0},   {2, 16, 48, 1, 7, 7, 1, 1, 3, 3, 3, 3, false, 6, false, 0},
+    {6, 4, 65, 4, 7, 7, 1, 1, 3, 3, 3, 3, false, 2, false, 0},
+};
 const EngineCase kEngineCases[] = {
     {3, 5, 7, 5, 1, 1, 1, 1, 0, 0, 0, 0, false, 0, false, 0},     {17, 14, 14, 33, 1, 1, 1, 1, 0, 0, 0, 0, false, 1, true, 0},
     {16, 7, 13, 112, 1, 1, 1, 1, 0, 0, 0, 0, false, 3, true, 1},   {40, 1, 1, 10, 1, 1, 1, 1, 0, 0, 0, 0, false, 6, false, 0},
@@ -264,6 +456,10 @@ void engine_kernels(Isa isa) {
     for (bool special : {false, true}) engine_conv(isa_name(isa), kernels, k, special);
   for (const EngineCase& k : kStemCases)
     for (bool bytes : {false, true}) engine_stem(isa_name(isa), kernels, k, bytes);
+  for (const auto& chain : kChains)
+    for (int next : {0, 1, 6, 8, 15}) engine_strips(isa_name(isa), kernels, chain, chain[2].c && !chain[1].c && !next ? 3 : next);
+  for (const EngineCase& k : kPlaneCases)
+    for (bool special : {false, true}) engine_planes(isa_name(isa), kernels, k, special);
 }
 
 }  // namespace

@@ -7,27 +7,52 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-FF_NOINLINE void window_pool(const engine::WindowPool& p, Part part) {
+// The maximum or the sum over kh × kw pixels from x on; KH, KW: what these are, if known when compiled, else 0.
+template <bool Mean, int KH, int KW>
+FF_INLINE vecf pool_window(const float* x, idx row, idx kh, idx kw) {
+  vecf v = Mean ? vecf{} : splat(-__builtin_inff());
+  for (idx i = 0; i < (KH ? KH : kh); ++i)
+    for (idx j = 0; j < (KW ? KW : kw); ++j) {
+      const vecf pixel = load(x + i * row + j * L);
+      v = Mean ? v + pixel : max_bound(pixel, v);
+    }
+  return v;
+}
+
+// One row of one block: windows that leave the image on a side are clipped.
+template <bool Mean, int KH, int KW>
+FF_INLINE void pool_line(const engine::WindowPool& p, idx block, idx y) {
   const Window& w = p.window;
+  const idx top = y * w.sh - w.top, y0 = max_idx(top, 0), y1 = min_idx(top + w.kh, p.x.height);
+  const bool whole = y1 - y0 == w.kh;
+  const idx rows = p.count_padding ? min_idx(top + w.kh, p.x.height + p.bottom) - top : y1 - y0;
+  const float *from = at(p.x, block, y0), *residual = p.residual.data ? at(p.residual, block, y) : nullptr;
+  float* to = at(p.y, block, y);
+  for (idx x = 0; x < p.y.width; ++x) {
+    const idx left = x * w.sw - w.left, x0 = max_idx(left, 0), x1 = min_idx(left + w.kw, p.x.width);
+    const bool inside = whole && x1 - x0 == w.kw;
+    vecf v = inside ? pool_window<Mean, KH, KW>(from + x0 * L, p.x.row, w.kh, w.kw)
+                    : pool_window<Mean, 0, 0>(from + x0 * L, p.x.row, y1 - y0, x1 - x0);
+    if (Mean) {
+      const idx columns = p.count_padding ? min_idx(left + w.kw, p.x.width + p.right) - left : x1 - x0;
+      v = v / splat(static_cast<float>(rows * columns));
+    }
+    store(to + x * L, residual ? v + load(residual + x * L) : v);
+  }
+}
+
+template <bool Mean, int KH, int KW>
+FF_NOINLINE void pool_lines(const engine::WindowPool& p, Part part) {
   for (idx block = part.b0; block < part.b1; ++block)
-    for (idx y = part.y0; y < part.y1; ++y)
-      for (idx x = 0; x < p.y.width; ++x) {
-        const idx top = y * w.sh - w.top, left = x * w.sw - w.left;
-        const idx y0 = max_idx(top, 0), y1 = min_idx(top + w.kh, p.x.height);
-        const idx x0 = max_idx(left, 0), x1 = min_idx(left + w.kw, p.x.width);
-        vecf v = p.mean ? vecf{} : splat(-__builtin_inff());
-        for (idx i = y0; i < y1; ++i)
-          for (idx j = x0; j < x1; ++j) {
-            const vecf pixel = load(at(p.x, block, i, j));
-            v = p.mean ? v + pixel : max_bound(pixel, v);
-          }
-        if (p.mean) {
-          const idx rows = p.count_padding ? min_idx(top + w.kh, p.x.height + p.bottom) - top : y1 - y0;
-          const idx columns = p.count_padding ? min_idx(left + w.kw, p.x.width + p.right) - left : x1 - x0;
-          v = v / splat(static_cast<float>(rows * columns));
-        }
-        store(at(p.y, block, y, x), v);
-      }
+    for (idx y = part.y0; y < part.y1; ++y) pool_line<Mean, KH, KW>(p, block, y);
+}
+
+static void window_pool(const engine::WindowPool& p, Part part) {
+  const int kh = p.window.kh, kw = p.window.kw;
+  if (p.mean) return pool_lines<true, 0, 0>(p, part);
+  if (kh == 2 && kw == 2) return pool_lines<false, 2, 2>(p, part);
+  if (kh == 3 && kw == 3) return pool_lines<false, 3, 3>(p, part);
+  pool_lines<false, 0, 0>(p, part);
 }
 
 FF_NOINLINE void binary(const engine::Binary& p, Part part) {

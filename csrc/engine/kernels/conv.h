@@ -32,8 +32,9 @@ static void pack_conv(float* packed, const float* w, int in_channels, int out_ch
 
 static int conv_panel(int, int out_channels, int out_height, int out_width, const Window& w) {
   const idx blocks = blocks_of(out_channels);
-  if (w.sw != 1) return best_panel<0>(blocks, out_width);
-  return best_panel<L>(blocks, taps_of(w) == 1 ? static_cast<idx>(out_height) * out_width : out_width);
+  if (w.sw != 1) return best_panel<0, false>(blocks, out_width);
+  if (taps_of(w) > 1) return best_panel<L, false>(blocks, out_width);
+  return best_panel<L, true>(blocks, static_cast<idx>(out_height) * out_width);
 }
 
 // Rows of the part as one run of pixels, where nothing lies between them.
@@ -44,8 +45,8 @@ FF_INLINE bool is_flat(const Conv& c) {
          (!c.epilogue.residual.data || c.epilogue.residual.row == line);
 }
 
-template <int Step>
-FF_INLINE void conv_part(const Conv& c, Part part) {
+template <int Step, bool Point>
+FF_NOINLINE void conv_part(const Conv& c, Part part) {
   const Window& w = c.window;
   const Epilogue& e = c.epilogue;
   const bool flat = is_flat(c);
@@ -53,28 +54,30 @@ FF_INLINE void conv_part(const Conv& c, Part part) {
   ConvTiles t{nullptr, w.sw * L, c.x.row, L, c.x.block, 1, w.kh, w.kw, c.x.channels, nullptr, nullptr, nullptr, c.y.block, finish_of(e)};
   for (idx b = part.b0; b < part.b1; b += c.panel) {
     const int panel = static_cast<int>(min_idx(c.panel, part.b1 - b));
-    const TileSizes& s = PanelTiles<Step>::of(panel);
+    const TileSizes& s = PanelTiles<Step, Point>::of(panel);
     const int first = best_first(s, panel, pixels);
     t.weights = c.weights + b * L * c.x.channels * taps_of(w);
     t.bias = e.bias + b * L;
     for (idx y = part.y0; y < part.y1; ++y) {
       t.x = c.x.data + (y * w.sh - w.top) * c.x.row - w.left * L;
       t.y = c.y.data + b * c.y.block + y * c.y.row;
-      if (e.residual.data) t.finish.residual = e.residual.data + b * e.residual.block + y * e.residual.row;
+      t.finish.residual = residual_at(e, y, b);
       run_tiles(s, first, t, pixels);
       if (flat) break;
-      pool_part(e.pools, c.y, y, y + 1, b, b + panel);
     }
-    if (flat) pool_part(e.pools, c.y, part.y0, part.y1, b, b + panel);
+    finish_part(e, c.y, part, b, b + panel);
+    pool_part(e.pools, c.y, part, b, b + panel);
   }
 }
 
 static void conv(const Conv& c, Part part) {
   FF_ASSERT(part.b0 % c.panel == 0 && (part.b1 % c.panel == 0 || part.b1 == blocks_of(c.y.channels)));
-  if (c.window.sw == 1)
-    conv_part<L>(c, part);
+  if (c.window.sw != 1)
+    conv_part<0, false>(c, part);
+  else if (taps_of(c.window) > 1)
+    conv_part<L, false>(c, part);
   else
-    conv_part<0>(c, part);
+    conv_part<L, true>(c, part);
 }
 
 }  // namespace

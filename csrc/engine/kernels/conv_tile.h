@@ -3,7 +3,7 @@
 // packed panels [block][tap][channel][NR·L], inputs broadcast. One template serves blocked input (pixels L apart),
 // planes (pixels 1 or 2 apart) and any stride.
 #pragma once
-#include "engine/kernels/finish.h"
+#include "engine/kernels/pools.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -21,9 +21,10 @@ struct ConvTiles {
   Finish finish;
 };
 
-// Step: what `pixel` is, if known when compiled; 0 if not.
-template <int MR, int NR, int Step>
+// Step: what `pixel` is, if known when compiled; 0 if not. Point: the window is 1×1.
+template <int MR, int NR, int Step, bool Point>
 FF_NOINLINE void conv_tiles(const ConvTiles& t, idx tiles) {
+  const idx kh = Point ? 1 : t.kh, kw = Point ? 1 : t.kw;
   const idx step = Step ? Step : t.pixel, in_channel = Step == static_cast<int>(L) ? 1 : t.channel;
   const float* residual = t.finish.residual;
   for (idx tile = 0; tile < tiles; ++tile) {
@@ -37,9 +38,9 @@ FF_NOINLINE void conv_tiles(const ConvTiles& t, idx tiles) {
     for (idx c = 0; c < t.channels; c += L, block += t.block) {
       const idx n = min_idx(L, t.channels - c);
       const float* line = block;
-      for (idx k = 0; k < t.kh; ++k, line += t.row) {
+      for (idx k = 0; k < kh; ++k, line += t.row) {
         const float* tap = line;
-        for (idx l = 0; l < t.kw; ++l, tap += t.column) {
+        for (idx l = 0; l < kw; ++l, tap += t.column) {
           const float* a = tap;
           for (idx q = 0; q < n; ++q, a += in_channel, w += NR * L) {
             vecf w_v[NR];
@@ -68,40 +69,45 @@ struct TileSizes {
   TileRun run[kMost];
 };
 
-template <int NR, int Step, int... MR>
+template <int NR, int Step, bool Point, int... MR>
 constexpr TileSizes sizes() {
-  return {sizeof...(MR), {MR...}, {conv_tiles<MR, NR, Step>...}};
+  return {sizeof...(MR), {MR...}, {conv_tiles<MR, NR, Step, Point>...}};
 }
 
 // The widest panel, in channel blocks.
 constexpr int kMaxPanel = kRegisters == 32 ? 5 : 3;
 
-// Accumulators, a panel's weights and a broadcast share the registers. Where the input's pixels are any distance apart,
-// each needs a pointer.
-template <int Step>
+// Accumulators, a panel's weights and a broadcast share the registers. Small tiles lose nothing: the end of one runs
+// beside the start of the next. Where the input's pixels are any distance apart, each needs a pointer.
+template <int Step, bool Point>
 struct PanelTiles {
   static const TileSizes& of(int panel) {
     if constexpr (Step == 0) {
-      static constexpr TileSizes all[] = {sizes<1, 0, 4, 1>(), sizes<2, 0, 4, 1>(), sizes<3, 0, 4, 1>(), sizes<4, 0, 4, 1>(),
-                                          sizes<5, 0, 4, 1>()};
+      constexpr int wide = kRegisters == 32 ? 4 : 1;
+      static constexpr TileSizes all[] = {sizes<1, 0, false, 4, 1>(), sizes<2, 0, false, 4, 1>(), sizes<3, 0, false, wide, 1>(),
+                                          sizes<4, 0, false, wide, 1>(), sizes<5, 0, false, wide, 1>()};
       return all[panel - 1];
     } else if constexpr (kRegisters == 32) {
-      static constexpr TileSizes all[] = {sizes<1, Step, 14, 12, 8, 7, 4, 2, 1>(), sizes<2, Step, 14, 12, 8, 7, 4, 2, 1>(),
-                                          sizes<3, Step, 9, 8, 7, 4, 2, 1>(), sizes<4, Step, 7, 6, 4, 2, 1>(),
-                                          sizes<5, Step, 5, 4, 2, 1>()};
+      static constexpr TileSizes all[] = {
+          sizes<1, Step, Point, 14, 12, 8, 7, 4, 2, 1>(), sizes<2, Step, Point, 12, 8, 7, 6, 4, 2, 1>(),
+          sizes<3, Step, Point, 9, 8, 7, 6, 4, 2, 1>(), sizes<4, Step, Point, Point ? 6 : 5, 4, 3, 2, 1>(), sizes<5, Step, Point, 5, 4, 3, 2, 1>()};
       return all[panel - 1];
     } else {
-      static constexpr TileSizes all[] = {sizes<1, Step, 8, 4, 2, 1>(), sizes<2, Step, 6, 4, 2, 1>(), sizes<3, Step, 4, 2, 1>()};
+      static constexpr TileSizes all[] = {sizes<1, Step, Point, 8, 4, 2, 1>(), sizes<2, Step, Point, 6, 4, 2, 1>(),
+                                          sizes<3, Step, Point, 4, 2, 1>()};
       return all[panel - 1];
     }
   }
 };
 
-// Predicted time of a tile for one channel, in half cycles of a core that starts two fma and two loads a cycle: the fma,
-// or the loads (a broadcast costs a third more: 63 to 76 % of the peak with one block a panel), or the latency of a chain.
+// Predicted time of a tile for one channel, in half cycles of a core that starts two fma and two loads a cycle. The fma
+// bound it, or the loads (a broadcast costs a third more), or the latency of a chain; and loads beside fma cost a little.
+// Where registers are short, each fma broadcasts for itself.
 FF_INLINE float tile_cost(int pixels, int panel) {
-  const float fmas = static_cast<float>(pixels * panel), loads = 1.35f * static_cast<float>(pixels + panel);
-  return fmas > loads ? (fmas > 8 ? fmas : 8) : (loads > 8 ? loads : 8);
+  const int products = pixels * panel, broadcasts = products + panel < kRegisters ? pixels : products;
+  const float fmas = static_cast<float>(products), loads = 1.35f * static_cast<float>(pixels + panel);
+  const float bound = fmas > loads ? fmas : loads;
+  return (bound > 8 ? bound : 8) + 0.12f * static_cast<float>(broadcasts + panel);
 }
 
 // Predicted time of `pixels` pixels when tiles are taken from size `first` on.
@@ -122,13 +128,13 @@ FF_INLINE int best_first(const TileSizes& s, int panel, idx pixels) {
 }
 
 // Channel blocks of a panel for which `rows` rows of `pixels` pixels take the least time.
-template <int Step>
+template <int Step, bool Point>
 FF_INLINE int best_panel(idx blocks, idx pixels) {
   int best = 1;
   float least = 0;
   for (int panel = 1; panel <= kMaxPanel; ++panel) {
     const int rest = static_cast<int>(blocks % panel);
-    const TileSizes &s = PanelTiles<Step>::of(panel), &last = PanelTiles<Step>::of(rest ? rest : 1);
+    const TileSizes &s = PanelTiles<Step, Point>::of(panel), &last = PanelTiles<Step, Point>::of(rest ? rest : 1);
     float cost = static_cast<float>(blocks / panel) * tiles_cost(s, panel, best_first(s, panel, pixels), pixels);
     if (rest) cost += tiles_cost(last, rest, best_first(last, rest, pixels), pixels);
     if (panel == 1 || cost < least) best = panel, least = cost;

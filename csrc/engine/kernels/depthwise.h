@@ -55,7 +55,7 @@ FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, vecf bia
 
 template <int K, int S, int TX>
 FF_NOINLINE void depthwise_rows(const DepthwiseRows& d, idx x0, idx tiles) {
-  constexpr bool held = K * K + TX + 2 <= kRegisters;
+  constexpr bool held = K * K + TX + 4 <= kRegisters;
   vecf w[K * K];
   if constexpr (held) {
     FF_UNROLL(25)
@@ -101,8 +101,8 @@ static const DepthwiseSizes& depthwise_tiles(const Window& w) {
   static constexpr DepthwiseSizes any{1, {1}, {depthwise_any}};
   static constexpr DepthwiseSizes k3s1 = depthwise_sizes<3, 1, wide ? 14 : 10, 8, wide ? 7 : 6, 4, 2, 1>();
   static constexpr DepthwiseSizes k3s2 = depthwise_sizes<3, 2, wide ? 14 : 10, 8, wide ? 7 : 6, 4, 2, 1>();
-  static constexpr DepthwiseSizes k5s1 = depthwise_sizes<5, 1, wide ? 14 : 8, wide ? 7 : 4, 4, 1>();
-  static constexpr DepthwiseSizes k5s2 = depthwise_sizes<5, 2, wide ? 14 : 8, wide ? 7 : 4, 4, 1>();
+  static constexpr DepthwiseSizes k5s1 = depthwise_sizes<5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, 2, 1>();
+  static constexpr DepthwiseSizes k5s2 = depthwise_sizes<5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, 2, 1>();
   static constexpr DepthwiseSizes k4s4 = depthwise_sizes<4, 4, 4, 1>(), k2s2 = depthwise_sizes<2, 2, 4, 2, 1>();
   if (w.kh != w.kw || w.sh != w.sw) return any;
   if (w.kh == 3) return w.sw == 1 ? k3s1 : w.sw == 2 ? k3s2 : any;
@@ -135,14 +135,15 @@ static void depthwise(const Conv& c, Part part) {
     d.weights = c.weights + b * taps_of(w) * L;
     d.bias = e.bias + b * L;
     d.y = c.y.data + b * c.y.block + part.y0 * c.y.row;
-    if (e.residual.data) d.finish.residual = e.residual.data + b * e.residual.block + part.y0 * e.residual.row;
+    d.finish.residual = residual_at(e, part.y0, b);
     idx x = 0;
     for (int i = first; x < c.y.width; ++i) {
       const idx count = (c.y.width - x) / sizes.pixels[i];
       if (count) sizes.run[i](d, x, count);
       x += count * sizes.pixels[i];
     }
-    pool_part(e.pools, c.y, part.y0, part.y1, b, b + 1);
+    finish_part(e, c.y, part, b, b + 1);
+    pool_part(e.pools, c.y, part, b, b + 1);
   }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What follows a tile's sums while they are in registers: activation, residual; and the pools of rows just written.
+// What follows a tile's sums: activation and residual, in registers where these suffice.
 #pragma once
 #include "engine/map.h"
 #include "simd/math.h"
@@ -17,32 +17,25 @@ using engine::Window;
 constexpr idx L = lanes<float>;
 using vecf = vec<float>;
 
-// In registers: none, relu and relu6 are a clamp, hardsigmoid is one of v/6 + 1/2, hardswish is v times that. Others go
-// through memory.
-enum class Form : int { clamp, hardswish, hardsigmoid, other };
+FF_INLINE idx blocks_of(idx channels) { return ceil_div(channels, L); }
+
+// What runs in registers: none, relu and relu6 are a clamp, hardsigmoid is one of v/6 + 1/2, hardswish is v times that.
+enum class Form : int { clamp, hardswish, hardsigmoid };
 
 struct Activation {
   Form form;
-  Act act;
   float lo, hi;
 };
 
 FF_INLINE Activation activation_of(Act act) {
   const float inf = __builtin_inff();
   switch (act) {
-    case Act::none: return {Form::clamp, act, -inf, inf};
-    case Act::relu: return {Form::clamp, act, 0.f, inf};
-    case Act::relu6: return {Form::clamp, act, 0.f, 6.f};
-    case Act::hardswish: return {Form::hardswish, act, 0.f, 1.f};
-    case Act::hardsigmoid: return {Form::hardsigmoid, act, 0.f, 1.f};
-    default: return {Form::other, act, -inf, inf};
+    case Act::relu: return {Form::clamp, 0.f, inf};
+    case Act::relu6: return {Form::clamp, 0.f, 6.f};
+    case Act::hardswish: return {Form::hardswish, 0.f, 1.f};
+    case Act::hardsigmoid: return {Form::hardsigmoid, 0.f, 1.f};
+    default: return {Form::clamp, -inf, inf};
   }
-}
-
-FF_NOINLINE void activate_vectors(Act act, float* values, int count) {
-  with_act(act, [&](auto tag) {
-    for (int i = 0; i < count; ++i) store(values + i * L, activate<decltype(tag)::value, float>(load(values + i * L)));
-  });
 }
 
 FF_INLINE vecf ramp(vecf v, vecf lo, vecf hi) {
@@ -64,24 +57,11 @@ FF_INLINE void activate_tile(vecf (&acc)[MR][NR], const Activation& a) {
       FF_UNROLL(8)
       for (int j = 0; j < NR; ++j) acc[i][j] = acc[i][j] * ramp(acc[i][j], lo, hi);
     }
-  } else if (a.form == Form::hardsigmoid) {
+  } else {
     FF_UNROLL(16)
     for (int i = 0; i < MR; ++i) {
       FF_UNROLL(8)
       for (int j = 0; j < NR; ++j) acc[i][j] = ramp(acc[i][j], lo, hi);
-    }
-  } else {
-    alignas(64) float values[MR * NR * L];
-    FF_UNROLL(16)
-    for (int i = 0; i < MR; ++i) {
-      FF_UNROLL(8)
-      for (int j = 0; j < NR; ++j) store(values + (i * NR + j) * L, acc[i][j]);
-    }
-    activate_vectors(a.act, values, MR * NR);
-    FF_UNROLL(16)
-    for (int i = 0; i < MR; ++i) {
-      FF_UNROLL(8)
-      for (int j = 0; j < NR; ++j) acc[i][j] = load(values + (i * NR + j) * L);
     }
   }
 }
@@ -89,12 +69,23 @@ FF_INLINE void activate_tile(vecf (&acc)[MR][NR], const Activation& a) {
 // An epilogue in the form that tiles read; residual: at the tile's first pixel and block, or null.
 struct Finish {
   Activation act, after;
+  bool has_after;
   const float* residual;
   idx residual_block;
 };
 
+FF_INLINE bool in_registers(Act act) { return act != Act::silu && act != Act::sigmoid; }
+FF_INLINE bool in_registers(const Epilogue& e) { return in_registers(e.act) && (!e.residual.data || in_registers(e.after)); }
+
+// An epilogue that registers cannot do is left to finish_part; then there is no residual in the tiles.
 FF_INLINE Finish finish_of(const Epilogue& e) {
-  return {activation_of(e.act), activation_of(e.after), nullptr, e.residual.block};
+  if (!in_registers(e)) return {activation_of(Act::none), activation_of(Act::none), false, nullptr, 0};
+  return {activation_of(e.act), activation_of(e.after), e.after != Act::none, nullptr, e.residual.block};
+}
+
+// Where pixel 0 of row y of block b of the residual stands, for tiles; null if they add none.
+FF_INLINE const float* residual_at(const Epilogue& e, idx y, idx b) {
+  return e.residual.data && in_registers(e) ? e.residual.data + b * e.residual.block + y * e.residual.row : nullptr;
 }
 
 template <int MR, int NR>
@@ -106,7 +97,7 @@ FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, const float* re
       FF_UNROLL(16)
       for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + load(residual + j * f.residual_block + i * L);
     }
-    if (f.after.act != Act::none) activate_tile<MR, NR>(acc, f.after);
+    if (f.has_after) activate_tile<MR, NR>(acc, f.after);
   }
   FF_UNROLL(8)
   for (int j = 0; j < NR; ++j) {
@@ -115,51 +106,25 @@ FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, const float* re
   }
 }
 
-// The larger of the two, or NaN when either is one.
-FF_INLINE vecf running_max(vecf most, vecf v) { return (v > most) | (v != v) ? v : most; }
-
-FF_INLINE bool wanted(const Pools& p) { return p.line_sum || p.line_max || p.column_sum || p.column_max; }
-
-// Pools of row `row` of one channel block, `width` pixels at y. Four sums in turn hide the latency of the addition.
-FF_NOINLINE void pool_row(const Pools& p, const float* y, idx block, idx row, idx height, idx width) {
-  if (p.line_sum || p.line_max) {
-    vecf sum[4] = {}, most[4];
-    for (int u = 0; u < 4; ++u) most[u] = splat(-__builtin_inff());
-    idx x = 0;
-    for (; x + 4 <= width; x += 4) {
-      FF_UNROLL(4)
-      for (int u = 0; u < 4; ++u) {
-        const vecf v = load(y + (x + u) * L);
-        sum[u] = sum[u] + v, most[u] = running_max(most[u], v);
-      }
-    }
-    for (; x < width; ++x) {
-      const vecf v = load(y + x * L);
-      sum[0] = sum[0] + v, most[0] = running_max(most[0], v);
-    }
-    const idx at = (block * height + row) * L;
-    if (p.line_sum) store(p.line_sum + at, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-    if (p.line_max) store(p.line_max + at, running_max(running_max(most[0], most[1]), running_max(most[2], most[3])));
-  }
-  if (p.column_sum) {
-    float* to = p.column_sum + block * width * L;
-    for (idx x = 0; x < width; ++x) store(to + x * L, row == 0 ? load(y + x * L) : load(to + x * L) + load(y + x * L));
-  }
-  if (p.column_max) {
-    float* to = p.column_max + block * width * L;
-    for (idx x = 0; x < width; ++x)
-      store(to + x * L, row == 0 ? load(y + x * L) : running_max(load(to + x * L), load(y + x * L)));
-  }
+FF_NOINLINE void activate_row(Act act, float* y, idx width) {
+  with_act(act, [&](auto tag) {
+    for (idx i = 0; i < width; ++i) store(y + i * L, activate<decltype(tag)::value, float>(load(y + i * L)));
+  });
 }
 
-// The pools of the part just written.
-FF_INLINE void pool_part(const Pools& pools, const Map& y, idx y0, idx y1, idx b0, idx b1) {
-  if (!wanted(pools)) return;
+// Finishes the sums that tiles left in rows of blocks [b0, b1), if they did.
+FF_INLINE void finish_part(const Epilogue& e, const Map& y, Part part, idx b0, idx b1) {
+  if (in_registers(e)) return;
   for (idx b = b0; b < b1; ++b)
-    for (idx i = y0; i < y1; ++i) pool_row(pools, y.data + b * y.block + i * y.row, b, i, y.height, y.width);
+    for (idx i = part.y0; i < part.y1; ++i) {
+      float* to = y.data + b * y.block + i * y.row;
+      activate_row(e.act, to, y.width);
+      if (!e.residual.data) continue;
+      const float* from = e.residual.data + b * e.residual.block + i * e.residual.row;
+      for (idx x = 0; x < y.width; ++x) store(to + x * L, load(to + x * L) + load(from + x * L));
+      activate_row(e.after, to, y.width);
+    }
 }
-
-FF_INLINE idx blocks_of(idx channels) { return ceil_div(channels, L); }
 
 }  // namespace
 }  // namespace FF_ISA

@@ -12,6 +12,25 @@ using engine::Pixels;
 
 FF_INLINE float* at(const Map& m, idx block, idx y, idx x = 0) { return m.data + block * m.block + y * m.row + x * L; }
 
+#if FF_VEC_BYTES == 64
+#define FF_EACH_LANE(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#elif FF_VEC_BYTES == 32
+#define FF_EACH_LANE(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
+#else
+#define FF_EACH_LANE(f) f(0), f(1), f(2), f(3)
+#endif
+#define FF_SAME(i) i
+#define FF_EVEN(i) 2 * (i)
+#define FF_ODD(i) 2 * (i) + 1
+FF_INLINE vecf lane_numbers() { return vecf{FF_EACH_LANE(FF_SAME)}; }
+// The lanes of a, then of b, of even and of odd number.
+FF_INLINE vecf even_lanes(vecf a, vecf b) { return __builtin_shufflevector(a, b, FF_EACH_LANE(FF_EVEN)); }
+FF_INLINE vecf odd_lanes(vecf a, vecf b) { return __builtin_shufflevector(a, b, FF_EACH_LANE(FF_ODD)); }
+#undef FF_ODD
+#undef FF_EVEN
+#undef FF_SAME
+#undef FF_EACH_LANE
+
 // The first n lanes, zero in the others; n at least 0.
 FF_INLINE vecf masked(vecf v, idx n) {
   if (n >= L) return v;

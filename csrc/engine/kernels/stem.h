@@ -56,7 +56,7 @@ FF_NOINLINE void stem_lines(const Stem& s, const StemBand& band, idx first) {
 }
 
 template <int Step>
-FF_INLINE void stem_part(const Stem& s, Part part) {
+FF_NOINLINE void stem_part(const Stem& s, Part part) {
   const Window& w = s.window;
   const Epilogue& e = s.epilogue;
   const StemBand band = stem_band(s);
@@ -66,24 +66,25 @@ FF_INLINE void stem_part(const Stem& s, Part part) {
     s.type == Pixels::uint8 ? stem_lines<uint8_t>(s, band, top) : stem_lines<float>(s, band, top);
     for (idx b = part.b0; b < part.b1; b += s.panel) {
       const int panel = static_cast<int>(min_idx(s.panel, part.b1 - b));
-      const TileSizes& sizes = PanelTiles<Step>::of(panel);
+      const TileSizes& sizes = PanelTiles<Step, false>::of(panel);
       const int first = best_first(sizes, panel, s.y.width);
       t.weights = s.weights + b * L * s.channels * taps_of(w);
       t.bias = e.bias + b * L;
       for (idx y = y0; y < y1; ++y) {
         t.x = s.scratch + (y - y0) * w.sh * band.row;
         t.y = s.y.data + b * s.y.block + y * s.y.row;
-        if (e.residual.data) t.finish.residual = e.residual.data + b * e.residual.block + y * e.residual.row;
+        t.finish.residual = residual_at(e, y, b);
         run_tiles(sizes, first, t, s.y.width);
-        pool_part(e.pools, s.y, y, y + 1, b, b + panel);
       }
     }
   }
+  finish_part(e, s.y, part, part.b0, part.b1);
+  pool_part(e.pools, s.y, part, part.b0, part.b1);
 }
 
 static int stem_panel(int, int out_channels, int, int out_width, const Window& w) {
   const idx blocks = blocks_of(out_channels);
-  return w.sw == 1 ? best_panel<1>(blocks, out_width) : w.sw == 2 ? best_panel<2>(blocks, out_width) : best_panel<0>(blocks, out_width);
+  return w.sw == 1 ? best_panel<1, false>(blocks, out_width) : w.sw == 2 ? best_panel<2, false>(blocks, out_width) : best_panel<0, false>(blocks, out_width);
 }
 
 static void stem(const Stem& s, Part part) {

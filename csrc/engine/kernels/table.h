@@ -16,9 +16,8 @@ const engine::Kernels& engine_kernels() { return avx512::engine_kernels(); }
 
 #else
 
-#include "engine/kernels/conv.h"
-#include "engine/kernels/depthwise.h"
-#include "engine/kernels/stem.h"
+#include "engine/kernels/planar.h"
+#include "engine/kernels/strips.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -36,6 +35,16 @@ constexpr engine::Kernels kEngineKernels = {
     depthwise_packed,
     pack_depthwise,
     depthwise,
+    gate,
+    strips_scratch,
+    strips,
+    plane_conv_packed,
+    pack_plane_conv,
+    plane_conv,
+    planes_read,
+    planes_pool,
+    planes_gate,
+    planes_to_map,
 };
 
 }  // namespace

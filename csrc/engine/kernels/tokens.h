@@ -10,55 +10,97 @@ namespace {
 
 FF_INLINE const float* token(const Map& m, idx i) { return m.data + i / m.width * m.row + i % m.width * L; }
 
-FF_INLINE float token_product(const float* a, ptrdiff_t a_block, const float* b, ptrdiff_t b_block, idx channels) {
-  vecf sum = {};
-  for_lanes<float>(channels, [&](idx c, idx n) {
-    sum = fma(load_n<float>(a + c / L * a_block, n), load_n<float>(b + c / L * b_block, n), sum);
-  });
-  return sum_lanes<float>(sum);
-}
-
-// In place; a vector behind the last value may be overwritten within a whole vector.
+// In place, of values that are followed by whatever fills the last vector.
 FF_INLINE void softmax(float* values, idx count) {
   float most = values[0], total = 0;
   for (idx i = 1; i < count; ++i) most = values[i] > most ? values[i] : most;
-  for_lanes<float>(count, [&](idx i, idx n) { store_n<float>(values + i, exp<float>(load_n<float>(values + i, n) - splat(most)), n); });
-  for (idx i = 0; i < count; ++i) total += values[i];
-  for_lanes<float>(count, [&](idx i, idx n) { store_n<float>(values + i, load_n<float>(values + i, n) / splat(total), n); });
+  for_lanes<float>(count, [&](idx i, idx n) {
+    const vecf v = masked(exp<float>(load(values + i) - splat(most)), n);
+    store(values + i, v);
+    total += sum_lanes<float>(v);
+  });
+  const vecf scale = splat(1.f / total);
+  for (idx i = 0; i < count; i += L) store(values + i, load(values + i) * scale);
 }
 
-// out[block] += weight · sum over tokens of weights · x
-FF_INLINE void weigh(const Map& x, const float* weights, idx tokens, float weight, float* out, ptrdiff_t out_block, idx blocks, bool add) {
-  for (idx block = 0; block < blocks; ++block) {
-    vecf sum = {};
-    for (idx i = 0; i < tokens; ++i) sum = fma(splat(weights[i]), load(token(x, i) + block * x.block), sum);
-    sum = sum * splat(weight);
-    store(out + block * out_block, add ? load(out + block * out_block) + sum : sum);
+// y's pixel at `out`: the sum over tokens of weights · x.
+FF_INLINE void weigh(const Map& x, const float* weights, float* out, ptrdiff_t out_block) {
+  const idx tokens = idx{x.height} * x.width;
+  for (idx block = 0; block < blocks_of(x.channels); ++block) {
+    vecf sum[2] = {};
+    for (idx i = 0; i < tokens; ++i) sum[i % 2] = fma(splat(weights[i]), load(token(x, i) + block * x.block), sum[i % 2]);
+    store(out + block * out_block, sum[0] + sum[1]);
   }
 }
 
+// Keys as columns, then the scores of a group of queries, then the mean of their weights; rows of whole vectors.
+constexpr idx kQueries = 4;
+
+static size_t dot_scratch(int channels, int keys) {
+  return static_cast<size_t>(round_up_lanes<float>(keys) * (channels + kQueries + 1));
+}
+
+// Scores of kQueries queries (addresses at q) and one or two vectors of keys.
+template <int V>
+FF_INLINE void scores(const float* const* q, ptrdiff_t q_block, const float* columns, idx keys, idx channels, vecf scale, float* to) {
+  vecf sum[kQueries][V] = {};
+  for (idx c = 0; c < channels; ++c) {
+    vecf k[V];
+    FF_UNROLL(2)
+    for (int j = 0; j < V; ++j) k[j] = load(columns + c * keys + j * L);
+    FF_UNROLL(4)
+    for (int i = 0; i < kQueries; ++i) {
+      const vecf value = splat(q[i][c / L * q_block + c % L]);
+      FF_UNROLL(2)
+      for (int j = 0; j < V; ++j) sum[i][j] = fma(value, k[j], sum[i][j]);
+    }
+  }
+  FF_UNROLL(4)
+  for (int i = 0; i < kQueries; ++i) {
+    FF_UNROLL(2)
+    for (int j = 0; j < V; ++j) store(to + i * keys + j * L, sum[i][j] * scale);
+  }
+}
+
+// Rows of queries in the part; all of them for the mean.
 FF_NOINLINE void dot_attention(const engine::DotAttention& p, Part part) {
-  const idx keys = idx{p.kv.height} * p.kv.width, queries = idx{p.q.height} * p.q.width, blocks = ceil_div(p.q.channels, L);
-  for (idx i = part.y0 * p.q.width; i < part.y1 * p.q.width; ++i) {
-    for (idx k = 0; k < keys; ++k) p.scratch[k] = p.scale * token_product(token(p.q, i), p.q.block, token(p.kv, k), p.kv.block, p.q.channels);
-    softmax(p.scratch, keys);
-    if (p.mean)
-      weigh(p.kv, p.scratch, keys, 1.f / static_cast<float>(queries), p.y.data, p.y.block, blocks, i > 0);
-    else
-      weigh(p.kv, p.scratch, keys, 1.f, p.y.data + i / p.y.width * p.y.row + i % p.y.width * L, p.y.block, blocks, false);
+  const idx tokens = idx{p.kv.height} * p.kv.width, keys = round_up_lanes<float>(tokens), channels = p.q.channels;
+  float *columns = p.scratch, *weights = columns + channels * keys, *mean = weights + kQueries * keys;
+  for (idx i = 0; i < keys; ++i)
+    for (idx c = 0; c < channels; ++c) columns[c * keys + i] = i < tokens ? token(p.kv, i)[c / L * p.kv.block + c % L] : 0.f;
+  for (idx i = 0; i < keys; ++i) mean[i] = 0.f;
+  const idx first = idx{part.y0} * p.q.width, last = idx{part.y1} * p.q.width;
+  for (idx i = first; i < last; i += kQueries) {
+    const idx n = min_idx(kQueries, last - i);
+    const float* q[kQueries];
+    for (idx j = 0; j < kQueries; ++j) q[j] = token(p.q, min_idx(i + j, last - 1));
+    idx k = 0;
+    for (; k + 2 * L <= keys; k += 2 * L) scores<2>(q, p.q.block, columns + k, keys, channels, splat(p.scale), weights + k);
+    if (k < keys) scores<1>(q, p.q.block, columns + k, keys, channels, splat(p.scale), weights + k);
+    for (idx j = 0; j < n; ++j) {
+      softmax(weights + j * keys, tokens);
+      if (p.mean)
+        for (idx c = 0; c < keys; c += L) store(mean + c, load(mean + c) + load(weights + j * keys + c));
+      else
+        weigh(p.kv, weights + j * keys, p.y.data + (i + j) / p.y.width * p.y.row + (i + j) % p.y.width * L, p.y.block);
+    }
   }
+  if (!p.mean) return;
+  const vecf share = splat(1.f / static_cast<float>(last - first));
+  for (idx c = 0; c < keys; c += L) store(mean + c, load(mean + c) * share);
+  weigh(p.kv, mean, p.y.data, p.y.block);
 }
 
 FF_NOINLINE void additive_attention(const engine::AdditiveAttention& p) {
   const idx tokens = idx{p.x.height} * p.x.width;
   for (idx i = 0; i < tokens; ++i) {
     vecf sum = {};
-    for (idx block = 0; block < ceil_div(p.hidden.channels, L); ++block)
+    for (idx block = 0; block < blocks_of(p.hidden.channels); ++block)
       sum = fma(tanh<float>(load(token(p.hidden, i) + block * p.hidden.block)), load(p.v + block * L), sum);
     p.scratch[i] = sum_lanes<float>(sum);
   }
   softmax(p.scratch, tokens);
-  weigh(p.x, p.scratch, tokens, 1.f, p.y.data, p.y.block, ceil_div(p.x.channels, L), false);
+  weigh(p.x, p.scratch, p.y.data, p.y.block);
 }
 
 }  // namespace
