@@ -13,7 +13,7 @@ from fastfer.engine import metadata as fields
 from fastfer.engine.file import to_bytes
 from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Graph
-from fastfer.engine.lower import lowered
+from fastfer.engine.lower import UncoveredError, lowered
 from fastfer.engine.record import recorded
 from fastfer.engine.trace import Program, traced
 from fastfer.models import FerModel
@@ -39,6 +39,7 @@ def compile(
     threads: int | None = None,
     dtype: str = "float32",
     *,
+    fallback: str = "error",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
@@ -50,7 +51,9 @@ def compile(
     them); it is taken in evaluation mode, and later changes of it do not reach the engine. ``example`` is an input or
     its shape, (N, C, H, W) or (C, H, W), by default the published size of a fastfer model. ``threads`` defaults to
     `runtime.default_threads`. ``mean`` and ``std``, one number a channel on the scale 0 to 1, allow uint8 images, which
-    are then normalised inside. ``class_names`` default to the model's; ``metadata`` are further JSON values to keep.
+    are then normalised inside. ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest; the
+    engine's ``islands`` names them, and it cannot be saved. ``class_names`` default to the model's; ``metadata`` are
+    further JSON values to keep.
 
     Raises TypeError or ValueError naming the argument, `UncoveredError` naming an op that no plan has.
     """
@@ -58,6 +61,8 @@ def compile(
         raise TypeError(f"compile: model: expected a torch.nn.Module, got {type(model).__name__}")
     if dtype not in DTYPES:
         raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if fallback not in ("error", "torch"):
+        raise ValueError(f"compile: fallback: expected 'error' or 'torch', got {fallback!r}")
     size = _size(model, example)
     names = class_names if class_names is not None else getattr(model, "class_names", None)
     header: dict[str, Any] = {
@@ -71,7 +76,14 @@ def compile(
     }
     fields.normalisation(header, size[0])
     program = program_of(model, size)
-    graph = fused(lowered(program))
+    try:
+        graph = fused(lowered(program))
+    except UncoveredError:
+        if fallback == "error":
+            raise
+        from fastfer.engine.islands import Islands
+
+        return Islands(traced(model, size, any_batch=True), header, threads, dtype)
     header["outputs"] = [list(program.sizes[ref][1:]) for ref in program.outputs]
     return Engine(to_bytes(graph, header), threads=threads)
 

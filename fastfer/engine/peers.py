@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastfer.engine.graph import Array
 from fastfer.models import FerModel, create_model
@@ -65,6 +65,15 @@ def _required(package: str) -> Any:
         raise ImportError(f"{error}; peers need more packages: pip install 'fastfer[engine-bench]'") from None
 
 
+_SDPA = torch.ops.aten.scaled_dot_product_attention.default
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, scale: float | None = None, **named: Any) -> Tensor:
+    """Attention over tokens in ops that the ONNX exporter knows for three dimensions."""
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    return torch.softmax((q @ k.transpose(-2, -1)) * factor, -1) @ v
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is compared: a model in stock torch ops, the images of every call, and a number of threads."""
@@ -84,7 +93,9 @@ class Subject:
         try:
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
                 warnings.simplefilter("ignore")
-                program = torch.onnx.export(self.model, (torch.from_numpy(self.images),), dynamo=True, verbose=False)
+                exported = torch.export.export(self.model, (torch.from_numpy(self.images),), strict=False)
+                exported = exported.run_decompositions({_SDPA: _attention})
+                program = torch.onnx.export(exported, dynamo=True, verbose=False)
         finally:
             logger.setLevel(level)
         assert program is not None
@@ -131,7 +142,7 @@ def openvino(subject: Subject, precision: str = "f32") -> Peer:
 def torch_compile(subject: Subject) -> Peer:
     """``torch.compile`` with freezing: norms folded, weights packed; fixed shapes, no graph breaks."""
     torch.set_num_threads(subject.threads)
-    options = {"freezing": True}
+    options: dict[str, Any] = {"freezing": True}
     call: Any = torch.compile(subject.model, fullgraph=True, dynamic=False, options=options)
     x = torch.from_numpy(subject.images)
 

@@ -57,13 +57,17 @@ class Call:
 
 @dataclass
 class Program:
-    """Calls in order; ``sizes`` are the shapes of all tensors in a trace with `BATCH` images."""
+    """Calls in order; ``sizes`` are the shapes of all tensors for `BATCH` images.
+
+    ``scalars`` are sizes that a program for any batch computes, as functions of the number of images.
+    """
 
     input: Ref
     outputs: tuple[Ref, ...] = ()
     calls: list[Call] = field(default_factory=list)
     constants: dict[Ref, Tensor] = field(default_factory=dict)
     sizes: dict[Ref, tuple[int, ...]] = field(default_factory=dict)
+    scalars: dict[Ref, Callable[[int], int]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -84,16 +88,18 @@ def example_batch(model: nn.Module, size: tuple[int, ...]) -> Tensor:
     return torch.zeros((BATCH, *size), dtype=like.dtype, device=like.device)
 
 
-def traced(model: nn.Module, size: tuple[int, ...]) -> Program:
+def traced(model: nn.Module, size: tuple[int, ...], any_batch: bool = False) -> Program:
     """The calls that the model makes for images of (C, H, W) = ``size``, in evaluation mode.
 
-    Raises ValueError, with torch's reason, for a model that cannot be traced: one whose control flow depends on the
-    values of tensors, for one.
+    With ``any_batch`` the arguments that depend on the number of images are `Program.scalars`, so that calls can be
+    run again for another number; else they are those of `BATCH` images. Raises ValueError, with torch's reason, for a
+    model that cannot be traced: one whose control flow depends on the values of tensors, for one.
     """
     x = example_batch(model, size)
     try:
         with evaluating(model), torch.no_grad(), _library.dispatched():
-            exported = torch.export.export(model, (x,), strict=False)
+            shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
+            exported = torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"compile: model: expected one that torch.export traces, got {error}") from error
     return _program(exported)
@@ -113,7 +119,7 @@ def _program(exported: Any) -> Program:
 
     def new(node: Any) -> Ref:
         ref = refs.setdefault(node, Ref(len(refs)))
-        program.sizes[ref] = tuple(node.meta["val"].shape)
+        program.sizes[ref] = tuple(_size_of(n)(BATCH) for n in node.meta["val"].shape)
         return ref
 
     nodes = list(exported.graph.nodes)
@@ -128,11 +134,14 @@ def _program(exported: Any) -> Program:
             parts[node.args[0]][node.args[1]] = new(node)
         elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
             new(node)
+        elif node.op == "call_function" and isinstance(node.meta.get("val"), (int, torch.SymInt)):
+            program.scalars[refs.setdefault(node, Ref(len(refs)))] = _size_of(node.meta["val"])
         elif node.op == "call_function":
             parts[node] = {}
     writes = _Writes()
     for node in nodes:
-        if node.op == "call_function" and node.target is not operator.getitem and hasattr(node.target, "_schema"):
+        tensors = node in parts or isinstance(node.meta.get("val"), Tensor)
+        if node.op == "call_function" and node.target is not operator.getitem and tensors:
             known = parts.get(node, {0: refs.get(node)})
             outputs = tuple(known.get(i) for i in range(max(known, default=-1) + 1))
             args, kwargs = (mapped(part, torch.fx.Node, refs.__getitem__) for part in (node.args, node.kwargs))
@@ -140,6 +149,15 @@ def _program(exported: Any) -> Program:
     (results,) = nodes[-1].args
     program.outputs = tuple(writes.current(refs[result]) for result in results)
     return program
+
+
+def _size_of(value: Any) -> Callable[[int], int]:
+    """A size as a function of the number of images: torch writes it as an expression of one symbol."""
+    if not isinstance(value, torch.SymInt):
+        return lambda images: int(value)
+    expression = value.node.expr
+    symbols = list(expression.free_symbols)
+    return lambda images: int(expression.subs(dict.fromkeys(symbols, images)))
 
 
 class _Writes:
