@@ -8,9 +8,12 @@
 namespace ff::engine {
 namespace {
 
-// Below this height a pointwise convolution behind a depthwise one stands for itself: both fit into cache, and it may be
-// split over its outputs.
-constexpr int kLeastRows = 28;
+// A map between two convolutions that is larger than this does not stay in a core's cache: then they run as strips.
+constexpr double kCached = 768 * 1024;
+// Rows from which on a product with gates is left to the convolution that reads it, which then is split by rows.
+constexpr int kGatedRows = 14;
+
+double map_bytes(const Shape& s) { return 4. * s.channels * s.height * s.width; }
 
 }  // namespace
 
@@ -93,22 +96,23 @@ void Builder::find_chains() {
   gates_.assign(graph_.values.size(), GateSlots{});
   const auto free = [&](int node) { return node >= 0 && !done_[static_cast<size_t>(node)] && !chains_[static_cast<size_t>(node)].any(); };
   const auto adds = [&](int node) { return sums_[static_cast<size_t>(node)].output >= 0; };
+  const auto shape = [&](int value) { return graph_.values[static_cast<size_t>(value)]; };
   for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {
     const Node& node = node_at(i);
     const int reader = only_reader(node.output);
+    if (!is_point(reader) || !free(reader) || adds(i)) continue;
+    Chain& chain = chains_[static_cast<size_t>(reader)];
     if (node.op == Op::conv && node.attrs[8] > 1 && free(i)) {
-      Chain chain{-1, i, -1};
-      const int before = producer_[static_cast<size_t>(node.inputs[0])];
-      if (is_point(before) && free(before) && !adds(before) && only_reader(node.inputs[0]) == i && node_at(before).inputs[0] != image_) chain.expand = before;
-      if (is_point(reader) && !adds(i) && graph_.values[static_cast<size_t>(node.output)].height >= kLeastRows) chain.project = reader;
-      if (chain.expand < 0 && chain.project < 0) continue;
-      const int last = std::max(chain.depthwise, chain.project);
-      chains_[static_cast<size_t>(last)] = chain;
-      for (const int part : {chain.expand, chain.depthwise})
-        if (part >= 0 && part != last) done_[static_cast<size_t>(part)] = true;
-    } else if ((node.op == Op::se || node.op == Op::eca || node.op == Op::coordinate) && !adds(i) && is_point(reader) && free(reader)) {
+      const int wide = node.inputs[0], before = producer_[static_cast<size_t>(wide)];
+      const bool expands = is_point(before) && free(before) && !adds(before) && only_reader(wide) == i && node_at(before).inputs[0] != image_;
+      const double between = std::max(map_bytes(shape(node.output)), expands ? map_bytes(shape(wide)) : 0.);
+      if (between < kCached) continue;
+      chain = {expands ? before : -1, i, reader};
+      done_[static_cast<size_t>(i)] = true;
+      if (expands) done_[static_cast<size_t>(before)] = true;
+    } else if ((node.op == Op::se || node.op == Op::eca || node.op == Op::coordinate) && shape(node.output).height >= kGatedRows) {
       deferred_[static_cast<size_t>(i)] = true;
-      chains_[static_cast<size_t>(reader)].project = reader;
+      chain.project = reader;
     }
   }
 }
