@@ -57,8 +57,8 @@ float* Store::take(size_t floats) {
   return taken;
 }
 
-Builder::Builder(const Graph& graph, Isa isa, Program& program)
-    : graph_(graph), program_(program), k_(kernels_of(isa)), glue_(glue_of(isa)) {}
+Builder::Builder(const Graph& graph, Isa isa, bool strict, Program& program)
+    : graph_(graph), program_(program), k_(kernels_of(isa)), glue_(glue_of(isa)), strict_(strict) {}
 
 int Builder::new_buffer(size_t floats) {
   if (floats > kMostFloats) throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) + " floats, the most is " + std::to_string(kMostFloats));
@@ -208,10 +208,10 @@ void Builder::run() {
   lay_out();
 }
 
-std::unique_ptr<Program> build(const Graph& graph, Isa isa, const Normalisation& bytes) {
+std::unique_ptr<Program> build(const Graph& graph, Isa isa, bool strict, const Normalisation& bytes) {
   auto program = std::make_unique<Program>();
   program->bytes = bytes;
-  Builder(graph, isa, *program).run();
+  Builder(graph, isa, strict, *program).run();
   return program;
 }
 

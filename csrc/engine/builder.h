@@ -43,11 +43,11 @@ const Kernels& kernels_of(Isa isa);
 const Glue& glue_of(Isa isa);
 
 // Throws std::invalid_argument when a value would be larger than the engine holds.
-std::unique_ptr<Program> build(const Graph& graph, Isa isa, const Normalisation& bytes);
+std::unique_ptr<Program> build(const Graph& graph, Isa isa, bool strict, const Normalisation& bytes);
 
 class Builder {
  public:
-  Builder(const Graph& graph, Isa isa, Program& program);
+  Builder(const Graph& graph, Isa isa, bool strict, Program& program);
   void run();
 
  private:
@@ -113,6 +113,7 @@ class Builder {
   void stem(const Node& node);
   void conv(const Node& node);
   Conv describe(const Node& node);
+  bool winograd(const Node& node);
   void chain(const Chain& chain, const GateSlots& gates);
   void window_pool(const Node& node);
   void global_pool(const Node& node);
@@ -145,6 +146,7 @@ class Builder {
   Program& program_;
   const Kernels& k_;
   const Glue& glue_;
+  const bool strict_;
   std::vector<Slot> values_;      // buffer -1: not made yet
   std::vector<Shape> borders_[2];  // top and left, bottom and right that readers of a value need, as height and width
   std::vector<Buffer> buffers_;

@@ -83,17 +83,30 @@ Conv Builder::describe(const Node& node) {
   };
   Conv c{};
   c.x = sized(node.inputs[0]), c.y = sized(node.output), c.window = window_of(node);
-  c.panel = depthwise ? 1 : k_.conv_panel(c.x.channels, c.y.channels, c.y.height, c.y.width, c.window);
+  const int in = c.x.channels, out = c.y.channels;
   const float* w = node.weights[0].data;
-  float* packed = program_.weights.take(depthwise ? k_.depthwise_packed(c.x.channels, c.window) : k_.conv_packed(c.x.channels, c.y.channels, c.window));
-  if (depthwise)
-    k_.pack_depthwise(packed, w, c.x.channels, c.window);
-  else
-    k_.pack_conv(packed, w, c.x.channels, c.y.channels, c.window, c.panel);
+  float* packed;
+  if (depthwise) {
+    c.panel = 1, packed = program_.weights.take(k_.depthwise_packed(in, c.window));
+    k_.pack_depthwise(packed, w, in, c.window);
+  } else if (winograd(node)) {
+    c.panel = k_.winograd_panel(in, out, c.y.height, c.y.width), packed = program_.weights.take(k_.winograd_packed(in, out));
+    k_.pack_winograd(packed, w, in, out, c.panel);
+  } else {
+    c.panel = k_.conv_panel(in, out, c.y.height, c.y.width, c.window), packed = program_.weights.take(k_.conv_packed(in, out, c.window));
+    k_.pack_conv(packed, w, in, out, c.window, c.panel);
+  }
   c.weights = packed;
   c.epilogue.bias = padded(node.weights[1].data, node.weights[1].count);
   c.epilogue.act = static_cast<Act>(node.attrs[9]);
   return c;
+}
+
+// Whether a convolution is worth a quarter of the products at the price of the transforms.
+bool Builder::winograd(const Node& node) {
+  const auto& a = node.attrs;
+  const Shape &x = graph_.values[static_cast<size_t>(node.inputs[0])], &y = graph_.values[static_cast<size_t>(node.output)];
+  return !strict_ && a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8;
 }
 
 void Builder::conv(const Node& node) {
@@ -102,16 +115,23 @@ void Builder::conv(const Node& node) {
   const bool depthwise = node.attrs[8] > 1;
   if (node.inputs[0] == image_ && !depthwise && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
   const Slot x = input(node), other = residual(node), y = output(node);
+  const bool quarter = winograd(node);
   Conv c = describe(node);
   c.epilogue.after = after();
-  const auto kernel = depthwise ? k_.depthwise : k_.conv;
+  if (quarter) {
+    c.x = {nullptr, x.channels, x.height, x.width, x.row, x.block}, c.y = {nullptr, y.channels, y.height, y.width, y.row, y.block};
+    program_.scratch = std::max(program_.scratch, k_.winograd_scratch(c));
+  }
   const auto pools = std::make_shared<PoolSlots>();
-  Step& step = add(depthwise ? "depthwise" : "conv", x, y, {other}, [=](const Frame& f, const Map& from, const Map& to, Part part) {
+  const char* name = depthwise ? "depthwise" : quarter ? "winograd" : "conv";
+  Step& step = add(name, x, y, {other}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
     Conv call = c;
     call.x = from, call.y = to, call.epilogue.residual = f.map(other), call.epilogue.pools = pools->of(f);
-    kernel(call, part);
+    if (quarter) return k.winograd(call, f.scratch, part);
+    (depthwise ? k.depthwise : k.conv)(call, part);
   });
   step.panel = c.panel, step.pools = pools;
+  if (quarter) step.band = 4;
   step.macs = 1. * y.height * y.width * static_cast<double>(node.weights[0].count);
   step.bytes += 4. * static_cast<double>(node.weights[0].count);
 }
