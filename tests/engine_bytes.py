@@ -61,7 +61,7 @@ class Network:
         words += [struct.pack("<3I", *shape) for shape in self.shapes]
         first = 0
         for number, (op, inputs, attrs, weights) in enumerate(self.nodes):
-            words.append(struct.pack("<5I", OPS[op], len(inputs), len(attrs), len(weights), number + 1))
+            words.append(struct.pack("<5I", OPS.get(op, 99), len(inputs), len(attrs), len(weights), number + 1))
             words.append(struct.pack(f"<{len(inputs)}I{len(attrs)}i", *inputs, *attrs))
             for weight in weights:
                 words.append(struct.pack("<2Q", first, weight.numel()))

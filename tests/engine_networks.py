@@ -269,6 +269,7 @@ def cases() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
                 f"{op} {name}", (21, 6, 5),
                 lambda net, o=other, p=op, c=code: binary(net, 1, o(net), p == "mul", c),
             )  # fmt: skip
+    yield from _joined()
     yield "concat", (16, 5, 6), lambda net: concat(net, 1, conv(net, 0, 7, (1, 1)), conv(net, 0, 20, (1, 1)))
     yield "concat vectors", (24, 5, 6), lambda net: concat(net, global_pool(net, 1, 0), global_pool(net, 1, 1))
     for channels, size in ((8, (12, 20)), (35, (7, 9))):
@@ -289,6 +290,51 @@ def cases() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
             lambda net, m=mean: dot_attention(net, 1, conv(net, 0, 24, (3, 3), (2, 2)), m),
         )
     yield "additive_attention", (20, 5, 3), lambda net: additive_attention(net, 1, conv(net, 0, 20, (1, 1)), 18)
+
+
+def _inverted(net: Network, hidden: int, out: int, stride: int, gate: Build | None) -> int:
+    """Expansion, depthwise convolution, gate, projection behind value 1, and the sum with it where shapes agree."""
+    wide = conv(net, 1, hidden, (1, 1), code=3)
+    deep = conv(net, wide, hidden, (3, 3), (stride, stride), (1, 1, 1, 1), True, 3)
+    gated = deep if gate is None else gate(net)
+    narrow = conv(net, gated, out, (1, 1))
+    return binary(net, 1, narrow, False, 0) if net.shapes[narrow] == net.shapes[1] else narrow
+
+
+def _joined() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
+    """Operations that a plan runs as one step."""
+    for height, width, hidden in ((18, 17, 40), (100, 96, 70)):
+        for stride, out in ((1, 20), (2, 9)):
+            size = f"{height}x{width}/{stride}"
+            shape = (20, height, width)
+            yield f"inverted {size}", shape, lambda net, a=(hidden, out, stride): _inverted(net, *a, None)
+            yield (
+                f"inverted se {size}", shape,
+                lambda net, a=(hidden, out, stride): _inverted(net, *a, lambda n: se(n, 3, 8, 1, 4)),
+            )  # fmt: skip
+            yield (
+                f"inverted coordinate {size}", shape,
+                lambda net, a=(hidden, out, stride): _inverted(net, *a, lambda n: coordinate(n, 3, 8, 2)),
+            )  # fmt: skip
+    yield (
+        "separable, gate, pool, sum", (24, 40, 36),
+        lambda net: binary(
+            net,
+            csa(net, conv(net, conv(net, 1, 24, (3, 3), pad=(1, 1, 1, 1), depthwise=True), 40, (1, 1)), 3, True),
+            window_pool(net, conv(net, 1, 40, (1, 1)), False, (3, 3), (2, 2), (1, 1, 1, 1)), False, 0,
+        ),
+    )  # fmt: skip
+    yield (
+        "sum of two, act",
+        (9, 8, 7),
+        lambda net: binary(net, conv(net, 0, 5, (1, 1)), conv(net, 1, 5, (1, 1)), False, 1),
+    )
+    yield (
+        "sum with the image",
+        (9, 8, 7),
+        lambda net: binary(net, 0, conv(net, 1, 9, (3, 3), pad=(1, 1, 1, 1)), False, 0),
+    )
+    yield "sum of one with itself", (9, 8, 7), lambda net: binary(net, 1, 1, False, 0)
 
 
 def case(shape: tuple[int, int, int], build: Build, seed: int = 1) -> Network:

@@ -50,7 +50,7 @@ engine::Pixels pixels_of(const std::string& dtype) {
 }
 
 std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::string& dtype, const std::string& isa,
-                                std::vector<float> scale, std::vector<float> shift, int image_threads) {
+                                std::vector<float> scale, std::vector<float> shift, int image_threads, bool strict) {
   if (threads < 1) throw py::value_error("EnginePlan: threads: expected at least 1, got " + std::to_string(threads));
   if (image_threads < 0) throw py::value_error("EnginePlan: image_threads: expected 0 or more, got " + std::to_string(image_threads));
   if (dtype != "float32") throw py::value_error("EnginePlan: dtype: expected float32, got '" + dtype + "'");
@@ -58,14 +58,13 @@ std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::
     throw py::value_error("EnginePlan: scale, shift: expected as many of each, got " + std::to_string(scale.size()) + " and " +
                           std::to_string(shift.size()));
   const Bytes bytes(file);
-  const Isa chosen = isa_of(isa);
+  const engine::PlanOptions options{isa_of(isa), threads, image_threads, strict, {std::move(scale), std::move(shift)}};
   py::gil_scoped_release release;
   // Weights are read as floats.
-  if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0)
-    return std::make_unique<Plan>(bytes.data(), bytes.size(), chosen, threads, image_threads, engine::Normalisation{scale, shift});
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0) return std::make_unique<Plan>(bytes.data(), bytes.size(), options);
   const auto* first = static_cast<const char*>(bytes.data());
   const std::vector<char> copy(first, first + bytes.size());
-  return std::make_unique<Plan>(copy.data(), copy.size(), chosen, threads, image_threads, engine::Normalisation{scale, shift});
+  return std::make_unique<Plan>(copy.data(), copy.size(), options);
 }
 
 void run_plan(const Plan& plan, Address images, const std::string& dtype, idx batch, const std::vector<Address>& outputs) {
@@ -100,7 +99,7 @@ std::vector<Row> profile_plan(const Plan& plan, Address image, const std::string
 void bind_engine(py::module_& m) {
   py::class_<Plan>(m, "EnginePlan", "A network from the bytes of an engine file, ready to run.")
       .def(py::init(&make_plan), py::arg("file"), py::arg("threads") = 1, py::arg("dtype") = "float32", py::arg("isa") = "auto",
-           py::arg("scale") = std::vector<float>(), py::arg("shift") = std::vector<float>(), py::arg("image_threads") = 0)
+           py::arg("scale") = std::vector<float>(), py::arg("shift") = std::vector<float>(), py::arg("image_threads") = 0, py::arg("strict") = false)
       .def("run", run_plan, py::arg("images"), py::arg("dtype"), py::arg("batch"), py::arg("outputs"))
       .def("profile", profile_plan, py::arg("image"), py::arg("dtype"), py::arg("repeats") = 20)
       .def_property_readonly("metadata", [](const Plan& p) { return py::bytes(p.metadata()); })

@@ -57,8 +57,8 @@ float* Store::take(size_t floats) {
   return taken;
 }
 
-Builder::Builder(const Graph& graph, Isa isa, Program& program)
-    : graph_(graph), program_(program), k_(kernels_of(isa)), glue_(glue_of(isa)) {}
+Builder::Builder(const Graph& graph, Isa isa, bool strict, Program& program)
+    : graph_(graph), program_(program), k_(kernels_of(isa)), glue_(glue_of(isa)), strict_(strict) {}
 
 int Builder::new_buffer(size_t floats) {
   if (floats > kMostFloats) throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) + " floats, the most is " + std::to_string(kMostFloats));
@@ -163,44 +163,6 @@ Step& Builder::add(const char* name, const Slot& x, const Slot& y, const std::ve
   return step;
 }
 
-// Whether the node that makes `value` can add `other` to it.
-bool Builder::adds(size_t producer, int value, int other) const {
-  const Node& node = graph_.nodes[producer];
-  if (node.output != value || sums_[producer].output >= 0) return false;
-  switch (node.op) {
-    case Op::conv: case Op::max_pool: case Op::avg_pool: case Op::cbam: case Op::se: case Op::eca: case Op::scse: case Op::sa: case Op::csa: break;
-    default: return false;
-  }
-  if (other == graph_.input) return true;
-  for (size_t i = 0; i < producer; ++i)
-    if (graph_.nodes[i].output == other) return true;
-  return false;
-}
-
-// Additions of equal shapes go to the node that makes one of the two, when nobody else reads that and the other is there.
-void Builder::find_sums() {
-  sums_.assign(graph_.nodes.size(), Sum{});
-  std::vector<int> uses(graph_.values.size());
-  for (const Node& node : graph_.nodes)
-    for (const int input : node.inputs) ++uses[static_cast<size_t>(input)];
-  for (const int output : graph_.outputs) ++uses[static_cast<size_t>(output)];
-  for (size_t n = 0; n < graph_.nodes.size(); ++n) {
-    const Node& node = graph_.nodes[n];
-    if (node.op != Op::add) continue;
-    const auto shape = [&](int i) { return graph_.values[static_cast<size_t>(node.inputs[static_cast<size_t>(i)])]; };
-    if (shape(0).channels != shape(1).channels || shape(0).height != shape(1).height || shape(0).width != shape(1).width) continue;
-    for (size_t producer = n; producer-- > 0 && !done_[n];) {
-      for (size_t i = 0; i < 2 && !done_[n]; ++i) {
-        const int made = node.inputs[i], other = node.inputs[1 - i];
-        if (uses[static_cast<size_t>(made)] != 1 || !adds(producer, made, other)) continue;
-        if (node.attrs[0] != 0 && graph_.nodes[producer].op != Op::conv) continue;
-        sums_[producer] = {other, node.output, static_cast<Act>(node.attrs[0])};
-        done_[n] = true;
-      }
-    }
-  }
-}
-
 // First fit, largest buffer first: a buffer lies where no buffer alive at the same time does.
 void Builder::lay_out() {
   std::vector<size_t> order(buffers_.size()), placed;
@@ -227,8 +189,10 @@ void Builder::run() {
   values_.assign(graph_.values.size(), kNoSlot);
   done_.assign(graph_.nodes.size(), false);
   find_borders();
+  count_uses();
   find_image();
   find_sums();
+  find_chains();
   for (size_t i = 0; i < graph_.nodes.size(); ++i) {
     node_ = static_cast<int>(i);
     if (!done_[i]) lower(graph_.nodes[i]);
@@ -244,10 +208,10 @@ void Builder::run() {
   lay_out();
 }
 
-std::unique_ptr<Program> build(const Graph& graph, Isa isa, const Normalisation& bytes) {
+std::unique_ptr<Program> build(const Graph& graph, Isa isa, bool strict, const Normalisation& bytes) {
   auto program = std::make_unique<Program>();
   program->bytes = bytes;
-  Builder(graph, isa, *program).run();
+  Builder(graph, isa, strict, *program).run();
   return program;
 }
 

@@ -43,11 +43,11 @@ const Kernels& kernels_of(Isa isa);
 const Glue& glue_of(Isa isa);
 
 // Throws std::invalid_argument when a value would be larger than the engine holds.
-std::unique_ptr<Program> build(const Graph& graph, Isa isa, const Normalisation& bytes);
+std::unique_ptr<Program> build(const Graph& graph, Isa isa, bool strict, const Normalisation& bytes);
 
 class Builder {
  public:
-  Builder(const Graph& graph, Isa isa, Program& program);
+  Builder(const Graph& graph, Isa isa, bool strict, Program& program);
   void run();
 
  private:
@@ -67,6 +67,16 @@ class Builder {
     Act act = Act::none;
   };
 
+  // Convolutions (nodes, -1: none) that run as one step with the gates in front of them, when the last of them is due.
+  struct Chain {
+    int expand = -1, depthwise = -1, project = -1;
+    bool any() const { return depthwise >= 0 || project >= 0; }
+  };
+  // Gates that a map is to be multiplied with by whoever reads it.
+  struct GateSlots {
+    Slot x = kNoSlot, channel = kNoSlot, line = kNoSlot, column = kNoSlot;
+  };
+
   // builder.cpp: memory
   int blocks(int channels) const { return (channels + k_.lanes - 1) / k_.lanes; }
   size_t padded_size(idx count) const { return static_cast<size_t>((count + k_.lanes - 1) / k_.lanes * k_.lanes); }
@@ -80,9 +90,6 @@ class Builder {
   Slot residual(const Node& node);  // what it adds
   Act after() const { return sums_[static_cast<size_t>(node_)].act; }
   void find_borders();
-  void find_sums();
-  void find_image();
-  bool adds(size_t producer, int value, int other) const;
   void lay_out();
   const float* padded(const float* v, idx count);
   Dense dense(const Weights& w, const Weights& bias, int inputs, int pixels);
@@ -90,11 +97,24 @@ class Builder {
   Step& add(const char* name, const Slot& x, const Slot& y, const std::vector<Slot>& others, StepFn run);
   void touch(const Slot& slot, int step);
 
+  // fuse.cpp: which nodes run as one step
+  const Node& node_at(int i) const { return graph_.nodes[static_cast<size_t>(i)]; }
+  void count_uses();
+  void find_image();
+  void find_sums();
+  void find_chains();
+  bool adds(size_t producer, int value, int other) const;
+  bool is_point(int node) const;
+  int only_reader(int value) const;
+
   // lower.cpp: an operation as steps
   void lower(const Node& node);
   void import(const Slot& y);
   void stem(const Node& node);
   void conv(const Node& node);
+  Conv describe(const Node& node);
+  bool winograd(const Node& node);
+  void chain(const Chain& chain, const GateSlots& gates);
   void window_pool(const Node& node);
   void global_pool(const Node& node);
   void line_pool(const Node& node);
@@ -117,6 +137,7 @@ class Builder {
   void sa(const Node& node);
   void csa(const Node& node);
   void coordinate(const Node& node);
+  void multiply(const Node& node, const GateSlots& gates);
   void line_gate(const Slot& sum, const Slot& most, bool means, bool maxima, int length, const Dense& first, const Dense& last, const Slot& gate);
   void dot_attention(const Node& node);
   void additive_attention(const Node& node);
@@ -125,6 +146,7 @@ class Builder {
   Program& program_;
   const Kernels& k_;
   const Glue& glue_;
+  const bool strict_;
   std::vector<Slot> values_;      // buffer -1: not made yet
   std::vector<Shape> borders_[2];  // top and left, bottom and right that readers of a value need, as height and width
   std::vector<Buffer> buffers_;
@@ -132,6 +154,10 @@ class Builder {
   int image_ = -1;                // the value that is the normalised input image
   std::vector<bool> done_;        // nodes that others do
   std::vector<Sum> sums_;         // by node
+  std::vector<Chain> chains_;     // by node that runs them
+  std::vector<bool> deferred_;    // nodes that leave their gates to their reader
+  std::vector<GateSlots> gates_;  // by value, of such nodes
+  std::vector<int> uses_, producer_, reader_;  // by value: how often it is read, who makes it (-1), who reads it last (-1)
 };
 
 }  // namespace ff::engine

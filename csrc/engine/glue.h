@@ -100,11 +100,6 @@ struct Gated {
   bool sum, pool;
 };
 
-// y = x · rows · columns, gates (C, H, 1) and (C, 1, W) as maps.
-struct LineGated {
-  Map x, y, rows, columns;
-};
-
 // Gates of the channels from a convolution of their means over neighbouring channels (ECA): zeros beside them.
 struct NeighbourGate {
   const float* means;    // [channels], zeros for taps / 2 before and taps / 2 + L behind them
@@ -140,7 +135,6 @@ struct Glue {
   void (*pixel_pools)(const PixelPools&, Part);
   void (*pixel_gate)(const PixelGate&, Part);
   void (*gated)(const Gated&, Part);
-  void (*line_gated)(const LineGated&, Part);
   void (*neighbour_gate)(const NeighbourGate&);
   size_t (*dot_scratch)(int channels, int keys);
   void (*dot_attention)(const DotAttention&, Part);

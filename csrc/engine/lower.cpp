@@ -14,29 +14,6 @@ Window window_of(const Node& node) {
 
 }  // namespace
 
-// An affine map that alone reads the input is applied while the image is read, which keeps padding the normalised zero.
-void Builder::find_image() {
-  image_ = graph_.input;
-  int readers = 0;
-  size_t reader = 0;
-  for (size_t i = 0; i < graph_.nodes.size(); ++i)
-    for (const int input : graph_.nodes[i].inputs)
-      if (input == graph_.input) ++readers, reader = i;
-  if (readers != 1 || std::count(graph_.outputs.begin(), graph_.outputs.end(), graph_.input)) return;
-  const Node& node = graph_.nodes[reader];
-  if (node.op != Op::affine || node.attrs[0] != 0) return;
-  image_ = node.output, done_[reader] = true;
-  const float *scale = node.weights[0].data, *shift = node.weights[1].data;
-  const auto channels = static_cast<size_t>(node.weights[0].count);
-  program_.floats = {{scale, scale + channels}, {shift, shift + channels}};
-  Normalisation& bytes = program_.bytes;
-  if (bytes.scale.empty()) bytes = {std::vector<float>(channels, 1.f), std::vector<float>(channels, 0.f)};
-  for (size_t c = 0; c < channels; ++c) {
-    bytes.scale[c] *= scale[c];
-    bytes.shift[c] = bytes.shift[c] * scale[c] + shift[c];
-  }
-}
-
 void Builder::import(const Slot& y) {
   const Program* p = &program_;
   add("input", kNoSlot, y, {}, [=, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
@@ -97,32 +74,109 @@ void Builder::stem(const Node& node) {
   step.bytes += 4. * (static_cast<double>(node.weights[0].count) + 1. * s.channels * s.height * s.width);
 }
 
+// A convolution with its packed weights; its maps have sizes and no places.
+Conv Builder::describe(const Node& node) {
+  const bool depthwise = node.attrs[8] > 1;
+  const auto sized = [&](int value) {
+    const Shape& s = graph_.values[static_cast<size_t>(value)];
+    return Map{nullptr, s.channels, s.height, s.width, 0, 0};
+  };
+  Conv c{};
+  c.x = sized(node.inputs[0]), c.y = sized(node.output), c.window = window_of(node);
+  const int in = c.x.channels, out = c.y.channels;
+  const float* w = node.weights[0].data;
+  float* packed;
+  if (depthwise) {
+    c.panel = 1, packed = program_.weights.take(k_.depthwise_packed(in, c.window));
+    k_.pack_depthwise(packed, w, in, c.window);
+  } else if (winograd(node)) {
+    c.panel = k_.winograd_panel(in, out, c.y.height, c.y.width), packed = program_.weights.take(k_.winograd_packed(in, out));
+    k_.pack_winograd(packed, w, in, out, c.panel);
+  } else {
+    c.panel = k_.conv_panel(in, out, c.y.height, c.y.width, c.window), packed = program_.weights.take(k_.conv_packed(in, out, c.window));
+    k_.pack_conv(packed, w, in, out, c.window, c.panel);
+  }
+  c.weights = packed;
+  c.epilogue.bias = padded(node.weights[1].data, node.weights[1].count);
+  c.epilogue.act = static_cast<Act>(node.attrs[9]);
+  return c;
+}
+
+// Whether a convolution is worth a quarter of the products at the price of the transforms.
+bool Builder::winograd(const Node& node) {
+  const auto& a = node.attrs;
+  const Shape &x = graph_.values[static_cast<size_t>(node.inputs[0])], &y = graph_.values[static_cast<size_t>(node.output)];
+  return !strict_ && a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8;
+}
+
 void Builder::conv(const Node& node) {
+  const Chain& joined = chains_[static_cast<size_t>(node_)];
+  if (joined.any()) return chain(joined, gates_[static_cast<size_t>(node.inputs[0])]);
   const bool depthwise = node.attrs[8] > 1;
   if (node.inputs[0] == image_ && !depthwise && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
   const Slot x = input(node), other = residual(node), y = output(node);
-  Conv c{};
-  c.window = window_of(node);
-  c.panel = depthwise ? 1 : k_.conv_panel(x.channels, y.channels, y.height, y.width, c.window);
-  const float* w = node.weights[0].data;
-  float* packed = program_.weights.take(depthwise ? k_.depthwise_packed(x.channels, c.window) : k_.conv_packed(x.channels, y.channels, c.window));
-  if (depthwise)
-    k_.pack_depthwise(packed, w, x.channels, c.window);
-  else
-    k_.pack_conv(packed, w, x.channels, y.channels, c.window, c.panel);
-  c.weights = packed;
-  c.epilogue.bias = padded(node.weights[1].data, node.weights[1].count);
-  c.epilogue.act = static_cast<Act>(node.attrs[9]), c.epilogue.after = after();
-  const auto kernel = depthwise ? k_.depthwise : k_.conv;
+  const bool quarter = winograd(node);
+  Conv c = describe(node);
+  c.epilogue.after = after();
+  if (quarter) {
+    c.x = {nullptr, x.channels, x.height, x.width, x.row, x.block}, c.y = {nullptr, y.channels, y.height, y.width, y.row, y.block};
+    program_.scratch = std::max(program_.scratch, k_.winograd_scratch(c));
+  }
   const auto pools = std::make_shared<PoolSlots>();
-  Step& step = add(depthwise ? "depthwise" : "conv", x, y, {other}, [=](const Frame& f, const Map& from, const Map& to, Part part) {
+  const char* name = depthwise ? "depthwise" : quarter ? "winograd" : "conv";
+  Step& step = add(name, x, y, {other}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
     Conv call = c;
     call.x = from, call.y = to, call.epilogue.residual = f.map(other), call.epilogue.pools = pools->of(f);
-    kernel(call, part);
+    if (quarter) return k.winograd(call, f.scratch, part);
+    (depthwise ? k.depthwise : k.conv)(call, part);
   });
   step.panel = c.panel, step.pools = pools;
+  if (quarter) step.band = 4;
   step.macs = 1. * y.height * y.width * static_cast<double>(node.weights[0].count);
   step.bytes += 4. * static_cast<double>(node.weights[0].count);
+}
+
+// Convolutions and the gates in front of them by strips of rows.
+void Builder::chain(const Chain& chain, const GateSlots& gates) {
+  const int nodes[] = {chain.expand, chain.depthwise, chain.project};
+  int first = -1;
+  double macs = 0, weights = 0;
+  Conv convs[3] = {};
+  std::string name;
+  for (int i = 0; i < 3; ++i) {
+    if (nodes[i] < 0) continue;
+    const Node& node = node_at(nodes[i]);
+    const Shape& shape = graph_.values[static_cast<size_t>(node.output)];
+    const auto count = static_cast<double>(node.weights[0].count);
+    if (first < 0) first = nodes[i];
+    convs[i] = describe(node);
+    macs += count * shape.height * shape.width, weights += count;
+    name += (name.empty() ? "" : "+") + std::string(i == 1 ? "depthwise" : "conv");
+  }
+  const Slot x = gates.x.buffer >= 0 ? gates.x : value(node_at(first).inputs[0]);
+  const Slot other = residual(node_at(node_)), y = output(node_at(node_));
+  const int last = chain.project >= 0 ? 2 : 1, head = chain.expand >= 0 ? 0 : chain.depthwise >= 0 ? 1 : 2;
+  const bool has[] = {chain.expand >= 0, chain.depthwise >= 0, chain.project >= 0};
+  const Conv expand = convs[0], depthwise = convs[1], project = convs[2];
+  const Act behind = after();
+  const auto pools = std::make_shared<PoolSlots>();
+  const auto strips = [=](Conv (&c)[3], const Gates& g, float* scratch) {
+    c[0] = expand, c[1] = depthwise, c[2] = project;
+    return Strips{g, has[0] ? &c[0] : nullptr, has[1] ? &c[1] : nullptr, has[2] ? &c[2] : nullptr, scratch};
+  };
+  // Any address stands for gates that are there.
+  const auto there = [&](const Slot& s) { return s.buffer >= 0 ? expand.weights + 1 : nullptr; };
+  Conv sized[3];
+  program_.scratch = std::max(program_.scratch, k_.strips_scratch(strips(sized, {there(gates.channel), there(gates.line), there(gates.column), nullptr}, nullptr)));
+  Step& step = add(name.c_str(), x, y, {gates.channel, gates.line, gates.column, other}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
+    Conv c[3];
+    const Strips call = strips(c, {f.buffer(gates.channel), f.buffer(gates.line), f.buffer(gates.column), nullptr}, f.scratch);
+    c[head].x = from, c[last].y = to;
+    c[last].epilogue.residual = f.map(other), c[last].epilogue.after = behind, c[last].epilogue.pools = pools->of(f);
+    k.strips(call, part);
+  });
+  step.pools = pools, step.macs = macs, step.bytes += 4 * weights;
+  step.by_blocks = !has[2], step.panel = has[0] ? expand.panel : 1;
 }
 
 void Builder::window_pool(const Node& node) {

@@ -147,6 +147,18 @@ void Builder::gated_by_planes(const Node& node, const Slot& x, const Slot& chann
   step.macs = 2. * kh * kw * x.height * x.width;
 }
 
+// The product with the gates, or what the reader of the product needs for it.
+void Builder::multiply(const Node& node, const GateSlots& gates) {
+  if (deferred_[static_cast<size_t>(node_)]) {
+    gates_[static_cast<size_t>(node.output)] = gates;
+    return;
+  }
+  if (gates.channel.buffer >= 0) return gated(node, gates.x, gates.channel, false, false, nullptr);
+  add(op_name(node.op), gates.x, output(node), {gates.line, gates.column}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
+    k.gate(from, {nullptr, f.buffer(gates.line), f.buffer(gates.column), nullptr}, to, part);
+  });
+}
+
 void Builder::cbam(const Node& node) {
   const Slot x = input(node), channel = mlp_gate(node, x, true, Act::relu, Act::sigmoid);
   const int kh = node.attrs[0], kw = node.attrs[1];
@@ -156,12 +168,12 @@ void Builder::cbam(const Node& node) {
 
 void Builder::se(const Node& node) {
   const Slot x = input(node);
-  gated(node, x, mlp_gate(node, x, false, static_cast<Act>(node.attrs[0]), static_cast<Act>(node.attrs[1])), false, false, nullptr);
+  multiply(node, {x, mlp_gate(node, x, false, static_cast<Act>(node.attrs[0]), static_cast<Act>(node.attrs[1])), kNoSlot, kNoSlot});
 }
 
 void Builder::eca(const Node& node) {
   const Slot x = input(node);
-  gated(node, x, neighbour_gate(x, node.weights[0]), false, false, nullptr);
+  multiply(node, {x, neighbour_gate(x, node.weights[0]), kNoSlot, kNoSlot});
 }
 
 void Builder::scse(const Node& node) {
@@ -219,12 +231,7 @@ void Builder::coordinate(const Node& node) {
   const Slot rows = lines(c, x.height), columns = lines(c, x.width);
   line_gate(wanted.line_sum, wanted.line_max, means, maxima, x.width, first, dense(node.weights[2], node.weights[3], m, x.height), rows);
   line_gate(wanted.column_sum, wanted.column_max, means, maxima, x.height, first, dense(node.weights[4], node.weights[5], m, x.width), columns);
-  const Slot y = output(node);
-  add("coordinate", x, y, {rows, columns}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
-    Map r = f.map(rows);
-    r.height = r.width, r.width = 1, r.row = rows.pixel;
-    glue.line_gated({from, to, r, f.map(columns)}, part);
-  });
+  multiply(node, {x, kNoSlot, rows, columns});
 }
 
 void Builder::dot_attention(const Node& node) {

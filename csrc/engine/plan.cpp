@@ -44,18 +44,19 @@ void clear_border(const Slot& s, float* data, Part part, bool all_blocks) {
   }
 }
 
+int units(int length, int unit) { return (length + unit - 1) / unit; }
+
 // Share `i` of `n` along the axis that splits most evenly; rows on a tie. False: nothing to do.
 bool share(const Step& step, int i, int n, Part* part) {
   *part = {0, step.height, 0, step.blocks};
   if (n == 1) return true;
-  const int panels = (step.blocks + step.panel - 1) / step.panel;
+  const int bands = units(step.height, step.band), panels = units(step.blocks, step.panel);
   const auto waste = [n](int units) { return static_cast<double>((units + n - 1) / n * n) / units; };
-  const bool rows = step.by_rows && (!step.by_blocks || waste(step.height) <= waste(panels));
+  const bool rows = step.by_rows && (!step.by_blocks || waste(bands) <= waste(panels));
   if (!rows && !step.by_blocks) return i == 0;
-  const int units = rows ? step.height : panels;
-  const int from = static_cast<int>(idx{units} * i / n), to = static_cast<int>(idx{units} * (i + 1) / n);
+  const int count = rows ? bands : panels, from = count * i / n, to = count * (i + 1) / n;
   if (rows)
-    part->y0 = from, part->y1 = to;
+    part->y0 = from * step.band, part->y1 = std::min(to * step.band, step.height);
   else
     part->b0 = from * step.panel, part->b1 = std::min(to * step.panel, step.blocks);
   return from < to;
@@ -113,18 +114,18 @@ struct Plan::Job {
   }
 };
 
-Plan::Plan(const void* file, size_t size, Isa isa, int threads, int image_threads, const Normalisation& bytes) : threads_(threads) {
+Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_(options.threads) {
   guard_fork();
   File parsed = parse_file(file, size);
   const Graph& graph = parsed.graph;
   input_ = graph.values[static_cast<size_t>(graph.input)];
   for (const int output : graph.outputs) outputs_.push_back(graph.values[static_cast<size_t>(output)]);
-  for (const auto* values : {&bytes.scale, &bytes.shift})
+  for (const auto* values : {&options.bytes.scale, &options.bytes.shift})
     if (!values->empty() && values->size() != static_cast<size_t>(input_.channels))
       throw std::invalid_argument("EnginePlan: scale, shift: expected " + std::to_string(input_.channels) + " values, one for each channel, got " + std::to_string(values->size()));
-  program_ = build(graph, isa, bytes);
+  program_ = build(graph, options.isa, options.strict, options.bytes);
   metadata_ = std::move(parsed.metadata);
-  image_threads_ = image_threads ? std::min(image_threads, threads) : threads_worth();
+  image_threads_ = options.image_threads ? std::min(options.image_threads, threads_) : threads_worth();
 }
 
 Plan::~Plan() = default;
@@ -210,7 +211,7 @@ std::vector<StepTime> Plan::profile(const void* image, Pixels type, int repeats)
     const Step& step = steps[s];
     auto& t = times[s];
     std::nth_element(t.begin(), t.begin() + static_cast<ptrdiff_t>(t.size() / 2), t.end());
-    const int tasks = std::max({1, step.by_rows ? step.height : 1, step.by_blocks ? (step.blocks + step.panel - 1) / step.panel : 1});
+    const int tasks = std::max({1, step.by_rows ? units(step.height, step.band) : 1, step.by_blocks ? units(step.blocks, step.panel) : 1});
     result.push_back({step.name, step.node, t.empty() ? 0. : t[t.size() / 2], step.macs, step.bytes, tasks});
   }
   return result;

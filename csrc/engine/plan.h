@@ -18,11 +18,18 @@ struct StepTime {
   int tasks;                    // parts that may run at the same time
 };
 
+struct PlanOptions {
+  Isa isa;
+  int threads = 1;        // at least 1
+  int image_threads = 0;  // of these, at most so many on one image; 0: as many as pay
+  bool strict = false;    // no Winograd convolutions: float32's own rounding alone
+  Normalisation bytes;    // of uint8 images
+};
+
 class Plan {
  public:
-  // From the bytes of a file, which are not needed afterwards. `threads` at least 1, of which at most `image_threads` work
-  // on one image (0: as many as pay); `bytes` normalises uint8 images. Throws std::invalid_argument for a file that is none.
-  Plan(const void* file, size_t size, Isa isa, int threads, int image_threads, const Normalisation& bytes);
+  // From the bytes of a file, which are not needed afterwards. Throws std::invalid_argument for a file that is none.
+  Plan(const void* file, size_t size, const PlanOptions& options);
   ~Plan();
 
   // image [batch][C][H][W] of `type`; outputs [batch][C][H][W] each. Does not allocate once as many contexts as there are

@@ -52,7 +52,8 @@ struct Step {
   int node = -1;  // of the graph; -1: none
   Slot x = kNoSlot, y = kNoSlot;
   StepFn run;
-  int height = 1, blocks = 1, panel = 1;    // of the output: rows, and blocks in groups of `panel`, may be split
+  int height = 1, blocks = 1;               // of the output, which may be split
+  int band = 1, panel = 1;                  // into groups of so many rows or blocks
   bool by_rows = false, by_blocks = false;  // neither: one thread runs it
   bool clears_border = false;               // zeros around y are written behind the kernel
   double macs = 0, bytes = 0;               // of one image; bytes of maps and weights read and written once

@@ -157,9 +157,10 @@ void check_pools(const std::string& name, const EngineCase& k, const Values& y, 
 }
 
 // run(part) computes a part of y. The whole at once is compared with `want`, then the same bits are expected of parts, cut
-// at rows and at `panel` channel blocks.
+// at multiples of `step` rows and at `panel` channel blocks.
 template <class Run>
-void whole_and_parts(const std::string& name, const EngineCase& k, const Kernels& kernels, int panel, const Values& want, const Run& run) {
+void whole_and_parts(const std::string& name, const EngineCase& k, const Kernels& kernels, int panel, const Values& want, const Run& run,
+                     int step = 1) {
   const int rows = static_cast<int>(k.oh()), blocks = static_cast<int>((k.o + kernels.lanes - 1) / kernels.lanes);
   Blocked y(kernels.lanes, k.o, k.oh(), k.ow(), 1, true);
   EnginePools pools(kernels.lanes, blocks, k.oh(), k.ow());
@@ -167,7 +168,7 @@ void whole_and_parts(const std::string& name, const EngineCase& k, const Kernels
   const std::vector<float> whole = y.take(name);
   near(name, whole, want, k.c * k.kh * k.kw);
   check_pools(name, k, want, pools);
-  const int cut = rows / 3, first = std::min(panel, blocks);
+  const int cut = rows / 3 / step * step, first = std::min(panel, blocks);
   for (idx border : {0, 2}) {
     Blocked parted(kernels.lanes, k.o, k.oh(), k.ow(), border, true);
     for (const engine::Part& part : {engine::Part{cut, rows, 0, first}, engine::Part{0, cut, 0, blocks}, engine::Part{cut, rows, first, blocks}})
@@ -216,6 +217,23 @@ void engine_conv(const std::string& isa, const Kernels& kernels, const EngineCas
     packed.take(name + " packed weights");
     if (k.depthwise) break;
   }
+}
+
+void engine_winograd(const std::string& isa, const Kernels& kernels, const EngineCase& k) {
+  const EngineData d(k, false);
+  const std::vector<float> weight = EngineData::floats(d.weight), bias = d.padded_bias(kernels.lanes);
+  const Blocked x(kernels.lanes, k.c, k.h, k.w, 1, d.x), residual(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), panel = kernels.winograd_panel(c, o, int(k.oh()), int(k.ow()));
+  Out<float> packed(static_cast<idx>(kernels.winograd_packed(c, o)));
+  kernels.pack_winograd(packed.ptr(), weight.data(), c, o, panel);
+  const std::string name = isa + " engine winograd" + k.text();
+  whole_and_parts(name, k, kernels, panel, naive_conv(k, d.x, d.weight, d.bias, d.residual),
+                  [&](const engine::Map& y, engine::Part part, const engine::Pools& pools) {
+    const engine::Conv conv{x.map(), y, k.window(), packed.ptr(), panel, epilogue(k, bias.data(), residual.map(), pools)};
+    Out<float> scratch(static_cast<idx>(kernels.winograd_scratch(conv)));
+    kernels.winograd(conv, scratch.ptr(), part);
+    scratch.take(name + " scratch");
+  }, 4);
 }
 
 void engine_stem(const std::string& isa, const Kernels& kernels, const EngineCase& k, bool bytes) {
@@ -444,6 +462,10 @@ const EngineCase kEngineCases[] = {
     {18, 14, 14, 18, 4, 4, 4, 4, 1, 1, 1, 1, true, 1, false, 0},   {6, 4, 14, 6, 2, 2, 2, 2, 0, 0, 0, 0, true, 0, true, 2},
     {12, 9, 8, 12, 7, 7, 1, 1, 3, 3, 3, 3, true, 5, true, 0},      {4, 6, 5, 4, 3, 5, 2, 1, 1, 0, 0, 2, true, 4, false, 0},
 };
+const EngineCase kWinogradCases[] = {
+    {32, 24, 24, 64, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0}, {64, 12, 12, 80, 3, 3, 1, 1, 1, 1, 1, 1, false, 3, true, 1},
+    {5, 18, 17, 19, 3, 3, 1, 1, 1, 1, 1, 1, false, 6, true, 0},   {17, 9, 71, 3, 3, 3, 1, 1, 0, 1, 1, 0, false, 0, true, 5},
+};
 const EngineCase kStemCases[] = {
     {1, 12, 19, 32, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0},   {3, 15, 30, 16, 3, 3, 2, 2, 1, 1, 1, 1, false, 3, false, 0},
     {3, 14, 28, 32, 3, 3, 2, 2, 0, 0, 1, 1, false, 2, true, 0},    {2, 40, 300, 5, 5, 5, 1, 1, 2, 2, 2, 2, false, 0, false, 0},
@@ -456,6 +478,7 @@ void engine_kernels(Isa isa) {
     for (bool special : {false, true}) engine_conv(isa_name(isa), kernels, k, special);
   for (const EngineCase& k : kStemCases)
     for (bool bytes : {false, true}) engine_stem(isa_name(isa), kernels, k, bytes);
+  for (const EngineCase& k : kWinogradCases) engine_winograd(isa_name(isa), kernels, k);
   for (const auto& chain : kChains)
     for (int next : {0, 1, 6, 8, 15}) engine_strips(isa_name(isa), kernels, chain, chain[2].c && !chain[1].c && !next ? 3 : next);
   for (const EngineCase& k : kPlaneCases)

@@ -70,7 +70,7 @@ FF_NOINLINE void pixel_pools(const engine::PixelPools& p, Part part) {
 
 // R rows of V vectors of a K×K convolution of planes (K 0: any, R 1). Only the first n lanes of the last vector are there.
 template <int K, int R, int V>
-FF_INLINE void gate_tile(const engine::PixelGate& p, idx y, idx x, idx n) {
+FF_INLINE void spatial_tile(const engine::PixelGate& p, idx y, idx x, idx n) {
   const idx kh = K ? K : p.kh, kw = K ? K : p.kw;
   vecf sum[R][V];
   for (int r = 0; r < R; ++r)
@@ -98,25 +98,25 @@ FF_INLINE void gate_tile(const engine::PixelGate& p, idx y, idx x, idx n) {
 }
 
 template <int K, int R>
-FF_NOINLINE void gate_rows(const engine::PixelGate& p, idx y) {
+FF_NOINLINE void spatial_rows(const engine::PixelGate& p, idx y) {
   constexpr int kWide = kRegisters == 32 && R > 1 ? 3 : 2;
   idx x = 0;
-  for (; x + kWide * L <= p.width; x += kWide * L) gate_tile<K, R, kWide>(p, y, x, L);
-  for (; x < p.width; x += L) gate_tile<K, R, 1>(p, y, x, min_idx(L, p.width - x));
+  for (; x + kWide * L <= p.width; x += kWide * L) spatial_tile<K, R, kWide>(p, y, x, L);
+  for (; x < p.width; x += L) spatial_tile<K, R, 1>(p, y, x, min_idx(L, p.width - x));
 }
 
 template <int K>
-FF_INLINE void gate_part(const engine::PixelGate& p, Part part) {
+FF_INLINE void spatial_part(const engine::PixelGate& p, Part part) {
   constexpr int kRows = K ? 4 : 1;
   idx y = part.y0;
-  for (; y + kRows <= part.y1; y += kRows) gate_rows<K, kRows>(p, y);
-  for (; y < part.y1; ++y) gate_rows<K, 1>(p, y);
+  for (; y + kRows <= part.y1; y += kRows) spatial_rows<K, kRows>(p, y);
+  for (; y < part.y1; ++y) spatial_rows<K, 1>(p, y);
 }
 
 static void pixel_gate(const engine::PixelGate& p, Part part) {
-  if (p.kh == 7 && p.kw == 7) return gate_part<7>(p, part);
-  if (p.kh == 3 && p.kw == 3) return gate_part<3>(p, part);
-  gate_part<0>(p, part);
+  if (p.kh == 7 && p.kw == 7) return spatial_part<7>(p, part);
+  if (p.kh == 3 && p.kw == 3) return spatial_part<3>(p, part);
+  spatial_part<0>(p, part);
 }
 
 // x · gate of a pixel; Sum: the channel's and the pixel's gate are added, else multiplied.
@@ -158,15 +158,6 @@ FF_NOINLINE void gated(const engine::Gated& p, Part part) {
         p.sum ? gated_row<true, false>(p, block, y, channel) : gated_row<false, false>(p, block, y, channel);
     }
   }
-}
-
-FF_NOINLINE void line_gated(const engine::LineGated& p, Part part) {
-  for (idx block = part.b0; block < part.b1; ++block)
-    for (idx y = part.y0; y < part.y1; ++y) {
-      const vecf row = load(at(p.rows, block, y));
-      for (idx x = 0; x < p.y.width; ++x)
-        store(at(p.y, block, y, x), load(at(p.x, block, y, x)) * row * load(at(p.columns, block, 0, x)));
-    }
 }
 
 // `means` has zeros for half the taps on both sides of the channels.

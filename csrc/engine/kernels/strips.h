@@ -81,7 +81,7 @@ FF_INLINE StripPlan strip_plan_of(const Strips& s, idx rows) {
 FF_INLINE const Conv& last_of(const Strips& s) { return s.project ? *s.project : *s.depthwise; }
 
 FF_INLINE StripPlan strip_plan(const Strips& s) {
-  constexpr idx kFloats = 48 * 1024;
+  constexpr idx kFloats = 96 * 1024;
   idx rows = 1;
   for (; rows < last_of(s).y.height; ++rows) {
     const StripPlan next = strip_plan_of(s, rows + 1);

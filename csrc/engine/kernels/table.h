@@ -18,6 +18,7 @@ const engine::Kernels& engine_kernels() { return avx512::engine_kernels(); }
 
 #include "engine/kernels/planar.h"
 #include "engine/kernels/strips.h"
+#include "engine/kernels/winograd.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -32,6 +33,11 @@ constexpr engine::Kernels kEngineKernels = {
     conv,
     stem_scratch,
     stem,
+    winograd_panel,
+    winograd_packed,
+    pack_winograd,
+    winograd_scratch,
+    winograd,
     depthwise_packed,
     pack_depthwise,
     depthwise,
