@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from fastfer.engine.profile import Profile
 
 
-def load(path: str | Path, *, threads: int | None = None, dtype: str | None = None) -> Engine:
-    """The engine that `Engine.save` wrote; ``threads`` and ``dtype`` as in `fastfer.compile`, dtype None as compiled.
+def load(
+    path: str | Path, *, threads: int | None = None, dtype: str | None = None, strict: bool | None = None
+) -> Engine:
+    """The engine that `Engine.save` wrote; arguments as in `fastfer.compile`, dtype and strict None: as compiled.
 
     Nothing in the file is executed. Raises FileNotFoundError, or ValueError saying what is wrong with the file.
     """
     with open(path, "rb") as file:
         data = file.read()
     try:
-        return Engine(data, threads=threads, dtype=dtype)
+        return Engine(data, threads=threads, dtype=dtype, strict=strict)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -46,15 +48,23 @@ class Engine:
     dtype: str
     """Precision of the arithmetic: "float32"."""
 
-    def __init__(self, data: bytes, *, threads: int | None = None, dtype: str | None = None) -> None:
+    strict: bool
+    """Whether convolutions are sums in float32 alone, without Winograd's transforms."""
+
+    def __init__(
+        self, data: bytes, *, threads: int | None = None, dtype: str | None = None, strict: bool | None = None
+    ) -> None:
         """``data`` are the bytes of an engine file. Raises ValueError for others."""
         from fastfer.engine import metadata as fields
 
         extension = _extension()
         early = fields.peeked(data)
         self.dtype = str(early.get("dtype", "float32")) if dtype is None else dtype
+        self.strict = early.get("strict") is True if strict is None else strict
         scale, shift = fields.normalisation(early)
-        self._plan = extension.EnginePlan(data, default_threads(threads), self.dtype, scale=scale, shift=shift)
+        self._plan = extension.EnginePlan(
+            data, default_threads(threads), self.dtype, scale=scale, shift=shift, strict=self.strict
+        )
         self._data = data
         self.metadata = known = fields.parsed(self._plan.metadata)
         self.input_shape = self._plan.input
@@ -96,10 +106,9 @@ class Engine:
     def _with_torch(self, torch: Any, x: Any) -> Any:
         if not x.is_cpu:
             raise ValueError(f"engine: x: expected a tensor on the CPU, got one on {x.device}")
-        kind = self._kind(str(x.dtype).removeprefix("torch."), x.shape)
-        images = x.contiguous()
-        outputs = [torch.empty((len(x), *shape)) for shape in self.output_shapes]
-        self._plan.run(images.data_ptr(), kind, len(x), [output.data_ptr() for output in outputs])
+        kind, images, count = self._kind(str(x.dtype)[6:], x.shape), x.contiguous(), x.shape[0]
+        outputs = [torch.empty((count, *shape)) for shape in self.output_shapes]
+        self._plan.run(images.data_ptr(), kind, count, [output.data_ptr() for output in outputs])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _kind(self, dtype: str, shape: Any) -> str:
@@ -108,7 +117,7 @@ class Engine:
             known = " or ".join(self._kinds)
             hint = ' (uint8 needs "mean" and "std": compile(model, mean=, std=))' if dtype == "uint8" else ""
             raise TypeError(f"engine: x: expected dtype {known}, got {dtype}{hint}")
-        if len(shape) != 4 or tuple(shape[1:]) != self.input_shape:
+        if tuple(shape)[1:] != self.input_shape:
             raise ValueError(
                 f"engine: x: expected shape (N, {', '.join(map(str, self.input_shape))}), got {tuple(shape)}"
             )
@@ -133,7 +142,7 @@ class Engine:
         images = np.zeros((1, *self.input_shape), np.float32) if x is None else np.ascontiguousarray(x)
         kind = self._kind(images.dtype.name, images.shape)
         rows = self._plan.profile(images.ctypes.data, kind, repeats)
-        return Profile.of(rows, self.metadata.get("model"), self.threads)
+        return Profile.of(rows, self.metadata.get("model"), self._plan.image_threads)
 
     def save(self, path: str | Path) -> None:
         """Write the engine to a file for `load`, which appears whole or not at all."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import struct
 import subprocess
 import sys
@@ -12,15 +13,19 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import engine_oracle
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastfer
 from fastfer import runtime
 from fastfer.engine import file
+from fastfer.engine.calibrate import calibrated
 from fastfer.engine.compiler import graph_of
+from fastfer.engine.graph import Graph
 from fastfer.engine.record import recorded
 from fastfer.engine.trace import traced
 from fastfer.models import create_model, list_models
@@ -348,6 +353,81 @@ def test_default_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFER_NUM_THREADS", "many")
     with pytest.raises(ValueError, match="FASTFER_NUM_THREADS: expected a positive integer, got 'many'"):
         runtime.default_threads()
+
+
+def test_strict() -> None:
+    model, x = network("sepconv_attention")
+    want = logits(model.double(), x.double())
+    model.float()
+    engine = fastfer.compile(model, strict=True)
+    assert engine.strict
+    assert engine.metadata["strict"] is True
+    np.testing.assert_allclose(engine(x).numpy(), want.numpy(), rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
+def test_calibration_finds_the_range_of_every_value() -> None:
+    model, x = network("mobilenetv3_cpsca")
+    graph = graph_of(model, tuple(x.shape[1:]))
+    ranges = calibrated(graph, [x[:2], (x[2:], torch.zeros(1)), x[:0].numpy()], 2)
+    every = Graph(graph.values, graph.input, graph.nodes, tuple(node.output for node in graph.nodes))
+    values = [x.numpy(), *engine_oracle.run(every, x.double().numpy())]
+    want = [(v.min(), v.max()) for v in values]
+    np.testing.assert_allclose(ranges, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "expected images with finite activations, got no images"),
+        ([torch.full((1, 1, 48, 48), float("nan"))], "got a value that is not finite"),
+        (
+            [torch.zeros(1, 1, 48, 47)],
+            r"batch 0: expected float32 images \(N, 1, 48, 48\), got float32 \(1, 1, 48, 47\)",
+        ),
+        ([torch.zeros(1, 1, 48, 48), "face"], "batch 1: expected float32 images .* got str"),
+    ],
+)
+def test_calibration_that_is_refused(images: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fastfer.compile(create_model("fgw_fer"), dtype="int8", calibration=images)
+
+
+def test_int8_needs_calibration() -> None:
+    for arguments in ({"dtype": "int8"}, {"calibration": []}):
+        with pytest.raises(ValueError, match="calibration: expected images for dtype int8, and for no other"):
+            fastfer.compile(create_model("fgw_fer"), **arguments)
+
+
+@pytest.fixture(scope="module")
+def faces(real_data: Path) -> Tensor:
+    """The 3,589 faces of PublicTest, uint8 (N, 1, 48, 48)."""
+    unpack = runpy.run_path(str(real_data / "unpack.py"))
+    rows, images = unpack["read"]()
+    chosen = [i for i, row in enumerate(rows) if row["usage"] == "PublicTest"]
+    return torch.from_numpy(images[chosen])[:, None]
+
+
+@pytest.mark.parametrize(("name", "count"), [
+    ("fgw_fer", 1024), ("sepconv_attention", 1024), ("vgg16_csa", 16), ("patt_lite", 16), ("mobilenetv3_cpsca", 16),
+])  # fmt: skip
+def test_real_faces(name: str, count: int, faces: Tensor) -> None:
+    """The same class as torch for every face, from pixels; either where torch's two largest are within rounding."""
+    torch.manual_seed(0)
+    model = create_model(name)
+    size = model.input_size
+    pixels = F.interpolate(faces[:count].float(), size, mode="bilinear").round().byte()
+    pixels = pixels.expand(-1, model.in_chans, -1, -1).contiguous()
+    images = (pixels / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        model.train()(images[:16])
+        model.eval()
+        want = torch.cat([model(part) for part in images.split(256)])
+    got = fastfer.compile(model, mean=[0.5] * model.in_chans, std=[0.25] * model.in_chans)(pixels)
+    close(got, want)
+    best = want.topk(2).values
+    clear = best[:, 0] - best[:, 1] > 1e-4 * want.abs().max()
+    assert bool((got.argmax(1) == want.argmax(1))[clear].all())
+    assert clear.float().mean() > 0.9
 
 
 def test_names_of_the_package() -> None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastfer.engine import lower_aten, lower_attention, lower_fastfer, lower_shape  # noqa: F401 - they register handlers
 from fastfer.engine import metadata as fields
+from fastfer.engine.calibrate import calibrated
 from fastfer.engine.file import to_bytes
 from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Graph
@@ -17,7 +18,7 @@ from fastfer.engine.lower import UncoveredError, lowered
 from fastfer.engine.record import recorded
 from fastfer.engine.trace import Program, traced
 from fastfer.models import FerModel
-from fastfer.runtime import Engine
+from fastfer.runtime import Engine, default_threads
 
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -39,7 +40,9 @@ def compile(
     threads: int | None = None,
     dtype: str = "float32",
     *,
+    strict: bool = False,
     fallback: str = "error",
+    calibration: Iterable[Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
@@ -47,13 +50,15 @@ def compile(
 ) -> Engine:
     """The engine of a trained network: convolutions with their norms folded in, one native call for a batch.
 
-    ``model`` is any fastfer model, or a torch module of one image input made of ops that a plan has (README lists
-    them); it is taken in evaluation mode, and later changes of it do not reach the engine. ``example`` is an input or
-    its shape, (N, C, H, W) or (C, H, W), by default the published size of a fastfer model. ``threads`` defaults to
-    `runtime.default_threads`. ``mean`` and ``std``, one number a channel on the scale 0 to 1, allow uint8 images, which
-    are then normalised inside. ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest; the
-    engine's ``islands`` names them, and it cannot be saved. ``class_names`` default to the model's; ``metadata`` are
-    further JSON values to keep.
+    ``model`` is any fastfer model, or a torch module of one image input made of ops that a plan has (`lower_aten` and
+    its neighbours); it is taken in evaluation mode, and later changes of it do not reach the engine. ``example`` is an
+    input or its shape, (N, C, H, W) or (C, H, W), by default the published size of a fastfer model. ``threads``
+    defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the
+    largest output, otherwise within 1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``:
+    float32 batches as the network takes them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``,
+    one number a channel on the scale 0 to 1, allow uint8 images, which are then normalised inside.
+    ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest: the engine's ``islands`` names
+    them, and it cannot be saved. ``class_names`` default to the model's; ``metadata`` are further JSON values to keep.
 
     Raises TypeError or ValueError naming the argument, `UncoveredError` naming an op that no plan has.
     """
@@ -61,6 +66,8 @@ def compile(
         raise TypeError(f"compile: model: expected a torch.nn.Module, got {type(model).__name__}")
     if dtype not in DTYPES:
         raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if (dtype == "int8") != (calibration is not None):
+        raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
     if fallback not in ("error", "torch"):
         raise ValueError(f"compile: fallback: expected 'error' or 'torch', got {fallback!r}")
     size = _size(model, example)
@@ -73,6 +80,7 @@ def compile(
         "mean": None if mean is None else [float(v) for v in mean],
         "std": None if std is None else [float(v) for v in std],
         "dtype": dtype,
+        "strict": bool(strict),
     }
     fields.normalisation(header, size[0])
     program = program_of(model, size)
@@ -85,6 +93,8 @@ def compile(
 
         return Islands(traced(model, size, any_batch=True), header, threads, dtype)
     header["outputs"] = [list(program.sizes[ref][1:]) for ref in program.outputs]
+    if calibration is not None:
+        header["ranges"] = [list(pair) for pair in calibrated(graph, calibration, default_threads(threads))]
     return Engine(to_bytes(graph, header), threads=threads)
 
 
