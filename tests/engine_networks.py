@@ -270,6 +270,9 @@ def cases() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
                 lambda net, o=other, p=op, c=code: binary(net, 1, o(net), p == "mul", c),
             )  # fmt: skip
     yield from _joined()
+    for channels in (1, 6):
+        yield f"planes cbam {channels}", (channels, 20, 37), _planes_cbam
+        yield f"planes {channels}", (channels, 13, 32), lambda net: conv(net, 1, 5, (5, 3), pad=(2, 0, 1, 2), code=6)
     yield "concat", (16, 5, 6), lambda net: concat(net, 1, conv(net, 0, 7, (1, 1)), conv(net, 0, 20, (1, 1)))
     yield "concat vectors", (24, 5, 6), lambda net: concat(net, global_pool(net, 1, 0), global_pool(net, 1, 1))
     for channels, size in ((8, (12, 20)), (35, (7, 9))):
@@ -290,6 +293,11 @@ def cases() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
             lambda net, m=mean: dot_attention(net, 1, conv(net, 0, 24, (3, 3), (2, 2)), m),
         )
     yield "additive_attention", (20, 5, 3), lambda net: additive_attention(net, 1, conv(net, 0, 20, (1, 1)), 18)
+
+
+def _planes_cbam(net: Network) -> int:
+    first = conv(net, 1, 8, (3, 3), pad=(1, 1, 1, 1), code=1)
+    return cbam(net, conv(net, first, 7, (3, 3), code=5), 3, 7)
 
 
 def _inverted(net: Network, hidden: int, out: int, stride: int, gate: Build | None) -> int:

@@ -192,10 +192,14 @@ void Builder::run() {
   count_uses();
   find_image();
   find_sums();
+  find_planes();
   find_chains();
   for (size_t i = 0; i < graph_.nodes.size(); ++i) {
     node_ = static_cast<int>(i);
-    if (!done_[i]) lower(graph_.nodes[i]);
+    if (!planar_.empty() && node_ == planar_.back())
+      planar();
+    else if (!done_[i])
+      lower(graph_.nodes[i]);
   }
   node_ = -1;
   for (size_t i = 0; i < graph_.outputs.size(); ++i) {

@@ -125,6 +125,7 @@ class Builder {
 
   // lower_gates.cpp: pools of x, by the step that makes it where that one can
   void pool(const Slot& x, const PoolSlots& wanted);
+  Slot mlp_gate(const Node& node, const PoolSlots& pools, int count, float scale, Act act, Act gate);
   Slot mlp_gate(const Node& node, const Slot& x, bool maxima, Act act, Act gate);
   Slot neighbour_gate(const Slot& x, const Weights& w);
   Slot gate_planes(const Slot& x, const Slot& channel, bool mean_first, int kh, int kw);
@@ -142,6 +143,13 @@ class Builder {
   void dot_attention(const Node& node);
   void additive_attention(const Node& node);
 
+  // lower_planes.cpp
+  void find_planes();
+  Slot bordered_planes(const Shape& shape, const Node* reader);
+  Slot plane_conv(const Node& node, const Slot& x, const Node* reader);
+  Slot plane_gates(const Node& node, const Slot& x);
+  void planar();
+
   const Graph& graph_;
   Program& program_;
   const Kernels& k_;
@@ -154,6 +162,7 @@ class Builder {
   int image_ = -1;                // the value that is the normalised input image
   std::vector<bool> done_;        // nodes that others do
   std::vector<Sum> sums_;         // by node
+  std::vector<int> planar_;       // nodes that run on planes, from the image on
   std::vector<Chain> chains_;     // by node that runs them
   std::vector<bool> deferred_;    // nodes that leave their gates to their reader
   std::vector<GateSlots> gates_;  // by value, of such nodes

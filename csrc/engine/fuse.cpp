@@ -94,7 +94,9 @@ void Builder::find_chains() {
   chains_.assign(graph_.nodes.size(), Chain{});
   deferred_.assign(graph_.nodes.size(), false);
   gates_.assign(graph_.values.size(), GateSlots{});
-  const auto free = [&](int node) { return node >= 0 && !done_[static_cast<size_t>(node)] && !chains_[static_cast<size_t>(node)].any(); };
+  const auto free = [&](int node) {
+    return node >= 0 && !done_[static_cast<size_t>(node)] && !chains_[static_cast<size_t>(node)].any() && !std::count(planar_.begin(), planar_.end(), node);
+  };
   const auto adds = [&](int node) { return sums_[static_cast<size_t>(node)].output >= 0; };
   const auto shape = [&](int value) { return graph_.values[static_cast<size_t>(value)]; };
   for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {

@@ -45,20 +45,24 @@ void Builder::pool(const Slot& x, const PoolSlots& wanted) {
   step.by_rows = !columns;
 }
 
-// Channel gates of an MLP (weights 0 to 3 of the node) of the means, or of the sum over means and maxima.
 Slot Builder::mlp_gate(const Node& node, const Slot& x, bool maxima, Act act, Act gate) {
   PoolSlots wanted;
   wanted.line_sum = lines(x.channels, x.height);
   if (maxima) wanted.line_max = lines(x.channels, x.height);
   pool(x, wanted);
-  const int pixels = maxima ? 2 : 1;
-  const Dense first = dense(node.weights[0], node.weights[1], x.channels, pixels);
+  return mlp_gate(node, wanted, x.height, inverse(x.height, x.width), act, gate);
+}
+
+// Channel gates of an MLP (weights 0 to 3 of the node) of the means, scale · the sum of `count` lines, or of the sum over
+// means and maxima.
+Slot Builder::mlp_gate(const Node& node, const PoolSlots& pools, int count, float scale, Act act, Act gate) {
+  const bool maxima = pools.line_max.buffer >= 0;
+  const int pixels = maxima ? 2 : 1, channels = pools.line_sum.channels;
+  const Dense first = dense(node.weights[0], node.weights[1], channels, pixels);
   const Dense second = dense(node.weights[2], node.weights[3], first.outputs, pixels);
-  const Slot pooled = lines(x.channels, pixels), hidden = lines(first.outputs, pixels), logits = lines(x.channels, pixels), y = lines(x.channels, 1);
-  const float scale = inverse(x.height, x.width);
-  const int count = x.height;
-  Step& step = add("gate", wanted.line_sum, y, {wanted.line_max, pooled, hidden, logits}, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
-    glue.reduce({f.buffer(wanted.line_sum), f.buffer(wanted.line_max), count, scale, false, f.map(pooled)});
+  const Slot pooled = lines(channels, pixels), hidden = lines(first.outputs, pixels), logits = lines(channels, pixels), y = lines(channels, 1);
+  Step& step = add("gate", pools.line_sum, y, {pools.line_max, pooled, hidden, logits}, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
+    glue.reduce({f.buffer(pools.line_sum), f.buffer(pools.line_max), count, scale, false, f.map(pooled)});
     run_dense(k, first.weights, first.bias, first.panel, act, f.map(pooled), f.map(hidden));
     run_dense(k, second.weights, second.bias, second.panel, maxima ? Act::none : gate, f.map(hidden), maxima ? f.map(logits) : to);
     if (!maxima) return;
