@@ -114,6 +114,31 @@ def alone(name: str, contender: str, threads: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "mib": (_status("VmHWM") - before) / 2**20}
 
 
+def neighbours(name: str, threads: int, repeats: int = 200) -> dict[str, float]:
+    """Microseconds of torch's convolution alone and straight after an engine; percent of a CPU while it sleeps."""
+    torch.set_num_threads(threads)
+    model = network(name)
+    engine, x = fastfer.compile(model, threads=threads), torch.randn(1, 64, 56, 56)
+    images, weight = torch.randn(1, model.in_chans, *model.input_size), torch.randn(64, 64, 3, 3)
+    taken: dict[str, list[float]] = {"alone": [], "after": []}
+    with torch.no_grad():
+        for _ in range(repeats):
+            for key in taken:
+                torch.nn.functional.conv2d(x, weight, padding=1)
+                if key == "after":
+                    engine(images)
+                start = time.perf_counter()
+                torch.nn.functional.conv2d(x, weight, padding=1)
+                taken[key].append(1e6 * (time.perf_counter() - start))
+        time.sleep(0.3)  # torch's own threads spin for a while
+        engine(images)
+    time.sleep(0.01)
+    wall, used = time.perf_counter(), time.process_time()
+    time.sleep(0.5)
+    idle = 100 * (time.process_time() - used) / (time.perf_counter() - wall)
+    return {key: float(np.median(values)) for key, values in taken.items()} | {"idle": idle}
+
+
 def _child(name: str, contender: str, threads: int) -> dict[str, float]:
     command = [sys.executable, "-m", "bench.engine", "--alone", name, contender, "--threads", str(threads)]
     root = Path(__file__).parent.parent
@@ -178,6 +203,11 @@ def measure(options: argparse.Namespace) -> str:
     if first:
         text += "\nUntil the first image is through (compile and run, torch loaded), and memory for it:\n\n"
         text += _first_calls(first)
+    text += "\ntorch's 3×3 convolution of 64 channels at 56×56, in µs, alone and straight after an engine; "
+    text += "and the CPU that an idle engine uses:\n\n"
+    text += "| network | alone | after | idle |\n| --- | ---: | ---: | ---: |\n"
+    for name, found in beside.items():
+        text += f"| {name} | {found['alone']:.0f} | {found['after']:.0f} | {found['idle']:.1f} % |\n"
     return text
 
 
