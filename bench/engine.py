@@ -186,12 +186,14 @@ def measure(options: argparse.Namespace) -> str:
     first = {} if options.quick else {
         name: {other: _child(name, other, max(options.threads)) for other in names} for name in options.networks
     }  # fmt: skip
+    beside = {name: neighbours(name, max(options.threads)) for name in options.networks}
     others, stolen = quiet.read()
     numbers = {
         "cpu": cpu(),
         "others": others,
         "stolen": stolen,
         "first": first,
+        "neighbours": beside,
         "results": [asdict(r) for r in results],
     }
     options.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
@@ -206,8 +208,9 @@ def measure(options: argparse.Namespace) -> str:
     text += "\ntorch's 3×3 convolution of 64 channels at 56×56, in µs, alone and straight after an engine; "
     text += "and the CPU that an idle engine uses:\n\n"
     text += "| network | alone | after | idle |\n| --- | ---: | ---: | ---: |\n"
-    for name, found in beside.items():
-        text += f"| {name} | {found['alone']:.0f} | {found['after']:.0f} | {found['idle']:.1f} % |\n"
+    for label in beside:
+        before, after, idle = (beside[label][key] for key in ("alone", "after", "idle"))
+        text += f"| {label} | {before:.0f} | {after:.0f} | {idle:.1f} % |\n"
     return text
 
 

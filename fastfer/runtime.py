@@ -52,7 +52,12 @@ class Engine:
     """Whether convolutions are sums in float32 alone, without Winograd's transforms."""
 
     def __init__(
-        self, data: bytes, *, threads: int | None = None, dtype: str | None = None, strict: bool | None = None
+        self,
+        data: bytes | bytearray,
+        *,
+        threads: int | None = None,
+        dtype: str | None = None,
+        strict: bool | None = None,
     ) -> None:
         """``data`` are the bytes of an engine file. Raises ValueError for others."""
         from fastfer.engine import metadata as fields

@@ -14,11 +14,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastfer.engine.graph import OPS, Array, Graph, GraphError, Node, Shape
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MAGIC = b"FFENGINE"
 VERSION = 1
@@ -34,12 +37,13 @@ def _mix(lane: int, word: int) -> int:
     return lane ^ (lane >> 32)
 
 
-def checksum(data: bytes) -> int:
+def checksum(data: Buffer) -> int:
     """Word i of 64 bits goes into lane i mod 4; the lanes, which start at 1 to 4, go into one that starts at the size.
 
     lane = (lane xor word) · 0x9E3779B97F4A7C15, lane ^= lane >> 32; the last word is padded with zeros.
     """
-    words = np.frombuffer(data + bytes(-len(data) % 8), dtype="<u8")
+    text = bytes(data)
+    words = np.frombuffer(text + bytes(-len(text) % 8), dtype="<u8")
     whole = len(words) // 4 * 4
     factor, shift = np.uint64(_FACTOR), np.uint64(32)
     lanes = np.arange(1, 5, dtype=np.uint64)
@@ -49,78 +53,78 @@ def checksum(data: bytes) -> int:
     sums = [int(lane) for lane in lanes]
     for index, word in enumerate(words[whole:]):
         sums[index] = _mix(sums[index], int(word))
-    total = len(data)
+    total = len(text)
     for lane in sums:
         total = _mix(total, lane)
     return total
 
 
-def _sections(graph: Graph) -> tuple[bytes, bytes]:
-    """Graph and data."""
+def _description(graph: Graph) -> tuple[bytes, list[tuple[int, Node, Array]]]:
+    """The graph section, and of each weight its first float in the data."""
     head = [len(graph.values), len(graph.nodes), graph.input, len(graph.outputs), *graph.outputs]
     for shape in graph.values:
         head += shape
-    parts, floats, count = [struct.pack(f"<{len(head)}I", *head)], [], 0
+    parts, places, count = [struct.pack(f"<{len(head)}I", *head)], [], 0
     for node in graph.nodes:
         counts = (len(node.inputs), len(node.attrs), len(node.weights))
         numbers = (OPS[node.op].code, *counts, node.output, *node.inputs)
         parts.append(struct.pack(f"<{len(numbers)}I{len(node.attrs)}i", *numbers, *node.attrs))
         for weight in node.weights:
-            single = _single(node, weight)
-            parts.append(struct.pack("<QQ", count, single.size))
-            padded = -single.size % _ALIGNMENT
-            floats += [single.tobytes(), bytes(4 * padded)]
-            count += single.size + padded
-    return b"".join(parts), b"".join(floats)
+            parts.append(struct.pack("<QQ", count, weight.size))
+            places.append((count, node, weight))
+            count += weight.size + -weight.size % _ALIGNMENT
+    return b"".join(parts), places
 
 
-def _single(node: Node, weight: Array) -> Array:
-    """float32 values; GraphError where one is no number or too large for that."""
-    with np.errstate(over="ignore"):
-        single = np.ascontiguousarray(weight, dtype="<f4").reshape(-1)
-    if not np.isfinite(single).all():
-        raise GraphError(f"{node.op}: expected finite weights within float32, got NaN or infinity")
-    return single
+def _write(data: Array, places: list[tuple[int, Node, Array]]) -> None:
+    """The weights in float32; GraphError where one is no number or too large for that."""
+    for first, node, weight in places:
+        part = data[first : first + weight.size]
+        with np.errstate(over="ignore"):
+            part[:] = weight.reshape(-1)
+        if not np.isfinite(part).all():
+            raise GraphError(f"{node.op}: expected finite weights within float32, got NaN or infinity")
 
 
-def to_bytes(graph: Graph, metadata: Mapping[str, Any]) -> bytes:
+def to_bytes(graph: Graph, metadata: Mapping[str, Any]) -> bytearray:
     """The file's bytes. Raises TypeError for metadata that JSON cannot hold, GraphError for weights not finite."""
     graph.check()
     try:
         text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise TypeError(f"compile: metadata: expected JSON values, got {dict(metadata)!r} ({error})") from None
-    body, data = _sections(graph)
-    places, end = [], _HEADER
-    for section in (text, body, data):
+    body, places = _description(graph)
+    floats = sum(weight.size + -weight.size % _ALIGNMENT for _, _, weight in places)
+    sections, end = [], _HEADER
+    for size in (len(text), len(body), 4 * floats):
         start = end + -end % 64
-        places += [start, len(section)]
-        end = start + len(section)
+        sections += [start, size]
+        end = start + size
     out = bytearray(end)
-    for section, start in zip((text, body, data), places[::2], strict=True):
+    for section, start in ((text, sections[0]), (body, sections[2])):
         out[start : start + len(section)] = section
-    struct.pack_into("<6Q", out, _START, *places)
+    _write(np.frombuffer(out, dtype="<f4", count=floats, offset=sections[4]), places)
+    struct.pack_into("<6Q", out, _START, *sections)
     struct.pack_into("<8sIIQ", out, 0, MAGIC, VERSION, 0, end)
-    struct.pack_into("<Q", out, 24, _checksum(bytes(out[_START:])))
-    return bytes(out)
+    struct.pack_into("<Q", out, 24, _checksum(memoryview(out)[_START:]))
+    return out
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: Buffer) -> int:
     """By the extension where it is there: numpy takes a second for 4 MB."""
     try:
         from fastfer import _C
     except ImportError:
         return checksum(data)
-    native: int = _C.engine_checksum(data) if hasattr(_C, "engine_checksum") else checksum(data)
-    return native
+    return _C.engine_checksum(data)
 
 
-def from_bytes(data: bytes) -> tuple[Graph, dict[str, Any]]:
+def from_bytes(data: bytes | bytearray) -> tuple[Graph, dict[str, Any]]:
     """Graph and metadata. Raises ValueError for bytes that `to_bytes` did not write."""
     if data[:8] != MAGIC or len(data) < _HEADER:
         raise ValueError(f"engine file: expected {MAGIC!r} and a header, got {data[:8]!r} in {len(data)} bytes")
     version, _, size, total = struct.unpack_from("<IIQQ", data, 8)
-    if (version, size, total) != (VERSION, len(data), _checksum(data[_START:])):
+    if (version, size, total) != (VERSION, len(data), _checksum(memoryview(data)[_START:])):
         raise ValueError(f"engine file: expected version {VERSION} and {size} bytes with their checksum")
     (text, text_size, body, body_size, start, data_size) = struct.unpack_from("<6Q", data, _START)
     floats = np.frombuffer(data, dtype="<f4", count=data_size // 4, offset=start)

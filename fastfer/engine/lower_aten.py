@@ -23,13 +23,13 @@ from fastfer.engine.views import Uncovered, View
 _SIGMOID = ACTIVATIONS.index("sigmoid")
 
 
-def _pair(value: Sequence[int], default: Sequence[int] | None = None) -> tuple[int, int]:
+def _pair(value: int | Sequence[int], default: Sequence[int] | None = None) -> tuple[int, int]:
     """One or two numbers as two; ``default`` for none."""
-    items = list(value) or list(default or ())
+    items = [value] if isinstance(value, int) else list(value) or list(default or ())
     return (items[0], items[-1])
 
 
-def _sides(padding: Sequence[int]) -> tuple[int, int, int, int]:
+def _sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     y, x = _pair(padding)
     return y, x, y, x
 
@@ -164,7 +164,7 @@ def _avg_pool2d(
     low: Lowering, self: View, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool,
     divisor_override: Any,
 ) -> View:  # fmt: skip
-    if divisor_override is not None or (ceil_mode and count_include_pad and any(padding)):
+    if divisor_override is not None or (ceil_mode and count_include_pad and any(_pair(padding))):
         raise Uncovered("a divisor of its own, or padding both counted and rounded up")
     counted = count_include_pad and not ceil_mode
     return low.image("avg_pool", self, (*_window(self, kernel_size, stride, padding, ceil_mode), counted))

@@ -31,7 +31,7 @@ def parsed(text: bytes) -> dict[str, Any]:
     return metadata
 
 
-def peeked(data: bytes) -> dict[str, Any]:
+def peeked(data: bytes | bytearray) -> dict[str, Any]:
     """The metadata of a file that was not checked yet; empty where it cannot be read."""
     if len(data) < _HEADER:
         return {}
