@@ -8,7 +8,7 @@
 #include "coordinate.h"
 #include "dense.h"
 #include "depthwise_norm.h"
-#include "engine_kernels.h"
+#include "engine_low.h"
 #include "gate.h"
 #include "loss.h"
 #include "pool.h"
@@ -234,6 +234,7 @@ int main() {
     all<float>(std::string(isa_name(isa)) + " f32");
     all<double>(std::string(isa_name(isa)) + " f64");
     engine_kernels(isa);
+    engine_low(isa);
     int count = 0;
     const KernelInfo* table = kernel_table(&count);
     for (int k = 0; k < count; ++k) check(table[k].calls[i] > 0, std::string(table[k].name) + " never ran on " + isa_name(isa));
