@@ -55,8 +55,11 @@ struct Step {
   int height = 1, blocks = 1;               // of the output, which may be split
   int band = 1, panel = 1;                  // into groups of so many rows or blocks
   bool by_rows = false, by_blocks = false;  // neither: one thread runs it
+  double seconds = 0;                       // expected on one thread
+  bool solo = false;                        // one thread runs it though several work on the image
   bool clears_border = false;               // zeros around y are written behind the kernel
   double macs = 0, bytes = 0;               // of one image; bytes of maps and weights read and written once
+  double products = 0;                      // that are computed, where fewer than macs
   std::shared_ptr<PoolSlots> pools;         // of steps that can pool their output
 };
 
