@@ -115,7 +115,7 @@ struct PanelTiles {
     } else if constexpr (kRegisters == 32) {
       static constexpr TileSizes all[] = {
           sizes<Kind, 1, Step, Point, 14, 12, 8, 7, 4, 2, 1>(), sizes<Kind, 2, Step, Point, 12, 8, 7, 6, 4, 2, 1>(),
-          sizes<Kind, 3, Step, Point, 9, 8, 7, 6, 4, 2, 1>(), sizes<Kind, 4, Step, Point, Point ? 6 : 5, 4, 3, 2, 1>(), sizes<Kind, 5, Step, Point, 5, 4, 3, 2, 1>()};
+          sizes<Kind, 3, Step, Point, 9, 7, 6, 4, 2, 1>(), sizes<Kind, 4, Step, Point, Point ? 6 : 5, 4, 3, 2, 1>(), sizes<Kind, 5, Step, Point, 5, 4, 3, 2, 1>()};
       return all[panel - 1];
     } else {
       static constexpr TileSizes all[] = {sizes<Kind, 1, Step, Point, 8, 4, 2, 1>(), sizes<Kind, 2, Step, Point, 6, 4, 2, 1>(),

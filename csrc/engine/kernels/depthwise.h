@@ -39,19 +39,22 @@ FF_INLINE vecf weight_of(const DepthwiseRows& d, idx tap) {
   const vecf w = load(d.weights + tap * L);
   return sizeof(X) == 1 ? w * splat(d.x_quant.scale) : w;
 }
+// The bias for inputs as stored: `own` is room for it, if it is another than the given one.
 template <class X>
-FF_INLINE vecf bias_of(const DepthwiseRows& d) {
+FF_INLINE const float* bias_of(const DepthwiseRows& d, float* own) {
+  if (sizeof(X) > 1) return d.bias;
   vecf bias = load(d.bias);
-  for (idx t = 0; sizeof(X) == 1 && t < d.kh * d.kw; ++t) bias = fma(weight_of<X>(d, t), splat(-d.x_quant.zero), bias);
-  return bias;
+  for (idx t = 0; t < d.kh * d.kw; ++t) bias = fma(weight_of<X>(d, t), splat(-d.x_quant.zero), bias);
+  store(own, bias);
+  return own;
 }
 
 // TX pixels of a K×K filter with stride S.
 template <class X, int K, int S, int TX, bool Held>
-FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, vecf bias, const X* x, const Finish& f, idx at) {
+FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, const float* bias, const X* x, const Finish& f, idx at) {
   vecf acc[TX][1];
   FF_UNROLL(16)
-  for (int i = 0; i < TX; ++i) acc[i][0] = bias;
+  for (int i = 0; i < TX; ++i) acc[i][0] = load(bias);
   FF_UNROLL(5)
   for (int k = 0; k < K; ++k) {
     vecf w[K];
@@ -72,13 +75,14 @@ FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, vecf bia
 
 template <class X, int K, int S, int TX>
 FF_NOINLINE void depthwise_rows(const DepthwiseRows& d, idx x0, idx tiles) {
-  constexpr bool held = K * K + TX + 4 <= kRegisters;
+  constexpr bool held = K * K + TX + (FF_LOW_PRECISION ? 10 : 4) <= kRegisters;
+  alignas(64) float own[L];
   vecf w[K * K];
   if constexpr (held) {
     FF_UNROLL(25)
     for (int t = 0; t < K * K; ++t) w[t] = weight_of<X>(d, t);
   }
-  const vecf bias = bias_of<X>(d);
+  const float* const bias = bias_of<X>(d, own);
   Finish f = d.finish;
   const X* x = static_cast<const X*>(d.x) + x0 * S * L;
   for (idx i = 0; i < d.rows; ++i, x += S * d.x_row, next_row(f, d))
@@ -89,11 +93,12 @@ FF_NOINLINE void depthwise_rows(const DepthwiseRows& d, idx x0, idx tiles) {
 // Any window, a pixel at a time.
 template <class X>
 FF_NOINLINE void depthwise_any(const DepthwiseRows& d, idx x0, idx pixels) {
-  const vecf bias = bias_of<X>(d);
+  alignas(64) float own[L];
+  const float* const bias = bias_of<X>(d, own);
   Finish f = d.finish;
   for (idx i = 0; i < d.rows; ++i, next_row(f, d))
     for (idx j = x0; j < x0 + pixels; ++j) {
-      vecf acc[1][1] = {{bias}};
+      vecf acc[1][1] = {{load(bias)}};
       for (idx k = 0; k < d.kh; ++k)
         for (idx l = 0; l < d.kw; ++l)
           acc[0][0] = fma(load_raw(static_cast<const X*>(d.x) + (i * d.sh + k) * d.x_row + (j * d.sw + l) * L), weight_of<X>(d, k * d.kw + l), acc[0][0]);
@@ -116,10 +121,10 @@ template <class X>
 FF_INLINE const DepthwiseSizes& depthwise_tiles(const Window& w) {
   static constexpr bool wide = kRegisters == 32;
   static constexpr DepthwiseSizes any{1, {1}, {depthwise_any<X>}};
-  static constexpr DepthwiseSizes k3s1 = depthwise_sizes<X, 3, 1, wide ? 14 : 10, 8, wide ? 7 : 6, 4, 2, 1>();
-  static constexpr DepthwiseSizes k3s2 = depthwise_sizes<X, 3, 2, wide ? 14 : 10, 8, wide ? 7 : 6, 4, 2, 1>();
-  static constexpr DepthwiseSizes k5s1 = depthwise_sizes<X, 5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, 2, 1>();
-  static constexpr DepthwiseSizes k5s2 = depthwise_sizes<X, 5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, 2, 1>();
+  static constexpr DepthwiseSizes k3s1 = depthwise_sizes<X, 3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, 4, 2, 1>();
+  static constexpr DepthwiseSizes k3s2 = depthwise_sizes<X, 3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, 4, 2, 1>();
+  static constexpr DepthwiseSizes k5s1 = depthwise_sizes<X, 5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
+  static constexpr DepthwiseSizes k5s2 = depthwise_sizes<X, 5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
   static constexpr DepthwiseSizes k4s4 = depthwise_sizes<X, 4, 4, 4, 1>(), k2s2 = depthwise_sizes<X, 2, 2, 4, 2, 1>();
   if (w.kh != w.kw || w.sh != w.sw) return any;
   if (w.kh == 3) return w.sw == 1 ? k3s1 : w.sw == 2 ? k3s2 : any;

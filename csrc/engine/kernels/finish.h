@@ -90,28 +90,35 @@ FF_INLINE void finish_at(Finish& f, const Epilogue& e, const Map& y, idx b, idx 
   f.residual = e.residual.data && in_registers(e) ? place(e.residual, f.type, b, row) : nullptr;
 }
 
-// Pixels from element `at` of the row on.
-template <int MR, int NR>
-FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, idx at) {
-  activate_tile<MR, NR>(acc, f.act);
-  with_type(f.type, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    if (f.residual) {
-      const T* from = static_cast<const T*>(f.residual) + at;
-      FF_UNROLL(8)
-      for (int j = 0; j < NR; ++j) {
-        FF_UNROLL(16)
-        for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + load_as(from + j * f.residual_block + i * L, f.residual_quant);
-      }
-      if (f.has_after) activate_tile<MR, NR>(acc, f.after);
-    }
-    T* to = static_cast<T*>(f.y) + at;
+// Adds the residual, and stores: pixels from element `at` of the row on, of type T.
+template <class T, int MR, int NR>
+FF_INLINE void put_tile(vecf (&v)[MR][NR], const Finish& f, idx at) {
+  if (f.residual) {
+    const T* from = static_cast<const T*>(f.residual) + at;
     FF_UNROLL(8)
     for (int j = 0; j < NR; ++j) {
       FF_UNROLL(16)
-      for (int i = 0; i < MR; ++i) store_as(to + j * f.y_block + i * L, acc[i][j], f.y_quant);
+      for (int i = 0; i < MR; ++i) v[i][j] = v[i][j] + load_as(from + j * f.residual_block + i * L, f.residual_quant);
     }
-  });
+    if (f.has_after) activate_tile<MR, NR>(v, f.after);
+  }
+  T* to = static_cast<T*>(f.y) + at;
+  FF_UNROLL(8)
+  for (int j = 0; j < NR; ++j) {
+    FF_UNROLL(16)
+    for (int i = 0; i < MR; ++i) store_as(to + j * f.y_block + i * L, v[i][j], f.y_quant);
+  }
+}
+
+// No lambda may hold the accumulators: GCC 12 then writes each of them to the stack in every round of the loop before.
+template <int MR, int NR>
+FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, idx at) {
+  activate_tile<MR, NR>(acc, f.act);
+#if FF_LOW_PRECISION
+  if (f.type == Type::bfloat16) return put_tile<bf16, MR, NR>(acc, f, at);
+  if (f.type == Type::uint8) return put_tile<uint8_t, MR, NR>(acc, f, at);
+#endif
+  put_tile<float, MR, NR>(acc, f, at);
 }
 
 FF_NOINLINE void activate_row(Act act, float* y, idx width) {
