@@ -119,12 +119,14 @@ def built_object(isa: str, family: str) -> Path:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 code")
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
 @pytest.mark.parametrize(
-    ("family", "expected"),
+    ("isa", "family", "expected"),
     [
-        ("separable_conv", {"gemm_tiles", "forward", "input_grad", "weight_grad"}),
-        ("engine", {"conv_tiles", "depthwise_rows", "plane_tile"}),
+        ("avx2", "separable_conv", {"gemm_tiles", "forward", "input_grad", "weight_grad"}),
+        ("avx512", "separable_conv", {"gemm_tiles", "forward", "input_grad", "weight_grad"}),
+        ("avx2", "engine", {"conv_tiles", "depthwise_rows", "plane_tile"}),
+        ("avx512", "engine", {"conv_tiles", "depthwise_rows", "plane_tile"}),
+        ("avx512bf16", "engine", {"conv_tiles", "depthwise_rows"}),
     ],
 )
 def test_hot_loops_keep_their_accumulators_in_registers(isa: str, family: str, expected: set[str]) -> None:
@@ -134,7 +136,7 @@ def test_hot_loops_keep_their_accumulators_in_registers(isa: str, family: str, e
     assert {match[1] for match, _, _ in found_names if match} == expected
     for name, body in hot:
         loops = objdump.innermost_loops(body)
-        assert any(i.name.startswith("vfmadd") for loop in loops for i in loop), (
+        assert any(i.name.startswith(("vfmadd", "vdp", "vpdp")) for loop in loops for i in loop), (
             f"{name}: no loop that multiplies and adds"
         )
     found = [spill for name, body in hot for spill in objdump.spills(name, body, REGISTERS[isa])]

@@ -49,16 +49,22 @@ engine::Pixels pixels_of(const std::string& dtype) {
   throw py::value_error("EnginePlan: image dtype: expected float32 or uint8, got '" + dtype + "'");
 }
 
+engine::Type type_of(const std::string& dtype) {
+  if (dtype == "float32") return engine::Type::float32;
+  if (dtype == "bfloat16") return engine::Type::bfloat16;
+  if (dtype == "int8") return engine::Type::uint8;  // of maps; weights are int8
+  throw py::value_error("EnginePlan: dtype: expected float32, bfloat16 or int8, got '" + dtype + "'");
+}
+
 std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::string& dtype, const std::string& isa,
-                                std::vector<float> scale, std::vector<float> shift, int image_threads, bool strict) {
+                                std::vector<float> scale, std::vector<float> shift, int image_threads, bool strict, bool apart) {
   if (threads < 1) throw py::value_error("EnginePlan: threads: expected at least 1, got " + std::to_string(threads));
   if (image_threads < 0) throw py::value_error("EnginePlan: image_threads: expected 0 or more, got " + std::to_string(image_threads));
-  if (dtype != "float32") throw py::value_error("EnginePlan: dtype: expected float32, got '" + dtype + "'");
   if (scale.size() != shift.size())
     throw py::value_error("EnginePlan: scale, shift: expected as many of each, got " + std::to_string(scale.size()) + " and " +
                           std::to_string(shift.size()));
   const Bytes bytes(file);
-  const engine::PlanOptions options{isa_of(isa), threads, image_threads, strict, {std::move(scale), std::move(shift)}};
+  const engine::PlanOptions options{isa_of(isa), threads, image_threads, type_of(dtype), strict, apart, {std::move(scale), std::move(shift)}};
   py::gil_scoped_release release;
   // Weights are read as floats.
   if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0) return std::make_unique<Plan>(bytes.data(), bytes.size(), options);
@@ -94,14 +100,29 @@ std::vector<Row> profile_plan(const Plan& plan, Address image, const std::string
   return rows;
 }
 
+// (least, most) of each value.
+std::vector<std::pair<float, float>> plan_ranges(const Plan& plan, Address images, const std::string& dtype, idx batch) {
+  const engine::Pixels type = pixels_of(dtype);
+  std::vector<engine::Range> ranges;
+  {
+    py::gil_scoped_release release;
+    ranges = plan.ranges(pointer(images), type, batch);
+  }
+  std::vector<std::pair<float, float>> pairs;
+  for (const engine::Range& r : ranges) pairs.emplace_back(r.least, r.most);
+  return pairs;
+}
+
 }  // namespace
 
 void bind_engine(py::module_& m) {
   py::class_<Plan>(m, "EnginePlan", "A network from the bytes of an engine file, ready to run.")
       .def(py::init(&make_plan), py::arg("file"), py::arg("threads") = 1, py::arg("dtype") = "float32", py::arg("isa") = "auto",
-           py::arg("scale") = std::vector<float>(), py::arg("shift") = std::vector<float>(), py::arg("image_threads") = 0, py::arg("strict") = false)
+           py::arg("scale") = std::vector<float>(), py::arg("shift") = std::vector<float>(), py::arg("image_threads") = 0, py::arg("strict") = false,
+           py::arg("apart") = false)
       .def("run", run_plan, py::arg("images"), py::arg("dtype"), py::arg("batch"), py::arg("outputs"))
       .def("profile", profile_plan, py::arg("image"), py::arg("dtype"), py::arg("repeats") = 20)
+      .def("ranges", plan_ranges, py::arg("images"), py::arg("dtype"), py::arg("batch"))
       .def_property_readonly("metadata", [](const Plan& p) { return py::bytes(p.metadata()); })
       .def_property_readonly("input", [](const Plan& p) { return as_tuple(p.input()); })
       .def_property_readonly("outputs", [](const Plan& p) {

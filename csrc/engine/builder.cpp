@@ -57,8 +57,8 @@ float* Store::take(size_t floats) {
   return taken;
 }
 
-Builder::Builder(const Graph& graph, Isa isa, bool strict, Program& program)
-    : graph_(graph), program_(program), k_(kernels_of(isa)), glue_(glue_of(isa)), strict_(strict) {}
+Builder::Builder(const Graph& graph, const BuildOptions& options, Program& program)
+    : graph_(graph), program_(program), k_(kernels_of(options.isa)), glue_(glue_of(options.isa)), options_(options) {}
 
 int Builder::new_buffer(size_t floats) {
   if (floats > kMostFloats) throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) + " floats, the most is " + std::to_string(kMostFloats));
@@ -66,19 +66,20 @@ int Builder::new_buffer(size_t floats) {
   return static_cast<int>(buffers_.size()) - 1;
 }
 
-Slot Builder::new_slot(const Shape& shape, int top, int left, int bottom, int right) {
-  Slot s{-1, k_.lanes, 0, shape.channels, shape.height, shape.width, 0, 0, top, left, bottom, right};
+Slot Builder::new_slot(const Shape& shape, int top, int left, int bottom, int right, Type type, Quant quant) {
+  Slot s{-1, k_.lanes, 0, shape.channels, shape.height, shape.width, 0, 0, top, left, bottom, right, type, quant};
   s.row = ptrdiff_t{k_.lanes} * (left + shape.width + right);
   s.block = s.row * (top + shape.height + bottom);
   // Blocks a multiple of 4 KiB apart would share the lines of the first-level cache.
-  if (shape.channels > k_.lanes && s.block % 1024 == 0) s.block += 5 * static_cast<ptrdiff_t>(kLine);
+  const auto line = static_cast<ptrdiff_t>(64 / size_of(type));
+  if (shape.channels > k_.lanes && s.block % (64 * line) == 0) s.block += 5 * line;
   s.origin = top * s.row + ptrdiff_t{left} * k_.lanes;
-  s.buffer = new_buffer(static_cast<size_t>(s.block) * static_cast<size_t>(blocks(shape.channels)));
+  s.buffer = new_buffer((static_cast<size_t>(s.block) * static_cast<size_t>(blocks(shape.channels)) * size_of(type) + 3) / 4);
   return s;
 }
 
 Slot Builder::lines(int channels, int length) {
-  Slot s{-1, k_.lanes, 0, channels, 1, length, ptrdiff_t{length} * k_.lanes, ptrdiff_t{length} * k_.lanes, 0, 0, 0, 0};
+  Slot s{-1, k_.lanes, 0, channels, 1, length, ptrdiff_t{length} * k_.lanes, ptrdiff_t{length} * k_.lanes, 0, 0, 0, 0, Type::float32, {}};
   s.buffer = new_buffer(static_cast<size_t>(s.block) * static_cast<size_t>(blocks(channels)));
   return s;
 }
@@ -86,7 +87,7 @@ Slot Builder::lines(int channels, int length) {
 // Planes with a border of half a kernel.
 Slot Builder::planes(const Shape& shape, int count, int kh, int kw) {
   const int top = kh / 2, left = kw / 2;
-  Slot s{-1, 1, 0, count, shape.height, shape.width, 0, 0, top, left, top, left};
+  Slot s{-1, 1, 0, count, shape.height, shape.width, 0, 0, top, left, top, left, Type::float32, {}};
   s.row = shape.width + 2 * left;
   s.block = s.row * (shape.height + 2 * top);
   s.origin = top * s.row + left;
@@ -98,7 +99,8 @@ Slot Builder::value(int id) {
   const auto i = static_cast<size_t>(id);
   if (values_[i].buffer < 0) {
     const Shape &before = borders_[0][i], &behind = borders_[1][i];
-    values_[i] = new_slot(graph_.values[i], before.height, before.width, behind.height, behind.width);
+    const Type type = type_of(id);
+    values_[i] = new_slot(graph_.values[i], before.height, before.width, behind.height, behind.width, type, quant_of(id, type));
     if (id == image_) import(values_[i]);
   }
   return values_[i];
@@ -156,7 +158,7 @@ Step& Builder::add(const char* name, const Slot& x, const Slot& y, const std::ve
   step.name = name, step.node = node_, step.x = x, step.y = y, step.run = std::move(run);
   step.height = y.height, step.blocks = (y.channels + y.pixel - 1) / y.pixel, step.by_rows = step.by_blocks = true;
   step.clears_border = y.buffer >= 0 && (y.top || y.left || y.bottom || y.right);
-  const auto bytes = [](const Slot& s) { return s.buffer < 0 ? 0. : 4. * s.channels * s.height * s.width; };
+  const auto bytes = [](const Slot& s) { return s.buffer < 0 ? 0. : 1. * static_cast<double>(size_of(s.type)) * s.channels * s.height * s.width; };
   step.bytes = bytes(x) + bytes(y);
   touch(x, index), touch(y, index);
   for (const Slot& s : others) touch(s, index), step.bytes += bytes(s);
@@ -186,7 +188,7 @@ void Builder::lay_out() {
 }
 
 void Builder::run() {
-  values_.assign(graph_.values.size(), kNoSlot);
+  values_.assign(graph_.values.size(), kNoSlot), converted_ = values_;
   done_.assign(graph_.nodes.size(), false);
   find_borders();
   count_uses();
@@ -194,6 +196,7 @@ void Builder::run() {
   find_sums();
   find_planes();
   find_chains();
+  find_types();
   for (size_t i = 0; i < graph_.nodes.size(); ++i) {
     node_ = static_cast<int>(i);
     if (!planar_.empty() && node_ == planar_.back())
@@ -210,12 +213,13 @@ void Builder::run() {
     step.height = x.height, step.blocks = blocks(x.channels);
   }
   lay_out();
+  if (options_.apart) program_.values = values_;
 }
 
-std::unique_ptr<Program> build(const Graph& graph, Isa isa, bool strict, const Normalisation& bytes) {
+std::unique_ptr<Program> build(const Graph& graph, const BuildOptions& options, const Normalisation& bytes) {
   auto program = std::make_unique<Program>();
   program->bytes = bytes;
-  Builder(graph, isa, strict, *program).run();
+  Builder(graph, options, *program).run();
   return program;
 }
 

@@ -37,17 +37,25 @@ struct Program {
   size_t arena = 0, scratch = 0;  // floats
   Store weights;
   Normalisation floats, bytes;  // of images by type
+  std::vector<Slot> values;     // of the graph; only where steps are apart
 };
 
 const Kernels& kernels_of(Isa isa);
 const Glue& glue_of(Isa isa);
 
-// Throws std::invalid_argument when a value would be larger than the engine holds.
-std::unique_ptr<Program> build(const Graph& graph, Isa isa, bool strict, const Normalisation& bytes);
+// Throws std::invalid_argument when a value would be larger than the engine holds, or a type is not to be had.
+struct BuildOptions {
+  Isa isa;
+  Type type = Type::float32;  // what dense convolutions compute in; bfloat16 and uint8 (int8) need `low_precision` kernels
+  bool strict = false;        // no Winograd convolutions
+  bool apart = false;         // each value is made by a step of its own
+};
+
+std::unique_ptr<Program> build(const Graph& graph, const BuildOptions& options, const Normalisation& bytes);
 
 class Builder {
  public:
-  Builder(const Graph& graph, Isa isa, bool strict, Program& program);
+  Builder(const Graph& graph, const BuildOptions& options, Program& program);
   void run();
 
  private:
@@ -81,7 +89,7 @@ class Builder {
   int blocks(int channels) const { return (channels + k_.lanes - 1) / k_.lanes; }
   size_t padded_size(idx count) const { return static_cast<size_t>((count + k_.lanes - 1) / k_.lanes * k_.lanes); }
   int new_buffer(size_t floats);
-  Slot new_slot(const Shape& shape, int top = 0, int left = 0, int bottom = 0, int right = 0);
+  Slot new_slot(const Shape& shape, int top = 0, int left = 0, int bottom = 0, int right = 0, Type type = Type::float32, Quant quant = {});
   Slot lines(int channels, int length);  // (C, 1, length): the layout of Pools
   Slot planes(const Shape& shape, int count, int kh, int kw);
   Slot value(int id);
@@ -106,6 +114,13 @@ class Builder {
   bool adds(size_t producer, int value, int other) const;
   bool is_point(int node) const;
   int only_reader(int value) const;
+
+  // types.cpp: which values are bfloat16 or bytes
+  void find_types();
+  bool is_low(int node) const;
+  Type type_of(int value) const { return types_[static_cast<size_t>(value)]; }
+  Quant quant_of(int value, Type type) const;
+  Slot as(const Slot& slot, int value, Type type);
 
   // lower.cpp: an operation as steps
   void lower(const Node& node);
@@ -154,8 +169,10 @@ class Builder {
   Program& program_;
   const Kernels& k_;
   const Glue& glue_;
-  const bool strict_;
+  const BuildOptions options_;
   std::vector<Slot> values_;      // buffer -1: not made yet
+  std::vector<Slot> converted_;   // the same in another type, where somebody reads it so
+  std::vector<Type> types_;       // of the values
   std::vector<Shape> borders_[2];  // top and left, bottom and right that readers of a value need, as height and width
   std::vector<Buffer> buffers_;
   int node_ = -1;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/file.h"
 
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -89,6 +90,17 @@ Node node(Reader& reader, size_t values, const uint8_t* data, size_t floats) {
   return n;
 }
 
+void read_ranges(Reader& reader, Graph& g) {
+  const auto count = reader.count("ranges", kMostValues, 8);
+  if (count != g.values.size()) fail("ranges: expected " + std::to_string(g.values.size()) + ", one for each value, got " + std::to_string(count));
+  for (uint32_t i = 0; i < count; ++i) {
+    const auto least = reader.next<float>("a range"), most = reader.next<float>("a range");
+    if (!(least <= most) || !std::isfinite(least) || !std::isfinite(most))
+      fail("range of value " + std::to_string(i) + ": expected finite numbers, the first not above the second, got " + std::to_string(least) + " and " + std::to_string(most));
+    g.ranges.push_back({least, most});
+  }
+}
+
 Graph graph(const uint8_t* bytes, Section where, const uint8_t* data, size_t floats) {
   Reader reader(bytes + where.offset, where.size);
   Graph g{};
@@ -101,7 +113,8 @@ Graph graph(const uint8_t* bytes, Section where, const uint8_t* data, size_t flo
     g.values.push_back({channels, height, extent(reader, "a value's width")});
   }
   for (uint32_t i = 0; i < nodes; ++i) g.nodes.push_back(node(reader, values, data, floats));
-  if (!reader.done()) fail("graph: expected nothing after the last node");
+  if (!reader.done()) read_ranges(reader, g);
+  if (!reader.done()) fail("graph: expected nothing after the ranges");
   return g;
 }
 

@@ -4,6 +4,7 @@
 //   32 u64 offset and bytes of: metadata (UTF-8 JSON), graph, data (float32, 64-aligned); zeros up to 96
 // The graph is u32: values, nodes, the input's id, outputs, their ids; per value channels, height, width; per node op,
 // inputs, attributes, weights (counts), output id, input ids, i32 attributes, per weight u64 first float and u64 count.
+// Behind the last node may stand the ranges that int8 plans need: u32 values, per value f32 least and f32 largest number.
 #pragma once
 #include <cstddef>
 #include <cstdint>

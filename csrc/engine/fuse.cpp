@@ -34,7 +34,7 @@ int Builder::only_reader(int value) const { return uses_[static_cast<size_t>(val
 void Builder::find_image() {
   image_ = graph_.input;
   const int reader = only_reader(graph_.input);
-  if (reader < 0 || node_at(reader).op != Op::affine || node_at(reader).attrs[0] != 0) return;
+  if (options_.apart || reader < 0 || node_at(reader).op != Op::affine || node_at(reader).attrs[0] != 0) return;
   const Node& node = node_at(reader);
   image_ = node.output, done_[static_cast<size_t>(reader)] = true;
   const float *scale = node.weights[0].data, *shift = node.weights[1].data;
@@ -65,6 +65,7 @@ bool Builder::adds(size_t producer, int value, int other) const {
 // Additions of equal shapes go to the node that makes one of the two, when nobody else reads that and the other is there.
 void Builder::find_sums() {
   sums_.assign(graph_.nodes.size(), Sum{});
+  if (options_.apart) return;
   for (size_t n = 0; n < graph_.nodes.size(); ++n) {
     const Node& node = graph_.nodes[n];
     if (node.op != Op::add) continue;
@@ -94,6 +95,7 @@ void Builder::find_chains() {
   chains_.assign(graph_.nodes.size(), Chain{});
   deferred_.assign(graph_.nodes.size(), false);
   gates_.assign(graph_.values.size(), GateSlots{});
+  if (options_.apart) return;
   const auto free = [&](int node) {
     return node >= 0 && !done_[static_cast<size_t>(node)] && !chains_[static_cast<size_t>(node)].any() && !std::count(planar_.begin(), planar_.end(), node);
   };

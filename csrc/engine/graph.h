@@ -39,6 +39,11 @@ struct Shape {
   int channels, height, width;
 };
 
+// Least and largest number of a value.
+struct Range {
+  float least, most;
+};
+
 struct Weights {
   const float* data;  // into the file's bytes
   idx count;
@@ -55,6 +60,7 @@ struct Node {
 // Nodes in the order in which they run; every value but the input is the output of one node, which comes before its readers.
 struct Graph {
   std::vector<Shape> values;
+  std::vector<Range> ranges;  // of values, measured on real images; or none
   std::vector<Node> nodes;
   int input;
   std::vector<int> outputs;

@@ -83,12 +83,19 @@ Conv Builder::describe(const Node& node) {
   };
   Conv c{};
   c.x = sized(node.inputs[0]), c.y = sized(node.output), c.window = window_of(node);
-  const int in = c.x.channels, out = c.y.channels;
+  const int in = c.x.channels, out = c.y.channels, index = static_cast<int>(&node - graph_.nodes.data());
   const float* w = node.weights[0].data;
+  c.y_type = type_of(node.output), c.y_quant = quant_of(node.output, c.y_type);
+  c.x_type = depthwise ? type_of(node.inputs[0]) : is_low(index) ? options_.type : Type::float32;
+  c.x_quant = quant_of(node.inputs[0], c.x_type);
   float* packed;
   if (depthwise) {
     c.panel = 1, packed = program_.weights.take(k_.depthwise_packed(in, c.window));
     k_.pack_depthwise(packed, w, in, c.window);
+  } else if (is_low(index)) {
+    c.panel = k_.conv_panel(in, out, c.y.height, c.y.width, c.window);
+    packed = program_.weights.take(k_.low_packed(options_.type, in, out, c.window));
+    k_.pack_low(options_.type, packed, w, in, out, c.window, c.panel);
   } else if (winograd(node)) {
     c.panel = k_.winograd_panel(in, out, c.y.height, c.y.width), packed = program_.weights.take(k_.winograd_packed(in, out));
     k_.pack_winograd(packed, w, in, out, c.panel);
@@ -106,7 +113,7 @@ Conv Builder::describe(const Node& node) {
 bool Builder::winograd(const Node& node) {
   const auto& a = node.attrs;
   const Shape &x = graph_.values[static_cast<size_t>(node.inputs[0])], &y = graph_.values[static_cast<size_t>(node.output)];
-  return !strict_ && a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8;
+  return !options_.strict && !is_low(static_cast<int>(&node - graph_.nodes.data())) && a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8;
 }
 
 void Builder::conv(const Node& node) {
@@ -114,9 +121,11 @@ void Builder::conv(const Node& node) {
   if (joined.any()) return chain(joined, gates_[static_cast<size_t>(node.inputs[0])]);
   const bool depthwise = node.attrs[8] > 1;
   if (node.inputs[0] == image_ && !depthwise && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
-  const Slot x = input(node), other = residual(node), y = output(node);
-  const bool quarter = winograd(node);
   Conv c = describe(node);
+  const Slot x = as(input(node), node.inputs[0], c.x_type), y = output(node);
+  const Slot other = as(residual(node), sums_[static_cast<size_t>(node_)].other, y.type);
+  const bool quarter = winograd(node);
+  c.x_quant = x.quant, c.y_type = y.type, c.y_quant = y.quant, c.residual_quant = other.quant;
   c.epilogue.after = after();
   if (quarter) {
     c.x = {nullptr, x.channels, x.height, x.width, x.row, x.block}, c.y = {nullptr, y.channels, y.height, y.width, y.row, y.block};
@@ -131,8 +140,8 @@ void Builder::conv(const Node& node) {
     (depthwise ? k.depthwise : k.conv)(call, part);
   });
   step.panel = c.panel, step.pools = pools;
-  if (quarter) step.band = 4;
   step.macs = 1. * y.height * y.width * static_cast<double>(node.weights[0].count);
+  if (quarter) step.band = 4, step.products = step.macs / 2.5;  // a quarter, and the transforms
   step.bytes += 4. * static_cast<double>(node.weights[0].count);
 }
 
@@ -150,19 +159,23 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
     const auto count = static_cast<double>(node.weights[0].count);
     if (first < 0) first = nodes[i];
     convs[i] = describe(node);
+    // A depthwise convolution writes what its reader takes.
+    if (i == 2 && chain.depthwise >= 0) convs[1].y_type = convs[2].x_type, convs[1].y_quant = convs[2].x_quant;
+    if (i == 1 && chain.expand >= 0) convs[1].x_type = convs[0].y_type, convs[1].x_quant = convs[0].y_quant;
     macs += count * shape.height * shape.width, weights += count;
     name += (name.empty() ? "" : "+") + std::string(i == 1 ? "depthwise" : "conv");
   }
-  const Slot x = gates.x.buffer >= 0 ? gates.x : value(node_at(first).inputs[0]);
-  const Slot other = residual(node_at(node_)), y = output(node_at(node_));
+  const Slot x = gates.x.buffer >= 0 ? gates.x : value(node_at(first).inputs[0]), y = output(node_at(node_));
+  const Slot other = as(residual(node_at(node_)), sums_[static_cast<size_t>(node_)].other, y.type);
   const int last = chain.project >= 0 ? 2 : 1, head = chain.expand >= 0 ? 0 : chain.depthwise >= 0 ? 1 : 2;
+  convs[last].y_type = y.type, convs[last].y_quant = y.quant, convs[last].residual_quant = other.quant;
   const bool has[] = {chain.expand >= 0, chain.depthwise >= 0, chain.project >= 0};
   const Conv expand = convs[0], depthwise = convs[1], project = convs[2];
   const Act behind = after();
   const auto pools = std::make_shared<PoolSlots>();
   const auto strips = [=](Conv (&c)[3], const Gates& g, float* scratch) {
     c[0] = expand, c[1] = depthwise, c[2] = project;
-    return Strips{g, has[0] ? &c[0] : nullptr, has[1] ? &c[1] : nullptr, has[2] ? &c[2] : nullptr, scratch};
+    return Strips{g, has[0] ? &c[0] : nullptr, has[1] ? &c[1] : nullptr, has[2] ? &c[2] : nullptr, scratch, x.type, x.quant};
   };
   // Any address stands for gates that are there.
   const auto there = [&](const Slot& s) { return s.buffer >= 0 ? expand.weights + 1 : nullptr; };

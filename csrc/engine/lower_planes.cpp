@@ -26,7 +26,7 @@ void Builder::find_planes() {
     return node.op == Op::conv && a[2] == 1 && a[3] == 1 && a[8] == 1 && std::max(x.channels, y.channels) <= kFewChannels &&
            y.width >= 2 * k_.lanes && std::max(a[5], a[7]) <= kLine && sums_[static_cast<size_t>(i)].output < 0;
   };
-  if (k_.lanes < kFewChannels) return;
+  if (k_.lanes < kFewChannels || options_.apart) return;
   std::vector<int> nodes;
   for (int i = only_reader(image_); fits(i); i = only_reader(node_at(i).output)) nodes.push_back(i);
   if (nodes.empty()) return;
@@ -40,7 +40,7 @@ void Builder::find_planes() {
 // A border for what a convolution reads; rows start on cache lines, and the border of two rows is shared.
 Slot Builder::bordered_planes(const Shape& shape, const Node* reader) {
   const bool read = reader && reader->op == Op::conv;
-  Slot s{-1, 1, 0, shape.channels, shape.height, shape.width, 0, 0, 0, kLine, 0, 0};
+  Slot s{-1, 1, 0, shape.channels, shape.height, shape.width, 0, 0, 0, kLine, 0, 0, Type::float32, {}};
   if (read) s.top = reader->attrs[4], s.bottom = reader->attrs[6] + 1;
   const int width = (shape.width + kLine - 1) / kLine * kLine;
   s.right = width - shape.width, s.row = kLine + width;

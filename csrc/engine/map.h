@@ -18,13 +18,18 @@
 namespace ff {
 namespace engine {
 
-template <class T>
-struct BlockedMap {
-  T* data;
+struct Map {
+  float* data;  // or what Type says, cast
   int channels, height, width;
   ptrdiff_t row, block;  // elements between rows, between channel blocks
 };
-using Map = BlockedMap<float>;
+
+// What a map holds where it is not float32 (Kernels::low_precision): bfloat16, or bytes that stand for (q - zero)·scale.
+// A border of bytes holds `zero`. With them, silu and sigmoid are not to be had in an epilogue.
+enum class Type : int { float32, bfloat16, uint8 };
+struct Quant {
+  float scale, inverse, zero;  // inverse: 1 / scale; zero is a whole number
+};
 
 // One image of few channels, each a plane: channel c of pixel (y, x) stands at data[c·plane + y·row + x]. Borders as above.
 // A plane that is a multiple of 1024 floats puts all channels of a pixel into the same few lines of L1: avoid it.
@@ -68,6 +73,8 @@ struct Conv {
   const float* weights;  // packed
   int panel;             // channel blocks that share a panel of weights: b0 and b1 of a Part must be multiples of it (or the end)
   Epilogue epilogue;
+  Type x_type = Type::float32, y_type = Type::float32;  // the residual is as y; weights of conv are packed for x_type
+  Quant x_quant = {}, y_quant = {}, residual_quant = {};
 };
 
 enum class Pixels : int { float32, uint8 };
@@ -113,6 +120,8 @@ struct Strips {
   Gates gates;                                // on the first one's x
   const Conv *expand, *depthwise, *project;  // null: missing
   float* scratch;                             // Kernels::strips_scratch floats, of this call alone
+  Type x_type = Type::float32;                // of the first one's x in memory, which gates, or a copy, turn into what
+  Quant x_quant = {};                         // the convolution reads
 };
 
 // Sizes count floats. Weights come as trained: conv and stem (O, C, kh, kw), depthwise (C, 1, kh, kw). The panel is chosen
@@ -141,6 +150,7 @@ struct Kernels {
   void (*depthwise)(const Conv& conv, Part part);
 
   void (*gate)(const Map& x, const Gates& gates, const Map& y, Part part);  // y = x·gates; y may be x
+  void (*convert)(const Map& x, Type x_type, const Quant& x_quant, const Map& y, Type y_type, const Quant& y_quant, Part part);
   size_t (*strips_scratch)(const Strips& strips);
   void (*strips)(const Strips& strips, Part part);
 
@@ -154,6 +164,13 @@ struct Kernels {
   void (*planes_pool)(const Planes& x, float* sum, float* most, int y0, int y1);
   void (*planes_gate)(const Planes& x, const float* gate, const Planes& y, const Planes& pixels, int y0, int y1);
   void (*planes_to_map)(const Planes& x, const Planes& gate, const Map& y, int y0, int y1);
+
+  // bfloat16 and int8, where low_precision: conv reads bfloat16 or bytes and weights packed by pack_low; depthwise reads and
+  // both write any type, depthwise with float32 weights; sums are float32, or int32 behind bytes. Elsewhere null.
+  // int8 weights have a scale for each output channel.
+  bool low_precision;
+  size_t (*low_packed)(Type type, int in_channels, int out_channels, const Window& window);  // in floats
+  void (*pack_low)(Type type, float* packed, const float* w, int in_channels, int out_channels, const Window& window, int panel);
 };
 
 }  // namespace engine

@@ -22,7 +22,9 @@ struct PlanOptions {
   Isa isa;
   int threads = 1;        // at least 1
   int image_threads = 0;  // of these, at most so many on one image; 0: as many as pay
+  Type type = Type::float32;  // what dense convolutions compute in, see BuildOptions
   bool strict = false;    // no Winograd convolutions: float32's own rounding alone
+  bool apart = false;     // each value by a step of its own, for ranges()
   Normalisation bytes;    // of uint8 images
 };
 
@@ -37,6 +39,9 @@ class Plan {
   void run(const void* images, Pixels type, idx batch, float* const* outputs) const;
   // The median time of each step over `repeats` runs of one image.
   std::vector<StepTime> profile(const void* image, Pixels type, int repeats) const;
+
+  // The least and the largest number of each value of the graph over a batch. Only for plans whose steps are apart.
+  std::vector<Range> ranges(const void* images, Pixels type, idx batch) const;
 
   const std::string& metadata() const { return metadata_; }
   const Shape& input() const { return input_; }

@@ -12,16 +12,21 @@
 namespace ff::engine {
 
 // A map in a buffer: its pixel (0, 0) lies `origin` floats behind the buffer's start, in a border of zeros. `pixel` floats
-// are a pixel of a block: the lanes of a vector, or 1 where each channel is a plane. Buffer -1: no map.
+// are a pixel of a block: the lanes of a vector, or 1 where each channel is a plane. Buffer -1: no map. Where elements are
+// not float32, distances count them.
 struct Slot {
   int buffer, pixel;
   ptrdiff_t origin;
   int channels, height, width;
   ptrdiff_t row, block;
   int top, left, bottom, right;
+  Type type;
+  Quant quant;
 };
 
-constexpr Slot kNoSlot{-1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+constexpr Slot kNoSlot{-1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, Type::float32, {}};
+
+constexpr size_t size_of(Type type) { return type == Type::float32 ? 4 : type == Type::bfloat16 ? 2 : 1; }
 
 // One image on its way through a plan.
 struct Frame {
@@ -33,7 +38,9 @@ struct Frame {
 
   float* buffer(const Slot& s) const { return s.buffer < 0 ? nullptr : buffers[s.buffer]; }
   Map map(const Slot& s) const {
-    return {s.buffer < 0 ? nullptr : buffers[s.buffer] + s.origin, s.channels, s.height, s.width, s.row, s.block};
+    float* data = nullptr;
+    if (s.buffer >= 0) data = reinterpret_cast<float*>(reinterpret_cast<char*>(buffers[s.buffer]) + s.origin * static_cast<ptrdiff_t>(size_of(s.type)));
+    return {data, s.channels, s.height, s.width, s.row, s.block};
   }
 };
 
@@ -55,8 +62,11 @@ struct Step {
   int height = 1, blocks = 1;               // of the output, which may be split
   int band = 1, panel = 1;                  // into groups of so many rows or blocks
   bool by_rows = false, by_blocks = false;  // neither: one thread runs it
+  double seconds = 0;                       // expected on one thread
+  bool solo = false;                        // one thread runs it though several work on the image
   bool clears_border = false;               // zeros around y are written behind the kernel
   double macs = 0, bytes = 0;               // of one image; bytes of maps and weights read and written once
+  double products = 0;                      // that are computed, where fewer than macs
   std::shared_ptr<PoolSlots> pools;         // of steps that can pool their output
 };
 

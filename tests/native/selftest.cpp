@@ -8,7 +8,7 @@
 #include "coordinate.h"
 #include "dense.h"
 #include "depthwise_norm.h"
-#include "engine_kernels.h"
+#include "engine_low.h"
 #include "engine_plan.h"
 #include "gate.h"
 #include "loss.h"
@@ -235,6 +235,7 @@ int main() {
     all<float>(std::string(isa_name(isa)) + " f32");
     all<double>(std::string(isa_name(isa)) + " f64");
     engine_kernels(isa);
+    engine_low(isa);
     engine_plans(isa);
     int count = 0;
     const KernelInfo* table = kernel_table(&count);

@@ -7,8 +7,6 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-using engine::Conv;
-
 FF_INLINE idx taps_of(const Window& w) { return static_cast<idx>(w.kh) * w.kw; }
 
 static size_t conv_packed(int in_channels, int out_channels, const Window& w) {
@@ -32,9 +30,9 @@ static void pack_conv(float* packed, const float* w, int in_channels, int out_ch
 
 static int conv_panel(int, int out_channels, int out_height, int out_width, const Window& w) {
   const idx blocks = blocks_of(out_channels);
-  if (w.sw != 1) return best_panel<0, false>(blocks, out_width);
-  if (taps_of(w) > 1) return best_panel<L, false>(blocks, out_width);
-  return best_panel<L, true>(blocks, static_cast<idx>(out_height) * out_width);
+  if (w.sw != 1) return best_panel<FloatKind, 0, false>(blocks, out_width);
+  if (taps_of(w) > 1) return best_panel<FloatKind, L, false>(blocks, out_width);
+  return best_panel<FloatKind, L, true>(blocks, static_cast<idx>(out_height) * out_width);
 }
 
 // Rows of the part as one run of pixels, where nothing lies between them.
@@ -45,40 +43,55 @@ FF_INLINE bool is_flat(const Conv& c) {
          (!c.epilogue.residual.data || c.epilogue.residual.row == line);
 }
 
-template <int Step, bool Point>
-FF_NOINLINE void conv_part(const Conv& c, Part part) {
+template <class Kind>
+FF_INLINE idx packed_words(idx in_channels, idx taps) {
+  return ceil_div(in_channels, Kind::kPack) * taps * L;
+}
+
+template <class Kind, int Step, bool Point>
+FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const float* total) {
+  constexpr idx kPack = Kind::kPack, kPixel = L / kPack;
   const Window& w = c.window;
   const Epilogue& e = c.epilogue;
   const bool flat = is_flat(c);
   const idx pixels = flat ? static_cast<idx>(part.y1 - part.y0) * c.y.width : c.y.width;
-  ConvTiles t{nullptr, w.sw * L, c.x.row, L, c.x.block, 1, w.kh, w.kw, c.x.channels, nullptr, nullptr, nullptr, c.y.block, finish_of(e)};
+  ConvTiles t{nullptr, w.sw * kPixel, c.x.row / kPack, kPixel, c.x.block / kPack, 1, w.kh, w.kw, c.x.channels, nullptr, nullptr, nullptr,
+              nullptr, c.x_quant.zero, 0, finish_of(e, c.y, c.y_type, c.y_quant, c.residual_quant)};
+  const float* x = c.x.data - (w.top * c.x.row + w.left * L) / kPack;
   for (idx b = part.b0; b < part.b1; b += c.panel) {
     const int panel = static_cast<int>(min_idx(c.panel, part.b1 - b));
-    const TileSizes& s = PanelTiles<Step, Point>::of(panel);
+    const TileSizes& s = PanelTiles<Kind, Step, Point>::of(panel);
     const int first = best_first(s, panel, pixels);
-    t.weights = c.weights + b * L * c.x.channels * taps_of(w);
+    t.weights = c.weights + b * packed_words<Kind>(c.x.channels, taps_of(w));
     t.bias = e.bias + b * L;
+    t.scale = offset(scale, b * L), t.total = offset(total, b * L);
     for (idx y = part.y0; y < part.y1; ++y) {
-      t.x = c.x.data + (y * w.sh - w.top) * c.x.row - w.left * L;
-      t.y = c.y.data + b * c.y.block + y * c.y.row;
-      t.finish.residual = residual_at(e, y, b);
+      t.x = x + y * w.sh * t.row;
+      finish_at(t.finish, e, c.y, b, y);
       run_tiles(s, first, t, pixels);
       if (flat) break;
     }
     finish_part(e, c.y, part, b, b + panel);
-    pool_part(e.pools, c.y, part, b, b + panel);
+    pool_part(e.pools, c.y, part, b, b + panel, c.y_type, c.y_quant);
   }
 }
 
-static void conv(const Conv& c, Part part) {
+template <class Kind>
+FF_INLINE void conv_of(const Conv& c, Part part, const float* scale, const float* total) {
   FF_ASSERT(part.b0 % c.panel == 0 && (part.b1 % c.panel == 0 || part.b1 == blocks_of(c.y.channels)));
   if (c.window.sw != 1)
-    conv_part<0, false>(c, part);
+    conv_part<Kind, 0, false>(c, part, scale, total);
   else if (taps_of(c.window) > 1)
-    conv_part<L, false>(c, part);
+    conv_part<Kind, L / Kind::kPack, false>(c, part, scale, total);
   else
-    conv_part<L, true>(c, part);
+    conv_part<Kind, L / Kind::kPack, true>(c, part, scale, total);
 }
+
+#if FF_LOW_PRECISION
+static void conv(const Conv& c, Part part);
+#else
+static void conv(const Conv& c, Part part) { conv_of<FloatKind>(c, part, nullptr, nullptr); }
+#endif
 
 }  // namespace
 }  // namespace FF_ISA

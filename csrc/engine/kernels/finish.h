@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // What follows a tile's sums: activation and residual, in registers where these suffice.
 #pragma once
-#include "engine/map.h"
-#include "simd/math.h"
+#include "engine/kernels/types.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
 
+using engine::Conv;
 using engine::Epilogue;
-using engine::Map;
 using engine::Part;
 using engine::Pools;
 using engine::Window;
-
-constexpr idx L = lanes<float>;
-using vecf = vec<float>;
 
 FF_INLINE idx blocks_of(idx channels) { return ceil_div(channels, L); }
 
@@ -66,44 +62,63 @@ FF_INLINE void activate_tile(vecf (&acc)[MR][NR], const Activation& a) {
   }
 }
 
-// An epilogue in the form that tiles read; residual: at the tile's first pixel and block, or null.
-struct Finish {
-  Activation act, after;
-  bool has_after;
-  const float* residual;
-  idx residual_block;
-};
-
 FF_INLINE bool in_registers(Act act) { return act != Act::silu && act != Act::sigmoid; }
 FF_INLINE bool in_registers(const Epilogue& e) { return in_registers(e.act) && (!e.residual.data || in_registers(e.after)); }
 
+// An epilogue in the form that tiles read, with the places of pixel 0 of the row and of the first block.
+struct Finish {
+  Activation act, after;
+  bool has_after;
+  Type type;  // of y and residual
+  Quant y_quant, residual_quant;
+  void* y;
+  idx y_block;
+  const void* residual;
+  idx residual_block;
+};
+
 // An epilogue that registers cannot do is left to finish_part; then there is no residual in the tiles.
-FF_INLINE Finish finish_of(const Epilogue& e) {
-  if (!in_registers(e)) return {activation_of(Act::none), activation_of(Act::none), false, nullptr, 0};
-  return {activation_of(e.act), activation_of(e.after), e.after != Act::none, nullptr, e.residual.block};
+FF_INLINE Finish finish_of(const Epilogue& e, const Map& y, Type type = Type::float32, Quant y_quant = {}, Quant residual_quant = {}) {
+  const bool here = in_registers(e);
+  FF_ASSERT(here || type == Type::float32);
+  return {activation_of(here ? e.act : Act::none), activation_of(e.after), e.after != Act::none, type, y_quant, residual_quant, nullptr,
+          y.block, nullptr, e.residual.block};
 }
 
-// Where pixel 0 of row y of block b of the residual stands, for tiles; null if they add none.
-FF_INLINE const float* residual_at(const Epilogue& e, idx y, idx b) {
-  return e.residual.data && in_registers(e) ? e.residual.data + b * e.residual.block + y * e.residual.row : nullptr;
+FF_INLINE void finish_at(Finish& f, const Epilogue& e, const Map& y, idx b, idx row) {
+  f.y = place(y, f.type, b, row);
+  f.residual = e.residual.data && in_registers(e) ? place(e.residual, f.type, b, row) : nullptr;
 }
 
-template <int MR, int NR>
-FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, const float* residual, float* y, idx y_block) {
-  activate_tile<MR, NR>(acc, f.act);
-  if (residual) {
+// Adds the residual, and stores: pixels from element `at` of the row on, of type T.
+template <class T, int MR, int NR>
+FF_INLINE void put_tile(vecf (&v)[MR][NR], const Finish& f, idx at) {
+  if (f.residual) {
+    const T* from = static_cast<const T*>(f.residual) + at;
     FF_UNROLL(8)
     for (int j = 0; j < NR; ++j) {
       FF_UNROLL(16)
-      for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + load(residual + j * f.residual_block + i * L);
+      for (int i = 0; i < MR; ++i) v[i][j] = v[i][j] + load_as(from + j * f.residual_block + i * L, f.residual_quant);
     }
-    if (f.has_after) activate_tile<MR, NR>(acc, f.after);
+    if (f.has_after) activate_tile<MR, NR>(v, f.after);
   }
+  T* to = static_cast<T*>(f.y) + at;
   FF_UNROLL(8)
   for (int j = 0; j < NR; ++j) {
     FF_UNROLL(16)
-    for (int i = 0; i < MR; ++i) store(y + j * y_block + i * L, acc[i][j]);
+    for (int i = 0; i < MR; ++i) store_as(to + j * f.y_block + i * L, v[i][j], f.y_quant);
   }
+}
+
+// No lambda may hold the accumulators: GCC 12 then writes each of them to the stack in every round of the loop before.
+template <int MR, int NR>
+FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, idx at) {
+  activate_tile<MR, NR>(acc, f.act);
+#if FF_LOW_PRECISION
+  if (f.type == Type::bfloat16) return put_tile<bf16, MR, NR>(acc, f, at);
+  if (f.type == Type::uint8) return put_tile<uint8_t, MR, NR>(acc, f, at);
+#endif
+  put_tile<float, MR, NR>(acc, f, at);
 }
 
 FF_NOINLINE void activate_row(Act act, float* y, idx width) {

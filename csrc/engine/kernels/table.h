@@ -2,14 +2,27 @@
 // The kernels of this ISA, for plans to call. AVX-512 BF16 takes float32 from AVX-512: nothing would be gained by compiling
 // the same code again.
 #pragma once
-#include "engine/map.h"
+#include "engine/kernels/types.h"
 
-#if defined(__AVX512BF16__)
+#if FF_LOW_PRECISION
+
+#include "engine/kernels/low.h"
+#include "engine/kernels/strips.h"
 
 namespace ff {
 namespace FF_ISA {
 
-const engine::Kernels& engine_kernels() { return avx512::engine_kernels(); }
+const engine::Kernels& engine_kernels() {
+  static const engine::Kernels all = [] {
+    engine::Kernels k = avx512::engine_kernels();
+    k.conv_panel = conv_panel, k.conv_packed = conv_packed, k.pack_conv = pack_conv, k.conv = conv;
+    k.depthwise_packed = depthwise_packed, k.pack_depthwise = pack_depthwise, k.depthwise = depthwise;
+    k.gate = gate, k.convert = convert, k.strips_scratch = strips_scratch, k.strips = strips;
+    k.low_precision = true, k.low_packed = low_packed, k.pack_low = pack_low;
+    return k;
+  }();
+  return all;
+}
 
 }  // namespace FF_ISA
 }  // namespace ff
@@ -42,6 +55,7 @@ constexpr engine::Kernels kEngineKernels = {
     pack_depthwise,
     depthwise,
     gate,
+    convert,
     strips_scratch,
     strips,
     plane_conv_packed,
@@ -51,6 +65,9 @@ constexpr engine::Kernels kEngineKernels = {
     planes_pool,
     planes_gate,
     planes_to_map,
+    false,
+    nullptr,
+    nullptr,
 };
 
 }  // namespace

@@ -90,7 +90,7 @@ static size_t winograd_scratch(const Conv& c) {
 static int winograd_panel(int, int out_channels, int out_height, int out_width) {
   Conv c = {};
   c.y.height = out_height, c.y.width = out_width;
-  return best_panel<L, true>(blocks_of(out_channels), winograd_group(c).tiles);
+  return best_panel<FloatKind, L, true>(blocks_of(out_channels), winograd_group(c).tiles);
 }
 
 // Transforms the 6×6 pixels at x, of which `rows` × `columns` exist; place p goes to v + p·place.
@@ -115,8 +115,8 @@ FF_NOINLINE void winograd_tile_in(const float* x, idx x_row, idx rows, idx colum
   }
 }
 
-// The 4×4 outputs of a tile from its products, of which `rows` × `columns` are stored.
-FF_NOINLINE void winograd_tile_out(const float* m, idx place, vecf bias, const Finish& f, idx residual_row, float* y, idx y_row, idx rows, idx columns) {
+// The 4×4 outputs of a tile from its products, of which `rows` × `columns` are stored from element `at` of their rows on.
+FF_NOINLINE void winograd_tile_out(const float* m, idx place, vecf bias, const Finish (&f)[4], idx at, idx rows, idx columns) {
   vecf half[4][6];
   FF_UNROLL(6)
   for (int j = 0; j < 6; ++j) {
@@ -134,14 +134,13 @@ FF_NOINLINE void winograd_tile_out(const float* m, idx place, vecf bias, const F
     winograd_output(half[i], t);
     FF_UNROLL(4)
     for (int j = 0; j < 4; ++j) out[j][0] = t[j] + bias;
-    const float* residual = offset(f.residual, i * residual_row);
     if (columns == 4) {
-      finish_tile<4, 1>(out, f, residual, y + i * y_row, 0);
+      finish_tile<4, 1>(out, f[i], at);
       continue;
     }
     for (idx j = 0; j < columns; ++j) {
       vecf one[1][1] = {{j == 0 ? out[0][0] : j == 1 ? out[1][0] : out[2][0]}};
-      finish_tile<1, 1>(one, f, offset(residual, j * L), y + i * y_row + j * L, 0);
+      finish_tile<1, 1>(one, f[i], at + j * L);
     }
   }
 }
@@ -161,13 +160,14 @@ FF_INLINE void winograd_inputs(const Conv& c, const WinogradGroup& g, idx y0, id
 
 FF_INLINE void winograd_products(const Conv& c, const WinogradGroup& g, idx tiles, idx b0, idx b1, const float* v, float* m) {
   alignas(64) static const float zeros[kMaxPanel * L] = {};
-  ConvTiles t{nullptr, L, 0, L, g.tiles * L, 1, 1, 1, c.x.channels, nullptr, zeros, nullptr, g.tiles * L, finish_of({})};
+  const Map products{m, c.y.channels, 1, static_cast<int>(tiles), g.tiles * L, g.tiles * L};
+  ConvTiles t{nullptr, L, 0, L, g.tiles * L, 1, 1, 1, c.x.channels, nullptr, zeros, nullptr, nullptr, 0.f, 0, finish_of({}, products)};
   const idx place = winograd_place(c.x.channels, c.y.channels);
   for (idx p = 0; p < kWinogradPlaces; ++p)
     for (idx b = b0; b < b1; b += c.panel) {
       const int panel = static_cast<int>(min_idx(c.panel, b1 - b));
-      const TileSizes& s = PanelTiles<L, true>::of(panel);
-      t.x = v + p * g.in_place, t.y = m + p * g.out_place + b * g.tiles * L;
+      const TileSizes& s = PanelTiles<FloatKind, L, true>::of(panel);
+      t.x = v + p * g.in_place, t.finish.y = m + p * g.out_place + b * g.tiles * L;
       t.weights = c.weights + p * place + b * L * c.x.channels;
       run_tiles(s, best_first(s, panel, tiles), t, tiles);
     }
@@ -175,15 +175,15 @@ FF_INLINE void winograd_products(const Conv& c, const WinogradGroup& g, idx tile
 
 FF_INLINE void winograd_outputs(const Conv& c, const WinogradGroup& g, idx y0, idx y1, idx b0, idx b1, const float* m) {
   const Epilogue& e = c.epilogue;
-  Finish f = finish_of(e);
   for (idx b = b0; b < b1; ++b)
-    for (idx ty = y0; ty < y1; ++ty)
-      for (idx tx = 0; tx < g.across; ++tx) {
-        f.residual = offset(residual_at(e, ty * 4, b), tx * 4 * L);
-        winograd_tile_out(m + (b * g.tiles + (ty - y0) * g.across + tx) * L, g.out_place, load(e.bias + b * L), f, e.residual.row,
-                          c.y.data + b * c.y.block + ty * 4 * c.y.row + tx * 4 * L, c.y.row, min_idx(4, c.y.height - ty * 4),
+    for (idx ty = y0; ty < y1; ++ty) {
+      const idx rows = min_idx(4, c.y.height - ty * 4);
+      Finish f[4];
+      for (idx i = 0; i < 4; ++i) f[i] = finish_of(e, c.y), finish_at(f[i], e, c.y, b, ty * 4 + i);
+      for (idx tx = 0; tx < g.across; ++tx)
+        winograd_tile_out(m + (b * g.tiles + (ty - y0) * g.across + tx) * L, g.out_place, load(e.bias + b * L), f, tx * 4 * L, rows,
                           min_idx(4, c.y.width - tx * 4));
-      }
+    }
 }
 
 static void winograd(const Conv& c, float* scratch, Part part) {
