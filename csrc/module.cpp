@@ -16,6 +16,7 @@ namespace ff {
 
 void bind_coordinate(py::module_& m);
 void bind_elementwise(py::module_& m);
+void bind_engine(py::module_& m);
 void bind_gate(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_elementwise(py::module_& m);
@@ -95,6 +96,7 @@ PYBIND11_MODULE(_C, m) {
   bind_memory(m);
   bind_coordinate(m);
   bind_elementwise(m);
+  bind_engine(m);
   bind_gate(m);
   bind_attention(m);
   bind_elementwise(m);

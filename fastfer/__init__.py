@@ -1,15 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hand-optimised kernels and five lightweight facial-expression-recognition networks that run on them."""
+"""Hand-optimised kernels and five lightweight facial-expression-recognition networks that run on them.
 
-from importlib.metadata import PackageNotFoundError, version
+Names are imported when they are first used, so that ``fastfer.runtime`` runs without torch.
+"""
 
-from fastfer import backend, nn, ops
-from fastfer.backend import backends, use
-from fastfer.models import create_model, list_models, model_info
+from __future__ import annotations
 
-try:
-    __version__ = version("fastfer")
-except PackageNotFoundError:
-    __version__ = "0+unknown"
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["backend", "backends", "create_model", "list_models", "model_info", "nn", "ops", "use"]
+if TYPE_CHECKING:
+    from fastfer import backend, engine, models, nn, ops, runtime
+    from fastfer.backend import backends, use
+    from fastfer.engine.compiler import compile
+    from fastfer.models import create_model, list_models, model_info
+
+_MODULES = ("backend", "engine", "models", "nn", "ops", "runtime")
+_NAMES = {
+    "backends": "fastfer.backend",
+    "compile": "fastfer.engine.compiler",
+    "create_model": "fastfer.models",
+    "list_models": "fastfer.models",
+    "model_info": "fastfer.models",
+    "use": "fastfer.backend",
+}
+
+__all__ = [
+    "backend", "backends", "compile", "create_model", "engine", "list_models", "model_info", "models", "nn",
+    "ops", "runtime", "use",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"fastfer.{name}")
+    else:
+        raise AttributeError(f"module 'fastfer' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("fastfer")
+    except PackageNotFoundError:
+        return "0+unknown"

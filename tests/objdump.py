@@ -116,18 +116,21 @@ def innermost_loops(body: list[Instruction]) -> list[list[Instruction]]:
 def spills(name: str, body: list[Instruction], register: str) -> list[Spill]:
     """Whole ``register``s ("ymm", "zmm") that an innermost loop with multiply-adds stores to the stack and rereads.
 
-    %rbp counts where it is the frame's pointer. A store that nothing rereads costs next to nothing, and is no spill.
+    %rbp counts where it is the frame's pointer. A store that nothing rereads costs next to nothing, and is no spill,
+    but for dot products: GCC may keep the sums in registers and store each of them all the same, at a third of the
+    speed.
     """
     framed = any(i.name == "mov" and i.operands.startswith("%rsp,%rbp") for i in body)
     found = []
     for loop in innermost_loops(body):
-        if not any(instruction.name.startswith("vfmadd") for instruction in loop):
+        dots = any(instruction.name.startswith(("vdp", "vpdp")) for instruction in loop)
+        if not dots and not any(instruction.name.startswith("vfmadd") for instruction in loop):
             continue
         for address, mnemonic, operands in loop:
             store = _STORE.match(operands) if _STORES.match(mnemonic) else None
             if not store or not store[1].startswith(register) or (store[3] == "rbp" and not framed):
                 continue
-            if any(i.operands.startswith(f"{store[2]},") and f"%{register}" in i.operands for i in loop):
+            if dots or any(i.operands.startswith(f"{store[2]},") and f"%{register}" in i.operands for i in loop):
                 found.append(Spill(name, store[1], address))
     return found
 

@@ -18,7 +18,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="no csrc beside the tests: not a checkout")
-HOT = re.compile(r"::(gemm_tiles|forward_(row|tile)|input_grad_(row|tile)|weight_grad_(row|tile))<")
+HOT = {
+    "separable_conv": re.compile(r"::(gemm_tiles|(?:forward|input_grad|weight_grad)(?=_row|_tile))\w*<"),
+    "engine": re.compile(r"::(conv_tiles|depthwise_rows|plane_tile)<"),
+}
 """Functions whose innermost loops hold their accumulators in registers; the any_ forms, for any kernel size, do not."""
 
 REGISTERS = {"avx2": "ymm", "avx512": "zmm", "avx512bf16": "zmm"}
@@ -100,12 +103,12 @@ def test_a_shared_symbol_is_noticed(tmp_path: Path) -> None:
     assert shared_symbols(tmp_path / "shared.o", "avx2") == ["T outside(int)", "W int twice<int>(int)"]
 
 
-def built_object(isa: str) -> Path:
+def built_object(isa: str, family: str) -> Path:
     """Of FASTFER_BUILD_DIR, or of the editable install's build/; not older than the sources."""
     folders = (
         [Path(os.environ["FASTFER_BUILD_DIR"])] if "FASTFER_BUILD_DIR" in os.environ else sorted(ROOT.glob("build/*"))
     )
-    paths = [folder / "CMakeFiles" / f"fastfer_{isa}.dir" / "csrc/separable_conv/cpu.cpp.o" for folder in folders]
+    paths = [folder / "CMakeFiles" / f"fastfer_{isa}.dir" / "csrc" / family / "cpu.cpp.o" for folder in folders]
     built = max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
     if built is None:
         pytest.skip("no objects: set FASTFER_BUILD_DIR to a CMake build of this tree, or pip install -e .")
@@ -116,19 +119,24 @@ def built_object(isa: str) -> Path:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 code")
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
-def test_hot_loops_keep_their_accumulators_in_registers(isa: str) -> None:
-    listing = objdump.disassemble(tool("objdump"), built_object(isa))
-    hot = [(name, body) for name, body in objdump.functions(listing) if HOT.search(name)]
-    assert {HOT.search(name)[1].partition("_row")[0] for name, _ in hot} >= {
-        "gemm_tiles",
-        "forward",
-        "input_grad",
-        "weight_grad",
-    }  # type: ignore[index]
+@pytest.mark.parametrize(
+    ("isa", "family", "expected"),
+    [
+        ("avx2", "separable_conv", {"gemm_tiles", "forward", "input_grad", "weight_grad"}),
+        ("avx512", "separable_conv", {"gemm_tiles", "forward", "input_grad", "weight_grad"}),
+        ("avx2", "engine", {"conv_tiles", "depthwise_rows", "plane_tile"}),
+        ("avx512", "engine", {"conv_tiles", "depthwise_rows", "plane_tile"}),
+        ("avx512bf16", "engine", {"conv_tiles", "depthwise_rows"}),
+    ],
+)
+def test_hot_loops_keep_their_accumulators_in_registers(isa: str, family: str, expected: set[str]) -> None:
+    listing = objdump.disassemble(tool("objdump"), built_object(isa, family))
+    found_names = [(HOT[family].search(name), name, body) for name, body in objdump.functions(listing)]
+    hot = [(name, body) for match, name, body in found_names if match]
+    assert {match[1] for match, _, _ in found_names if match} == expected
     for name, body in hot:
         loops = objdump.innermost_loops(body)
-        assert any(i.name.startswith("vfmadd") for loop in loops for i in loop), (
+        assert any(i.name.startswith(("vfmadd", "vdp", "vpdp")) for loop in loops for i in loop), (
             f"{name}: no loop that multiplies and adds"
         )
     found = [spill for name, body in hot for spill in objdump.spills(name, body, REGISTERS[isa])]

@@ -3,28 +3,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from fastfer._files import replace_atomically
 from fastfer.data.split import DataError
 
 LFS_MARK = b"version https://git-lfs"
 """How Git LFS's stand-in for a file begins."""
 
 
-@contextmanager
-def replace_atomically(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on any exception."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+__all__ = ["replace_atomically", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -8,6 +8,8 @@
 #include "coordinate.h"
 #include "dense.h"
 #include "depthwise_norm.h"
+#include "engine_low.h"
+#include "engine_plan.h"
 #include "gate.h"
 #include "loss.h"
 #include "pool.h"
@@ -232,11 +234,15 @@ int main() {
     check(set_isa(isa_name(isa)) && active_isa() == isa, std::string("set_isa ") + isa_name(isa));
     all<float>(std::string(isa_name(isa)) + " f32");
     all<double>(std::string(isa_name(isa)) + " f64");
+    engine_kernels(isa);
+    engine_low(isa);
+    engine_plans(isa);
     int count = 0;
     const KernelInfo* table = kernel_table(&count);
     for (int k = 0; k < count; ++k) check(table[k].calls[i] > 0, std::string(table[k].name) + " never ran on " + isa_name(isa));
     std::printf("%s: done\n", isa_name(isa));
   }
+  engine_pool();
   check(!set_isa("sse9") && set_isa("auto"), "set_isa of an unknown name");
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// class EnginePlan. Images and outputs come as addresses, and run() holds no GIL.
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/bind.h"
+#include "engine/file.h"
+#include "engine/plan.h"
+#include "engine/pool.h"
+
+namespace ff {
+namespace {
+
+using engine::Plan;
+using engine::Shape;
+
+// The bytes of any contiguous buffer.
+class Bytes {
+ public:
+  explicit Bytes(const py::buffer& source) {
+    if (PyObject_GetBuffer(source.ptr(), &view_, PyBUF_SIMPLE) != 0) throw py::error_already_set();
+  }
+  ~Bytes() { PyBuffer_Release(&view_); }
+  Bytes(const Bytes&) = delete;
+  Bytes& operator=(const Bytes&) = delete;
+  const void* data() const { return view_.buf; }
+  size_t size() const { return static_cast<size_t>(view_.len); }
+
+ private:
+  Py_buffer view_;
+};
+
+py::tuple as_tuple(const Shape& s) { return py::make_tuple(s.channels, s.height, s.width); }
+
+Isa isa_of(const std::string& name) {
+  if (name == "auto") return active_isa();
+  for (int i = 0; i < static_cast<int>(Isa::count); ++i)
+    if (name == isa_name(static_cast<Isa>(i)) && isa_supported(static_cast<Isa>(i))) return static_cast<Isa>(i);
+  throw py::value_error("EnginePlan: isa: expected \"auto\" or an instruction set of this CPU, got '" + name + "'");
+}
+
+engine::Pixels pixels_of(const std::string& dtype) {
+  if (dtype == "float32") return engine::Pixels::float32;
+  if (dtype == "uint8") return engine::Pixels::uint8;
+  throw py::value_error("EnginePlan: image dtype: expected float32 or uint8, got '" + dtype + "'");
+}
+
+engine::Type type_of(const std::string& dtype) {
+  if (dtype == "float32") return engine::Type::float32;
+  if (dtype == "bfloat16") return engine::Type::bfloat16;
+  if (dtype == "int8") return engine::Type::uint8;  // of maps; weights are int8
+  throw py::value_error("EnginePlan: dtype: expected float32, bfloat16 or int8, got '" + dtype + "'");
+}
+
+std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::string& dtype, const std::string& isa,
+                                std::vector<float> scale, std::vector<float> shift, int image_threads, bool strict, bool apart) {
+  if (threads < 1) throw py::value_error("EnginePlan: threads: expected at least 1, got " + std::to_string(threads));
+  if (image_threads < 0) throw py::value_error("EnginePlan: image_threads: expected 0 or more, got " + std::to_string(image_threads));
+  if (scale.size() != shift.size())
+    throw py::value_error("EnginePlan: scale, shift: expected as many of each, got " + std::to_string(scale.size()) + " and " +
+                          std::to_string(shift.size()));
+  const Bytes bytes(file);
+  const engine::PlanOptions options{isa_of(isa), threads, image_threads, type_of(dtype), strict, apart, {std::move(scale), std::move(shift)}};
+  py::gil_scoped_release release;
+  // Weights are read as floats.
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0) return std::make_unique<Plan>(bytes.data(), bytes.size(), options);
+  const auto* first = static_cast<const char*>(bytes.data());
+  const std::vector<char> copy(first, first + bytes.size());
+  return std::make_unique<Plan>(copy.data(), copy.size(), options);
+}
+
+void run_plan(const Plan& plan, Address images, const std::string& dtype, idx batch, const std::vector<Address>& outputs) {
+  if (outputs.size() != plan.outputs().size())
+    throw py::value_error("EnginePlan.run: outputs: expected " + std::to_string(plan.outputs().size()) + " addresses, got " +
+                          std::to_string(outputs.size()));
+  float* places[engine::kMostOutputs];
+  for (size_t i = 0; i < outputs.size(); ++i) places[i] = static_cast<float*>(pointer(outputs[i]));
+  const engine::Pixels type = pixels_of(dtype);
+  py::gil_scoped_release release;
+  plan.run(pointer(images), type, batch, places);
+}
+
+// (name, node, seconds, macs, bytes, tasks) of each step.
+using Row = std::tuple<std::string, int, double, double, double, int>;
+
+std::vector<Row> profile_plan(const Plan& plan, Address image, const std::string& dtype, int repeats) {
+  if (repeats < 1) throw py::value_error("EnginePlan.profile: repeats: expected at least 1, got " + std::to_string(repeats));
+  const engine::Pixels type = pixels_of(dtype);
+  std::vector<engine::StepTime> steps;
+  {
+    py::gil_scoped_release release;
+    steps = plan.profile(pointer(image), type, repeats);
+  }
+  std::vector<Row> rows;
+  for (const auto& s : steps) rows.emplace_back(s.name, s.node, s.seconds, s.macs, s.bytes, s.tasks);
+  return rows;
+}
+
+// (least, most) of each value.
+std::vector<std::pair<float, float>> plan_ranges(const Plan& plan, Address images, const std::string& dtype, idx batch) {
+  const engine::Pixels type = pixels_of(dtype);
+  std::vector<engine::Range> ranges;
+  {
+    py::gil_scoped_release release;
+    ranges = plan.ranges(pointer(images), type, batch);
+  }
+  std::vector<std::pair<float, float>> pairs;
+  for (const engine::Range& r : ranges) pairs.emplace_back(r.least, r.most);
+  return pairs;
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::class_<Plan>(m, "EnginePlan", "A network from the bytes of an engine file, ready to run.")
+      .def(py::init(&make_plan), py::arg("file"), py::arg("threads") = 1, py::arg("dtype") = "float32", py::arg("isa") = "auto",
+           py::arg("scale") = std::vector<float>(), py::arg("shift") = std::vector<float>(), py::arg("image_threads") = 0, py::arg("strict") = false,
+           py::arg("apart") = false)
+      .def("run", run_plan, py::arg("images"), py::arg("dtype"), py::arg("batch"), py::arg("outputs"))
+      .def("profile", profile_plan, py::arg("image"), py::arg("dtype"), py::arg("repeats") = 20)
+      .def("ranges", plan_ranges, py::arg("images"), py::arg("dtype"), py::arg("batch"))
+      .def_property_readonly("metadata", [](const Plan& p) { return py::bytes(p.metadata()); })
+      .def_property_readonly("input", [](const Plan& p) { return as_tuple(p.input()); })
+      .def_property_readonly("outputs", [](const Plan& p) {
+        py::list shapes;
+        for (const Shape& s : p.outputs()) shapes.append(as_tuple(s));
+        return shapes;
+      })
+      .def_property_readonly("threads", &Plan::threads)
+      .def_property_readonly("image_threads", &Plan::image_threads)
+      .def_property_readonly("arena_bytes", &Plan::arena_bytes)
+      .def_property_readonly("weight_bytes", &Plan::weight_bytes);
+  m.def("engine_checksum", [](const py::buffer& data) {
+    const Bytes bytes(data);
+    return engine::checksum(bytes.data(), bytes.size());
+  }, "Checksum of an engine file's bytes from 32 on.");
+  m.def("engine_spin", engine::set_spin, py::arg("microseconds"), "How long idle engine threads spin before they sleep.");
+}
+
+}  // namespace ff

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// What follows a tile's sums: activation and residual, in registers where these suffice.
+#pragma once
+#include "engine/kernels/types.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+using engine::Conv;
+using engine::Epilogue;
+using engine::Part;
+using engine::Pools;
+using engine::Window;
+
+FF_INLINE idx blocks_of(idx channels) { return ceil_div(channels, L); }
+
+// What runs in registers: none, relu and relu6 are a clamp, hardsigmoid is one of v/6 + 1/2, hardswish is v times that.
+enum class Form : int { clamp, hardswish, hardsigmoid };
+
+struct Activation {
+  Form form;
+  float lo, hi;
+};
+
+FF_INLINE Activation activation_of(Act act) {
+  const float inf = __builtin_inff();
+  switch (act) {
+    case Act::relu: return {Form::clamp, 0.f, inf};
+    case Act::relu6: return {Form::clamp, 0.f, 6.f};
+    case Act::hardswish: return {Form::hardswish, 0.f, 1.f};
+    case Act::hardsigmoid: return {Form::hardsigmoid, 0.f, 1.f};
+    default: return {Form::clamp, -inf, inf};
+  }
+}
+
+FF_INLINE vecf ramp(vecf v, vecf lo, vecf hi) {
+  return min_bound(max_bound(fma(v, splat(1.f / 6), splat(0.5f)), lo), hi);
+}
+
+template <int MR, int NR>
+FF_INLINE void activate_tile(vecf (&acc)[MR][NR], const Activation& a) {
+  const vecf lo = splat(a.lo), hi = splat(a.hi);
+  if (a.form == Form::clamp) {
+    FF_UNROLL(16)
+    for (int i = 0; i < MR; ++i) {
+      FF_UNROLL(8)
+      for (int j = 0; j < NR; ++j) acc[i][j] = min_bound(max_bound(acc[i][j], lo), hi);
+    }
+  } else if (a.form == Form::hardswish) {
+    FF_UNROLL(16)
+    for (int i = 0; i < MR; ++i) {
+      FF_UNROLL(8)
+      for (int j = 0; j < NR; ++j) acc[i][j] = acc[i][j] * ramp(acc[i][j], lo, hi);
+    }
+  } else {
+    FF_UNROLL(16)
+    for (int i = 0; i < MR; ++i) {
+      FF_UNROLL(8)
+      for (int j = 0; j < NR; ++j) acc[i][j] = ramp(acc[i][j], lo, hi);
+    }
+  }
+}
+
+FF_INLINE bool in_registers(Act act) { return act != Act::silu && act != Act::sigmoid; }
+FF_INLINE bool in_registers(const Epilogue& e) { return in_registers(e.act) && (!e.residual.data || in_registers(e.after)); }
+
+// An epilogue in the form that tiles read, with the places of pixel 0 of the row and of the first block.
+struct Finish {
+  Activation act, after;
+  bool has_after;
+  Type type;  // of y and residual
+  Quant y_quant, residual_quant;
+  void* y;
+  idx y_block;
+  const void* residual;
+  idx residual_block;
+};
+
+// An epilogue that registers cannot do is left to finish_part; then there is no residual in the tiles.
+FF_INLINE Finish finish_of(const Epilogue& e, const Map& y, Type type = Type::float32, Quant y_quant = {}, Quant residual_quant = {}) {
+  const bool here = in_registers(e);
+  FF_ASSERT(here || type == Type::float32);
+  return {activation_of(here ? e.act : Act::none), activation_of(e.after), e.after != Act::none, type, y_quant, residual_quant, nullptr,
+          y.block, nullptr, e.residual.block};
+}
+
+FF_INLINE void finish_at(Finish& f, const Epilogue& e, const Map& y, idx b, idx row) {
+  f.y = place(y, f.type, b, row);
+  f.residual = e.residual.data && in_registers(e) ? place(e.residual, f.type, b, row) : nullptr;
+}
+
+// Adds the residual, and stores: pixels from element `at` of the row on, of type T.
+template <class T, int MR, int NR>
+FF_INLINE void put_tile(vecf (&v)[MR][NR], const Finish& f, idx at) {
+  if (f.residual) {
+    const T* from = static_cast<const T*>(f.residual) + at;
+    FF_UNROLL(8)
+    for (int j = 0; j < NR; ++j) {
+      FF_UNROLL(16)
+      for (int i = 0; i < MR; ++i) v[i][j] = v[i][j] + load_as(from + j * f.residual_block + i * L, f.residual_quant);
+    }
+    if (f.has_after) activate_tile<MR, NR>(v, f.after);
+  }
+  T* to = static_cast<T*>(f.y) + at;
+  FF_UNROLL(8)
+  for (int j = 0; j < NR; ++j) {
+    FF_UNROLL(16)
+    for (int i = 0; i < MR; ++i) store_as(to + j * f.y_block + i * L, v[i][j], f.y_quant);
+  }
+}
+
+// No lambda may hold the accumulators: GCC 12 then writes each of them to the stack in every round of the loop before.
+template <int MR, int NR>
+FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, idx at) {
+  activate_tile<MR, NR>(acc, f.act);
+#if FF_LOW_PRECISION
+  if (f.type == Type::bfloat16) return put_tile<bf16, MR, NR>(acc, f, at);
+  if (f.type == Type::uint8) return put_tile<uint8_t, MR, NR>(acc, f, at);
+#endif
+  put_tile<float, MR, NR>(acc, f, at);
+}
+
+FF_NOINLINE void activate_row(Act act, float* y, idx width) {
+  with_act(act, [&](auto tag) {
+    for (idx i = 0; i < width; ++i) store(y + i * L, activate<decltype(tag)::value, float>(load(y + i * L)));
+  });
+}
+
+// Finishes the sums that tiles left in rows of blocks [b0, b1), if they did.
+FF_INLINE void finish_part(const Epilogue& e, const Map& y, Part part, idx b0, idx b1) {
+  if (in_registers(e)) return;
+  for (idx b = b0; b < b1; ++b)
+    for (idx i = part.y0; i < part.y1; ++i) {
+      float* to = y.data + b * y.block + i * y.row;
+      activate_row(e.act, to, y.width);
+      if (!e.residual.data) continue;
+      const float* from = e.residual.data + b * e.residual.block + i * e.residual.row;
+      for (idx x = 0; x < y.width; ++x) store(to + x * L, load(to + x * L) + load(from + x * L));
+      activate_row(e.after, to, y.width);
+    }
+}
+
+}  // namespace
+}  // namespace FF_ISA
+}  // namespace ff

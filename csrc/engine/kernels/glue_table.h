@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// What stands between this ISA's convolutions, for plans to call; AVX-512 BF16 takes it from AVX-512.
+#pragma once
+#include "engine/glue.h"
+
+#if defined(__AVX512BF16__)
+
+namespace ff {
+namespace FF_ISA {
+
+const engine::Glue& engine_glue() { return avx512::engine_glue(); }
+
+}  // namespace FF_ISA
+}  // namespace ff
+
+#else
+
+#include "engine/kernels/arithmetic.h"
+#include "engine/kernels/gates.h"
+#include "engine/kernels/tokens.h"
+
+namespace ff {
+namespace FF_ISA {
+namespace {
+
+constexpr engine::Glue kEngineGlue = {
+    import,      export_map, window_pool,    line_pools,  reduce,        binary,             affine, place,
+    pixel_pools, pixel_gate, gated,          neighbour_gate, dot_scratch, dot_attention, additive_attention,
+};
+
+}  // namespace
+
+const engine::Glue& engine_glue() { return kEngineGlue; }
+
+}  // namespace FF_ISA
+}  // namespace ff
+
+#endif

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// Convolutions, pooling and arithmetic as steps.
+#include <algorithm>
+
+#include "engine/builder.h"
+
+namespace ff::engine {
+namespace {
+
+Window window_of(const Node& node) {
+  const auto& a = node.attrs;
+  return {a[0], a[1], a[2], a[3], a[4], a[5]};
+}
+
+}  // namespace
+
+void Builder::import(const Slot& y) {
+  const Program* p = &program_;
+  add("input", kNoSlot, y, {}, [=, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
+    const Normalisation& n = f.type == Pixels::uint8 ? p->bytes : p->floats;
+    const bool plain = n.scale.empty();
+    glue.import({f.image, f.type, plain ? nullptr : n.scale.data(), plain ? nullptr : n.shift.data(), to}, part);
+  });
+}
+
+void Builder::lower(const Node& node) {
+  switch (node.op) {
+    case Op::conv: return conv(node);
+    case Op::max_pool: case Op::avg_pool: return window_pool(node);
+    case Op::global_pool: return global_pool(node);
+    case Op::add: case Op::mul: return binary(node);
+    case Op::act: case Op::affine: return affine(node);
+    case Op::concat: return concat(node);
+    case Op::channel_pool: return channel_pool(node);
+    case Op::line_pool: return line_pool(node);
+    case Op::cbam: return cbam(node);
+    case Op::se: return se(node);
+    case Op::eca: return eca(node);
+    case Op::scse: return scse(node);
+    case Op::sa: return sa(node);
+    case Op::csa: return csa(node);
+    case Op::coordinate: return coordinate(node);
+    case Op::dot_attention: return dot_attention(node);
+    case Op::additive_attention: return additive_attention(node);
+  }
+}
+
+// A convolution that reads the image as it came.
+void Builder::stem(const Node& node) {
+  const Slot other = residual(node), y = output(node);
+  const Shape& shape = graph_.values[static_cast<size_t>(image_)];
+  Stem s{};
+  s.channels = shape.channels, s.height = shape.height, s.width = shape.width, s.window = window_of(node);
+  s.panel = k_.stem_panel(s.channels, y.channels, y.height, y.width, s.window);
+  float* packed = program_.weights.take(k_.conv_packed(s.channels, y.channels, s.window));
+  k_.pack_conv(packed, node.weights[0].data, s.channels, y.channels, s.window, s.panel);
+  s.weights = packed;
+  s.epilogue.bias = padded(node.weights[1].data, node.weights[1].count);
+  s.epilogue.act = static_cast<Act>(node.attrs[9]), s.epilogue.after = after();
+  s.y = {nullptr, y.channels, y.height, y.width, y.row, y.block};
+  program_.scratch = std::max(program_.scratch, k_.stem_scratch(s));
+  const Program* p = &program_;
+  const auto pools = std::make_shared<PoolSlots>();
+  Step& step = add("stem", kNoSlot, y, {other}, [=, &k = k_](const Frame& f, const Map&, const Map& to, Part part) {
+    const Normalisation& n = f.type == Pixels::uint8 ? p->bytes : p->floats;
+    Stem call = s;
+    call.x = f.image, call.type = f.type, call.y = to, call.scratch = f.scratch;
+    call.epilogue.residual = f.map(other), call.epilogue.pools = pools->of(f);
+    if (!n.scale.empty()) call.scale = n.scale.data(), call.shift = n.shift.data();
+    k.stem(call, part);
+  });
+  step.panel = s.panel, step.pools = pools;
+  step.macs = 1. * y.height * y.width * static_cast<double>(node.weights[0].count);
+  step.bytes += 4. * (static_cast<double>(node.weights[0].count) + 1. * s.channels * s.height * s.width);
+}
+
+// A convolution with its packed weights; its maps have sizes and no places.
+Conv Builder::describe(const Node& node) {
+  const bool depthwise = node.attrs[8] > 1;
+  const auto sized = [&](int value) {
+    const Shape& s = graph_.values[static_cast<size_t>(value)];
+    return Map{nullptr, s.channels, s.height, s.width, 0, 0};
+  };
+  Conv c{};
+  c.x = sized(node.inputs[0]), c.y = sized(node.output), c.window = window_of(node);
+  const int in = c.x.channels, out = c.y.channels, index = static_cast<int>(&node - graph_.nodes.data());
+  const float* w = node.weights[0].data;
+  c.y_type = type_of(node.output), c.y_quant = quant_of(node.output, c.y_type);
+  c.x_type = depthwise ? type_of(node.inputs[0]) : is_low(index) ? options_.type : Type::float32;
+  c.x_quant = quant_of(node.inputs[0], c.x_type);
+  float* packed;
+  if (depthwise) {
+    c.panel = 1, packed = program_.weights.take(k_.depthwise_packed(in, c.window));
+    k_.pack_depthwise(packed, w, in, c.window);
+  } else if (is_low(index)) {
+    c.panel = k_.conv_panel(in, out, c.y.height, c.y.width, c.window);
+    packed = program_.weights.take(k_.low_packed(options_.type, in, out, c.window));
+    k_.pack_low(options_.type, packed, w, in, out, c.window, c.panel);
+  } else if (winograd(node)) {
+    c.panel = k_.winograd_panel(in, out, c.y.height, c.y.width), packed = program_.weights.take(k_.winograd_packed(in, out));
+    k_.pack_winograd(packed, w, in, out, c.panel);
+  } else {
+    c.panel = k_.conv_panel(in, out, c.y.height, c.y.width, c.window), packed = program_.weights.take(k_.conv_packed(in, out, c.window));
+    k_.pack_conv(packed, w, in, out, c.window, c.panel);
+  }
+  c.weights = packed;
+  c.epilogue.bias = padded(node.weights[1].data, node.weights[1].count);
+  c.epilogue.act = static_cast<Act>(node.attrs[9]);
+  return c;
+}
+
+// Whether a convolution is worth a quarter of the products at the price of the transforms.
+bool Builder::winograd(const Node& node) {
+  const auto& a = node.attrs;
+  const Shape &x = graph_.values[static_cast<size_t>(node.inputs[0])], &y = graph_.values[static_cast<size_t>(node.output)];
+  return !options_.strict && !is_low(static_cast<int>(&node - graph_.nodes.data())) && a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8;
+}
+
+void Builder::conv(const Node& node) {
+  const Chain& joined = chains_[static_cast<size_t>(node_)];
+  if (joined.any()) return chain(joined, gates_[static_cast<size_t>(node.inputs[0])]);
+  const bool depthwise = node.attrs[8] > 1;
+  if (node.inputs[0] == image_ && !depthwise && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
+  Conv c = describe(node);
+  const Slot x = as(input(node), node.inputs[0], c.x_type), y = output(node);
+  const Slot other = as(residual(node), sums_[static_cast<size_t>(node_)].other, y.type);
+  const bool quarter = winograd(node);
+  c.x_quant = x.quant, c.y_type = y.type, c.y_quant = y.quant, c.residual_quant = other.quant;
+  c.epilogue.after = after();
+  if (quarter) {
+    c.x = {nullptr, x.channels, x.height, x.width, x.row, x.block}, c.y = {nullptr, y.channels, y.height, y.width, y.row, y.block};
+    program_.scratch = std::max(program_.scratch, k_.winograd_scratch(c));
+  }
+  const auto pools = std::make_shared<PoolSlots>();
+  const char* name = depthwise ? "depthwise" : quarter ? "winograd" : "conv";
+  Step& step = add(name, x, y, {other}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
+    Conv call = c;
+    call.x = from, call.y = to, call.epilogue.residual = f.map(other), call.epilogue.pools = pools->of(f);
+    if (quarter) return k.winograd(call, f.scratch, part);
+    (depthwise ? k.depthwise : k.conv)(call, part);
+  });
+  step.panel = c.panel, step.pools = pools;
+  step.macs = 1. * y.height * y.width * static_cast<double>(node.weights[0].count);
+  if (quarter) step.band = 4, step.products = step.macs / 2.5;  // a quarter, and the transforms
+  step.bytes += 4. * static_cast<double>(node.weights[0].count);
+}
+
+// Convolutions and the gates in front of them by strips of rows.
+void Builder::chain(const Chain& chain, const GateSlots& gates) {
+  const int nodes[] = {chain.expand, chain.depthwise, chain.project};
+  int first = -1;
+  double macs = 0, weights = 0;
+  Conv convs[3] = {};
+  std::string name;
+  for (int i = 0; i < 3; ++i) {
+    if (nodes[i] < 0) continue;
+    const Node& node = node_at(nodes[i]);
+    const Shape& shape = graph_.values[static_cast<size_t>(node.output)];
+    const auto count = static_cast<double>(node.weights[0].count);
+    if (first < 0) first = nodes[i];
+    convs[i] = describe(node);
+    // A depthwise convolution writes what its reader takes.
+    if (i == 2 && chain.depthwise >= 0) convs[1].y_type = convs[2].x_type, convs[1].y_quant = convs[2].x_quant;
+    if (i == 1 && chain.expand >= 0) convs[1].x_type = convs[0].y_type, convs[1].x_quant = convs[0].y_quant;
+    macs += count * shape.height * shape.width, weights += count;
+    name += (name.empty() ? "" : "+") + std::string(i == 1 ? "depthwise" : "conv");
+  }
+  const Slot x = gates.x.buffer >= 0 ? gates.x : value(node_at(first).inputs[0]), y = output(node_at(node_));
+  const Slot other = as(residual(node_at(node_)), sums_[static_cast<size_t>(node_)].other, y.type);
+  const int last = chain.project >= 0 ? 2 : 1, head = chain.expand >= 0 ? 0 : chain.depthwise >= 0 ? 1 : 2;
+  convs[last].y_type = y.type, convs[last].y_quant = y.quant, convs[last].residual_quant = other.quant;
+  const bool has[] = {chain.expand >= 0, chain.depthwise >= 0, chain.project >= 0};
+  const Conv expand = convs[0], depthwise = convs[1], project = convs[2];
+  const Act behind = after();
+  const auto pools = std::make_shared<PoolSlots>();
+  const auto strips = [=](Conv (&c)[3], const Gates& g, float* scratch) {
+    c[0] = expand, c[1] = depthwise, c[2] = project;
+    return Strips{g, has[0] ? &c[0] : nullptr, has[1] ? &c[1] : nullptr, has[2] ? &c[2] : nullptr, scratch, x.type, x.quant};
+  };
+  // Any address stands for gates that are there.
+  const auto there = [&](const Slot& s) { return s.buffer >= 0 ? expand.weights + 1 : nullptr; };
+  Conv sized[3];
+  program_.scratch = std::max(program_.scratch, k_.strips_scratch(strips(sized, {there(gates.channel), there(gates.line), there(gates.column), nullptr}, nullptr)));
+  Step& step = add(name.c_str(), x, y, {gates.channel, gates.line, gates.column, other}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
+    Conv c[3];
+    const Strips call = strips(c, {f.buffer(gates.channel), f.buffer(gates.line), f.buffer(gates.column), nullptr}, f.scratch);
+    c[head].x = from, c[last].y = to;
+    c[last].epilogue.residual = f.map(other), c[last].epilogue.after = behind, c[last].epilogue.pools = pools->of(f);
+    k.strips(call, part);
+  });
+  step.pools = pools, step.macs = macs, step.bytes += 4 * weights;
+  step.by_blocks = !has[2], step.panel = has[0] ? expand.panel : 1;
+}
+
+void Builder::window_pool(const Node& node) {
+  const Slot x = input(node), other = residual(node), y = output(node);
+  WindowPool p{};
+  p.window = window_of(node), p.bottom = node.attrs[6], p.right = node.attrs[7];
+  p.mean = node.op == Op::avg_pool, p.count_padding = p.mean && node.attrs[8];
+  add(op_name(node.op), x, y, {other}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
+    WindowPool call = p;
+    call.x = from, call.y = to, call.residual = f.map(other);
+    glue.window_pool(call, part);
+  });
+}
+
+void Builder::global_pool(const Node& node) {
+  const Slot x = input(node), y = output(node), pooled = lines(x.channels, x.height);
+  const bool max = node.attrs[0] == 1;
+  PoolSlots wanted;
+  (max ? wanted.line_max : wanted.line_sum) = pooled;
+  pool(x, wanted);
+  const float scale = 1.f / (static_cast<float>(x.height) * static_cast<float>(x.width));
+  Step& step = add("global_pool", pooled, y, {}, [=, &glue = glue_](const Frame& f, const Map&, const Map& to, Part) {
+    const float* from = f.buffer(pooled);
+    glue.reduce({max ? nullptr : from, max ? from : nullptr, pooled.width, scale, false, to});
+  });
+  step.by_rows = step.by_blocks = false;
+}
+
+void Builder::line_pool(const Node& node) {
+  const Slot x = input(node), y = output(node);
+  const bool columns = node.attrs[0] == 1, max = node.attrs[1] == 1;
+  const Slot pooled = lines(x.channels, columns ? x.width : x.height);
+  PoolSlots wanted;
+  (columns ? max ? wanted.column_max : wanted.column_sum : max ? wanted.line_max : wanted.line_sum) = pooled;
+  pool(x, wanted);
+  float* scale = program_.weights.take(padded_size(x.channels));
+  std::fill(scale, scale + x.channels, max ? 1.f : 1.f / static_cast<float>(columns ? x.height : x.width));
+  add("line_pool", pooled, y, {}, [=, &glue = glue_](const Frame&, const Map& from, const Map& to, Part part) {
+    Map lines = from;
+    if (!columns) lines.width = 1, lines.height = pooled.width, lines.row = pooled.pixel;
+    glue.affine({lines, to, scale, nullptr, Act::none}, part);
+  });
+}
+
+void Builder::binary(const Node& node) {
+  const Slot a = input(node), b = input(node, 1), y = output(node);
+  const bool product = node.op == Op::mul;
+  const Act act = static_cast<Act>(node.attrs[0]);
+  add(op_name(node.op), a, y, {b}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
+    glue.binary({from, f.map(b), to, product, act}, part);
+  });
+}
+
+void Builder::affine(const Node& node) {
+  const Slot x = input(node), y = output(node);
+  const bool scaled = node.op == Op::affine;
+  const float* scale = scaled ? padded(node.weights[0].data, node.weights[0].count) : nullptr;
+  const float* shift = scaled ? padded(node.weights[1].data, node.weights[1].count) : nullptr;
+  const Act act = static_cast<Act>(node.attrs[0]);
+  add(op_name(node.op), x, y, {}, [=, &glue = glue_](const Frame&, const Map& from, const Map& to, Part part) {
+    glue.affine({from, to, scale, shift, act}, part);
+  });
+}
+
+void Builder::concat(const Node& node) {
+  std::vector<Slot> inputs;
+  for (const int id : node.inputs) inputs.push_back(value(id));
+  const Slot y = output(node);
+  Step& step = add("concat", kNoSlot, y, inputs, [=, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
+    int first = 0;
+    for (const Slot& x : inputs) {
+      glue.place({f.map(x), to, first}, part);
+      first += x.channels;
+    }
+  });
+  step.by_blocks = false;
+}
+
+// Two planes, then the planes as channels of a map.
+void Builder::channel_pool(const Node& node) {
+  const Slot x = input(node), y = output(node);
+  const int order = node.attrs[0];
+  const Slot pair = planes({x.channels, x.height, x.width}, 2, 1, 1);
+  Step& step = add("channel_pool", x, y, {pair}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
+    float *first = f.buffer(pair), *second = first + pair.block;
+    PixelPools p{};
+    p.x = from, p.row = pair.row;
+    p.max = order == 0 || order == 3 ? first : order == 1 ? second : nullptr;
+    p.mean = order == 0 ? second : order == 3 ? nullptr : first;
+    glue.pixel_pools(p, part);
+    for (int row = part.y0; row < part.y1; ++row)
+      for (int i = 0; i < to.width; ++i) {
+        float* pixel = to.data + row * to.row + i * y.pixel;
+        std::fill(pixel, pixel + y.pixel, 0.f);
+        for (int c = 0; c < to.channels; ++c) pixel[c] = first[c * pair.block + row * pair.row + i];
+      }
+  });
+  step.by_blocks = false;
+}
+
+}  // namespace ff::engine

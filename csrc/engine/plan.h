@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// A network ready to run: parsed, packed for one instruction set, its memory laid out. Any number of threads may call run()
+// at once; each call has a context (arena and scratch) of its own, kept for the next.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/builder.h"
+
+namespace ff::engine {
+
+struct StepTime {
+  std::string name;
+  int node;
+  double seconds, macs, bytes;  // of one image
+  int tasks;                    // parts that may run at the same time
+};
+
+struct PlanOptions {
+  Isa isa;
+  int threads = 1;        // at least 1
+  int image_threads = 0;  // of these, at most so many on one image; 0: as many as pay
+  Type type = Type::float32;  // what dense convolutions compute in, see BuildOptions
+  bool strict = false;    // no Winograd convolutions: float32's own rounding alone
+  bool apart = false;     // each value by a step of its own, for ranges()
+  Normalisation bytes;    // of uint8 images
+};
+
+class Plan {
+ public:
+  // From the bytes of a file, which are not needed afterwards. Throws std::invalid_argument for a file that is none.
+  Plan(const void* file, size_t size, const PlanOptions& options);
+  ~Plan();
+
+  // image [batch][C][H][W] of `type`; outputs [batch][C][H][W] each. Does not allocate once as many contexts as there are
+  // concurrent callers exist.
+  void run(const void* images, Pixels type, idx batch, float* const* outputs) const;
+  // The median time of each step over `repeats` runs of one image.
+  std::vector<StepTime> profile(const void* image, Pixels type, int repeats) const;
+
+  // The least and the largest number of each value of the graph over a batch. Only for plans whose steps are apart.
+  std::vector<Range> ranges(const void* images, Pixels type, idx batch) const;
+
+  const std::string& metadata() const { return metadata_; }
+  const Shape& input() const { return input_; }
+  const std::vector<Shape>& outputs() const { return outputs_; }
+  size_t arena_bytes() const { return (program_->arena + program_->scratch) * sizeof(float); }
+  size_t weight_bytes() const { return program_->weights.bytes(); }
+  int threads() const { return threads_; }
+  // Threads that one image is split over.
+  int image_threads() const { return image_threads_; }
+
+ private:
+  struct Context;
+  struct Job;
+  std::unique_ptr<Context> acquire(int arenas) const;
+  void release(std::unique_ptr<Context> context) const;
+  void run_steps(const Frame& frame) const;
+  static void by_image(void* job, int thread, int threads);
+  static void within_image(void* job, int thread, int threads);
+  int threads_worth() const;
+
+  std::string metadata_;
+  Shape input_;
+  std::vector<Shape> outputs_;
+  std::unique_ptr<Program> program_;
+  int threads_, image_threads_;
+  mutable std::vector<std::unique_ptr<Context>> idle_;
+};
+
+}  // namespace ff::engine

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Low precision: which values are kept as bfloat16 or bytes. Dense convolutions read these; depthwise ones read and both
+// write any type; everything else is float32. A value is low where its maker can write it so and every reader takes it so.
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "engine/builder.h"
+
+namespace ff::engine {
+namespace {
+
+constexpr int kMostByteOutputs = 2048;  // of a convolution of bytes
+
+bool in_epilogue(int act) { return static_cast<Act>(act) != Act::silu && static_cast<Act>(act) != Act::sigmoid; }
+
+}  // namespace
+
+// A dense convolution that computes in the plan's type; vectors are not worth it.
+bool Builder::is_low(int i) const {
+  if (options_.type == Type::float32 || i < 0) return false;
+  const Node& node = node_at(i);
+  const Shape& y = graph_.values[static_cast<size_t>(node.output)];
+  return node.op == Op::conv && node.attrs[8] == 1 && node.inputs[0] != image_ && y.height * y.width > 1 &&
+         (options_.type == Type::bfloat16 || y.channels <= kMostByteOutputs);
+}
+
+void Builder::find_types() {
+  types_.assign(graph_.values.size(), Type::float32);
+  if (options_.type == Type::float32) return;
+  if (!k_.low_precision)
+    throw std::invalid_argument("EnginePlan: dtype: bfloat16 and int8 need AVX-512 with BF16 and VNNI, which the instruction set in use has not");
+  if (options_.type == Type::uint8 && graph_.ranges.empty())
+    throw std::invalid_argument("EnginePlan: dtype: int8 needs the ranges of the values, which this file has not: calibrate first");
+  std::vector<bool> low(graph_.values.size()), wanted(graph_.values.size());
+  const auto index = [](int i) { return static_cast<size_t>(i); };
+  for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {
+    const Node& node = node_at(i);
+    const Sum& sum = sums_[index(i)];
+    const bool depthwise = node.op == Op::conv && node.attrs[8] > 1;
+    const bool acts = in_epilogue(node.attrs.empty() ? 0 : node.attrs.back()) && in_epilogue(static_cast<int>(sum.act));
+    if (node.op == Op::conv && acts) low[index(sum.output < 0 ? node.output : sum.output)] = is_low(i) || depthwise;
+  }
+  for (const int node : planar_) low[index(node_at(node).output)] = false;
+  for (const int output : graph_.outputs) low[index(output)] = false;
+  for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {
+    const Node& node = node_at(i);
+    const bool folded = node.op == Op::add && done_[index(i)], takes = is_low(i) || deferred_[index(i)] || folded;
+    for (const int input : node.inputs) {
+      if (takes) wanted[index(input)] = true;
+      if (!takes && !(node.op == Op::conv && node.attrs[8] > 1)) low[index(input)] = false;
+    }
+  }
+  for (size_t v = 0; v < low.size(); ++v) {
+    const int reader = reader_[v];
+    // Between a depthwise convolution and another nothing is gained.
+    if (low[v] && (wanted[v] || (reader >= 0 && producer_[v] >= 0 && is_low(producer_[v])))) types_[v] = options_.type;
+  }
+}
+
+Quant Builder::quant_of(int value, Type type) const {
+  if (type != Type::uint8) return {};
+  const Range& r = graph_.ranges[static_cast<size_t>(value)];
+  const float least = std::min(r.least, 0.f), most = std::max(r.most, 0.f);
+  const float scale = most > least ? most / 255.f - least / 255.f : 1.f;
+  return {scale, 1.f / scale, std::min(255.f, std::max(0.f, std::round(-least / scale)))};
+}
+
+// A value's map in another type, converted once.
+Slot Builder::as(const Slot& slot, int value, Type type) {
+  if (slot.buffer < 0 || slot.type == type) return slot;
+  Slot& other = converted_[static_cast<size_t>(value)];
+  if (other.buffer >= 0) return other;
+  other = new_slot({slot.channels, slot.height, slot.width}, slot.top, slot.left, slot.bottom, slot.right, type, quant_of(value, type));
+  const Slot to = other;
+  add("convert", slot, to, {}, [=, &k = k_](const Frame&, const Map& x, const Map& y, Part part) {
+    k.convert(x, slot.type, slot.quant, y, to.type, to.quant, part);
+  });
+  return to;
+}
+
+}  // namespace ff::engine

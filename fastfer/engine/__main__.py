@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m fastfer.engine MODEL``: compile a network, profile it, compare it with other runtimes, save it.
+
+MODEL is a network's name (fresh weights: for timing alone) or a file of trained weights. Exit code 0, or 2 for bad
+input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fastfer.engine", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a network's name, or a weight file (.safetensors)")
+    parser.add_argument("--compare", action="store_true", help="time it beside ONNX Runtime, OpenVINO, torch.compile")
+    parser.add_argument("--others", nargs="*", help="runtimes to compare with (default: all three)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="images a call (default: 1 32)")
+    parser.add_argument("--rounds", type=int, default=8, help="interleaved rounds of a comparison (default: 8)")
+    parser.add_argument("--profile", action="store_true", help="print the time of each step")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a figure of the profile")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the engine, for fastfer.runtime.load")
+    parser.add_argument("--threads", type=int, help="threads (default: torch's)")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or int8 (default: float32)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        _run(options)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _network(name: str) -> tuple[Any, dict[str, Any]]:
+    """A model, and what `compile` is to know of its preprocessing."""
+    import torch
+
+    from fastfer.models import create_model, list_models, load_weights, read_metadata
+
+    if Path(name).is_file():
+        header = read_metadata(name)
+        return load_weights(name), {key: header[key] for key in ("mean", "std") if header.get(key) is not None}
+    if name not in list_models():
+        raise ValueError(f"MODEL: expected a weight file or one of {', '.join(list_models())}, got {name!r}")
+    torch.manual_seed(0)
+    model = create_model(name)
+    with torch.no_grad():  # running statistics of some images, so that activations stay in range
+        model.train()(torch.randn(4, model.in_chans, *model.input_size))
+    return model.eval(), {}
+
+
+def _run(options: argparse.Namespace) -> None:
+    from fastfer.engine.compiler import compile
+
+    model, preprocessing = _network(options.model)
+    engine = compile(model, threads=options.threads, dtype=options.dtype, **preprocessing)
+    kib = {name: f"{size / 1024:.0f} KiB" for name, size in engine.memory.items()}
+    print(f"{engine}, weights {kib['weights']}, activations of a caller {kib['activations']}")
+    if options.profile or options.plot is not None:
+        profile = engine.profile()
+        print(f"\n{profile}")
+        if options.plot is not None:
+            profile.plot(options.plot)
+    if options.save is not None:
+        engine.save(options.save)
+    if options.compare:
+        from fastfer.engine.compare import compare
+        from fastfer.engine.peers import PEERS
+
+        for batch in options.batch:
+            others = tuple(PEERS) if options.others is None else tuple(options.others)
+            print(f"\n{compare(model, engine, batch, others=others, rounds=options.rounds)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

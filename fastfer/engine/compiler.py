@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fastfer.compile``: from a network to its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastfer.engine import lower_aten, lower_attention, lower_fastfer, lower_shape  # noqa: F401 - they register handlers
+from fastfer.engine import metadata as fields
+from fastfer.engine.calibrate import calibrated
+from fastfer.engine.file import to_bytes
+from fastfer.engine.fuse import fused
+from fastfer.engine.graph import Graph
+from fastfer.engine.lower import UncoveredError, lowered
+from fastfer.engine.record import recorded
+from fastfer.engine.trace import Program, traced
+from fastfer.models import FerModel
+from fastfer.runtime import Engine, default_threads
+
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+def program_of(model: nn.Module, size: tuple[int, ...]) -> Program:
+    """The calls of a model for images of (C, H, W) = ``size``."""
+    program = recorded(model, size) if isinstance(model, FerModel) else None
+    return traced(model, size) if program is None else program
+
+
+def graph_of(model: nn.Module, size: tuple[int, ...]) -> Graph:
+    """The graph of a model for images of (C, H, W) = ``size``, norms folded in float64."""
+    return fused(lowered(program_of(model, size)))
+
+
+def compile(
+    model: nn.Module,
+    example: Tensor | Sequence[int] | None = None,
+    threads: int | None = None,
+    dtype: str = "float32",
+    *,
+    strict: bool = False,
+    fallback: str = "error",
+    calibration: Iterable[Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Engine:
+    """The engine of a trained network: convolutions with their norms folded in, one native call for a batch.
+
+    ``model`` is any fastfer model, or a torch module of one image input made of ops that a plan has (`lower_aten` and
+    its neighbours); it is taken in evaluation mode, and later changes of it do not reach the engine. ``example`` is an
+    input or its shape, (N, C, H, W) or (C, H, W), by default the published size of a fastfer model. ``threads``
+    defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the
+    largest output, otherwise within 1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``:
+    float32 batches as the network takes them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``,
+    one number a channel on the scale 0 to 1, allow uint8 images, which are then normalised inside.
+    ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest: the engine's ``islands`` names
+    them, and it cannot be saved. ``class_names`` default to the model's; ``metadata`` are further JSON values to keep.
+
+    Raises TypeError or ValueError naming the argument, `UncoveredError` naming an op that no plan has.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compile: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if dtype not in DTYPES:
+        raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if (dtype == "int8") != (calibration is not None):
+        raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
+    if fallback not in ("error", "torch"):
+        raise ValueError(f"compile: fallback: expected 'error' or 'torch', got {fallback!r}")
+    size = _size(model, example)
+    names = class_names if class_names is not None else getattr(model, "class_names", None)
+    header: dict[str, Any] = {
+        **(metadata or {}),
+        "model": getattr(model, "name", type(model).__name__),
+        "options": getattr(model, "options", None),
+        "classes": None if names is None else list(names),
+        "mean": None if mean is None else [float(v) for v in mean],
+        "std": None if std is None else [float(v) for v in std],
+        "dtype": dtype,
+        "strict": bool(strict),
+    }
+    fields.normalisation(header, size[0])
+    program = program_of(model, size)
+    try:
+        graph = fused(lowered(program))
+    except UncoveredError:
+        if fallback == "error":
+            raise
+        from fastfer.engine.islands import Islands
+
+        return Islands(traced(model, size, any_batch=True), header, threads, dtype)
+    header["outputs"] = [list(program.sizes[ref][1:]) for ref in program.outputs]
+    if calibration is not None:
+        header["ranges"] = [list(pair) for pair in calibrated(graph, calibration, default_threads(threads))]
+    return Engine(to_bytes(graph, header), threads=threads)
+
+
+def _size(model: nn.Module, example: Tensor | Sequence[int] | None) -> tuple[int, ...]:
+    """(C, H, W) of an image."""
+    if example is None:
+        if not isinstance(model, FerModel):
+            raise TypeError(
+                "compile: example: expected an input or its shape for a model that is not fastfer's, got None"
+            )
+        return (model.in_chans, *model.input_size)
+    shape = tuple(example.shape) if isinstance(example, Tensor) else tuple(example)
+    if len(shape) not in (3, 4) or not all(isinstance(n, int) and n > 0 for n in shape[-3:]):
+        raise ValueError(f"compile: example: expected a shape (N, C, H, W) or (C, H, W), got {shape}")
+    return shape[-3:]

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other runtimes on the same network: ONNX Runtime, OpenVINO, ``torch.compile``; each forced to float32 and a number
+of threads.
+
+They get the network in stock torch ops: a module of torch alone as it is, one of fastfer's from the checkout's
+``bench.stock``, with its weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastfer.engine.graph import Array
+from fastfer.models import FerModel, create_model
+
+Run = Callable[[], Array]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime by name, its version, and a call that returns the outputs for the images that it was made for."""
+
+    name: str
+    version: str
+    run: Run
+
+
+def stock(model: nn.Module) -> nn.Module:
+    """The model in stock torch ops, in evaluation mode on the CPU. ValueError for a variant that has no such build."""
+    if not isinstance(model, FerModel):
+        return copy.deepcopy(model).cpu().eval()
+    try:
+        builds = importlib.import_module("bench.stock")
+    except ImportError as error:
+        raise ImportError(
+            f"{error}; comparing a fastfer network needs the bench folder of a checkout in the path"
+        ) from None
+    usual = create_model(model.name, num_classes=model.num_classes, in_chans=model.in_chans)
+    plain = {key: value for key, value in model.options.items() if key != "dropout"}
+    if any(usual.options[key] != value for key, value in plain.items()) or model.num_classes != 7:
+        raise ValueError(f"compare: model: expected {model.name} with its usual options, got {model.options}")
+    twin: nn.Module = builds.BUILDERS[model.name]().eval()
+    with torch.no_grad():
+        builds.copy_weights(model, twin)
+    return twin
+
+
+def _required(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{error}; peers need more packages: pip install 'fastfer[engine-bench]'") from None
+
+
+_SDPA = torch.ops.aten.scaled_dot_product_attention.default
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, scale: float | None = None, **named: Any) -> Tensor:
+    """Attention over tokens in ops that the ONNX exporter knows for three dimensions."""
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    return torch.softmax((q @ k.transpose(-2, -1)) * factor, -1) @ v
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared: a model in stock torch ops, the images of every call, and a number of threads."""
+
+    model: nn.Module
+    images: Array
+    threads: int
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The model in ONNX, for images of exactly this shape."""
+        for package in ("onnx", "onnxscript"):
+            _required(package)
+        logger = logging.getLogger("torch.onnx")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it names every operator of packages that are not installed
+        try:
+            with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+                warnings.simplefilter("ignore")
+                exported = torch.export.export(self.model, (torch.from_numpy(self.images),), strict=False)
+                exported = exported.run_decompositions({_SDPA: _attention})
+                program = torch.onnx.export(exported, dynamo=True, verbose=False)
+        finally:
+            logger.setLevel(level)
+        assert program is not None
+        data: bytes = program.model_proto.SerializeToString()
+        return data
+
+
+def onnxruntime(subject: Subject) -> Peer:
+    """ONNX Runtime's CPU provider, all graph optimisations."""
+    package = _required("onnxruntime")
+    options = package.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = subject.threads, 1
+    options.graph_optimization_level = package.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    session = package.InferenceSession(subject.onnx, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: subject.images}
+
+    def run() -> Array:
+        result: Array = session.run(None, feed)[0]
+        return result
+
+    return Peer("onnxruntime", package.__version__, run)
+
+
+def openvino(subject: Subject, precision: str = "f32") -> Peer:
+    """OpenVINO on the CPU, tuned for latency; ``precision`` "f32" or "bf16", its own choice where the CPU has it."""
+    package = _required("openvino")
+    config = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": subject.threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    core = package.Core()
+    request = core.compile_model(core.read_model(subject.onnx), "CPU", config).create_infer_request()
+
+    def run() -> Array:
+        result: Array = request.infer([subject.images], share_inputs=True, share_outputs=True)[0]
+        return result
+
+    name = "openvino" if precision == "f32" else f"openvino {precision}"
+    return Peer(name, package.__version__.partition("-")[0], run)
+
+
+def torch_compile(subject: Subject) -> Peer:
+    """``torch.compile`` with freezing: norms folded, weights packed; fixed shapes, no graph breaks."""
+    torch.set_num_threads(subject.threads)
+    options: dict[str, Any] = {"freezing": True}
+    call: Any = torch.compile(subject.model, fullgraph=True, dynamic=False, options=options)
+    x = torch.from_numpy(subject.images)
+
+    def run() -> Array:
+        with torch.no_grad():
+            result: Array = call(x).numpy()
+        return result
+
+    return Peer("torch.compile", torch.__version__.partition("+")[0], run)
+
+
+PEERS: dict[str, Callable[[Subject], Peer]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "torch.compile": torch_compile,
+}
+
+
+def largest_error(got: Array, want: Array) -> float:
+    """The largest difference over the largest value."""
+    return float(np.abs(got.astype(np.float64) - want).max() / np.abs(want).max())

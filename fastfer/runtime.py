@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run compiled networks: ``fastfer.runtime.load("model.ffe")`` gives an `Engine`; needs numpy, and no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from fastfer.engine.profile import Profile
+
+
+def load(
+    path: str | Path, *, threads: int | None = None, dtype: str | None = None, strict: bool | None = None
+) -> Engine:
+    """The engine that `Engine.save` wrote; arguments as in `fastfer.compile`, dtype and strict None: as compiled.
+
+    Nothing in the file is executed. Raises FileNotFoundError, or ValueError saying what is wrong with the file.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        return Engine(data, threads=threads, dtype=dtype, strict=strict)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+class Engine:
+    """A network as one native call: images (N, C, H, W) -> outputs (N, ...) for any N.
+
+    float32 images are what the network takes; uint8 images are pixels 0 to 255, normalised inside with the mean and the
+    standard deviation that the network was compiled with. numpy arrays give numpy arrays, torch tensors on the CPU
+    torch tensors, without gradients. Calls from several threads run side by side, each with memory of its own.
+    """
+
+    input_shape: tuple[int, int, int]
+    """(C, H, W) of an image."""
+    output_shapes: tuple[tuple[int, ...], ...]
+    """Of each output, without N: ((num_classes,),) for a classifier."""
+    class_names: tuple[str, ...] | None
+    """Of the logits, in order, where known."""
+    metadata: Mapping[str, Any]
+    """What was saved with the network: "model", "options", "classes", "mean", "std", and what `compile` was given."""
+    dtype: str
+    """Precision of the arithmetic: "float32"."""
+
+    strict: bool
+    """Whether convolutions are sums in float32 alone, without Winograd's transforms."""
+
+    def __init__(
+        self,
+        data: bytes | bytearray,
+        *,
+        threads: int | None = None,
+        dtype: str | None = None,
+        strict: bool | None = None,
+    ) -> None:
+        """``data`` are the bytes of an engine file. Raises ValueError for others."""
+        from fastfer.engine import metadata as fields
+
+        extension = _extension()
+        early = fields.peeked(data)
+        self.dtype = str(early.get("dtype", "float32")) if dtype is None else dtype
+        self.strict = early.get("strict") is True if strict is None else strict
+        scale, shift = fields.normalisation(early)
+        self._plan = extension.EnginePlan(
+            data, default_threads(threads), self.dtype, scale=scale, shift=shift, strict=self.strict
+        )
+        self._data = data
+        self.metadata = known = fields.parsed(self._plan.metadata)
+        self.input_shape = self._plan.input
+        self.output_shapes = fields.output_shapes(known, self._plan.outputs)
+        self.class_names = fields.class_names(known, self.output_shapes)
+        self._kinds = ("float32", "uint8") if scale else ("float32",)
+
+    @property
+    def threads(self) -> int:
+        """Threads that work on a batch; on one image as many of them as pay."""
+        return int(self._plan.threads)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of the packed weights and of what one caller's activations take."""
+        return {"weights": self._plan.weight_bytes, "activations": self._plan.arena_bytes}
+
+    def __call__(self, x: Any) -> Any:
+        """Outputs for the images ``x``, an array (N, C, H, W) of float32 or uint8; a tuple where there are several.
+
+        Raises TypeError or ValueError naming what was expected.
+        """
+        if type(x).__module__ == "numpy":
+            return self._with_numpy(x)
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(x, torch.Tensor):
+            return self._with_torch(torch, x)
+        raise TypeError(f"engine: x: expected a numpy.ndarray or a torch.Tensor, got {type(x).__name__}")
+
+    def _with_numpy(self, x: Any) -> Any:
+        import numpy as np
+
+        kind = self._kind(x.dtype.name, x.shape)
+        images = np.ascontiguousarray(x)
+        outputs = [np.empty((len(x), *shape), np.float32) for shape in self.output_shapes]
+        self._plan.run(images.ctypes.data, kind, len(x), [output.ctypes.data for output in outputs])
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _with_torch(self, torch: Any, x: Any) -> Any:
+        if not x.is_cpu:
+            raise ValueError(f"engine: x: expected a tensor on the CPU, got one on {x.device}")
+        kind, images, count = self._kind(str(x.dtype)[6:], x.shape), x.contiguous(), x.shape[0]
+        outputs = [torch.empty((count, *shape)) for shape in self.output_shapes]
+        self._plan.run(images.data_ptr(), kind, count, [output.data_ptr() for output in outputs])
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _kind(self, dtype: str, shape: Any) -> str:
+        """The images' dtype, if they fit."""
+        if dtype not in self._kinds:
+            known = " or ".join(self._kinds)
+            hint = ' (uint8 needs "mean" and "std": compile(model, mean=, std=))' if dtype == "uint8" else ""
+            raise TypeError(f"engine: x: expected dtype {known}, got {dtype}{hint}")
+        if tuple(shape)[1:] != self.input_shape:
+            raise ValueError(
+                f"engine: x: expected shape (N, {', '.join(map(str, self.input_shape))}), got {tuple(shape)}"
+            )
+        return dtype
+
+    def warmup(self, batch: int = 1) -> Engine:
+        """Run zero images once, so that memory, threads and caches are ready; returns the engine."""
+        import numpy as np
+
+        self(np.zeros((batch, *self.input_shape), np.float32))
+        return self
+
+    def profile(self, x: Any = None, repeats: int = 20) -> Profile:
+        """The time of each step on one image: ``x`` (1, C, H, W), by default zeros; medians of ``repeats`` runs.
+
+        ``print`` shows a table, its ``plot`` writes a figure.
+        """
+        import numpy as np
+
+        from fastfer.engine.profile import Profile
+
+        images = np.zeros((1, *self.input_shape), np.float32) if x is None else np.ascontiguousarray(x)
+        kind = self._kind(images.dtype.name, images.shape)
+        rows = self._plan.profile(images.ctypes.data, kind, repeats)
+        return Profile.of(rows, self.metadata.get("model"), self._plan.image_threads)
+
+    def save(self, path: str | Path) -> None:
+        """Write the engine to a file for `load`, which appears whole or not at all."""
+        from fastfer._files import replace_atomically
+
+        with replace_atomically(path) as temporary, open(temporary, "wb") as file:
+            file.write(self._data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __repr__(self) -> str:
+        name = self.metadata.get("model") or "network"
+        return f"Engine({name}: {self.input_shape} -> {self.output_shapes}, {self.dtype}, threads={self.threads})"
+
+
+def _extension() -> Any:
+    try:
+        from fastfer import _C
+    except ImportError as error:
+        raise ImportError(f"the engine needs fastfer's native extension, which was not built: {error}") from error
+    return _C
+
+
+def default_threads(threads: int | None = None) -> int:
+    """``threads``, else ``FASTFER_NUM_THREADS``, else torch's number where torch is loaded, else the process's CPUs."""
+    if threads is not None:
+        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+            raise ValueError(f"engine: threads: expected an int >= 1, got {threads!r}")
+        return threads
+    asked = os.environ.get("FASTFER_NUM_THREADS")
+    if asked is not None:
+        if not asked.isdigit() or int(asked) < 1:
+            raise ValueError(f"FASTFER_NUM_THREADS: expected a positive integer, got {asked!r}")
+        return int(asked)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,488 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's kernels on blocked maps, whole and in parts: values, borders and memory beside them.
+#pragma once
+#include <algorithm>
+
+#include "engine/map.h"
+#include "harness.h"
+
+namespace {
+
+using engine::Kernels;
+
+const Kernels& engine_kernels_of(Isa isa) {
+  using Table = const Kernels& (*)();
+#define FF_TABLE(name) ff::name::engine_kernels,
+  static constexpr Table tables[] = {FF_EACH_ISA(FF_TABLE)};
+#undef FF_TABLE
+  return tables[static_cast<int>(isa)]();
+}
+
+// As compare, where infinities must be met exactly.
+void near(const std::string& name, std::vector<float> got, Values want, idx length) {
+  bool same = got.size() == want.size();
+  for (size_t i = 0; same && i < want.size(); ++i)
+    if (std::isinf(want[i])) same = got[i] == static_cast<float>(want[i]), got[i] = 0, want[i] = 0;
+  check(same, name + ": infinities");
+  compare<float>(name, got, {want}, length);
+}
+
+// A map of C×H×W in memory of its own, `border` pixels around it (zeros for an input, a mark for an output), guarded.
+class Blocked {
+ public:
+  Blocked(idx lanes, idx c, idx h, idx w, idx border, bool output)
+      : lanes_(lanes), border_(border), map_{nullptr, static_cast<int>(c), static_cast<int>(h), static_cast<int>(w), 0, 0} {
+    map_.row = (w + 2 * border) * lanes, map_.block = (h + 2 * border) * map_.row;
+    fill_ = output ? kMark : 0.f;
+    data_.assign(at(blocks() * map_.block + 2 * kGuard), kMark);
+    std::fill(data_.begin() + kGuard, data_.end() - kGuard, fill_);
+    map_.data = data_.data() + kGuard + border * (map_.row + lanes);
+  }
+  Blocked(idx lanes, idx c, idx h, idx w, idx border, const Values& v) : Blocked(lanes, c, h, w, border, false) {
+    each([&](idx i, float& to) { to = static_cast<float>(v[at(i)]); });
+  }
+  const engine::Map& map() const { return map_; }
+  idx blocks() const { return (map_.channels + lanes_ - 1) / lanes_; }
+
+  // Values in C, H, W order; checks that nothing but pixels was written.
+  std::vector<float> take(const std::string& name) {
+    std::vector<float> v(at(static_cast<idx>(map_.channels) * map_.height * map_.width));
+    each([&](idx i, float& from) { v[at(i)] = from; });
+    for (idx b = 0; b < blocks(); ++b)
+      for (idx y = 0; y < map_.height; ++y)
+        for (idx x = 0; x < map_.width * lanes_; ++x) map_.data[b * map_.block + y * map_.row + x] = fill_;
+    bool whole = true;
+    for (size_t i = 0; i < data_.size(); ++i)
+      whole = whole && data_[i] == (i < kGuard || i >= data_.size() - kGuard ? kMark : fill_);
+    check(whole, name + " wrote outside its output");
+    return v;
+  }
+
+ private:
+  template <class Body>
+  void each(const Body& body) {
+    for (idx c = 0, i = 0; c < map_.channels; ++c)
+      for (idx y = 0; y < map_.height; ++y)
+        for (idx x = 0; x < map_.width; ++x, ++i)
+          body(i, map_.data[c / lanes_ * map_.block + y * map_.row + x * lanes_ + c % lanes_]);
+  }
+
+  static constexpr size_t kGuard = 64;
+  static constexpr float kMark = -777.f;
+  idx lanes_, border_;
+  engine::Map map_;
+  float fill_;
+  std::vector<float> data_;
+};
+
+// A convolution of one image in C, H, W order, as plain loops; groups is 1 or c.
+struct EngineCase {
+  idx c, h, w, o;
+  int kh, kw, sh, sw, top, left, bottom, right;
+  bool depthwise;
+  int act;
+  bool residual;
+  int after;
+
+  idx oh() const { return (h + top + bottom - kh) / sh + 1; }
+  idx ow() const { return (w + left + right - kw) / sw + 1; }
+  idx border() const { return std::max(std::max(top, bottom), std::max(left, right)); }
+  engine::Window window() const { return {kh, kw, sh, sw, top, left}; }
+  std::string text() const {
+    char buffer[200];
+    std::snprintf(buffer, sizeof buffer, " %dx%dx%d -> %d k%dx%d s%dx%d pad %d%d%d%d act %d%s", int(c), int(h), int(w), int(o), kh,
+                  kw, sh, sw, top, left, bottom, right, act, residual ? " residual" : "");
+    return (depthwise ? " depthwise" : " conv") + std::string(buffer);
+  }
+};
+
+Values naive_conv(const EngineCase& k, const Values& x, const Values& weight, const Values& bias, const Values& residual) {
+  Values y;
+  for (idx o = 0; o < k.o; ++o)
+    for (idx i = 0; i < k.oh(); ++i)
+      for (idx j = 0; j < k.ow(); ++j) {
+        double sum = bias[at(o)];
+        for (idx c = k.depthwise ? o : 0; c < (k.depthwise ? o + 1 : k.c); ++c)
+          for (int p = 0; p < k.kh; ++p)
+            for (int q = 0; q < k.kw; ++q) {
+              const idx row = i * k.sh + p - k.top, column = j * k.sw + q - k.left;
+              const double v = row < 0 || row >= k.h || column < 0 || column >= k.w ? 0 : x[at((c * k.h + row) * k.w + column)];
+              sum += v * weight[at((k.depthwise ? o : o * k.c + c) * k.kh * k.kw + p * k.kw + q)];
+            }
+        sum = std::isnan(sum) ? sum : naive::activate(k.act, sum);
+        if (k.residual) sum += residual[y.size()], sum = std::isnan(sum) ? sum : naive::activate(k.after, sum);
+        y.push_back(sum);
+      }
+  return y;
+}
+
+struct EnginePools {
+  idx lanes, blocks, h, w;
+  std::vector<float> line_sum, line_max, column_sum, column_max;
+  EnginePools(idx lanes, idx blocks, idx h, idx w) : lanes(lanes), blocks(blocks), h(h), w(w) {
+    line_sum.assign(at(blocks * h * lanes), NAN), line_max = line_sum;
+    column_sum.assign(at(blocks * w * lanes), NAN), column_max = column_sum;
+  }
+  engine::Pools pools() { return {line_sum.data(), line_max.data(), column_sum.data(), column_max.data()}; }
+};
+
+double larger(double a, double b) { return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b); }
+
+void check_pools(const std::string& name, const EngineCase& k, const Values& y, const EnginePools& got) {
+  const idx h = k.oh(), w = k.ow();
+  Values line_sum(at(k.o * h)), line_max(at(k.o * h), -INFINITY), column_sum(at(k.o * w)), column_max(at(k.o * w), -INFINITY);
+  std::vector<float> g_line_sum(at(k.o * h)), g_line_max(at(k.o * h)), g_column_sum(at(k.o * w)), g_column_max(at(k.o * w));
+  for (idx o = 0; o < k.o; ++o) {
+    for (idx i = 0; i < h; ++i)
+      for (idx j = 0; j < w; ++j) {
+        const double v = y[at((o * h + i) * w + j)];
+        line_sum[at(o * h + i)] += v, line_max[at(o * h + i)] = larger(line_max[at(o * h + i)], v);
+        column_sum[at(o * w + j)] += v, column_max[at(o * w + j)] = larger(column_max[at(o * w + j)], v);
+      }
+    const idx block = o / got.lanes, lane = o % got.lanes;
+    for (idx i = 0; i < h; ++i) {
+      g_line_sum[at(o * h + i)] = got.line_sum[at((block * h + i) * got.lanes + lane)];
+      g_line_max[at(o * h + i)] = got.line_max[at((block * h + i) * got.lanes + lane)];
+    }
+    for (idx j = 0; j < w; ++j) {
+      g_column_sum[at(o * w + j)] = got.column_sum[at((block * w + j) * got.lanes + lane)];
+      g_column_max[at(o * w + j)] = got.column_max[at((block * w + j) * got.lanes + lane)];
+    }
+  }
+  const idx length = h * w + k.c * k.kh * k.kw;
+  near(name + " line sums", g_line_sum, line_sum, length);
+  near(name + " line maxima", g_line_max, line_max, length);
+  near(name + " column sums", g_column_sum, column_sum, length);
+  near(name + " column maxima", g_column_max, column_max, length);
+}
+
+// run(part) computes a part of y. The whole at once is compared with `want`, then the same bits are expected of parts, cut
+// at multiples of `step` rows and at `panel` channel blocks.
+template <class Run>
+void whole_and_parts(const std::string& name, const EngineCase& k, const Kernels& kernels, int panel, const Values& want, const Run& run,
+                     int step = 1) {
+  const int rows = static_cast<int>(k.oh()), blocks = static_cast<int>((k.o + kernels.lanes - 1) / kernels.lanes);
+  Blocked y(kernels.lanes, k.o, k.oh(), k.ow(), 1, true);
+  EnginePools pools(kernels.lanes, blocks, k.oh(), k.ow());
+  run(y.map(), engine::Part{0, rows, 0, blocks}, pools.pools());
+  const std::vector<float> whole = y.take(name);
+  near(name, whole, want, k.c * k.kh * k.kw);
+  check_pools(name, k, want, pools);
+  const int cut = rows / 3 / step * step, first = std::min(panel, blocks);
+  for (idx border : {0, 2}) {
+    Blocked parted(kernels.lanes, k.o, k.oh(), k.ow(), border, true);
+    for (const engine::Part& part : {engine::Part{cut, rows, 0, first}, engine::Part{0, cut, 0, blocks}, engine::Part{cut, rows, first, blocks}})
+      run(parted.map(), part, engine::Pools{});
+    const std::vector<float> again = parted.take(name);
+    check(std::memcmp(whole.data(), again.data(), whole.size() * sizeof(float)) == 0, name + ": parts give other bits than the whole");
+  }
+}
+
+struct EngineData {
+  Values x, weight, bias, residual;
+  EngineData(const EngineCase& k, bool special) {
+    Random random(static_cast<uint32_t>(k.c + k.o + k.kh + k.act));
+    x = random.values(k.c * k.h * k.w), weight = random.values(k.o * (k.depthwise ? 1 : k.c) * k.kh * k.kw);
+    bias = random.values(k.o), residual = random.values(k.o * k.oh() * k.ow());
+    if (special) x[x.size() / 2] = NAN, x[x.size() / 3] = INFINITY;
+  }
+  static std::vector<float> floats(const Values& v) { return {v.begin(), v.end()}; }
+  std::vector<float> padded_bias(idx lanes) const {
+    std::vector<float> b = floats(bias);
+    b.resize((b.size() + at(lanes) - 1) / at(lanes) * at(lanes));
+    return b;
+  }
+};
+
+engine::Epilogue epilogue(const EngineCase& k, const float* bias, const engine::Map& residual, const engine::Pools& pools) {
+  return {bias, static_cast<Act>(k.act), static_cast<Act>(k.after), k.residual ? residual : engine::Map{}, pools};
+}
+
+void engine_conv(const std::string& isa, const Kernels& kernels, const EngineCase& k, bool special) {
+  const EngineData d(k, special);
+  const Values want = naive_conv(k, d.x, d.weight, d.bias, d.residual);
+  const std::vector<float> weight = EngineData::floats(d.weight), bias = d.padded_bias(kernels.lanes);
+  const Blocked x(kernels.lanes, k.c, k.h, k.w, k.border(), d.x), residual(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
+  const engine::Window window = k.window();
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), best = kernels.conv_panel(c, o, int(k.oh()), int(k.ow()), window);
+  for (int panel : {1, 2, 3, best}) {
+    Out<float> packed(static_cast<idx>(k.depthwise ? kernels.depthwise_packed(c, window) : kernels.conv_packed(c, o, window)));
+    k.depthwise ? kernels.pack_depthwise(packed.ptr(), weight.data(), c, window)
+                : kernels.pack_conv(packed.ptr(), weight.data(), c, o, window, panel);
+    const std::string name = isa + " engine" + k.text() + " panel " + std::to_string(panel);
+    whole_and_parts(name, k, kernels, panel, want, [&](const engine::Map& y, engine::Part part, const engine::Pools& pools) {
+      const engine::Conv conv{x.map(), y, window, packed.ptr(), panel, epilogue(k, bias.data(), residual.map(), pools)};
+      (k.depthwise ? kernels.depthwise : kernels.conv)(conv, part);
+    });
+    packed.take(name + " packed weights");
+    if (k.depthwise) break;
+  }
+}
+
+void engine_winograd(const std::string& isa, const Kernels& kernels, const EngineCase& k) {
+  const EngineData d(k, false);
+  const std::vector<float> weight = EngineData::floats(d.weight), bias = d.padded_bias(kernels.lanes);
+  const Blocked x(kernels.lanes, k.c, k.h, k.w, 1, d.x), residual(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), panel = kernels.winograd_panel(c, o, int(k.oh()), int(k.ow()));
+  Out<float> packed(static_cast<idx>(kernels.winograd_packed(c, o)));
+  kernels.pack_winograd(packed.ptr(), weight.data(), c, o, panel);
+  const std::string name = isa + " engine winograd" + k.text();
+  whole_and_parts(name, k, kernels, panel, naive_conv(k, d.x, d.weight, d.bias, d.residual),
+                  [&](const engine::Map& y, engine::Part part, const engine::Pools& pools) {
+    const engine::Conv conv{x.map(), y, k.window(), packed.ptr(), panel, epilogue(k, bias.data(), residual.map(), pools)};
+    Out<float> scratch(static_cast<idx>(kernels.winograd_scratch(conv)));
+    kernels.winograd(conv, scratch.ptr(), part);
+    scratch.take(name + " scratch");
+  }, 4);
+}
+
+void engine_stem(const std::string& isa, const Kernels& kernels, const EngineCase& k, bool bytes) {
+  EngineData d(k, false);
+  Random random(7);
+  std::vector<float> scale, shift;
+  Values raw = d.x, normalised;
+  for (idx c = 0; c < k.c; ++c) scale.push_back(static_cast<float>(random.next()) / 8), shift.push_back(static_cast<float>(random.next()));
+  if (bytes)
+    for (double& v : raw) v = std::floor((v + 2) * 63);
+  for (size_t i = 0; i < raw.size(); ++i) {
+    const size_t c = i / at(k.h * k.w);
+    normalised.push_back(raw[i] * scale[c] + shift[c]);
+  }
+  const std::vector<uint8_t> as_bytes(raw.begin(), bytes ? raw.end() : raw.begin());
+  const std::vector<float> as_floats = EngineData::floats(raw), weight = EngineData::floats(d.weight), bias = d.padded_bias(kernels.lanes);
+  const Values want = naive_conv(k, normalised, d.weight, d.bias, d.residual);
+  const Blocked residual(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
+  const engine::Window window = k.window();
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), panel = kernels.stem_panel(c, o, int(k.oh()), int(k.ow()), window);
+  Out<float> packed(static_cast<idx>(kernels.conv_packed(c, o, window)));
+  kernels.pack_conv(packed.ptr(), weight.data(), c, o, window, panel);
+  const std::string name = isa + " engine stem of " + (bytes ? "bytes" : "floats") + k.text();
+  whole_and_parts(name, k, kernels, panel, want, [&](const engine::Map& y, engine::Part part, const engine::Pools& pools) {
+    const void* image = bytes ? static_cast<const void*>(as_bytes.data()) : as_floats.data();
+    engine::Stem stem{image, bytes ? engine::Pixels::uint8 : engine::Pixels::float32, c, int(k.h), int(k.w), scale.data(), shift.data(), window,
+                      y, packed.ptr(), panel, epilogue(k, bias.data(), residual.map(), pools), nullptr};
+    Out<float> scratch(static_cast<idx>(kernels.stem_scratch(stem)));
+    stem.scratch = scratch.ptr();
+    kernels.stem(stem, part);
+    scratch.take(name + " scratch");
+  });
+}
+
+struct EngineGates {
+  std::vector<float> channel, line, column, pixel;
+  Values all;  // their product, in C, H, W order
+  EngineGates(idx lanes, const EngineCase& k, int kinds) {
+    Random random(static_cast<uint32_t>(kinds + k.c));
+    const idx blocks = (k.c + lanes - 1) / lanes;
+    const auto fill = [&](std::vector<float>& v, int kind, idx size) {
+      for (idx i = 0; kinds & kind && i < size; ++i) v.push_back(static_cast<float>(random.next()));
+    };
+    fill(channel, 1, blocks * lanes), fill(line, 2, blocks * lanes * k.h), fill(column, 4, blocks * lanes * k.w), fill(pixel, 8, k.h * k.w);
+    for (idx c = 0; c < k.c; ++c)
+      for (idx y = 0; y < k.h; ++y)
+        for (idx x = 0; x < k.w; ++x) {
+          double g = 1;
+          if (kinds & 1) g *= channel[at(c)];
+          if (kinds & 2) g *= line[at((c / lanes * k.h + y) * lanes + c % lanes)];
+          if (kinds & 4) g *= column[at((c / lanes * k.w + x) * lanes + c % lanes)];
+          if (kinds & 8) g *= pixel[at(y * k.w + x)];
+          all.push_back(g);
+        }
+  }
+  engine::Gates gates() const {
+    const auto of = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
+    return {of(channel), of(line), of(column), of(pixel)};
+  }
+};
+
+// One convolution of a chain, with its weights packed.
+struct EngineStage {
+  EngineCase k;
+  EngineData data;
+  std::vector<float> packed, bias;
+  Blocked residual;
+  engine::Conv conv;
+  EngineStage(const Kernels& kernels, const EngineCase& stage)
+      : k(stage), data(stage, false), bias(data.padded_bias(kernels.lanes)), residual(kernels.lanes, k.o, k.oh(), k.ow(), 0, data.residual) {
+    const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), w = static_cast<int>(k.w), ow = static_cast<int>(k.ow());
+    const std::vector<float> weight = EngineData::floats(data.weight);
+    const int panel = k.depthwise ? 1 : kernels.conv_panel(c, o, int(k.oh()), ow, k.window());
+    packed.resize(k.depthwise ? kernels.depthwise_packed(c, k.window()) : kernels.conv_packed(c, o, k.window()));
+    k.depthwise ? kernels.pack_depthwise(packed.data(), weight.data(), c, k.window())
+                : kernels.pack_conv(packed.data(), weight.data(), c, o, k.window(), panel);
+    conv = {{nullptr, c, int(k.h), w, 0, 0}, {nullptr, o, int(k.oh()), ow, 0, 0}, k.window(), packed.data(), panel,
+            epilogue(k, bias.data(), residual.map(), {})};
+  }
+  Values run(const Values& x) const { return naive_conv(k, x, data.weight, data.bias, data.residual); }
+};
+
+// A chain of up to three convolutions (c 0: missing) in strips, behind gates of the kinds whose bits are set.
+void engine_strips(const std::string& isa, const Kernels& kernels, const EngineCase (&cases)[3], int kinds) {
+  std::vector<EngineStage> stages;
+  stages.reserve(3);
+  engine::Strips strips = {};
+  const engine::Conv** places[] = {&strips.expand, &strips.depthwise, &strips.project};
+  for (int i = 0; i < 3; ++i)
+    if (cases[i].c) stages.emplace_back(kernels, cases[i]), *places[i] = &stages.back().conv;
+  const EngineCase &first = stages.front().k, &last = stages.back().k;
+  const EngineGates gates(kernels.lanes, first, kinds);
+  strips.gates = gates.gates();
+  const Blocked x(kernels.lanes, first.c, first.h, first.w, first.border(), stages.front().data.x);
+  Values want = stages.front().data.x;
+  for (size_t i = 0; i < want.size(); ++i) want[i] *= gates.all[i];
+  idx length = 16;
+  for (const EngineStage& stage : stages) want = stage.run(want), length += stage.k.c * stage.k.kh * stage.k.kw;
+  stages.front().conv.x = x.map();
+  const int panel = strips.project ? 1 << 20 : strips.expand ? strips.expand->panel : 1;
+  std::string name = isa + " engine strips of gates " + std::to_string(kinds);
+  for (const EngineStage& stage : stages) name += stage.k.text();
+  whole_and_parts(name, {length, first.h, first.w, last.o, 1, 1, 1, 1, 0, 0, static_cast<int>(last.oh() - first.h), static_cast<int>(last.ow() - first.w), false, 0, false, 0},
+                  kernels, panel, want, [&](const engine::Map& y, engine::Part part, const engine::Pools& pools) {
+    if (part.b0 == part.b1) return;
+    engine::Conv& end = stages.back().conv;
+    end.y = y, end.epilogue.pools = pools;
+    Out<float> scratch(static_cast<idx>(kernels.strips_scratch(strips)));
+    strips.scratch = scratch.ptr();
+    kernels.strips(strips, part);
+    scratch.take(name + " scratch");
+  });
+}
+
+EngineCase point(idx c, idx h, idx w, idx o, int act, bool residual = false) {
+  return {c, h, w, o, 1, 1, 1, 1, 0, 0, 0, 0, false, act, residual, 0};
+}
+
+EngineCase deep(idx c, idx h, idx w, int k, int s, int pad, int act) {
+  return {c, h, w, c, k, k, s, s, pad, pad, k - 1 - pad, k - 1 - pad, true, act, false, 0};
+}
+
+const EngineCase kChains[][3] = {
+    {{}, deep(17, 9, 14, 3, 1, 1, 2), point(17, 9, 14, 40, 2)},
+    {{}, deep(32, 60, 57, 3, 2, 0, 2), point(32, 30, 29, 64, 1)},
+    {point(16, 50, 58, 40, 3), deep(40, 50, 58, 3, 2, 1, 3), point(40, 25, 29, 24, 0)},
+    {point(24, 40, 41, 72, 3), deep(72, 40, 41, 3, 1, 1, 3), point(72, 40, 41, 24, 0, true)},
+    {point(24, 21, 60, 72, 3), deep(72, 21, 60, 5, 2, 2, 3), {}},
+    {{}, {}, point(40, 60, 33, 17, 3, true)},
+    {{}, deep(20, 13, 9, 5, 1, 2, 0), {}},
+};
+
+// Planes of C×H×W with a border of `border` pixels, zeros for an input and a mark for an output, and slack for vectors.
+class Planar {
+ public:
+  Planar(idx c, idx h, idx w, idx border, bool output)
+      : planes_{nullptr, static_cast<int>(c), static_cast<int>(h), static_cast<int>(w), w + 2 * border + 1, 0}, fill_(output ? kMark : 0.f) {
+    planes_.plane = (h + 2 * border) * planes_.row;
+    data_.assign(at(c * planes_.plane + engine::kPlaneSlack), fill_);
+    planes_.data = data_.data() + border * (planes_.row + 1);
+  }
+  Planar(idx c, idx h, idx w, idx border, const Values& v) : Planar(c, h, w, border, false) {
+    each([&](idx i, float& to) { to = static_cast<float>(v[at(i)]); });
+  }
+  const engine::Planes& planes() const { return planes_; }
+  std::vector<float> take(const std::string& name) {
+    std::vector<float> v(at(static_cast<idx>(planes_.channels) * planes_.height * planes_.width));
+    each([&](idx i, float& from) { v[at(i)] = from, from = fill_; });
+    check(std::count(data_.begin(), data_.end(), fill_) == static_cast<idx>(data_.size()), name + " wrote outside its output");
+    return v;
+  }
+
+ private:
+  template <class Body>
+  void each(const Body& body) {
+    for (idx c = 0, i = 0; c < planes_.channels; ++c)
+      for (idx y = 0; y < planes_.height; ++y)
+        for (idx x = 0; x < planes_.width; ++x, ++i) body(i, planes_.data[c * planes_.plane + y * planes_.row + x]);
+  }
+  static constexpr float kMark = -777.f;
+  engine::Planes planes_;
+  float fill_;
+  std::vector<float> data_;
+};
+
+void engine_planes(const std::string& isa, const Kernels& kernels, const EngineCase& k, bool special) {
+  const EngineData d(k, special);
+  const std::string name = isa + " engine planes" + k.text();
+  const engine::Window window = k.window();
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()), h = static_cast<int>(k.h);
+  const std::vector<float> weight = EngineData::floats(d.weight), bias = EngineData::floats(d.bias), image = EngineData::floats(d.x);
+  Out<float> packed(static_cast<idx>(kernels.plane_conv_packed(c, o, window)));
+  kernels.pack_plane_conv(packed.ptr(), weight.data(), c, o, window);
+  const Planar x(k.c, k.h, k.w, k.border(), d.x);
+  std::vector<float> whole;
+  for (int cut : {0, 1, rows / 2}) {
+    Planar y(k.o, k.oh(), k.ow(), 1, true);
+    const engine::PlaneConv conv{x.planes(), y.planes(), window, packed.ptr(), bias.data(), static_cast<Act>(k.act)};
+    kernels.plane_conv(conv, cut, rows), kernels.plane_conv(conv, 0, cut);
+    const std::vector<float> got = y.take(name);
+    if (!cut) near(name, whole = got, naive_conv(k, d.x, d.weight, d.bias, d.residual), k.c * k.kh * k.kw);
+    check(std::memcmp(whole.data(), got.data(), got.size() * sizeof(float)) == 0, name + ": parts give other bits than the whole");
+  }
+  // The passes of CBAM and the hand-over, on x.
+  const float scale[] = {2.f, -1.f, 0.5f, 1.f, 3.f, -0.25f, 1.f, 1.5f}, shift[] = {1.f, 0.f, -1.f, 2.f, 0.f, 0.f, 1.f, 0.5f};
+  const idx size = k.h * k.w;
+  Values read, sum(at(k.c)), most(at(k.c), -INFINITY), gated, pixels(at(2 * size)), moved;
+  std::fill(pixels.begin(), pixels.begin() + size, -INFINITY);
+  for (idx i = 0; i < k.c * size; ++i) {
+    const size_t q = at(i / size), p = at(i % size);
+    const double v = d.x[at(i)], g = v * scale[q];
+    read.push_back(g + shift[q]), sum[q] += v, most[q] = larger(most[q], v), gated.push_back(g);
+    pixels[p] = larger(pixels[p], g), pixels[at(size) + p] += g / static_cast<double>(k.c);
+  }
+  for (idx i = 0; i < k.c * size; ++i) moved.push_back(d.x[at(i)] * static_cast<float>(pixels[at(i % size)]));
+  Planar read_to(k.c, k.h, k.w, 1, true), gated_to(k.c, k.h, k.w, 2, true), pixels_to(2, k.h, k.w, 3, true);
+  kernels.planes_read(read_to.planes(), image.data(), engine::Pixels::float32, scale, shift, 0, h / 2);
+  kernels.planes_read(read_to.planes(), image.data(), engine::Pixels::float32, scale, shift, h / 2, h);
+  near(name + " read", read_to.take(name), read, 1);
+  Out<float> sums(k.c), maxima(k.c);
+  kernels.planes_pool(x.planes(), sums.ptr(), maxima.ptr(), 0, h);
+  near(name + " sums", sums.take(name), sum, size), near(name + " maxima", maxima.take(name), most, 1);
+  kernels.planes_gate(x.planes(), scale, gated_to.planes(), pixels_to.planes(), 0, h);
+  Blocked map(kernels.lanes, k.c, k.h, k.w, 1, true);
+  const Planar gate(2, k.h, k.w, 0, pixels);
+  kernels.planes_to_map(x.planes(), gate.planes(), map.map(), 0, h);
+  near(name + " gated", gated_to.take(name), gated, 1);
+  near(name + " pixels", pixels_to.take(name), pixels, k.c);
+  near(name + " as map", map.take(name), moved, 1);
+}
+
+const EngineCase kPlaneCases[] = {
+    {1, 12, 48, 8, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0}, {8, 7, 48, 8, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0},
+    {2, 9, 19, 1, 7, 7, 1, 1, 3, 3, 3, 3, false, 6, false, 0},  {3, 6, 21, 13, 5, 3, 1, 1, 2, 0, 1, 2, false, 3, false, 0},
+    {5, 5, 3, 7, 1, 1, 1, 1, 0, 0, 0, 0, false, 5, false, 0},   {2, 16, 48, 1, 7, 7, 1, 1, 3, 3, 3, 3, false, 6, false, 0},
+    {6, 4, 65, 4, 7, 7, 1, 1, 3, 3, 3, 3, false, 2, false, 0},
+};
+const EngineCase kEngineCases[] = {
+    {3, 5, 7, 5, 1, 1, 1, 1, 0, 0, 0, 0, false, 0, false, 0},     {17, 14, 14, 33, 1, 1, 1, 1, 0, 0, 0, 0, false, 1, true, 0},
+    {16, 7, 13, 112, 1, 1, 1, 1, 0, 0, 0, 0, false, 3, true, 1},   {40, 1, 1, 10, 1, 1, 1, 1, 0, 0, 0, 0, false, 6, false, 0},
+    {24, 6, 5, 80, 1, 1, 2, 2, 0, 0, 0, 0, false, 5, true, 5},     {9, 8, 23, 20, 3, 3, 1, 1, 1, 1, 1, 1, false, 2, false, 0},
+    {32, 6, 12, 64, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, true, 2},    {5, 9, 10, 7, 5, 3, 2, 1, 2, 0, 1, 2, false, 4, true, 0},
+    {20, 8, 7, 3, 2, 2, 2, 2, 0, 0, 0, 0, false, 0, true, 3},      {5, 4, 29, 5, 3, 3, 1, 1, 1, 1, 1, 1, true, 2, false, 0},
+    {17, 7, 14, 17, 3, 3, 1, 1, 1, 1, 1, 1, true, 3, true, 0},     {33, 9, 15, 33, 3, 3, 2, 2, 0, 0, 1, 1, true, 1, false, 0},
+    {16, 10, 28, 16, 5, 5, 1, 1, 2, 2, 2, 2, true, 3, true, 1},    {7, 13, 17, 7, 5, 5, 2, 2, 2, 2, 2, 2, true, 6, false, 0},
+    {18, 14, 14, 18, 4, 4, 4, 4, 1, 1, 1, 1, true, 1, false, 0},   {6, 4, 14, 6, 2, 2, 2, 2, 0, 0, 0, 0, true, 0, true, 2},
+    {12, 9, 8, 12, 7, 7, 1, 1, 3, 3, 3, 3, true, 5, true, 0},      {4, 6, 5, 4, 3, 5, 2, 1, 1, 0, 0, 2, true, 4, false, 0},
+};
+const EngineCase kWinogradCases[] = {
+    {32, 24, 24, 64, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0}, {64, 12, 12, 80, 3, 3, 1, 1, 1, 1, 1, 1, false, 3, true, 1},
+    {5, 18, 17, 19, 3, 3, 1, 1, 1, 1, 1, 1, false, 6, true, 0},   {17, 9, 71, 3, 3, 3, 1, 1, 0, 1, 1, 0, false, 0, true, 5},
+};
+const EngineCase kStemCases[] = {
+    {1, 12, 19, 32, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0},   {3, 15, 30, 16, 3, 3, 2, 2, 1, 1, 1, 1, false, 3, false, 0},
+    {3, 14, 28, 32, 3, 3, 2, 2, 0, 0, 1, 1, false, 2, true, 0},    {2, 40, 300, 5, 5, 5, 1, 1, 2, 2, 2, 2, false, 0, false, 0},
+    {1, 9, 11, 70, 4, 4, 4, 4, 0, 0, 0, 0, false, 1, false, 0},    {18, 6, 9, 8, 1, 1, 1, 1, 0, 0, 0, 0, false, 0, true, 1},
+};
+
+void engine_kernels(Isa isa) {
+  const Kernels& kernels = engine_kernels_of(isa);
+  for (const EngineCase& k : kEngineCases)
+    for (bool special : {false, true}) engine_conv(isa_name(isa), kernels, k, special);
+  for (const EngineCase& k : kStemCases)
+    for (bool bytes : {false, true}) engine_stem(isa_name(isa), kernels, k, bytes);
+  for (const EngineCase& k : kWinogradCases) engine_winograd(isa_name(isa), kernels, k);
+  for (const auto& chain : kChains)
+    for (int next : {0, 1, 6, 8, 15}) engine_strips(isa_name(isa), kernels, chain, chain[2].c && !chain[1].c && !next ? 3 : next);
+  for (const EngineCase& k : kPlaneCases)
+    for (bool special : {false, true}) engine_planes(isa_name(isa), kernels, k, special);
+}
+
+}  // namespace

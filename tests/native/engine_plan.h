@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// The self-test of the engine's executor: a plan of every operation gives the same bits for any number of threads, for one
+// image and for many, to one caller and to several; barriers and pool under load.
+#pragma once
+#include <atomic>
+#include <cmath>
+#include <stdexcept>
+#include <thread>
+
+#include "engine/plan.h"
+#include "engine/pool.h"
+#include "engine_file.h"
+#include "harness.h"
+
+namespace {
+
+using engine::Plan;
+using engine::PlanOptions;
+
+PlanOptions plan_options(Isa isa, int threads, bool strict = true) {
+  PlanOptions options;
+  options.isa = isa, options.threads = options.image_threads = threads, options.strict = strict;
+  return options;
+}
+
+// All outputs of a batch, one after another.
+std::vector<float> plan_outputs(const Plan& plan, const std::vector<float>& images, idx batch) {
+  std::vector<std::vector<float>> outputs;
+  std::vector<float*> places;
+  for (const engine::Shape& s : plan.outputs()) outputs.emplace_back(at(batch * s.channels * s.height * s.width), NAN);
+  for (auto& output : outputs) places.push_back(output.data());
+  plan.run(images.data(), engine::Pixels::float32, batch, places.data());
+  std::vector<float> all;
+  for (const auto& output : outputs) all.insert(all.end(), output.begin(), output.end());
+  return all;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void engine_plans(Isa isa) {
+  const std::string name = std::string(isa_name(isa)) + " engine plan";
+  const std::vector<uint8_t> file = every_operation();
+  Random random(5);
+  const Values values = random.values(5 * 3 * 12 * 14);
+  const std::vector<float> images(values.begin(), values.end());
+  const Plan one(file.data(), file.size(), plan_options(isa, 1));
+  const std::vector<float> single = plan_outputs(one, images, 1), want = plan_outputs(one, images, 5);
+  bool finite = true;
+  for (const float v : want) finite = finite && std::isfinite(v);
+  check(finite, name + ": results are finite");
+  for (const int threads : {2, 3, 7}) {
+    const Plan plan(file.data(), file.size(), plan_options(isa, threads));
+    check(same_bits(plan_outputs(plan, images, 1), single), name + ": other bits with " + std::to_string(threads) + " threads");
+    check(same_bits(plan_outputs(plan, images, 5), want), name + ": other bits for a batch with " + std::to_string(threads) + " threads");
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> callers;
+    for (int i = 0; i < 3; ++i)
+      callers.emplace_back([&] {
+        for (int k = 0; k < 3; ++k) wrong += !same_bits(plan_outputs(plan, images, 5), want) || !same_bits(plan_outputs(plan, images, 1), single);
+      });
+    for (std::thread& caller : callers) caller.join();
+    check(wrong == 0, name + ": other bits with several callers");
+    check(!plan.profile(images.data(), engine::Pixels::float32, 2).empty(), name + ": profile");
+  }
+  bool raised = false;
+  try {
+    const Plan plan(file.data(), file.size() - 4, plan_options(isa, 1));
+  } catch (const std::invalid_argument&) {
+    raised = true;
+  }
+  check(raised, name + ": a short file is refused");
+}
+
+struct Rounds {
+  engine::Barrier barrier;
+  std::atomic<int> arrived{0}, wrong{0};
+};
+
+// Every thread finds all others at the same round; with and without time to spin.
+void engine_pool() {
+  const int before = engine::spin();
+  for (const int microseconds : {before, 0})
+    for (const int most : {1, 2, 3, 5}) {
+      engine::set_spin(microseconds);
+      for (int job = 0; job < 20; ++job) {
+        Rounds rounds;
+        engine::run_on_pool(most, [](void* data, int, int threads) {
+          Rounds& r = *static_cast<Rounds*>(data);
+          for (int round = 1; round <= 20; ++round) {
+            r.arrived.fetch_add(1, std::memory_order_relaxed);
+            if (threads > 1) r.barrier.wait(threads);
+            r.wrong += r.arrived.load(std::memory_order_relaxed) != round * threads;
+            if (threads > 1) r.barrier.wait(threads);
+          }
+        }, &rounds);
+        check(rounds.wrong == 0 && rounds.arrived == 20 * most, "engine pool: rounds of " + std::to_string(most) + " threads");
+      }
+    }
+  engine::set_spin(before);
+}
+
+}  // namespace

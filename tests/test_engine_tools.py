@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Profiles, comparisons with other runtimes, and the command line of the engine."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastfer
+from fastfer import runtime
+from fastfer.engine import __main__ as command
+from fastfer.engine import compare, peers
+from fastfer.engine.peers import Peer, Subject
+from fastfer.models import create_model, save_weights
+
+pytestmark = pytest.mark.skipif(not fastfer.backends()["native"].available, reason=fastfer.backends()["native"].reason)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).eval()
+
+
+def test_profile(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fastfer.compile(model, (1, 8, 8), threads=1)
+    profile = engine.profile(np.ones((1, 1, 8, 8), np.float32), repeats=3)
+    assert sum(step.macs for step in profile.steps) == pytest.approx(4 * 9 * 36 + 3 * 4 * 36)
+    assert profile.seconds > 0
+    assert profile.peak > 0
+    lines = str(profile).splitlines()
+    assert lines[0].startswith("Sequential, one image, 1 threads; ceiling")
+    assert len(lines) == 5 + len(profile.steps)
+    pytest.importorskip("matplotlib")
+    profile.plot(tmp_path / "steps.png")
+    assert (tmp_path / "steps.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"a figure needs matplotlib: pip install 'fastfer\[plot\]'"):
+        profile.plot(tmp_path / "other.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.png"]
+
+
+def _peer(error: float, pause: float) -> Any:
+    def build(subject: Subject) -> Peer:
+        def run() -> Any:
+            time.sleep(pause)
+            with torch.no_grad():
+                return subject.model(torch.from_numpy(subject.images)).numpy() * (1 + error)
+
+        return Peer("slow", "1.0", run)
+
+    return build
+
+
+def test_compare(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fastfer.compile(model, (1, 8, 8), threads=1)
+    monkeypatch.setitem(peers.PEERS, "slow", _peer(1e-5, 0.002))
+    result = compare.compare(model, engine, 4, others=["slow"], rounds=2, seconds=0.01)
+    own, other = result.timings
+    assert (own.name, other.name, other.version) == ("fastfer engine", "slow", "1.0")
+    assert other.error == pytest.approx(1e-5, rel=0.1)
+    assert 0 < own.p10 <= max(own.rounds)
+    assert result.ratio == pytest.approx(other.median / own.median)
+    assert "Sequential, batch 4, 1 threads, float32" in str(result)
+    monkeypatch.setitem(peers.PEERS, "slow", _peer(0.1, 0))
+    with pytest.raises(RuntimeError, match=r"compare: slow: expected outputs within 0\.001, got 1\.0e-01"):
+        compare.compare(model, engine, others=["slow"])
+    with pytest.raises(ValueError, match=r"others: expected some of onnxruntime, openvino.*, got 'tvm'"):
+        compare.compare(model, engine, others=["tvm"])
+
+
+@pytest.mark.parametrize(("name", "package"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino")])
+def test_peers(model: nn.Module, name: str, package: str) -> None:
+    for needed in (package, "onnx", "onnxscript"):
+        pytest.importorskip(needed)
+    images = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        want = model(torch.from_numpy(images)).numpy()
+    assert peers.largest_error(peers.PEERS[name](Subject(model, images, 1)).run(), want) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_missing_package_names_the_extra(model: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"pip install 'fastfer\[engine-bench\]'"):
+        peers.PEERS[name](Subject(model, np.zeros((1, 1, 8, 8), np.float32), 1))
+
+
+def test_stock_builds_have_the_networks_weights() -> None:
+    pytest.importorskip("bench.stock", reason="bench is not beside the tests: not a checkout")
+    model = create_model("fgw_fer").eval()
+    x = torch.randn(2, 1, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(peers.stock(model)(x), model(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"expected fgw_fer with its usual options, got .*'separable': False"):
+        peers.stock(create_model("fgw_fer", separable=False))
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"c{i}" for i in range(7)]
+    weights, saved = tmp_path / "w.safetensors", tmp_path / "m.ffe"
+    header = {"classes": names, "mean": [0.5], "std": [0.25]}
+    save_weights(create_model("fgw_fer"), weights, header)
+    assert command.main([str(weights), "--profile", "--save", str(saved), "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "Engine(fgw_fer: (1, 48, 48) -> ((7,),), float32, threads=1)" in out
+    assert "GMAC/s" in out
+    engine = runtime.load(saved)
+    assert engine.class_names == tuple(names)
+    assert engine(np.zeros((2, 1, 48, 48), np.uint8)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet"], "error: MODEL: expected a weight file or one of fgw_fer, .*, got 'resnet'"),
+        (["fgw_fer", "--threads", "0"], "error: engine: threads: expected an int >= 1, got 0"),
+        (["fgw_fer", "--compare", "--others", "tvm"], "error: compare: others: expected some of"),
+        (["fgw_fer", "--dtype", "float16"], "error: compile: dtype: expected one of"),
+        (["fgw_fer", "--save", "/nowhere/at/all.ffe"], "error: .*/nowhere/at"),
+    ],
+)
+def test_command_line_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err)
