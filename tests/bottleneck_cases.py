@@ -91,11 +91,12 @@ class Case:
     def call(self, leaves: dict[str, Tensor], running: dict[str, Tensor]) -> Tensor:
         """fastfer's op on these tensors."""
         block = self.block
+        tensors = {**leaves, **running}
         norms = [
-            ops.Norm(leaves[f"{n}.weight"], leaves[f"{n}.bias"], running[f"{n}.mean"], running[f"{n}.var"], self.momentum, self.eps)
+            ops.Norm(*(tensors[f"{n}.{field}"] for field in ("weight", "bias", "mean", "var")), self.momentum, self.eps)
             for n in NORMS
             if f"{n}.weight" in leaves
-        ]  # fmt: skip
+        ]
         projection = (leaves["project"], norms[2]) if block.o else ()
         return ops.inverted_bottleneck(
             leaves["x"], leaves["expand"], norms[0], leaves["dw"], norms[1], *projection, act=block.act,
@@ -213,7 +214,9 @@ def assert_result(got: Result, want: Result, block: Block) -> None:
     assert_close(got.out, want.out, "chain", block.terms, name="out")
     assert set(got.grads) == set(want.grads)
     for name, grad in got.grads.items():
-        assert_close(grad, want.grads[name], "chain", block.terms, scale=want.scales.get(name), name=f"gradient of {name}")
+        assert_close(
+            grad, want.grads[name], "chain", block.terms, scale=want.scales.get(name), name=f"gradient of {name}"
+        )
     for name, value in got.running.items():
         assert_close(value, want.running[name], "chain", block.terms, name=name)
 

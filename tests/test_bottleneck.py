@@ -163,7 +163,7 @@ def test_empty(cpu_backend: Variant, block: Block, training: bool) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("training", [True, False])
 def test_non_finite_as_torch(variant: Variant, value: float, training: bool) -> None:
-    """With batch statistics one value spoils all; with running ones it reaches its windows, also through zero weights."""
+    """With batch statistics one value spoils all; with running ones its windows, also through zero weights."""
     case = make(replace(SMALL, act="relu", training=training))
     case.leaves["x"][0, 2, 3, 2] = value
     case.leaves["expand"][5, 2] = 0
@@ -177,7 +177,10 @@ def test_non_finite_as_torch(variant: Variant, value: float, training: bool) -> 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("n", [1, 5])
 def test_bits_do_not_depend_on_threads(kernel_variant: Variant, threads: None, n: int, training: bool) -> None:
-    for block in (Block(n, 8, 30, 41, 40, 8, residual=True), Block(n, 12, 15, 17, 260, 0, (5, 5), (2, 2), (2, 2, 2, 2))):
+    for block in (
+        Block(n, 8, 30, 41, 40, 8, residual=True),
+        Block(n, 12, 15, 17, 260, 0, (5, 5), (2, 2), (2, 2, 2, 2)),
+    ):
         case = make(replace(block, training=training))
         results = []
         for count in (1, 2, 3, 7):
@@ -192,7 +195,10 @@ def test_bits_do_not_depend_on_threads(kernel_variant: Variant, threads: None, n
 
 @pytest.mark.parametrize("training", [True, False])
 def test_gradcheck(cpu_backend: Variant, training: bool) -> None:
-    for block in (Block(2, 2, 4, 3, 3, 2, residual=True, training=training), Block(2, 2, 5, 4, 3, stride=(2, 1), training=training)):
+    for block in (
+        Block(2, 2, 4, 3, 3, 2, residual=True, training=training),
+        Block(2, 2, 5, 4, 3, stride=(2, 1), training=training),
+    ):
         case = make(block)
         names = list(case.leaves)
 
@@ -207,9 +213,7 @@ def test_opcheck(cpu_backend: Variant, block: Block) -> None:
     namespace, case = torch.ops.fastfer, make(block)
     plain = case.raw(torch.float32, False)
     torch.library.opcheck(namespace.inverted_bottleneck.default, tuple(plain))
-    torch.library.opcheck(
-        namespace.inverted_bottleneck_train.default, (*case.raw(torch.float32, True), block.training)
-    )
+    torch.library.opcheck(namespace.inverted_bottleneck_train.default, (*case.raw(torch.float32, True), block.training))
     out, y1, y2, covariance, *stats = namespace.inverted_bottleneck_train(*plain, block.training)
     args: list[Any] = [torch.ones_like(out), plain[0], y1, y2, covariance]
     for at, of_norm in zip((1, 7, 13), stats, strict=True):
@@ -276,7 +280,7 @@ def test_errors_of_the_residual_and_the_third_norm() -> None:
         ops.inverted_bottleneck(*args, None, norms[2])
     with pytest.raises(ValueError, match=r"residual: expected a projection of x's shape \(4, 6, 5\), got \(4, 4, 3\)"):
         ops.inverted_bottleneck(*args, leaves["project"], norms[2], residual=True)
-    with pytest.raises(TypeError, match="norm1: expected fastfer.ops.Norm"):
+    with pytest.raises(TypeError, match=r"norm1: expected fastfer\.ops\.Norm"):
         ops.inverted_bottleneck(leaves["x"], leaves["expand"], None, leaves["dw"], norms[1])  # type: ignore[arg-type]
 
 

@@ -103,12 +103,13 @@ FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands
     }
     if (!count) continue;
     add_to(b.sums + chunk * b.stride + c, r.sums, s.c);
-    const idx pixel = (image * s.h + lo) * s.w;
+    const idx pixel = (image * s.h + lo) * s.w * p.in;
+    T* dx = p.dx ? static_cast<T*>(p.dx) + pixel : nullptr;
+    Ahead written;  // dx is fetched before it is written
+    if (slice == 0) written.add(dx, count * p.in * static_cast<idx>(sizeof(T)));
     if (b.crossed)
-      gemm<T, true>({b.e.x + pixel * p.in, p.in, r.g, r.ldg, part, b.stride, p.in, s.c, count, nullptr, -inf, inf, true});
-    if (p.dx)
-      gemm<T, false>({r.g, r.ldg, b.packed_slice(slice), 0, static_cast<T*>(p.dx) + pixel * p.in, p.in, count, p.in, s.c, nullptr,
-                      -inf, inf, slice > 0});
+      gemm<T, true>({b.e.x + pixel, p.in, r.g, r.ldg, part, b.stride, p.in, s.c, count, nullptr, -inf, inf, true, &written});
+    if (dx) gemm<T, false>({r.g, r.ldg, b.packed_slice(slice), 0, dx, p.in, count, p.in, s.c, nullptr, -inf, inf, slice > 0});
   }
 }
 
@@ -220,8 +221,11 @@ FF_INLINE void correct_input_gradient(const BottleneckParams& p, const InputCorr
   T* dx = static_cast<T*>(p.dx);
   for_tasks(ceil_div(rows, block), p.threads, [&](idx b) {
     const idx first = b * block * in, count = min_idx(block, rows - b * block);
+    Ahead next;
+    const idx left = min_idx(block, rows - b * block - count) * in * static_cast<idx>(sizeof(T));
+    next.add(x + first + count * in, left), next.add(dx + first + count * in, left);
     if (p.batch_stats)
-      gemm<T, false>({x + first, in, k.packed, 0, dx + first, in, count, in, in, k.row, -inf, inf, true});
+      gemm<T, false>({x + first, in, k.packed, 0, dx + first, in, count, in, in, k.row, -inf, inf, true, &next});
     if (p.residual) add_rows(dx + first, dout + first, count, in);
   });
 }

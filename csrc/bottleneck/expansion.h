@@ -84,8 +84,13 @@ struct Expansion {
     T lo = T(-kInfinity), hi = T(kInfinity);
     const bool done = z == a && clamp_bounds(act, &lo, &hi);
     if (z != a) lo = T(-kInfinity), hi = T(kInfinity);
-    gemm<T, false>({x + (image * s.h + begin) * s.w * in, in, packed_slice(slice), 0, z, c, pixels, c, in,
-                    shift + slices.begin(slice), lo, hi, false});
+    const T* from = x + (image * s.h + begin) * s.w * in;
+    Ahead next;
+    if (slice == 0) {
+      const idx left = s.n * s.h - image * s.h - end;
+      next.add(from + pixels * in, min_idx(left, end - begin) * s.w * in * static_cast<idx>(sizeof(T)));
+    }
+    gemm<T, false>({from, in, packed_slice(slice), 0, z, c, pixels, c, in, shift + slices.begin(slice), lo, hi, false, &next});
     if (!done) affine_act_rows<T>(a, c, z, c, pixels, c, nullptr, nullptr, act);
   }
 };

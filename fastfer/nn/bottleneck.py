@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inverted bottleneck (Sandler et al. 2018), with or without an attention before its projection (Howard et al. 2019)."""
+"""The inverted bottleneck (Sandler et al. 2018), and with an attention before its projection (Howard et al. 2019)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from fastfer.nn._lookup import child, tensor
 from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.norm import BatchNorm2d
 from fastfer.nn.separable_conv import DepthwiseConv2d, SeparableConv2d
-from fastfer.ops.bottleneck import inverted_bottleneck
+from fastfer.ops.bottleneck import inverted_bottleneck, pays
+
+_Step = tuple[Any, BatchNorm2d]
+"""A convolution and its norm."""
+
+
+def _one_mode(steps: Sequence[_Step]) -> bool:
+    """Whether all norms train or none does: the op has one flag for them."""
+    return len({norm.training for _, norm in steps}) == 1
 
 
 class InvertedBottleneck(nn.Module):
     """Expansion, depthwise convolution, attention, projection: (N, in, H, W) -> (N, out, OH, OW), channels_last.
 
-    1×1 to ``hidden`` channels, norm, ``act``; depthwise, norm, ``act``; ``attention``, a module of ``hidden`` channels, or
-    None; 1×1 to ``out_channels``, norm. No biases. There is no expansion where ``hidden`` is the input's channels. The input
-    is added where stride is 1 and it has as many channels as the output. Without an attention that is one op, else the part
-    before it is; the ops take the tensors of ``expand`` and ``body``, whose own forwards and hooks then do not run.
+    1×1 to ``hidden`` channels, norm, ``act``; depthwise, norm, ``act``; ``attention``, a module of ``hidden`` channels,
+    or None; 1×1 to ``out_channels``, norm. No biases. There is no expansion where ``hidden`` is the input's channels.
+    The input is added where stride is 1 and it has as many channels as the output. Where that pays
+    (`fastfer.ops.bottleneck.pays`) all of it is one op without an attention, and the part before it with one; the op
+    takes the tensors of ``expand`` and ``body``, so that their own forwards and hooks do not run.
     """
 
     def __init__(
@@ -74,30 +83,31 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         expand, body = child(self, "expand"), child(self, "body")
-        if isinstance(expand, nn.Identity):
-            y: Tensor = body(x)
+        y: Tensor
+        if isinstance(expand, nn.Identity) or not pays(expand.in_channels):
+            y = body(expand(x))
         elif isinstance(body, SeparableConv2d):
-            modules = (expand, child(body, "depthwise"), child(body, "pointwise"))
-            norms = (child(expand, "norm"), child(body, "norm1"), child(body, "norm2"))
-            if len({norm.training for norm in norms}) == 1:
-                return self._fused(x, modules, norms, self.residual)
+            steps = [
+                (expand, child(expand, "norm")),
+                (child(body, "depthwise"), child(body, "norm1")),
+                (child(body, "pointwise"), child(body, "norm2")),
+            ]
+            if _one_mode(steps):
+                return self._fused(x, steps, self.residual)
             y = body(expand(x))
         else:
             depthwise, attention, project = body
-            norms = (child(expand, "norm"), child(depthwise, "norm"))
-            same = norms[0].training == norms[1].training
-            y = self._fused(x, (expand, depthwise), norms, False) if same else depthwise(expand(x))
+            steps = [(expand, child(expand, "norm")), (depthwise, child(depthwise, "norm"))]
+            y = self._fused(x, steps, False) if _one_mode(steps) else depthwise(expand(x))
             y = project(attention(y))
         return x + y if self.residual else y
 
-    def _fused(
-        self, x: Tensor, modules: Sequence[nn.Module], norms: Sequence[BatchNorm2d], residual: bool
-    ) -> Tensor:  # fmt: skip
-        depthwise: Any = modules[1]
-        arguments = [v for pair in zip(modules, norms, strict=True) for v in (tensor(pair[0], "weight"), pair[1].step())]
+    def _fused(self, x: Tensor, steps: Sequence[_Step], residual: bool) -> Tensor:
+        depthwise = steps[1][0]
+        arguments: list[Any] = [v for conv, norm in steps for v in (tensor(conv, "weight"), norm.step())]
         return inverted_bottleneck(
             x, *arguments, act=self.act, stride=depthwise.stride, padding=depthwise.padding, residual=residual,
-            training=norms[0].training,
+            training=steps[0][1].training,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
