@@ -21,6 +21,7 @@ void bind_gate(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_elementwise(py::module_& m);
 void bind_loss(py::module_& m);
+void bind_bottleneck(py::module_& m);
 void bind_separable_conv(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_conv2d(py::module_& m);
@@ -101,6 +102,7 @@ PYBIND11_MODULE(_C, m) {
   bind_attention(m);
   bind_elementwise(m);
   bind_loss(m);
+  bind_bottleneck(m);
   bind_separable_conv(m);
   bind_pool(m);
   bind_conv2d(m);

@@ -19,6 +19,7 @@ import torch
 FAMILIES = (
     "elementwise",
     "separable_conv",
+    "bottleneck",
     "conv2d",
     "norm",
     "pool",

@@ -133,6 +133,32 @@ def separable_conv2d(d: Draw) -> Call:
     )  # fmt: skip
 
 
+def inverted_bottleneck(d: Draw) -> Call:
+    n, c, hidden, kernel = d.batch(), d.channels(), d.channels(), d.pair("kernel", KERNELS)
+    stride, padding, values = convolved(d, n, kernel, c)
+    h, w = d.options["x"][1][2:]
+    d.weight("expand", hidden, c, 1, 1)
+    d.weight("dw", hidden, 1, *kernel)
+    for name in ("norm1", "norm2"):
+        d.norm(name, hidden)
+    projected, residual = d.flag("projected", 0.7), False
+    if projected:
+        top, left, bottom, right = sides(padding)
+        rows, columns = (
+            out_size(h, (top, bottom), kernel[0], stride[0]),
+            out_size(w, (left, right), kernel[1], stride[1]),
+        )
+        residual = (rows, columns) == (h, w) and d.flag("residual")
+        outputs = c if residual else d.channels()
+        d.weight("project", outputs, hidden, 1, 1)
+        d.norm("norm3", outputs)
+    act, train = d.act(), training(d, min(values, n * h * w))
+    return lambda t: ops.inverted_bottleneck(
+        t["x"], t["expand"], t.norm("norm1"), t["dw"], t.norm("norm2"), t.get("project"), t.norm("norm3"), act=act,
+        stride=stride, padding=padding, residual=residual, training=train,
+    )  # fmt: skip
+
+
 def max_pool2d(d: Draw) -> Call:
     kernel = d.pair("kernel", KERNELS)
     h, w = extent(d, kernel)
@@ -323,6 +349,7 @@ ROWS = (
     Row("global_avg_max_pool", 2, partial(pooled, "global_avg_max_pool")),
     Row("global_avg_pool", 2, partial(pooled, "global_avg_pool")),
     Row("global_max_pool", 2, partial(pooled, "global_max_pool")),
+    Row("inverted_bottleneck", 8, inverted_bottleneck),
     Row("max_pool2d", 5, max_pool2d),
     Row("pointwise_conv2d", 5, pointwise_conv2d),
     Row("sa", 3, sa),

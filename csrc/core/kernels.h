@@ -2,6 +2,7 @@
 // Declarations of all kernels, as the bindings and the self-test call them: the active ISA's version runs.
 #pragma once
 #include "attention/op.h"
+#include "bottleneck/op.h"
 #include "cbam/op.h"
 #include "conv2d/op.h"
 #include "coordinate/op.h"

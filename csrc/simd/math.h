@@ -85,14 +85,15 @@ FF_INLINE vec<T> tanh(vec<T> x) {
   return size < splat<T>(T(0.625)) ? near : (x < zero ? -far : far);
 }
 
-// act(x), NaN and infinities as torch.
+// act(x), NaN and infinities as torch. Divisions by constants are products: a division takes as long as the rest of a pass
+// over data in cache, and 6·(1/6) rounds to 1 in both types.
 template <Act A, class T>
 FF_INLINE vec<T> activate(vec<T> x) {
-  const vec<T> zero = {}, three = splat<T>(3), six = splat<T>(6);
+  const vec<T> zero = {}, three = splat<T>(3), six = splat<T>(6), sixth = splat<T>(T(1) / T(6));
   if constexpr (A == Act::relu) return max_bound(x, zero);
   if constexpr (A == Act::relu6) return min_bound(max_bound(x, zero), six);
-  if constexpr (A == Act::hardswish) return x * min_bound(max_bound(x + three, zero), six) / six;
-  if constexpr (A == Act::hardsigmoid) return min_bound(max_bound(x + three, zero), six) / six;
+  if constexpr (A == Act::hardswish) return x * (min_bound(max_bound(x + three, zero), six) * sixth);
+  if constexpr (A == Act::hardsigmoid) return min_bound(max_bound(x + three, zero), six) * sixth;
   if constexpr (A == Act::silu) return x / (splat<T>(1) + exp<T>(-x));
   if constexpr (A == Act::sigmoid) return logistic<T>(x);
   return x;
@@ -101,14 +102,14 @@ FF_INLINE vec<T> activate(vec<T> x) {
 // dy · act'(x), with torch's choice at the kinks and for NaN.
 template <Act A, class T>
 FF_INLINE vec<T> activate_grad(vec<T> dy, vec<T> x) {
-  const vec<T> zero = {}, one = splat<T>(1), three = splat<T>(3), six = splat<T>(6);
+  const vec<T> zero = {}, one = splat<T>(1), three = splat<T>(3), six = splat<T>(6), sixth = splat<T>(T(1) / T(6));
   if constexpr (A == Act::relu) return x <= zero ? zero : dy;
   if constexpr (A == Act::relu6) return ((x <= zero) | (x >= six)) ? zero : dy;
   if constexpr (A == Act::hardswish) {
-    const vec<T> inner = dy * (x / three + splat<T>(T(0.5)));
+    const vec<T> inner = dy * fma(x, splat<T>(T(1) / T(3)), splat<T>(T(0.5)));
     return x <= -three ? zero : (x >= three ? dy : inner);
   }
-  if constexpr (A == Act::hardsigmoid) return ((x > -three) & (x < three)) ? dy / six : zero;
+  if constexpr (A == Act::hardsigmoid) return ((x > -three) & (x < three)) ? dy * sixth : zero;
   if constexpr (A == Act::silu) {
     const vec<T> s = logistic<T>(x);
     return dy * s * (one + x * (one - s));

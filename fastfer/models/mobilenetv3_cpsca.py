@@ -17,15 +17,7 @@ from torch.nn import functional as F
 from fastfer.models._init import kaiming_convolutions
 from fastfer.models.base import FerModel
 from fastfer.models.registry import register_model
-from fastfer.nn import (
-    BatchNorm2d,
-    Conv2d,
-    CoordinateAttention,
-    DepthwiseConv2d,
-    GlobalAvgPool,
-    SeparableConv2d,
-    SqueezeExcite,
-)
+from fastfer.nn import BatchNorm2d, Conv2d, CoordinateAttention, GlobalAvgPool, InvertedBottleneck, SqueezeExcite
 from fastfer.nn._checks import flag, one_of, probability
 
 _STEM = 16
@@ -59,47 +51,12 @@ def _table(halved: bool) -> Iterator[_Row]:
     yield from [_Row(5, 6 * out, out, 1, "high")] * 2
 
 
-def _norm(channels: int) -> BatchNorm2d:
-    return BatchNorm2d(channels, _EPS, _MOMENTUM)
-
-
-def _conv1x1(in_channels: int, out_channels: int, act: str | None) -> Conv2d:
-    return Conv2d(in_channels, out_channels, 1, bias=False, norm=_norm(out_channels), act=act)
-
-
-def _attention(kind: str, channels: int) -> nn.Module:
+def _attention(kind: str, channels: int) -> nn.Module | None:
+    if kind == "none":
+        return None
     if kind == "se":
         return SqueezeExcite(channels)
     return CoordinateAttention(channels, kind=kind)
-
-
-class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, attention, projection: (N, C, H, W) -> (N, out, H / stride, W / stride).
-
-    The input is added where it has the output's shape. There is no expansion where ``hidden`` is the input's channels.
-    """
-
-    def __init__(
-        self, channels: int, hidden: int, out: int, kernel: int, stride: int, attention: str, act: str
-    ) -> None:
-        super().__init__()
-        pad = kernel // 2
-        self.residual = stride == 1 and channels == out
-        self.expand = _conv1x1(channels, hidden, act) if hidden != channels else nn.Identity()
-        if attention == "none":
-            self.body: nn.Module = SeparableConv2d(
-                hidden, out, kernel, stride, pad, norm1=_norm(hidden), act1=act, norm2=_norm(out)
-            )
-        else:
-            self.body = nn.Sequential(
-                DepthwiseConv2d(hidden, kernel, stride, pad, bias=False, norm=_norm(hidden), act=act),
-                _attention(attention, hidden),
-                _conv1x1(hidden, out, None),
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(self.expand(x))
-        return x + y if self.residual else y
 
 
 @register_model
@@ -136,14 +93,19 @@ class MobileNetV3Cpsca(FerModel):
         one_of(self.name, "act", act, ("relu", "hardswish"))
         flag(self.name, "halved", halved)
         kinds = {"low se": "se", "middle": attention, "high": high_attention}
-        self.stem = Conv2d(in_chans, _STEM, 3, 2, 1, bias=False, norm=_norm(_STEM), act="hardswish")
+        stem = BatchNorm2d(_STEM, _EPS, _MOMENTUM)
+        self.stem = Conv2d(in_chans, _STEM, 3, 2, 1, bias=False, norm=stem, act="hardswish")
         blocks, channels = [], _STEM
         for kernel, hidden, out, stride, level in _table(halved):
-            low = act if level.startswith("low") else "hardswish"
-            blocks.append(InvertedResidual(channels, hidden, out, kernel, stride, kinds.get(level, "none"), low))
+            block = InvertedBottleneck(
+                channels, hidden, out, kernel, stride, kernel // 2, act=act if level.startswith("low") else "hardswish",
+                attention=_attention(kinds.get(level, "none"), hidden), eps=_EPS, momentum=_MOMENTUM,
+            )  # fmt: skip
+            blocks.append(block)
             channels = out
         self.blocks = nn.Sequential(*blocks)
-        self.conv = _conv1x1(channels, 6 * channels, "hardswish")
+        last = BatchNorm2d(6 * channels, _EPS, _MOMENTUM)
+        self.conv = Conv2d(channels, 6 * channels, 1, bias=False, norm=last, act="hardswish")
         self.pool = GlobalAvgPool()
         self.embedding_dim = 8 * channels
         self.fc = nn.Linear(6 * channels, self.embedding_dim)

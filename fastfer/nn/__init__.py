@@ -2,6 +2,7 @@
 """Modules over ``fastfer.ops``: torch's names and defaults where torch has the module, four-sided padding."""
 
 from fastfer.nn.attention import AdditiveAttention, DotProductAttention
+from fastfer.nn.bottleneck import InvertedBottleneck
 from fastfer.nn.cbam import CBAM, ChannelGate, SpatialGate
 from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.coordinate import CoordinateAttention
@@ -30,6 +31,7 @@ __all__ = [
     "GlobalMaxPool",
     "Hardsigmoid",
     "Hardswish",
+    "InvertedBottleneck",
     "MaxPool2d",
     "PointwiseConv2d",
     "ReLU",

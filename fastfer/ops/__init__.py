@@ -2,6 +2,7 @@
 """Public functions: torch ops with gradients, NHWC inside, one backend of native C++, CUDA, Numba or plain torch."""
 
 from fastfer.ops.attention import additive_attention, dot_product_attention
+from fastfer.ops.bottleneck import inverted_bottleneck
 from fastfer.ops.cbam import cbam, channel_gate, spatial_gate
 from fastfer.ops.conv2d import conv2d
 from fastfer.ops.coordinate import coordinate_attention, cpsca_pool
@@ -34,6 +35,7 @@ __all__ = [
     "global_max_pool",
     "hardsigmoid",
     "hardswish",
+    "inverted_bottleneck",
     "max_pool2d",
     "pointwise_conv2d",
     "relu",

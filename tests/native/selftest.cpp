@@ -4,6 +4,7 @@
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "attention.h"
+#include "bottleneck.h"
 #include "cbam.h"
 #include "coordinate.h"
 #include "dense.h"
@@ -213,6 +214,7 @@ void all(const std::string& isa) {
   dense<T>(isa);
   pools<T>(isa);
   depthwise_norms<T>(isa);
+  bottlenecks<T>(isa);
   attention<T>(isa);
   cbams<T>(isa);
   coordinates<T>(isa);
