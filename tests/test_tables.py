@@ -13,15 +13,15 @@ import torch
 pytest.importorskip("torchmetrics", reason="the trainer's packages are not installed")
 
 import fastfer
+from fastfer.recipes import load_recipe
 from fastfer.tables import list_tables, load_table, run_table
 from fastfer.tables.__main__ import main
 from fastfer.tables.run import _config
-from fastfer.train import InputError
+from fastfer.train import InputError, configure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = ["--train-images", "20", "--validation-images", "14", "--batch-size", "8", "--epochs", "1", "--threads", "1"]
-ROWS = [(name, row.label) for name in list_tables() for row in load_table(name).chosen(())]
 
 
 def test_the_tables_of_the_five_papers() -> None:
@@ -33,18 +33,37 @@ def test_the_tables_of_the_five_papers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:patt_lite. attention")
-@pytest.mark.parametrize(("name", "label"), ROWS)
-def test_every_row_has_a_run_and_a_network(name: str, label: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list_tables())
+def test_every_row_is_a_network_of_the_published_size(name: str) -> None:
     table = load_table(name)
-    row = table.chosen([label])[0]
-    config = _config(table, row, table.data[-1], tmp_path, ())
-    channels = {"grey": 1, "rgb": 3}[config.input.colour]
-    with torch.device("meta"):
-        model = fastfer.create_model(config.model, num_classes=7, in_chans=channels, **config.model_options)
-    if row.parameters is not None and config.model == table.model:
-        count = sum(parameter.numel() for parameter in model.parameters())
-        exact = name == "fgw-1" or label == "FGW-FER"
-        assert count == row.parameters if exact else abs(count / row.parameters - 1) < 0.04
+    recipe = load_recipe("paper", table.model, table.data[0])
+    for row in table.chosen(()):
+        options = row.options or {}
+        model, own = options.get("model", table.model), options.get("model_options", {})
+        inherited = recipe.get("model_options", {}) if model == table.model else {}
+        channels = {"grey": 1, "rgb": 3}[recipe["input"]["colour"]]
+        with torch.device("meta"):
+            network = fastfer.create_model(model, num_classes=7, in_chans=channels, **{**inherited, **own})
+        if row.parameters is not None and model == table.model:
+            count = sum(parameter.numel() for parameter in network.parameters())
+            exact = model == "fgw_fer"
+            assert count == row.parameters if exact else abs(count / row.parameters - 1) < 0.04, row.label
+
+
+@pytest.mark.parametrize(("name", "row"), [("fgw-4", 0), ("patt-lite-4", -1), ("mobilenetv3-6", 1), ("vgg-3", -1)])
+def test_every_kind_of_row_is_a_run(name: str, row: int, tmp_path: Path) -> None:
+    table = load_table(name)
+    config = _config(table, table.rows[row], table.data[-1], tmp_path, ("--epochs", "7"))
+    options = dict(table.rows[row].options or {})
+    assert config.epochs == 7
+    assert config.model == options.get("model", table.model)
+    assert config.model_options.items() >= options.get("model_options", {}).items()
+    recipe = configure("paper", model=table.model, data=table.data[-1])
+    assert (config.optimizer, config.schedule, config.batch_size) == (
+        recipe.optimizer,
+        recipe.schedule,
+        recipe.batch_size,
+    )
 
 
 PUBLISHED: dict[tuple[str, str, str], float] = {

@@ -125,10 +125,10 @@ def test_resume_with_changed_data_is_refused(tmp_path: Path) -> None:
         train(config, resume=True)
 
 
-def test_resume_from_another_layout_says_what_to_do(tmp_path: Path) -> None:
-    train(tiny(tmp_path / "run", epochs=1))
-    path = tmp_path / "run" / "last" / "state.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "layout": 1}))
+def test_resume_from_another_layout_says_what_to_do(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "last").mkdir(parents=True)
+    state_file = json.loads((finished / "last" / "state.json").read_text())
+    (out / "last" / "state.json").write_text(json.dumps({**state_file, "layout": 1}))
     with pytest.raises(InputError, match="expected layout 2, got 1: another version of fastfer wrote it"):
-        train(tiny(tmp_path / "run", epochs=1), resume=True)
+        train(tiny(out), resume=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 pytest.importorskip("torchmetrics", reason="the trainer's packages are not installed")
 
-from train_runs import assert_same_run, interrupt, tiny
+from train_runs import assert_same_run, interrupt, tiny, write_fer2013
 
 from fastfer.data import Shards, Split, drawn, write_shards
 from fastfer.train import InputError, TrainConfig, train
@@ -31,14 +32,17 @@ def split() -> Split:
 
 @pytest.fixture(scope="module")
 def shards(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    write_shards(folder, split, images=8)
-    return folder
+    folder = tmp_path_factory.mktemp("data")
+    write_fer2013(folder, 7, 14)
+    write_shards(folder / "shards", split, images=8)
+    return folder / "shards"
 
 
 def config(out: Path, shards: Path, **options: Any) -> TrainConfig:
+    """Training images from the shards, validation images from the csv that lies beside them."""
     grey = Input(normalise="symmetric", colour="grey")
-    values = {"train_images": None, "shards": str(shards), "input": grey, "epochs": 2}
+    data = {"data": "fer2013", "root": str(shards.parent), "train_images": None, "shards": str(shards)}
+    values = {**data, "input": grey, "epochs": 2}
     return tiny(out, **{**values, **options})
 
 
@@ -78,11 +82,11 @@ def test_bad_streams(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected symmetric or imagenet for images from shards, got data"):
         train(config(out, shards, input=Input(colour="grey")))
     with pytest.raises(InputError, match="holds no shards"):
-        train(config(out, tmp_path))
+        train(replace(config(out, shards), shards=str(tmp_path)))
     with pytest.raises(ValueError, match="shards: expected neither train_images"):
         config(out, shards, train_images=5)
     other = Split(drawn.load(7, 7)["train"].images, torch.arange(7).numpy() % 2, ("neutral", "anger"))
     write_shards(tmp_path / "other", other)
     with pytest.raises(InputError, match=r"shards: expected the classes neutral, happiness.*, got neutral, anger"):
-        train(config(out, tmp_path / "other"))
+        train(replace(config(out, shards), shards=str(tmp_path / "other")))
     assert not out.exists()

@@ -19,7 +19,7 @@ import fastfer
 from fastfer.data import Preprocess, drawn
 from fastfer.models import PattLite
 from fastfer.nn import BatchNorm2d
-from fastfer.train import TrainConfig, train
+from fastfer.train import InputError, TrainConfig, train
 from fastfer.train.freezing import StageModes, freeze, keras_layers
 from fastfer.train.loop import Trainer
 from fastfer.train.optim import Schedule, make_optimizer
@@ -120,6 +120,12 @@ def test_networks_without_backbone_refuse() -> None:
         TrainConfig(model="patt_lite", unfreeze=0)
 
 
+def test_a_second_stage_that_cannot_be_is_refused_before_the_first(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="spatial_dropout: expected 0 for fgw_fer"):
+        train(tiny(tmp_path / "run", fine_tune=Stage(epochs=1, spatial_dropout=0.5)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_norm_of_the_backbone_is_held(patt_lite: PattLite) -> None:
     modes = StageModes(patt_lite, 0, None, 0.0)
     modes.train()
@@ -200,7 +206,7 @@ def test_the_second_stage_begins_with_the_best_weights(tmp_path: Path) -> None:
     assert all(torch.equal(best[key], last[key]) for key in best if key.endswith("weight"))
 
 
-@pytest.mark.parametrize("epoch", [2, 3, 4])
+@pytest.mark.parametrize("epoch", [3, 4])
 def test_resume_in_any_stage_is_bit_identical(tmp_path: Path, staged: Path, epoch: int) -> None:
     interrupt(tiny(tmp_path / "parts", **STAGED), epoch=epoch)
     train(tiny(tmp_path / "parts", **STAGED), resume=True)
@@ -210,7 +216,6 @@ def test_resume_in_any_stage_is_bit_identical(tmp_path: Path, staged: Path, epoc
 JOINT: dict[str, dict[str, Any]] = {
     "joint loss": {"loss": {"center": 0.1}, "model": "sepconv_attention"},
     "sgd, clipped": {"optimizer": "sgd", "clip_norm": 0.1, "lr": 0.01},
-    "adam, constant": {"optimizer": "adam", "schedule": "constant"},
 }
 
 

@@ -78,6 +78,8 @@ class Trainer:
         ).to(self.placement.device)
         self._feed = make_feed(source, config, self.placement)
         self.steps_per_epoch = self._feed.steps
+        if model.options.get("attention") == "batch" and self._feed.last_batch < 2 * self.placement.processes:
+            raise ValueError("batch_size: expected another one, whose last batch gives each process two images or more")
         self._trained: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(
             config.optimizer, self._trained, self.stage.lr, config.weight_decay, config.momentum

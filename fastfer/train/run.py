@@ -28,6 +28,7 @@ from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.evaluate import Evaluator, Scores
 from fastfer.train.feed import Source, derived_seed
 from fastfer.train.folder import BEST_FILE, check_folder, remove_run
+from fastfer.train.freezing import StageModes
 from fastfer.train.loop import EpochResult, Trainer
 from fastfer.train.placement import Placement
 from fastfer.train.progress import Display, Silent
@@ -103,6 +104,8 @@ class _Run:
         self.stages = config.stages()
         self.model = self._create_model()
         self.evaluate.probe(self.model)
+        for stage in self.stages:  # of all stages now, before the first has taken its time
+            StageModes(self.model, stage.unfreeze, None, stage.spatial_dropout).undo()
         self.start = Start(source=record.get("start", {})) if saved else self._start()
         self.teacher = self._load_teacher()
         self.trainer = self._make_trainer(self.history[-1]["stage"] - 1 if self.history else 0)
