@@ -19,7 +19,7 @@ from fastfer.data.files import replace_atomically, write_text
 from fastfer.evaluate.predict import predict
 from fastfer.evaluate.run import class_order
 from fastfer.explain.attention import attention_maps
-from fastfer.explain.choose import Row, choose
+from fastfer.explain.choose import Example, Row, choose
 from fastfer.explain.grad_cam import LAYERS, grad_cam
 from fastfer.explain.sheet import combined, example_sheet, layer_sheet, stretched
 from fastfer.models import FerModel
@@ -110,7 +110,7 @@ def write(
     return [*paths, out / REPORT_FILE]
 
 
-def _entry(found: Explanation, example: Any, ids: Sequence[str] | None) -> dict[str, Any]:
+def _entry(found: Explanation, example: Example, ids: Sequence[str] | None) -> dict[str, Any]:
     """An image with names of its classes, and where each kind's map is hottest and how it is spread."""
     return {
         **asdict(example),

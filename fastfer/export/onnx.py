@@ -74,6 +74,7 @@ def to_onnx(
 def _require_packages() -> None:
     try:
         import onnx  # noqa: F401
+        import onnx_ir  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
