@@ -32,7 +32,7 @@ from bench.machine import cpu
 from bench.measure import QuietCheck, Runner
 from bench.networks import _TERMS, _status
 from fastfer.engine.compare import Comparison, compare
-from fastfer.engine.peers import PEERS, Subject
+from fastfer.engine.peers import PEERS, USUAL, Subject
 from fastfer.models import create_model
 
 FOLDER = Path(__file__).parent / "results"
@@ -169,28 +169,33 @@ def _first_calls(found: dict[str, dict[str, dict[str, float]]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def precision(model: Any, dtype: str) -> dict[str, Any]:
+    """Arguments of ``compile``; int8 is calibrated on random images, which is enough for times."""
+    images = [torch.randn(4, model.in_chans, *model.input_size)] if dtype == "int8" else None
+    return {"dtype": dtype, "calibration": images}
+
+
 def measure(options: argparse.Namespace) -> str:
     """All comparisons, as Markdown; their numbers also go to a JSON file beside it."""
     quiet, results = QuietCheck(), []
+    others = list(USUAL[options.dtype]) if options.others is None else options.others
     for name in options.networks:
         model = network(name)
         for threads in options.threads:
-            engine = fastfer.compile(model, threads=threads)
+            engine = fastfer.compile(model, threads=threads, **precision(model, options.dtype))
             for batch in options.batches:
-                result = compare(
-                    model, engine, batch, others=options.others, rounds=options.rounds, seconds=options.seconds
-                )
+                result = compare(model, engine, batch, others=others, rounds=options.rounds, seconds=options.seconds)
                 print(f"{result}\n", flush=True)
                 results.append(result)
-    names = ("engine", *options.others)
-    first = {} if options.quick else {
+    names = ("engine", *others)
+    first = {} if options.quick or options.dtype != "float32" else {
         name: {other: _child(name, other, max(options.threads)) for other in names} for name in options.networks
     }  # fmt: skip
     beside = {name: neighbours(name, max(options.threads)) for name in options.networks}
-    others, stolen = quiet.read()
+    busy, stolen = quiet.read()
     numbers = {
         "cpu": cpu(),
-        "others": others,
+        "others": busy,
         "stolen": stolen,
         "first": first,
         "neighbours": beside,
@@ -198,9 +203,9 @@ def measure(options: argparse.Namespace) -> str:
     }
     options.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
     versions = ", ".join(f"{t.name} {t.version}" for t in results[0].timings[1:])
-    text = f"{numbers['cpu']}; {versions}; float32 everywhere; medians of {options.rounds} interleaved rounds.\n"
-    if max(others, stolen) > QuietCheck.LIMIT:
-        text += f"\n**The machine was not quiet: {others:.1f} cores at other work, {stolen:.0%} stolen.**\n"
+    text = f"{numbers['cpu']}; {versions}; {options.dtype}; medians of {options.rounds} interleaved rounds.\n"
+    if max(busy, stolen) > QuietCheck.LIMIT:
+        text += f"\n**The machine was not quiet: {busy:.1f} cores at other work, {stolen:.0%} stolen.**\n"
     text += f"\n{_rows(results)}"
     if first:
         text += "\nUntil the first image is through (compile and run, torch loaded), and memory for it:\n\n"
@@ -219,7 +224,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(layers.NETWORKS), choices=list(stock.BUILDERS))
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--others", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--others", nargs="*", choices=list(PEERS), help="default: those of the precision")
+    parser.add_argument("--dtype", default="float32", choices=list(USUAL))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=0.3, help="of calls, a round and contender (default: 0.3)")
     parser.add_argument("--quick", action="store_true", help="without memory and first calls")

@@ -46,7 +46,7 @@ class Engine:
     metadata: Mapping[str, Any]
     """What was saved with the network: "model", "options", "classes", "mean", "std", and what `compile` was given."""
     dtype: str
-    """Precision of the arithmetic: "float32"."""
+    """Precision of the arithmetic: "float32", "bfloat16" or "int8"; images and outputs are float32 in all."""
 
     strict: bool
     """Whether convolutions are sums in float32 alone, without Winograd's transforms."""
@@ -62,7 +62,7 @@ class Engine:
         """``data`` are the bytes of an engine file. Raises ValueError for others."""
         from fastfer.engine import metadata as fields
 
-        extension = _extension()
+        extension = native()
         early = fields.peeked(data)
         self.dtype = str(early.get("dtype", "float32")) if dtype is None else dtype
         self.strict = early.get("strict") is True if strict is None else strict
@@ -163,7 +163,8 @@ class Engine:
         return f"Engine({name}: {self.input_shape} -> {self.output_shapes}, {self.dtype}, threads={self.threads})"
 
 
-def _extension() -> Any:
+def native() -> Any:
+    """The extension; ImportError where it was not built."""
     try:
         from fastfer import _C
     except ImportError as error:

@@ -68,9 +68,15 @@ class Network:
                 first += weight.numel()
         return b"".join(words), data.tobytes()
 
-    def file(self, outputs: Sequence[int] | None = None, metadata: bytes = b"{}") -> bytes:
+    def file(
+        self, outputs: Sequence[int] | None = None, metadata: bytes = b"{}",
+        ranges: Sequence[tuple[float, float]] = (),
+    ) -> bytes:  # fmt: skip
         """The bytes of the file; by default the last node's output is the only one."""
-        return pack(*self.graph([len(self.shapes) - 1] if outputs is None else outputs), metadata)
+        graph, data = self.graph([len(self.shapes) - 1] if outputs is None else outputs)
+        if ranges:
+            graph += struct.pack("<I", len(ranges)) + b"".join(struct.pack("<2f", *r) for r in ranges)
+        return pack(graph, data, metadata)
 
 
 def pack(graph: bytes, data: bytes, metadata: bytes = b"{}") -> bytes:

@@ -65,6 +65,11 @@ def test_islands(tmp_path: Path) -> None:
         engine(torch.zeros(1, 3, 9, 8))
 
 
+def test_islands_are_not_calibrated() -> None:
+    with pytest.raises(ValueError, match="dtype: expected float32 or bfloat16 with torch islands, got int8"):
+        fastfer.compile(Mixed(), (3, 9, 7), dtype="int8", calibration=[], fallback="torch")
+
+
 def test_a_covered_model_has_no_islands() -> None:
     engine = fastfer.compile(create_model("fgw_fer"), fallback="torch")
     assert not isinstance(engine, Islands)

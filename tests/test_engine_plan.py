@@ -94,6 +94,67 @@ def test_winograd_is_not_for_strict_plans() -> None:
             assert_close(run(plan, x)[0], want, isa, bound)
 
 
+def ranges_of(file: bytes, x: np.ndarray[Any, Any]) -> list[tuple[float, float]]:
+    ranges: list[tuple[float, float]] = _C.EnginePlan(file, apart=True, strict=True).ranges(
+        x.ctypes.data, str(x.dtype), len(x)
+    )
+    return ranges
+
+
+LOW = [name for name in CASES if name.startswith(("conv", "depthwise", "inverted", "separable", "sum", "planes"))]
+
+
+@pytest.mark.skipif("avx512bf16" not in ISAS, reason="this CPU has no AVX-512 BF16")
+@pytest.mark.parametrize("name", LOW)
+def test_low_precision(name: str) -> None:
+    """Between two convolutions more, so that values in the middle are low; bounds as those of the number formats."""
+    shape, build = CASES[name]
+    net = case(shape, build)
+    out = net.shapes[-1][0]
+    conv(net, len(net.shapes) - 1, out, (1, 1), code=1)
+    conv(net, len(net.shapes) - 1, out, (1, 1))
+    x = images(net, 3)
+    (want,) = net.expected(x, [-1])
+    file = net.file(ranges=ranges_of(net.file(), x))
+    for dtype, bound in (("bfloat16", 0.03), ("int8", 0.12)):
+        for threads in (1, 3):
+            plan = _C.EnginePlan(file, dtype=dtype, isa="avx512bf16", threads=threads, image_threads=threads)
+            (got,) = run(plan, x)
+            assert_close(got, want, dtype, bound)
+            (alone,) = run(plan, x[1:2])
+            assert np.array_equal(alone[0], got[1])
+
+
+def test_ranges(whole: Any) -> None:
+    net, file, x, _ = whole
+    values = net.expected(x, range(len(net.shapes)))
+    for (least, most), value in zip(ranges_of(file, x), values, strict=True):
+        largest = np.abs(value).max()
+        assert abs(least - value.min()) < 1e-5 * largest
+        assert abs(most - value.max()) < 1e-5 * largest
+    with pytest.raises(ValueError, match="ranges: expected a plan whose steps are apart"):
+        _C.EnginePlan(file).ranges(x.ctypes.data, "float32", 1)
+
+
+def test_bad_ranges(whole: Any) -> None:
+    net, file, _, _ = whole
+    good = [(0.0, 1.0)] * len(net.shapes)
+    for ranges, message in [
+        (good[1:], f"ranges: expected {len(good)}, one for each value, got {len(good) - 1}"),
+        ([(1.0, 0.0), *good[1:]], "range of value 0: expected finite numbers"),
+        ([(0.0, float("inf")), *good[1:]], "range of value 0: expected finite numbers"),
+        ([(float("nan"), 1.0), *good[1:]], "range of value 0: expected finite numbers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _C.EnginePlan(net.file(OUTPUTS, ranges=ranges))
+    if "avx512bf16" in ISAS:
+        with pytest.raises(ValueError, match="int8 needs the ranges of the values"):
+            _C.EnginePlan(file, dtype="int8", isa="avx512bf16")
+    for dtype in ("bfloat16", "int8"):
+        with pytest.raises(ValueError, match="bfloat16 and int8 need AVX-512"):
+            _C.EnginePlan(file, dtype=dtype, isa="baseline")
+
+
 def test_bytes_are_normalised_while_they_are_read(whole: Any) -> None:
     net, file, _, _ = whole
     x = np.random.default_rng(1).integers(0, 256, (3, *net.shapes[0]), np.uint8)

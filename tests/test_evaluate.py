@@ -330,26 +330,3 @@ def test_groups_of_a_csv(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match=message):
             read_groups(path, ids)
-
-
-def test_fer2013_duplicates(real_data: Path) -> None:
-    """280 images of PublicTest are training images too."""
-    from fastfer.evaluate.run import copies_of
-
-    faces, rows = _faces(real_data)
-    usage = np.array([row["usage"] for row in rows])
-    labels = np.zeros(len(rows), np.int64)
-    split = {name: Split(faces[usage == name], labels[usage == name], BASIC_NAMES) for name in set(usage)}
-    assert int(copies_of(split["Training"], split["PublicTest"]).sum()) == 280
-
-
-def _faces(folder: Path) -> tuple[Any, list[dict[str, str]]]:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("unpack", folder / "unpack.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    rows, faces = module.read()
-    return faces, rows

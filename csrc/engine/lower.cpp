@@ -120,7 +120,7 @@ void Builder::conv(const Node& node) {
   const Chain& joined = chains_[static_cast<size_t>(node_)];
   if (joined.any()) return chain(joined, gates_[static_cast<size_t>(node.inputs[0])]);
   const bool depthwise = node.attrs[8] > 1;
-  if (node.inputs[0] == image_ && !depthwise && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
+  if (node.inputs[0] == image_ && !depthwise && !options_.apart && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
   Conv c = describe(node);
   const Slot x = as(input(node), node.inputs[0], c.x_type), y = output(node);
   const Slot other = as(residual(node), sums_[static_cast<size_t>(node_)].other, y.type);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Low precision: which values are kept as bfloat16 or bytes. Dense convolutions read these; depthwise ones read and both
 // write any type; everything else is float32. A value is low where its maker can write it so and every reader takes it so.
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -62,7 +63,7 @@ Quant Builder::quant_of(int value, Type type) const {
   if (type != Type::uint8) return {};
   const Range& r = graph_.ranges[static_cast<size_t>(value)];
   const float least = std::min(r.least, 0.f), most = std::max(r.most, 0.f);
-  const float scale = most > least ? most / 255.f - least / 255.f : 1.f;
+  const float scale = most > least ? std::max(most / 255.f - least / 255.f, 1e-30f) : 1.f;
   return {scale, 1.f / scale, std::min(255.f, std::max(0.f, std::round(-least / scale)))};
 }
 

@@ -18,7 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fastfer.engine", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="a network's name, or a weight file (.safetensors)")
     parser.add_argument("--compare", action="store_true", help="time it beside ONNX Runtime, OpenVINO, torch.compile")
-    parser.add_argument("--others", nargs="*", help="runtimes to compare with (default: all three)")
+    parser.add_argument("--others", nargs="*", help="runtimes to compare with (default: those of the precision)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="images a call (default: 1 32)")
     parser.add_argument("--rounds", type=int, default=8, help="interleaved rounds of a comparison (default: 8)")
     parser.add_argument("--profile", action="store_true", help="print the time of each step")
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the engine, for fastfer.runtime.load")
     parser.add_argument("--threads", type=int, help="threads (default: torch's)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or int8 (default: float32)")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="float32 images (N, C, H, W) for int8, .npy")
     return parser
 
 
@@ -59,10 +60,13 @@ def _network(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _run(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from fastfer.engine.compiler import compile
 
     model, preprocessing = _network(options.model)
-    engine = compile(model, threads=options.threads, dtype=options.dtype, **preprocessing)
+    images = None if options.calibration is None else [np.load(options.calibration, allow_pickle=False)]
+    engine = compile(model, threads=options.threads, dtype=options.dtype, calibration=images, **preprocessing)
     kib = {name: f"{size / 1024:.0f} KiB" for name, size in engine.memory.items()}
     print(f"{engine}, weights {kib['weights']}, activations of a caller {kib['activations']}")
     if options.profile or options.plot is not None:
@@ -74,11 +78,9 @@ def _run(options: argparse.Namespace) -> None:
         engine.save(options.save)
     if options.compare:
         from fastfer.engine.compare import compare
-        from fastfer.engine.peers import PEERS
 
         for batch in options.batch:
-            others = tuple(PEERS) if options.others is None else tuple(options.others)
-            print(f"\n{compare(model, engine, batch, others=others, rounds=options.rounds)}")
+            print(f"\n{compare(model, engine, batch, others=options.others, rounds=options.rounds)}")
 
 
 if __name__ == "__main__":

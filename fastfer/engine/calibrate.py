@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranges of a graph's values over a set of images, from which int8 plans take the scales of their activations.
 
-The graph runs in float32 as a plan whose outputs are its values, a few at a time. Kept are the least and the largest
-element of each value over all images; scales of weights are the kernels' matter, one a channel.
+A float32 plan whose steps are not fused measures the least and the largest element of each value, image by image; the
+range is what holds for `COVERED` of the images, as a few extremes would cost all others resolution. Scales of weights
+are the kernels' matter, one a channel.
 """
 
 from __future__ import annotations
@@ -12,45 +13,38 @@ from typing import Any
 
 import numpy as np
 
-from fastfer.engine.file import to_bytes
+from fastfer.engine.file import Ranges, to_bytes
 from fastfer.engine.graph import Array, Graph, Shape
-from fastfer.runtime import Engine
+from fastfer.runtime import native
 
-_OUTPUTS = 8
-"""Values that one plan gives at a time."""
+COVERED = 0.99
+"""Share of the images whose extremes lie within a range: the least mean square error of FGW-FER's logits on faces."""
 
 
-def calibrated(graph: Graph, images: Iterable[Any], threads: int) -> list[tuple[float, float]]:
+def calibrated(graph: Graph, images: Iterable[Any], threads: int) -> Ranges:
     """(least, largest) of each value, in the order of ``graph.values``.
 
     ``images`` gives float32 batches (N, C, H, W), arrays or tensors, or pairs with such a batch first. Raises
     ValueError where there are none, where one does not fit, and where a value is not finite.
     """
     shape = graph.values[graph.input]
-    engines = _engines(graph, threads)
-    least, largest = np.full(len(graph.values), np.inf), np.full(len(graph.values), -np.inf)
+    plan = native().EnginePlan(to_bytes(graph, {}), threads, apart=True)
+    found = []
     for number, item in enumerate(images):
-        batch = _batch(item, shape, number)
-        _widen(least, largest, graph.input, batch)
-        for values, engine in engines:
-            results = engine(batch)
-            for value, result in zip(values, results if isinstance(results, tuple) else (results,), strict=True):
-                _widen(least, largest, value, result)
-    if not np.isfinite([least, largest]).all():
-        reason = "no images" if np.isinf(least[graph.input]) else "a value that is not finite"
-        raise ValueError(f"compile: calibration: expected images with finite activations, got {reason}")
+        batch = np.ascontiguousarray(_batch(item, shape, number))
+        if not np.isfinite(batch).all():
+            raise ValueError(f"compile: calibration: batch {number}: expected finite images, got NaN or infinity")
+        for image in batch:
+            found.append(plan.ranges(image.ctypes.data, "float32", 1))
+            found[-1][graph.input] = float(image.min()), float(image.max())  # no step of the plan writes it
+    if not found:
+        raise ValueError("compile: calibration: expected images, got none")
+    extremes = np.array(found, np.float64)
+    if not np.isfinite(extremes).all():
+        raise ValueError("compile: calibration: expected finite activations, got NaN or infinity")
+    least = np.quantile(extremes[:, :, 0], 1 - COVERED, axis=0)
+    largest = np.quantile(extremes[:, :, 1], COVERED, axis=0)
     return list(zip(least.tolist(), largest.tolist(), strict=True))
-
-
-def _engines(graph: Graph, threads: int) -> list[tuple[list[int], Engine]]:
-    """Plans that together give every value but the input, each with the numbers of its outputs."""
-    written = [node.output for node in graph.nodes]
-    engines = []
-    for start in range(0, len(written), _OUTPUTS):
-        values = written[start : start + _OUTPUTS]
-        part = Graph(graph.values, graph.input, graph.nodes, tuple(values)).pruned()
-        engines.append((values, Engine(to_bytes(part, {}), threads=threads)))
-    return engines
 
 
 def _batch(item: Any, shape: Shape, number: int) -> Array:
@@ -62,9 +56,3 @@ def _batch(item: Any, shape: Shape, number: int) -> Array:
         want = f"(N, {shape.channels}, {shape.height}, {shape.width})"
         raise ValueError(f"compile: calibration: batch {number}: expected float32 images {want}, got {got}")
     return array
-
-
-def _widen(least: Array, largest: Array, value: int, got: Array) -> None:
-    if got.size:
-        least[value] = np.minimum(least[value], got.min())  # NaN stays
-        largest[value] = np.maximum(largest[value], got.max())

@@ -20,8 +20,8 @@ from fastfer.engine.peers import Peer, Subject, largest_error
 from fastfer.engine.tables import table
 from fastfer.runtime import Engine
 
-TOLERANCE = 1e-3
-"""Largest relative error of a runtime that is timed: float32 sums of any order stay far below it."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
+"""Largest error of a runtime that is timed, relative to the largest output; float32 sums stay far below it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Comparison:
     batch: int
     threads: int
     timings: tuple[Timing, ...]
+    dtype: str = "float32"
 
     @property
     def ratio(self) -> float:
@@ -60,7 +61,7 @@ class Comparison:
             ]
             for t in self.timings
         ]  # fmt: skip
-        title = f"{self.network}, batch {self.batch}, {self.threads} threads, float32"
+        title = f"{self.network}, batch {self.batch}, {self.threads} threads, {self.dtype}"
         return table(title, ("runtime", "median ms", "p10 ms", "images/s", "over engine", "error"), rows)
 
 
@@ -106,15 +107,18 @@ def compare(
     engine: Engine,
     batch: int = 1,
     *,
-    others: Sequence[str] = tuple(peers.PEERS),
+    others: Sequence[str] | None = None,
     rounds: int = 8,
     seconds: float = 0.3,
 ) -> Comparison:
-    """Time ``engine`` and ``others`` (names of `peers.PEERS`) on ``batch`` images, all with the engine's threads.
+    """Time ``engine`` and ``others`` on ``batch`` images, all with the engine's threads.
+
+    ``others`` are names of `peers.PEERS`, by default those of the engine's precision.
 
     Raises ImportError naming the extra for a package that is missing, and RuntimeError, before anything is timed, for
     a runtime whose output is further than `TOLERANCE` from that of ``model`` in float64.
     """
+    others = peers.USUAL[engine.dtype] if others is None else others
     unknown = [name for name in others if name not in peers.PEERS]
     if unknown:
         raise ValueError(f"compare: others: expected some of {', '.join(peers.PEERS)}, got {unknown[0]!r}")
@@ -124,11 +128,11 @@ def compare(
         want = copy.deepcopy(subject.model).double()(torch.from_numpy(images).double()).numpy()
     runtimes = [Peer("fastfer engine", engine.dtype, lambda: engine(images))]
     runtimes += [peers.PEERS[name](subject) for name in others]
-    errors = {}
+    errors, limit = {}, TOLERANCE[engine.dtype]
     for runtime in runtimes:
         error = errors[runtime.name] = largest_error(runtime.run(), want)
-        if not error <= TOLERANCE:
-            raise RuntimeError(f"compare: {runtime.name}: expected outputs within {TOLERANCE}, got {error:.1e}")
+        if not error <= limit:
+            raise RuntimeError(f"compare: {runtime.name}: expected outputs within {limit}, got {error:.1e}")
     readings = interleaved({runtime.name: runtime.run for runtime in runtimes}, rounds, seconds)
     timings = []
     for runtime in runtimes:
@@ -138,4 +142,4 @@ def compare(
         median = statistics.median(medians)
         timings.append(Timing(runtime.name, runtime.version, median, p10, medians, errors[runtime.name]))
     name = str(engine.metadata.get("model", "network"))
-    return Comparison(name, batch, engine.threads, tuple(timings))
+    return Comparison(name, batch, engine.threads, tuple(timings), engine.dtype)

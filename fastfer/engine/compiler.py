@@ -89,13 +89,14 @@ def compile(
     except UncoveredError:
         if fallback == "error":
             raise
+        if dtype == "int8":
+            raise ValueError("compile: dtype: expected float32 or bfloat16 with torch islands, got int8") from None
         from fastfer.engine.islands import Islands
 
         return Islands(traced(model, size, any_batch=True), header, threads, dtype)
     header["outputs"] = [list(program.sizes[ref][1:]) for ref in program.outputs]
-    if calibration is not None:
-        header["ranges"] = [list(pair) for pair in calibrated(graph, calibration, default_threads(threads))]
-    return Engine(to_bytes(graph, header), threads=threads)
+    ranges = None if calibration is None else calibrated(graph, calibration, default_threads(threads))
+    return Engine(to_bytes(graph, header, ranges), threads=threads)
 
 
 def _size(model: nn.Module, example: Tensor | Sequence[int] | None) -> tuple[int, ...]:

@@ -6,7 +6,8 @@
 
 The graph is u32 but for attributes (i32) and weights (u64): counts of values and nodes, the input, the outputs' count
 and numbers; channels, height and width of each value; of each node the code of its op, counts of inputs, attributes and
-weights, its output, inputs, attributes, and of each weight the first float in the data and their count.
+weights, its output, inputs, attributes, and of each weight the first float in the data and their count. Behind it may
+stand the ranges that int8 plans need: their count, that of the values, and of each value f32 least and largest element.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ VERSION = 1
 _HEADER, _START = 96, 32
 _FACTOR = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+Ranges = list[tuple[float, float]]
 _ALIGNMENT = 16
 """Floats at which each weight starts: a cache line."""
 
@@ -59,7 +61,7 @@ def checksum(data: Buffer) -> int:
     return total
 
 
-def _description(graph: Graph) -> tuple[bytes, list[tuple[int, Node, Array]]]:
+def _description(graph: Graph, ranges: Ranges) -> tuple[bytes, list[tuple[int, Node, Array]]]:
     """The graph section, and of each weight its first float in the data."""
     head = [len(graph.values), len(graph.nodes), graph.input, len(graph.outputs), *graph.outputs]
     for shape in graph.values:
@@ -73,6 +75,8 @@ def _description(graph: Graph) -> tuple[bytes, list[tuple[int, Node, Array]]]:
             parts.append(struct.pack("<QQ", count, weight.size))
             places.append((count, node, weight))
             count += weight.size + -weight.size % _ALIGNMENT
+    if ranges:
+        parts.append(struct.pack(f"<I{2 * len(ranges)}f", len(ranges), *(bound for pair in ranges for bound in pair)))
     return b"".join(parts), places
 
 
@@ -86,14 +90,17 @@ def _write(data: Array, places: list[tuple[int, Node, Array]]) -> None:
             raise GraphError(f"{node.op}: expected finite weights within float32, got NaN or infinity")
 
 
-def to_bytes(graph: Graph, metadata: Mapping[str, Any]) -> bytearray:
-    """The file's bytes. Raises TypeError for metadata that JSON cannot hold, GraphError for weights not finite."""
+def to_bytes(graph: Graph, metadata: Mapping[str, Any], ranges: Ranges | None = None) -> bytearray:
+    """The file's bytes, with the ``ranges`` of the values where they are known.
+
+    Raises TypeError for metadata that JSON cannot hold, GraphError for weights that are not finite.
+    """
     graph.check()
     try:
         text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise TypeError(f"compile: metadata: expected JSON values, got {dict(metadata)!r} ({error})") from None
-    body, places = _description(graph)
+    body, places = _description(graph, ranges or [])
     floats = sum(weight.size + -weight.size % _ALIGNMENT for _, _, weight in places)
     sections, end = [], _HEADER
     for size in (len(text), len(body), 4 * floats):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other runtimes on the same network: ONNX Runtime, OpenVINO, ``torch.compile``; each forced to float32 and a number
-of threads.
+"""Other runtimes on the same network: ONNX Runtime, OpenVINO, ``torch.compile``; each forced to a precision and a
+number of threads.
 
 They get the network in stock torch ops: a module of torch alone as it is, one of fastfer's from the checkout's
 ``bench.stock``, with its weights.
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -121,15 +121,25 @@ def onnxruntime(subject: Subject) -> Peer:
 
 
 def openvino(subject: Subject, precision: str = "f32") -> Peer:
-    """OpenVINO on the CPU, tuned for latency; ``precision`` "f32" or "bf16", its own choice where the CPU has it."""
+    """OpenVINO on the CPU, tuned for latency.
+
+    ``precision`` is "f32", "bf16" (its own choice where the CPU has it) or "int8": NNCF's quantisation after training,
+    calibrated on the subject's images.
+    """
     package = _required("openvino")
+    core = package.Core()
+    model = core.read_model(subject.onnx)
+    if precision == "int8":
+        nncf = _required("nncf")
+        logging.getLogger("nncf").setLevel(logging.ERROR)
+        with redirect_stdout(io.StringIO()):
+            model = nncf.quantize(model, nncf.Dataset([subject.images]))
     config = {
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,
         "INFERENCE_NUM_THREADS": subject.threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    core = package.Core()
-    request = core.compile_model(core.read_model(subject.onnx), "CPU", config).create_infer_request()
+    request = core.compile_model(model, "CPU", config).create_infer_request()
 
     def run() -> Array:
         result: Array = request.infer([subject.images], share_inputs=True, share_outputs=True)[0]
@@ -158,7 +168,15 @@ PEERS: dict[str, Callable[[Subject], Peer]] = {
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     "torch.compile": torch_compile,
+    "openvino bf16": partial(openvino, precision="bf16"),
+    "openvino int8": partial(openvino, precision="int8"),
 }
+USUAL = {
+    "float32": ("onnxruntime", "openvino", "torch.compile"),
+    "bfloat16": ("openvino bf16",),
+    "int8": ("openvino int8",),
+}
+"""What an engine of a precision is compared with."""
 
 
 def largest_error(got: Array, want: Array) -> float:

@@ -15,7 +15,7 @@ from fastfer.data import Split, list_datasets
 from fastfer.evaluate.cost import measure_cost
 from fastfer.evaluate.groups import groups_of, read_groups
 from fastfer.evaluate.run import class_order, evaluate
-from fastfer.evaluate.source import PARTS, Weights, ids_of, load, load_parts, parse_options, protocol_of
+from fastfer.evaluate.source import PARTS, Weights, load, load_parts, parse_options
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -89,9 +89,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.batch_size < 2 or args.seconds < 0:
         raise ValueError(f"batch-size, seconds: expected 2, 0 or more, got {args.batch_size}, {args.seconds}")
     weights, split, train, out = prepare(args, with_train=True)
-    groups = groups_of(args.data, args.root, ids_of(split))
+    groups = groups_of(args.data, args.root, split.ids)
     if args.groups is not None:
-        groups |= read_groups(args.groups, ids_of(split))
+        groups |= read_groups(args.groups, split.ids)
     found = evaluate(
         weights.model, split, weights.preprocess,
         train=train, groups=groups, flip=args.flip_test, batch_size=args.batch_size,
@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     shape = tuple(weights.preprocess(torch.from_numpy(split.images[:1])).shape[1:])
     cost = measure_cost(weights.model, shape, args.weights.stat().st_size, args.seconds)  # type: ignore[arg-type]
     protocol = {
-        "data": args.data, "split": args.split, "protocol": protocol_of(split),
+        "data": args.data, "split": args.split, "protocol": split.protocol,
         "image_shape": list(split.images.shape[1:]), "flip": args.flip_test, "batch_size": args.batch_size,
     }  # fmt: skip
     paths = files.write(out, files.content(weights, found, cost, protocol))

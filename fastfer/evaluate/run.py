@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastfer.data import Preprocess, Split
+from fastfer.data.audit import duplicate_mask
 from fastfer.evaluate.metrics import Metrics, measure, require_torchmetrics
 from fastfer.evaluate.predict import predict
 from fastfer.models import FerModel
@@ -65,7 +64,7 @@ def evaluate(
     logits = predict(model, torch.from_numpy(split.images), preprocess, flip=flip, batch_size=batch_size)
     seconds = time.perf_counter() - start
     logits, labels, classes = logits[:, order], torch.from_numpy(split.labels), len(split.names)
-    copies = None if train is None else copies_of(train, split)
+    copies = None if train is None else duplicate_mask(split, train)
     kept = None if copies is None else torch.from_numpy(~copies)
     return Evaluation(
         classes=split.names,
@@ -88,14 +87,6 @@ def class_order(model: FerModel, names: Sequence[str]) -> list[int]:
     if set(own) != set(names):
         raise ValueError(f"classes: expected those of the data ({', '.join(names)}), got a model for {', '.join(own)}")
     return [own.index(name) for name in names]
-
-
-def copies_of(train: Split, split: Split) -> NDArray[np.bool_]:
-    """bool (N,): which images of ``split`` have the pixels of an image of ``train``."""
-    if train.images.shape[1:] != split.images.shape[1:]:
-        return np.zeros(len(split), bool)
-    known = {image.tobytes() for image in train.images}
-    return np.array([image.tobytes() in known for image in split.images], bool)
 
 
 def _probe(model: FerModel, split: Split, preprocess: Preprocess) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,43 +33,25 @@ def load(path: Path) -> Weights:
 
 def preprocess_of(metadata: Mapping[str, Any], path: Path) -> Preprocess:
     """The preprocessing that the weights were trained with. ValueError where the header does not say."""
-    reader: Any = getattr(Preprocess, "from_metadata", _mean_and_std)
     try:
-        found: Preprocess = reader(metadata)
+        return Preprocess.from_metadata(metadata)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected its preprocessing, or mean and std, in the header: {error}") from None
-    return found
-
-
-def _mean_and_std(metadata: Mapping[str, Any]) -> Preprocess:
-    missing = [key for key in ("mean", "std") if not isinstance(metadata.get(key), list)]
-    if missing:
-        raise ValueError(f"no {' and '.join(missing)}")
-    return Preprocess(tuple(metadata["mean"]), tuple(metadata["std"]))
 
 
 def load_parts(
     data: str, root: Path | None, part: str, options: Mapping[str, Any], with_train: bool
 ) -> tuple[Split, Split | None]:
-    """The split ``part``, and the training set where it is wanted and there. DataError as `load_dataset`.
+    """The split ``part``, and the training set where it is wanted. DataError as `load_dataset`.
 
     ``options`` are those of `load_dataset`, by name.
     """
-    parameters = inspect.signature(load_dataset).parameters
-    selects = "parts" in parameters
-    if options and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        unknown = [name for name in options if name not in parameters]
-        if unknown:
-            raise DataError(f"option: expected one of {', '.join(list(parameters)[2:])}, got {', '.join(unknown)}")
-    wanted: Sequence[str] = ("train", part) if with_train and part != "train" else (part,)
-    arguments: dict[str, Any] = {"parts": wanted, **options} if selects else dict(options)
+    with_train = with_train and part != "train"
     try:
-        splits = load_dataset(data, root, **arguments)
+        splits = load_dataset(data, root, parts=("train", part) if with_train else (part,), **options)
     except TypeError as error:  # an option that no data set knows
         raise DataError(str(error)) from None
-    if part not in splits:
-        raise DataError(f"{data} at {root}: no {part} set; it has {', '.join(splits)}")
-    return splits[part], splits.get("train") if part != "train" and with_train else None
+    return splits[part], splits["train"] if with_train else None
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -86,14 +67,3 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
             parsed = value
         options[name] = tuple(parsed) if isinstance(parsed, list) else parsed
     return options
-
-
-def protocol_of(split: Split) -> str:
-    """How the split was made, in words, where it says; else empty."""
-    return str(getattr(split, "protocol", ""))
-
-
-def ids_of(split: Split) -> tuple[str, ...] | None:
-    """Names of the split's images, where it has them."""
-    found: tuple[str, ...] | None = getattr(split, "ids", None)
-    return found

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from fastfer.evaluate.__main__ import parser, prepare
-from fastfer.evaluate.source import ids_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": weights.model.name, "weights": args.weights.name, "data": args.data, "split": args.split,
             "right": args.right, "seed": args.seed,
         }  # fmt: skip
-        paths = write(out, found, split, about, ids_of(split))
+        paths = write(out, found, split, about, split.ids)
     except ImportError as error:
         text = str(error)
         hint = "" if "pip install" in text else "; explanations need more packages: pip install 'fastfer[explain]'"

@@ -43,6 +43,12 @@ def _separable(x: Shape, depthwise: Shape, *rest: Any) -> int:
     return _positions(x, depthwise, stride, padding) * each
 
 
+def _bottleneck(x: Shape, expand: Shape, *rest: Any) -> int:
+    depthwise, project, stride, padding = rest[5], rest[11], rest[19], rest[20]
+    behind: int = math.prod(depthwise) + (0 if project is None else math.prod(project))
+    return _pointwise(x, expand) + _positions(x, depthwise, stride, padding) * behind
+
+
 def _conv2d(x: Shape, weight: Shape, *rest: Any) -> int:
     return _positions(x, weight, rest[7], rest[8]) * math.prod(weight)
 
@@ -94,6 +100,8 @@ _MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
     "pointwise_conv2d": _pointwise,
     "separable_conv2d": _separable,
     "separable_conv2d_train": _separable,
+    "inverted_bottleneck": _bottleneck,
+    "inverted_bottleneck_train": _bottleneck,
     "conv2d": _conv2d,
     "conv2d_train": _conv2d,
     "conv2d_pool_train": _conv2d,

@@ -31,12 +31,14 @@ class EngineFile {
     return output;
   }
 
-  std::vector<uint8_t> bytes(const std::vector<uint32_t>& outputs) const {
+  std::vector<uint8_t> bytes(const std::vector<uint32_t>& outputs, const std::vector<ff::engine::Range>& ranges) const {
     std::vector<uint8_t> graph;
     put(graph, values_), put(graph, nodes_), put(graph, uint32_t{0}), put(graph, static_cast<uint32_t>(outputs.size()));
     for (const uint32_t output : outputs) put(graph, output);
     graph.insert(graph.end(), value_bytes_.begin(), value_bytes_.end());
     graph.insert(graph.end(), node_bytes_.begin(), node_bytes_.end());
+    if (!ranges.empty()) put(graph, static_cast<uint32_t>(ranges.size()));
+    for (const auto& range : ranges) put(graph, range.least), put(graph, range.most);
     const uint64_t start = (96 + graph.size() + 63) / 64 * 64, length = data_.size() * sizeof(float);
     std::vector<uint8_t> file{'F', 'F', 'E', 'N', 'G', 'I', 'N', 'E'};
     put(file, uint32_t{1}), put(file, uint32_t{0}), put(file, start + length), put(file, uint64_t{0});
@@ -78,7 +80,7 @@ class EngineFile {
 };
 
 // Every operation once or more; small, so that it runs in microseconds. Its outputs are of all kinds.
-inline std::vector<uint8_t> every_operation() {
+inline std::vector<uint8_t> every_operation(const std::vector<ff::engine::Range>& ranges = {}) {
   EngineFile f(3, 12, 14);
   const uint32_t scaled = f.add(Op::affine, {0}, {0}, {3, 3}, 3, 12, 14);
   const uint32_t stem = f.add(Op::conv, {scaled}, {3, 3, 1, 1, 1, 1, 1, 1, 1, 1}, {540, 20}, 20, 12, 14);
@@ -104,7 +106,7 @@ inline std::vector<uint8_t> every_operation() {
   const uint32_t product = f.add(Op::mul, {mean, line}, {2}, {}, 24, 3, 4);
   const uint32_t planes = f.add(Op::channel_pool, {product}, {0}, {}, 2, 3, 4);
   const uint32_t active = f.add(Op::act, {planes}, {6}, {}, 2, 3, 4);
-  return f.bytes({logits, active, product});
+  return f.bytes({logits, active, product}, ranges);
 }
 
 }  // namespace

@@ -17,9 +17,9 @@ namespace {
 using engine::Plan;
 using engine::PlanOptions;
 
-PlanOptions plan_options(Isa isa, int threads, bool strict = true) {
+PlanOptions plan_options(Isa isa, int threads, engine::Type type = engine::Type::float32) {
   PlanOptions options;
-  options.isa = isa, options.threads = options.image_threads = threads, options.strict = strict;
+  options.isa = isa, options.threads = options.image_threads = threads, options.type = type;
   return options;
 }
 
@@ -39,19 +39,15 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-void engine_plans(Isa isa) {
-  const std::string name = std::string(isa_name(isa)) + " engine plan";
-  const std::vector<uint8_t> file = every_operation();
-  Random random(5);
-  const Values values = random.values(5 * 3 * 12 * 14);
-  const std::vector<float> images(values.begin(), values.end());
-  const Plan one(file.data(), file.size(), plan_options(isa, 1));
+void engine_plans(Isa isa, engine::Type type, const std::vector<uint8_t>& file, const std::vector<float>& images) {
+  const std::string name = std::string(isa_name(isa)) + " engine plan of type " + std::to_string(static_cast<int>(type));
+  const Plan one(file.data(), file.size(), plan_options(isa, 1, type));
   const std::vector<float> single = plan_outputs(one, images, 1), want = plan_outputs(one, images, 5);
   bool finite = true;
   for (const float v : want) finite = finite && std::isfinite(v);
   check(finite, name + ": results are finite");
   for (const int threads : {2, 3, 7}) {
-    const Plan plan(file.data(), file.size(), plan_options(isa, threads));
+    const Plan plan(file.data(), file.size(), plan_options(isa, threads, type));
     check(same_bits(plan_outputs(plan, images, 1), single), name + ": other bits with " + std::to_string(threads) + " threads");
     check(same_bits(plan_outputs(plan, images, 5), want), name + ": other bits for a batch with " + std::to_string(threads) + " threads");
     std::atomic<int> wrong{0};
@@ -64,13 +60,27 @@ void engine_plans(Isa isa) {
     check(wrong == 0, name + ": other bits with several callers");
     check(!plan.profile(images.data(), engine::Pixels::float32, 2).empty(), name + ": profile");
   }
+}
+
+void engine_plans(Isa isa) {
+  Random random(5);
+  const Values values = random.values(5 * 3 * 12 * 14);
+  const std::vector<float> images(values.begin(), values.end());
+  const std::vector<uint8_t> plain = every_operation();
+  PlanOptions apart = plan_options(isa, 1);
+  apart.apart = true;
+  const auto ranges = Plan(plain.data(), plain.size(), apart).ranges(images.data(), engine::Pixels::float32, 5);
+  const std::vector<uint8_t> file = every_operation(ranges);
+  engine_plans(isa, engine::Type::float32, file, images);
+  if (engine::kernels_of(isa).low_precision)
+    for (const engine::Type type : {engine::Type::bfloat16, engine::Type::uint8}) engine_plans(isa, type, file, images);
   bool raised = false;
   try {
     const Plan plan(file.data(), file.size() - 4, plan_options(isa, 1));
   } catch (const std::invalid_argument&) {
     raised = true;
   }
-  check(raised, name + ": a short file is refused");
+  check(raised, std::string(isa_name(isa)) + " engine plan: a short file is refused");
 }
 
 struct Rounds {

@@ -68,9 +68,10 @@ class Mutator {
 };
 
 // Whether the file made a plan, which then has run.
-bool runs(const std::vector<uint8_t>& file) {
+bool runs(const std::vector<uint8_t>& file, int type) {
   engine::PlanOptions options;
   options.isa = active_isa();
+  if (engine::kernels_of(options.isa).low_precision) options.type = static_cast<engine::Type>(type);
   try {
     const engine::Plan plan(file.data(), file.size(), options);
     const engine::Shape& s = plan.input();
@@ -97,11 +98,12 @@ bool runs(const std::vector<uint8_t>& file) {
 int main(int count, char** arguments) {
   const long files = count > 1 ? std::atol(arguments[1]) : 100000;
   Mutator mutator(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1);
-  const std::vector<uint8_t> good = every_operation();
-  if (!runs(good)) {
-    std::printf("the file to start from is refused\n");
-    return 1;
-  }
+  const std::vector<uint8_t> good = every_operation(std::vector<engine::Range>(25, engine::Range{-2.f, 2.f}));
+  for (int type = 0; type < 3; ++type)
+    if (!runs(good, type)) {
+      std::printf("the file to start from is refused\n");
+      return 1;
+    }
   long accepted = 0;
   for (long i = 0; i < files; ++i) {
     std::vector<uint8_t> file = good;
@@ -109,7 +111,7 @@ int main(int count, char** arguments) {
       if (!file.empty()) mutator.change(file);
     if (mutator.below(16) && file.size() >= 32) EngineFile::seal(file);
     file.shrink_to_fit();
-    accepted += runs(file);
+    accepted += runs(file, static_cast<int>(i % 3));
   }
   std::printf("%ld damaged files: %ld refused, %ld run\n", files, files - accepted, accepted);
   return accepted && accepted < files ? 0 : 1;
