@@ -21,7 +21,7 @@ class Bottleneck {
 
   void run() const {
     const idx all = s_.n * s_.h * s_.w, count = pixels(s_), hidden = s_.c;
-    const Values none(at(hidden), 0.0), z = naive::pointwise(all, in_, hidden, x_, expand_, {});
+    const Values z = naive::pointwise(all, in_, hidden, x_, expand_, {});
     const Values stats1 = naive::stats(n1_, z, hidden, batch_), a1 = naive::norm_act(n1_, stats1, act_, z, hidden);
     const Values y1 = naive::depthwise(s_, a1, dw_, {}), stats2 = naive::stats(n2_, y1, hidden, batch_);
     const Values a2 = naive::norm_act(n2_, stats2, act_, y1, hidden);
