@@ -9,6 +9,7 @@
 #include "dense.h"
 #include "depthwise_norm.h"
 #include "engine_low.h"
+#include "engine_planes.h"
 #include "gate.h"
 #include "loss.h"
 #include "pool.h"
@@ -235,6 +236,7 @@ int main() {
     all<double>(std::string(isa_name(isa)) + " f64");
     engine_kernels(isa);
     engine_low(isa);
+    engine_planes(isa);
     int count = 0;
     const KernelInfo* table = kernel_table(&count);
     for (int k = 0; k < count; ++k) check(table[k].calls[i] > 0, std::string(table[k].name) + " never ran on " + isa_name(isa));
