@@ -350,11 +350,9 @@ void engine_strips(const std::string& isa, const Kernels& kernels, const EngineC
 EngineCase point(idx c, idx h, idx w, idx o, int act, bool residual = false) {
   return {c, h, w, o, 1, 1, 1, 1, 0, 0, 0, 0, false, act, residual, 0};
 }
-
 EngineCase deep(idx c, idx h, idx w, int k, int s, int pad, int act) {
   return {c, h, w, c, k, k, s, s, pad, pad, k - 1 - pad, k - 1 - pad, true, act, false, 0};
 }
-
 const EngineCase kChains[][3] = {
     {{}, deep(17, 9, 14, 3, 1, 1, 2), point(17, 9, 14, 40, 2)},
     {{}, deep(32, 60, 57, 3, 2, 0, 2), point(32, 30, 29, 64, 1)},
