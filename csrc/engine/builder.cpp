@@ -195,6 +195,7 @@ void Builder::run() {
   find_image();
   find_sums();
   find_planes();
+  find_means();
   find_chains();
   find_types();
   for (size_t i = 0; i < graph_.nodes.size(); ++i) {

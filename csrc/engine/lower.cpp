@@ -204,7 +204,32 @@ void Builder::window_pool(const Node& node) {
   });
 }
 
+void Builder::mean_conv(const Node& node, const Node& conv) {
+  const Slot x = input(conv), y = output(node);
+  const Shape& shape = graph_.values[static_cast<size_t>(conv.output)];
+  const Window window = window_of(conv), whole{window.kh, window.kw, 1, 1, 0, 0};
+  const Slot means = new_slot({x.channels, window.kh, window.kw});
+  const int height = shape.height, width = shape.width;
+  add("tap means", x, means, {}, [=, &glue = glue_](const Frame&, const Map& from, const Map& to, Part part) {
+    glue.tap_means({from, to, window, height, width}, part);
+  });
+  Conv c{};
+  c.window = whole, c.panel = k_.conv_panel(x.channels, y.channels, 1, 1, whole);
+  float* packed = program_.weights.take(k_.conv_packed(x.channels, y.channels, whole));
+  k_.pack_conv(packed, conv.weights[0].data, x.channels, y.channels, whole, c.panel);
+  c.weights = packed, c.epilogue.bias = padded(conv.weights[1].data, conv.weights[1].count);
+  Step& step = add("conv", means, y, {}, [=, &k = k_](const Frame&, const Map& from, const Map& to, Part part) {
+    Conv call = c;
+    call.x = from, call.y = to;
+    k.conv(call, part);
+  });
+  step.panel = c.panel, step.macs = static_cast<double>(conv.weights[0].count);
+}
+
 void Builder::global_pool(const Node& node) {
+  const int maker = producer_[static_cast<size_t>(node.inputs[0])];
+  if (maker >= 0 && done_[static_cast<size_t>(maker)] && node_at(maker).op == Op::conv && values_[static_cast<size_t>(node.inputs[0])].buffer < 0)
+    return mean_conv(node, node_at(maker));
   const Slot x = input(node), y = output(node), pooled = lines(x.channels, x.height);
   const bool max = node.attrs[0] == 1;
   PoolSlots wanted;

@@ -207,35 +207,41 @@ void Builder::csa(const Node& node) {
   gated(node, x, neighbour_gate(x, node.weights[0]), true, node.attrs[0] == 1, &p);
 }
 
-// Gates of the rows or of the columns, `length` of them over `over` pixels each.
-void Builder::line_gate(const Slot& sum, const Slot& most, bool means, bool maxima, int over, const Dense& first, const Dense& last, const Slot& gate) {
-  const int channels = gate.channels;
-  const Slot pooled = lines(channels, gate.width), hidden = lines(first.outputs, gate.width);
-  float* scale = program_.weights.take(padded_size(channels));
-  std::fill(scale, scale + channels, 1.f / static_cast<float>(over));
-  Step& step = add("gate", sum, gate, {most, pooled, hidden}, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
-    if (means) glue.affine({f.map(sum), f.map(pooled), scale, nullptr, Act::none}, part);
-    if (means && maxima) glue.binary({f.map(pooled), f.map(most), f.map(pooled), false, Act::none}, part);
-    run_dense(k, first.weights, first.bias, first.panel, Act::hardswish, f.map(means ? pooled : most), f.map(hidden));
-    run_dense(k, last.weights, last.bias, last.panel, Act::sigmoid, f.map(hidden), to);
-  });
-  serial(step);
-  step.macs = 2. * channels * first.outputs * gate.width;
+// What makes the gates of the rows or of the columns, `over` pixels each.
+Builder::LineGate Builder::line_gate(const Slot& sum, const Slot& most, int over, const Dense& first, const Dense& last) {
+  const Slot& from = sum.buffer >= 0 ? sum : most;
+  float* scale = program_.weights.take(padded_size(from.channels));
+  std::fill(scale, scale + from.channels, 1.f / static_cast<float>(over));
+  return {sum, most, lines(from.channels, from.width), lines(first.outputs, from.width), lines(from.channels, from.width), scale, first, last};
 }
 
 void Builder::coordinate(const Node& node) {
   const Slot x = input(node);
   const int mode = node.attrs[0], c = x.channels, m = static_cast<int>(node.weights[1].count);
-  const bool means = mode != 1, maxima = mode != 0;
   PoolSlots wanted;
-  if (means) wanted.line_sum = lines(c, x.height), wanted.column_sum = lines(c, x.width);
-  if (maxima) wanted.line_max = lines(c, x.height), wanted.column_max = lines(c, x.width);
+  if (mode != 1) wanted.line_sum = lines(c, x.height), wanted.column_sum = lines(c, x.width);
+  if (mode != 0) wanted.line_max = lines(c, x.height), wanted.column_max = lines(c, x.width);
   pool(x, wanted);
   const Dense first = dense(node.weights[0], node.weights[1], c, x.height);
-  const Slot rows = lines(c, x.height), columns = lines(c, x.width);
-  line_gate(wanted.line_sum, wanted.line_max, means, maxima, x.width, first, dense(node.weights[2], node.weights[3], m, x.height), rows);
-  line_gate(wanted.column_sum, wanted.column_max, means, maxima, x.height, first, dense(node.weights[4], node.weights[5], m, x.width), columns);
-  multiply(node, {x, kNoSlot, rows, columns});
+  const LineGate rows = line_gate(wanted.line_sum, wanted.line_max, x.width, first, dense(node.weights[2], node.weights[3], m, x.height));
+  const LineGate columns = line_gate(wanted.column_sum, wanted.column_max, x.height, first, dense(node.weights[4], node.weights[5], m, x.width));
+  std::vector<Slot> touched;
+  for (const LineGate* g : {&rows, &columns}) touched.insert(touched.end(), {g->sum, g->most, g->pooled, g->hidden, g->gate});
+  // Two threads may make one of the two each.
+  Step& step = add("gate", kNoSlot, kNoSlot, touched, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map&, Part part) {
+    const Part all{0, 1, 0, (c + k.lanes - 1) / k.lanes};
+    for (int axis = part.y0; axis < part.y1; ++axis) {
+      const LineGate& g = axis ? columns : rows;
+      const bool means = g.sum.buffer >= 0;
+      if (means) glue.affine({f.map(g.sum), f.map(g.pooled), g.scale, nullptr, Act::none}, all);
+      if (means && g.most.buffer >= 0) glue.binary({f.map(g.pooled), f.map(g.most), f.map(g.pooled), false, Act::none}, all);
+      run_dense(k, g.first.weights, g.first.bias, g.first.panel, Act::hardswish, f.map(means ? g.pooled : g.most), f.map(g.hidden));
+      run_dense(k, g.last.weights, g.last.bias, g.last.panel, Act::sigmoid, f.map(g.hidden), f.map(g.gate));
+    }
+  });
+  step.height = 2, step.blocks = 1, step.by_blocks = false;
+  step.macs = 2. * c * m * (x.height + x.width);
+  multiply(node, {x, kNoSlot, rows.gate, columns.gate});
 }
 
 void Builder::dot_attention(const Node& node) {
