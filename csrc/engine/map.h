@@ -25,7 +25,8 @@ struct Map {
 };
 
 // What a map holds where it is not float32 (Kernels::low_precision): bfloat16, or bytes that stand for (q - zero)·scale.
-// A border of bytes holds `zero`. With them, silu and sigmoid are not to be had in an epilogue.
+// A border of bytes holds `zero`; row and block are multiples of L. silu and sigmoid are then not to be had in an epilogue,
+// channels that do not exist read as numbers, and conv of float32 writes float32 (strips and convert change types).
 enum class Type : int { float32, bfloat16, uint8 };
 struct Quant {
   float scale, inverse, zero;  // inverse: 1 / scale; zero is a whole number

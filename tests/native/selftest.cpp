@@ -10,6 +10,7 @@
 #include "depthwise_norm.h"
 #include "engine_low.h"
 #include "engine_plan.h"
+#include "engine_planes.h"
 #include "gate.h"
 #include "loss.h"
 #include "pool.h"
@@ -237,6 +238,7 @@ int main() {
     engine_kernels(isa);
     engine_low(isa);
     engine_plans(isa);
+    engine_planes(isa);
     int count = 0;
     const KernelInfo* table = kernel_table(&count);
     for (int k = 0; k < count; ++k) check(table[k].calls[i] > 0, std::string(table[k].name) + " never ran on " + isa_name(isa));

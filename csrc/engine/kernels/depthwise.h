@@ -107,7 +107,7 @@ FF_NOINLINE void depthwise_any(const DepthwiseRows& d, idx x0, idx pixels) {
 }
 
 struct DepthwiseSizes {
-  static constexpr int kMost = 6;
+  static constexpr int kMost = 7;
   int count, pixels[kMost];
   void (*run[kMost])(const DepthwiseRows&, idx, idx);
 };
@@ -121,8 +121,8 @@ template <class X>
 FF_INLINE const DepthwiseSizes& depthwise_tiles(const Window& w) {
   static constexpr bool wide = kRegisters == 32;
   static constexpr DepthwiseSizes any{1, {1}, {depthwise_any<X>}};
-  static constexpr DepthwiseSizes k3s1 = depthwise_sizes<X, 3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, 4, 2, 1>();
-  static constexpr DepthwiseSizes k3s2 = depthwise_sizes<X, 3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, 4, 2, 1>();
+  static constexpr DepthwiseSizes k3s1 = depthwise_sizes<X, 3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
+  static constexpr DepthwiseSizes k3s2 = depthwise_sizes<X, 3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
   static constexpr DepthwiseSizes k5s1 = depthwise_sizes<X, 5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
   static constexpr DepthwiseSizes k5s2 = depthwise_sizes<X, 5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
   static constexpr DepthwiseSizes k4s4 = depthwise_sizes<X, 4, 4, 4, 1>(), k2s2 = depthwise_sizes<X, 2, 2, 4, 2, 1>();

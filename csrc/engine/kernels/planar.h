@@ -41,6 +41,24 @@ struct PlaneTile {
   Activation act;
 };
 
+// What row i of a tile's input, at `line`, adds to the sums.
+template <int OC, int RT, int XV, int KH>
+FF_INLINE void plane_line(vecf (&acc)[OC * RT][XV], const float* line, const float* w, idx i) {
+  vecf v[XV];
+  FF_UNROLL(4)
+  for (int j = 0; j < XV; ++j) v[j] = in_register<float>(load(line + j * L));
+  FF_UNROLL(4)
+  for (int r = 0; r < RT; ++r) {
+    if (KH && (i < r || i - r >= KH)) continue;
+    FF_UNROLL(8)
+    for (int o = 0; o < OC; ++o) {
+      const vecf w_v = splat(w[(i - r) * OC + o]);
+      FF_UNROLL(4)
+      for (int j = 0; j < XV; ++j) acc[o * RT + r][j] = fma(w_v, v[j], acc[o * RT + r][j]);
+    }
+  }
+}
+
 // OC outputs × RT rows × XV vectors. A row of the input serves all rows of the output that it reaches; KH 0: any height.
 template <int OC, int RT, int XV, int KH>
 FF_NOINLINE void plane_tile(const PlaneTile& t) {
@@ -55,21 +73,11 @@ FF_NOINLINE void plane_tile(const PlaneTile& t) {
   for (idx c = 0; c < t.channels; ++c, column += t.x_plane - t.kw)
     for (idx l = 0; l < t.kw; ++l, ++column, w += kh * OC) {
       const float* line = column;
-      FF_UNROLL(16)
-      for (int i = 0; i < (KH ? KH + RT - 1 : kh); ++i, line += t.x_row) {
-        vecf v[XV];
-        FF_UNROLL(4)
-        for (int j = 0; j < XV; ++j) v[j] = in_register<float>(load(line + j * L));
-        FF_UNROLL(4)
-        for (int r = 0; r < RT; ++r) {
-          if (KH && (i < r || i - r >= KH)) continue;
-          FF_UNROLL(8)
-          for (int o = 0; o < OC; ++o) {
-            const vecf w_v = splat(w[(i - r) * OC + o]);
-            FF_UNROLL(4)
-            for (int j = 0; j < XV; ++j) acc[o * RT + r][j] = fma(w_v, v[j], acc[o * RT + r][j]);
-          }
-        }
+      if constexpr (KH == 0) {
+        for (idx i = 0; i < kh; ++i, line += t.x_row) plane_line<OC, RT, XV, KH>(acc, line, w, i);
+      } else {
+        FF_UNROLL(16)
+        for (int i = 0; i < KH + RT - 1; ++i, line += t.x_row) plane_line<OC, RT, XV, KH>(acc, line, w, i);
       }
     }
   activate_tile<OC * RT, XV>(acc, t.act);
