@@ -31,7 +31,7 @@ void near(const std::string& name, std::vector<float> got, Values want, idx leng
 class Blocked {
  public:
   Blocked(idx lanes, idx c, idx h, idx w, idx border, bool output)
-      : lanes_(lanes), border_(border), map_{nullptr, static_cast<int>(c), static_cast<int>(h), static_cast<int>(w), 0, 0} {
+      : lanes_(lanes), map_{nullptr, static_cast<int>(c), static_cast<int>(h), static_cast<int>(w), 0, 0} {
     map_.row = (w + 2 * border) * lanes, map_.block = (h + 2 * border) * map_.row;
     fill_ = output ? kMark : 0.f;
     data_.assign(at(blocks() * map_.block + 2 * kGuard), kMark);
@@ -69,7 +69,7 @@ class Blocked {
 
   static constexpr size_t kGuard = 64;
   static constexpr float kMark = -777.f;
-  idx lanes_, border_;
+  idx lanes_;
   engine::Map map_;
   float fill_;
   std::vector<float> data_;
@@ -126,7 +126,7 @@ struct EnginePools {
   engine::Pools pools() { return {line_sum.data(), line_max.data(), column_sum.data(), column_max.data()}; }
 };
 
-double larger(double a, double b) { return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b); }
+double largest_of(double a, double b) { return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b); }
 void check_pools(const std::string& name, const EngineCase& k, const Values& y, const EnginePools& got) {
   const idx h = k.oh(), w = k.ow();
   Values line_sum(at(k.o * h)), line_max(at(k.o * h), -INFINITY), column_sum(at(k.o * w)), column_max(at(k.o * w), -INFINITY);
@@ -135,8 +135,8 @@ void check_pools(const std::string& name, const EngineCase& k, const Values& y, 
     for (idx i = 0; i < h; ++i)
       for (idx j = 0; j < w; ++j) {
         const double v = y[at((o * h + i) * w + j)];
-        line_sum[at(o * h + i)] += v, line_max[at(o * h + i)] = larger(line_max[at(o * h + i)], v);
-        column_sum[at(o * w + j)] += v, column_max[at(o * w + j)] = larger(column_max[at(o * w + j)], v);
+        line_sum[at(o * h + i)] += v, line_max[at(o * h + i)] = largest_of(line_max[at(o * h + i)], v);
+        column_sum[at(o * w + j)] += v, column_max[at(o * w + j)] = largest_of(column_max[at(o * w + j)], v);
       }
     const idx block = o / got.lanes, lane = o % got.lanes;
     for (idx i = 0; i < h; ++i) {

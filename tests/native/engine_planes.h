@@ -64,8 +64,8 @@ void engine_planes(const std::string& isa, const Kernels& kernels, const EngineC
   for (idx i = 0; i < k.c * size; ++i) {
     const size_t q = at(i / size), p = at(i % size);
     const double v = d.x[at(i)], g = v * scale[q];
-    read.push_back(g + shift[q]), sum[q] += v, most[q] = larger(most[q], v), gated.push_back(g);
-    pixels[p] = larger(pixels[p], g), pixels[at(size) + p] += g / static_cast<double>(k.c);
+    read.push_back(g + shift[q]), sum[q] += v, most[q] = largest_of(most[q], v), gated.push_back(g);
+    pixels[p] = largest_of(pixels[p], g), pixels[at(size) + p] += g / static_cast<double>(k.c);
   }
   for (idx i = 0; i < k.c * size; ++i) moved.push_back(d.x[at(i)] * static_cast<float>(pixels[at(i % size)]));
   Planar read_to(k.c, k.h, k.w, 1, true), gated_to(k.c, k.h, k.w, 2, true), pixels_to(2, k.h, k.w, 3, true);
