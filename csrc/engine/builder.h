@@ -101,7 +101,7 @@ class Builder {
   Slot value(int id);
   Slot input(const Node& node, size_t i = 0) { return value(node.inputs[i]); }
   Slot output(const Node& node);    // of the node, or of the addition that it does
-  Slot residual(const Node& node);  // what it adds
+  Slot residual();  // what the node that is being lowered adds
   Act after() const { return sums_[static_cast<size_t>(node_)].act; }
   void find_borders();
   void lay_out();

@@ -47,7 +47,7 @@ void Builder::lower(const Node& node) {
 
 // A convolution that reads the image as it came.
 void Builder::stem(const Node& node) {
-  const Slot other = residual(node), y = output(node);
+  const Slot other = residual(), y = output(node);
   const Shape& shape = graph_.values[static_cast<size_t>(image_)];
   Stem s{};
   s.channels = shape.channels, s.height = shape.height, s.width = shape.width, s.window = window_of(node);
@@ -113,7 +113,9 @@ Conv Builder::describe(const Node& node) {
 bool Builder::winograd(const Node& node) {
   const auto& a = node.attrs;
   const Shape &x = graph_.values[static_cast<size_t>(node.inputs[0])], &y = graph_.values[static_cast<size_t>(node.output)];
-  return !options_.strict && !is_low(static_cast<int>(&node - graph_.nodes.data())) && a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8;
+  if (options_.strict || is_low(static_cast<int>(&node - graph_.nodes.data()))) return false;
+  return a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 &&
+         y.height >= 8 && y.width >= 8;
 }
 
 void Builder::conv(const Node& node) {
@@ -123,7 +125,7 @@ void Builder::conv(const Node& node) {
   if (node.inputs[0] == image_ && !depthwise && !options_.apart && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
   Conv c = describe(node);
   const Slot x = as(input(node), node.inputs[0], c.x_type), y = output(node);
-  const Slot other = as(residual(node), sums_[static_cast<size_t>(node_)].other, y.type);
+  const Slot other = as(residual(), sums_[static_cast<size_t>(node_)].other, y.type);
   const bool quarter = winograd(node);
   c.x_quant = x.quant, c.y_type = y.type, c.y_quant = y.quant, c.residual_quant = other.quant;
   c.epilogue.after = after();
@@ -166,7 +168,7 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
     name += (name.empty() ? "" : "+") + std::string(i == 1 ? "depthwise" : "conv");
   }
   const Slot x = gates.x.buffer >= 0 ? gates.x : value(node_at(first).inputs[0]), y = output(node_at(node_));
-  const Slot other = as(residual(node_at(node_)), sums_[static_cast<size_t>(node_)].other, y.type);
+  const Slot other = as(residual(), sums_[static_cast<size_t>(node_)].other, y.type);
   const int last = chain.project >= 0 ? 2 : 1, head = chain.expand >= 0 ? 0 : chain.depthwise >= 0 ? 1 : 2;
   convs[last].y_type = y.type, convs[last].y_quant = y.quant, convs[last].residual_quant = other.quant;
   const bool has[] = {chain.expand >= 0, chain.depthwise >= 0, chain.project >= 0};
@@ -180,8 +182,10 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
   // Any address stands for gates that are there.
   const auto there = [&](const Slot& s) { return s.buffer >= 0 ? expand.weights + 1 : nullptr; };
   Conv sized[3];
-  program_.scratch = std::max(program_.scratch, k_.strips_scratch(strips(sized, {there(gates.channel), there(gates.line), there(gates.column), nullptr}, nullptr)));
-  Step& step = add(name.c_str(), x, y, {gates.channel, gates.line, gates.column, other}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
+  const Gates present{there(gates.channel), there(gates.line), there(gates.column), nullptr};
+  program_.scratch = std::max(program_.scratch, k_.strips_scratch(strips(sized, present, nullptr)));
+  const std::vector<Slot> others{gates.channel, gates.line, gates.column, other};
+  Step& step = add(name.c_str(), x, y, others, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
     Conv c[3];
     const Strips call = strips(c, {f.buffer(gates.channel), f.buffer(gates.line), f.buffer(gates.column), nullptr}, f.scratch);
     c[head].x = from, c[last].y = to;
@@ -193,7 +197,7 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
 }
 
 void Builder::window_pool(const Node& node) {
-  const Slot x = input(node), other = residual(node), y = output(node);
+  const Slot x = input(node), other = residual(), y = output(node);
   WindowPool p{};
   p.window = window_of(node), p.bottom = node.attrs[6], p.right = node.attrs[7];
   p.mean = node.op == Op::avg_pool, p.count_padding = p.mean && node.attrs[8];

@@ -61,7 +61,8 @@ Slot Builder::mlp_gate(const Node& node, const PoolSlots& pools, int count, floa
   const Dense first = dense(node.weights[0], node.weights[1], channels, pixels);
   const Dense second = dense(node.weights[2], node.weights[3], first.outputs, pixels);
   const Slot pooled = lines(channels, pixels), hidden = lines(first.outputs, pixels), logits = lines(channels, pixels), y = lines(channels, 1);
-  Step& step = add("gate", pools.line_sum, y, {pools.line_max, pooled, hidden, logits}, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
+  const std::vector<Slot> others{pools.line_max, pooled, hidden, logits};
+  Step& step = add("gate", pools.line_sum, y, others, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
     glue.reduce({f.buffer(pools.line_sum), f.buffer(pools.line_max), count, scale, false, f.map(pooled)});
     run_dense(k, first.weights, first.bias, first.panel, act, f.map(pooled), f.map(hidden));
     run_dense(k, second.weights, second.bias, second.panel, maxima ? Act::none : gate, f.map(hidden), maxima ? f.map(logits) : to);
@@ -111,7 +112,7 @@ Slot Builder::gate_planes(const Slot& x, const Slot& channel, bool mean_first, i
 
 // x · (channel gate · or + pixel gate); the pixel gate, if any, from the same pass over rows of x. `pool`: 2×2 maximum.
 void Builder::gated(const Node& node, const Slot& x, const Slot& channel, bool sum, bool pool, const PixelPools* pixel) {
-  const Slot other = residual(node), y = output(node);
+  const Slot other = residual(), y = output(node);
   const bool by_pixel = pixel != nullptr;
   const PixelPools pools = by_pixel ? *pixel : PixelPools{};
   const int rows = pool ? 2 : 1;
@@ -133,7 +134,7 @@ void Builder::gated(const Node& node, const Slot& x, const Slot& channel, bool s
 
 // x · channel gate · logistic(convolution of the planes + bias).
 void Builder::gated_by_planes(const Node& node, const Slot& x, const Slot& channel, const Slot& pair, const float* w, float bias, int kh, int kw) {
-  const Slot other = residual(node), y = output(node);
+  const Slot other = residual(), y = output(node);
   program_.scratch = std::max(program_.scratch, static_cast<size_t>(kGateRows * x.width));
   Step& step = add(op_name(node.op), x, y, {channel, pair, other}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
     const Map planes = f.map(pair);
