@@ -61,7 +61,9 @@ Builder::Builder(const Graph& graph, const BuildOptions& options, Program& progr
     : graph_(graph), program_(program), k_(kernels_of(options.isa)), glue_(glue_of(options.isa)), options_(options) {}
 
 int Builder::new_buffer(size_t floats) {
-  if (floats > kMostFloats) throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) + " floats, the most is " + std::to_string(kMostFloats));
+  if (floats > kMostFloats)
+    throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) + " floats, the most is " +
+                                std::to_string(kMostFloats));
   buffers_.push_back({round_up(floats, kLine), -1, -1});
   return static_cast<int>(buffers_.size()) - 1;
 }
@@ -111,7 +113,7 @@ Slot Builder::output(const Node& node) {
   return value(sum.output < 0 ? node.output : sum.output);
 }
 
-Slot Builder::residual(const Node&) {
+Slot Builder::residual() {
   const Sum& sum = sums_[static_cast<size_t>(node_)];
   return sum.output < 0 ? kNoSlot : value(sum.other);
 }
@@ -195,6 +197,7 @@ void Builder::run() {
   find_image();
   find_sums();
   find_planes();
+  find_means();
   find_chains();
   find_types();
   for (size_t i = 0; i < graph_.nodes.size(); ++i) {

@@ -64,6 +64,12 @@ class Builder {
     const float *weights, *bias;
     int inputs, outputs, panel;
   };
+  // Gates of the rows or columns of a map from their pools: scaled and added, then two dense layers.
+  struct LineGate {
+    Slot sum, most, pooled, hidden, gate;
+    const float* scale;
+    Dense first, last;
+  };
   struct Buffer {
     size_t floats;
     int first, last;  // steps that touch it
@@ -95,7 +101,7 @@ class Builder {
   Slot value(int id);
   Slot input(const Node& node, size_t i = 0) { return value(node.inputs[i]); }
   Slot output(const Node& node);    // of the node, or of the addition that it does
-  Slot residual(const Node& node);  // what it adds
+  Slot residual();  // what the node that is being lowered adds
   Act after() const { return sums_[static_cast<size_t>(node_)].act; }
   void find_borders();
   void lay_out();
@@ -111,6 +117,7 @@ class Builder {
   void find_image();
   void find_sums();
   void find_chains();
+  void find_means();
   bool adds(size_t producer, int value, int other) const;
   bool is_point(int node) const;
   int only_reader(int value) const;
@@ -132,6 +139,7 @@ class Builder {
   void chain(const Chain& chain, const GateSlots& gates);
   void window_pool(const Node& node);
   void global_pool(const Node& node);
+  void mean_conv(const Node& node, const Node& conv);
   void line_pool(const Node& node);
   void binary(const Node& node);
   void affine(const Node& node);
@@ -154,7 +162,7 @@ class Builder {
   void csa(const Node& node);
   void coordinate(const Node& node);
   void multiply(const Node& node, const GateSlots& gates);
-  void line_gate(const Slot& sum, const Slot& most, bool means, bool maxima, int length, const Dense& first, const Dense& last, const Slot& gate);
+  LineGate line_gate(const Slot& sum, const Slot& most, int over, const Dense& first, const Dense& last);
   void dot_attention(const Node& node);
   void additive_attention(const Node& node);
 

@@ -96,7 +96,8 @@ void read_ranges(Reader& reader, Graph& g) {
   for (uint32_t i = 0; i < count; ++i) {
     const auto least = reader.next<float>("a range"), most = reader.next<float>("a range");
     if (!(least <= most) || !std::isfinite(least) || !std::isfinite(most))
-      fail("range of value " + std::to_string(i) + ": expected finite numbers, the first not above the second, got " + std::to_string(least) + " and " + std::to_string(most));
+      fail("range of value " + std::to_string(i) + ": expected finite numbers, the first not above the second, got " +
+           std::to_string(least) + " and " + std::to_string(most));
     g.ranges.push_back({least, most});
   }
 }

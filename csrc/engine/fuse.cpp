@@ -83,6 +83,19 @@ void Builder::find_sums() {
   }
 }
 
+// A convolution of which only the mean over the image is read is one of the means of what its taps read.
+void Builder::find_means() {
+  if (options_.apart || options_.type != Type::float32) return;
+  for (const Node& node : graph_.nodes) {
+    if (node.op != Op::global_pool || node.attrs[0] != 0) continue;
+    const int conv = producer_[static_cast<size_t>(node.inputs[0])];
+    if (conv < 0 || only_reader(node.inputs[0]) < 0 || std::count(planar_.begin(), planar_.end(), conv)) continue;
+    const Node& before = node_at(conv);
+    const auto index = static_cast<size_t>(conv);
+    if (before.op == Op::conv && before.attrs[8] == 1 && before.attrs[9] == 0 && sums_[index].output < 0) done_[index] = true;
+  }
+}
+
 // A 1×1 convolution of every pixel.
 bool Builder::is_point(int node) const {
   if (node < 0) return false;

@@ -36,6 +36,14 @@ struct LinePools {
   Pools pools;
 };
 
+// y's pixel (k, l): the mean of what tap (k, l) of a window reads, over a convolution's `height` × `width` outputs. x needs
+// the border that the convolution would.
+struct TapMeans {
+  Map x, y;
+  Window window;
+  int height, width;
+};
+
 // Per channel scale · sum and / or the maximum over `lines` values [blocks][lines][L]: y is a map of one pixel for each
 // that is not null, sums first; `both` adds the two instead.
 struct Reduce {
@@ -128,6 +136,7 @@ struct Glue {
   void (*export_)(const Export&, Part);
   void (*window_pool)(const WindowPool&, Part);
   void (*line_pools)(const LinePools&, Part);
+  void (*tap_means)(const TapMeans&, Part);
   void (*reduce)(const Reduce&);
   void (*binary)(const Binary&, Part);
   void (*affine)(const Affine&, Part);

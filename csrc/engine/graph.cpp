@@ -112,7 +112,8 @@ class Checker {
     const idx outputs = length(1);
     const int groups = node_.attrs[8];
     if (groups != 1 && (groups != x.channels || outputs != groups))
-      fail("groups", "1, or the channels of input and output", std::to_string(groups) + " for " + std::to_string(x.channels) + " and " + std::to_string(outputs));
+      fail("groups", "1, or the channels of input and output",
+           std::to_string(groups) + " for " + std::to_string(x.channels) + " and " + std::to_string(outputs));
     const Shape y = window(static_cast<int>(outputs), false);
     weight(0, outputs * (groups == 1 ? x.channels : 1) * node_.attrs[0] * node_.attrs[1]);
     return y;

@@ -47,7 +47,7 @@ void Builder::lower(const Node& node) {
 
 // A convolution that reads the image as it came.
 void Builder::stem(const Node& node) {
-  const Slot other = residual(node), y = output(node);
+  const Slot other = residual(), y = output(node);
   const Shape& shape = graph_.values[static_cast<size_t>(image_)];
   Stem s{};
   s.channels = shape.channels, s.height = shape.height, s.width = shape.width, s.window = window_of(node);
@@ -113,7 +113,9 @@ Conv Builder::describe(const Node& node) {
 bool Builder::winograd(const Node& node) {
   const auto& a = node.attrs;
   const Shape &x = graph_.values[static_cast<size_t>(node.inputs[0])], &y = graph_.values[static_cast<size_t>(node.output)];
-  return !options_.strict && !is_low(static_cast<int>(&node - graph_.nodes.data())) && a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8;
+  if (options_.strict || is_low(static_cast<int>(&node - graph_.nodes.data()))) return false;
+  return a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 &&
+         y.height >= 8 && y.width >= 8;
 }
 
 void Builder::conv(const Node& node) {
@@ -123,7 +125,7 @@ void Builder::conv(const Node& node) {
   if (node.inputs[0] == image_ && !depthwise && !options_.apart && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
   Conv c = describe(node);
   const Slot x = as(input(node), node.inputs[0], c.x_type), y = output(node);
-  const Slot other = as(residual(node), sums_[static_cast<size_t>(node_)].other, y.type);
+  const Slot other = as(residual(), sums_[static_cast<size_t>(node_)].other, y.type);
   const bool quarter = winograd(node);
   c.x_quant = x.quant, c.y_type = y.type, c.y_quant = y.quant, c.residual_quant = other.quant;
   c.epilogue.after = after();
@@ -166,7 +168,7 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
     name += (name.empty() ? "" : "+") + std::string(i == 1 ? "depthwise" : "conv");
   }
   const Slot x = gates.x.buffer >= 0 ? gates.x : value(node_at(first).inputs[0]), y = output(node_at(node_));
-  const Slot other = as(residual(node_at(node_)), sums_[static_cast<size_t>(node_)].other, y.type);
+  const Slot other = as(residual(), sums_[static_cast<size_t>(node_)].other, y.type);
   const int last = chain.project >= 0 ? 2 : 1, head = chain.expand >= 0 ? 0 : chain.depthwise >= 0 ? 1 : 2;
   convs[last].y_type = y.type, convs[last].y_quant = y.quant, convs[last].residual_quant = other.quant;
   const bool has[] = {chain.expand >= 0, chain.depthwise >= 0, chain.project >= 0};
@@ -180,8 +182,10 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
   // Any address stands for gates that are there.
   const auto there = [&](const Slot& s) { return s.buffer >= 0 ? expand.weights + 1 : nullptr; };
   Conv sized[3];
-  program_.scratch = std::max(program_.scratch, k_.strips_scratch(strips(sized, {there(gates.channel), there(gates.line), there(gates.column), nullptr}, nullptr)));
-  Step& step = add(name.c_str(), x, y, {gates.channel, gates.line, gates.column, other}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
+  const Gates present{there(gates.channel), there(gates.line), there(gates.column), nullptr};
+  program_.scratch = std::max(program_.scratch, k_.strips_scratch(strips(sized, present, nullptr)));
+  const std::vector<Slot> others{gates.channel, gates.line, gates.column, other};
+  Step& step = add(name.c_str(), x, y, others, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
     Conv c[3];
     const Strips call = strips(c, {f.buffer(gates.channel), f.buffer(gates.line), f.buffer(gates.column), nullptr}, f.scratch);
     c[head].x = from, c[last].y = to;
@@ -193,7 +197,7 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
 }
 
 void Builder::window_pool(const Node& node) {
-  const Slot x = input(node), other = residual(node), y = output(node);
+  const Slot x = input(node), other = residual(), y = output(node);
   WindowPool p{};
   p.window = window_of(node), p.bottom = node.attrs[6], p.right = node.attrs[7];
   p.mean = node.op == Op::avg_pool, p.count_padding = p.mean && node.attrs[8];
@@ -204,7 +208,32 @@ void Builder::window_pool(const Node& node) {
   });
 }
 
+void Builder::mean_conv(const Node& node, const Node& conv) {
+  const Slot x = input(conv), y = output(node);
+  const Shape& shape = graph_.values[static_cast<size_t>(conv.output)];
+  const Window window = window_of(conv), whole{window.kh, window.kw, 1, 1, 0, 0};
+  const Slot means = new_slot({x.channels, window.kh, window.kw});
+  const int height = shape.height, width = shape.width;
+  add("tap means", x, means, {}, [=, &glue = glue_](const Frame&, const Map& from, const Map& to, Part part) {
+    glue.tap_means({from, to, window, height, width}, part);
+  });
+  Conv c{};
+  c.window = whole, c.panel = k_.conv_panel(x.channels, y.channels, 1, 1, whole);
+  float* packed = program_.weights.take(k_.conv_packed(x.channels, y.channels, whole));
+  k_.pack_conv(packed, conv.weights[0].data, x.channels, y.channels, whole, c.panel);
+  c.weights = packed, c.epilogue.bias = padded(conv.weights[1].data, conv.weights[1].count);
+  Step& step = add("conv", means, y, {}, [=, &k = k_](const Frame&, const Map& from, const Map& to, Part part) {
+    Conv call = c;
+    call.x = from, call.y = to;
+    k.conv(call, part);
+  });
+  step.panel = c.panel, step.macs = static_cast<double>(conv.weights[0].count);
+}
+
 void Builder::global_pool(const Node& node) {
+  const int maker = producer_[static_cast<size_t>(node.inputs[0])];
+  if (maker >= 0 && done_[static_cast<size_t>(maker)] && node_at(maker).op == Op::conv && values_[static_cast<size_t>(node.inputs[0])].buffer < 0)
+    return mean_conv(node, node_at(maker));
   const Slot x = input(node), y = output(node), pooled = lines(x.channels, x.height);
   const bool max = node.attrs[0] == 1;
   PoolSlots wanted;

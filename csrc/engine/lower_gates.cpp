@@ -61,7 +61,8 @@ Slot Builder::mlp_gate(const Node& node, const PoolSlots& pools, int count, floa
   const Dense first = dense(node.weights[0], node.weights[1], channels, pixels);
   const Dense second = dense(node.weights[2], node.weights[3], first.outputs, pixels);
   const Slot pooled = lines(channels, pixels), hidden = lines(first.outputs, pixels), logits = lines(channels, pixels), y = lines(channels, 1);
-  Step& step = add("gate", pools.line_sum, y, {pools.line_max, pooled, hidden, logits}, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
+  const std::vector<Slot> others{pools.line_max, pooled, hidden, logits};
+  Step& step = add("gate", pools.line_sum, y, others, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
     glue.reduce({f.buffer(pools.line_sum), f.buffer(pools.line_max), count, scale, false, f.map(pooled)});
     run_dense(k, first.weights, first.bias, first.panel, act, f.map(pooled), f.map(hidden));
     run_dense(k, second.weights, second.bias, second.panel, maxima ? Act::none : gate, f.map(hidden), maxima ? f.map(logits) : to);
@@ -111,7 +112,7 @@ Slot Builder::gate_planes(const Slot& x, const Slot& channel, bool mean_first, i
 
 // x · (channel gate · or + pixel gate); the pixel gate, if any, from the same pass over rows of x. `pool`: 2×2 maximum.
 void Builder::gated(const Node& node, const Slot& x, const Slot& channel, bool sum, bool pool, const PixelPools* pixel) {
-  const Slot other = residual(node), y = output(node);
+  const Slot other = residual(), y = output(node);
   const bool by_pixel = pixel != nullptr;
   const PixelPools pools = by_pixel ? *pixel : PixelPools{};
   const int rows = pool ? 2 : 1;
@@ -133,7 +134,7 @@ void Builder::gated(const Node& node, const Slot& x, const Slot& channel, bool s
 
 // x · channel gate · logistic(convolution of the planes + bias).
 void Builder::gated_by_planes(const Node& node, const Slot& x, const Slot& channel, const Slot& pair, const float* w, float bias, int kh, int kw) {
-  const Slot other = residual(node), y = output(node);
+  const Slot other = residual(), y = output(node);
   program_.scratch = std::max(program_.scratch, static_cast<size_t>(kGateRows * x.width));
   Step& step = add(op_name(node.op), x, y, {channel, pair, other}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
     const Map planes = f.map(pair);
@@ -207,35 +208,41 @@ void Builder::csa(const Node& node) {
   gated(node, x, neighbour_gate(x, node.weights[0]), true, node.attrs[0] == 1, &p);
 }
 
-// Gates of the rows or of the columns, `length` of them over `over` pixels each.
-void Builder::line_gate(const Slot& sum, const Slot& most, bool means, bool maxima, int over, const Dense& first, const Dense& last, const Slot& gate) {
-  const int channels = gate.channels;
-  const Slot pooled = lines(channels, gate.width), hidden = lines(first.outputs, gate.width);
-  float* scale = program_.weights.take(padded_size(channels));
-  std::fill(scale, scale + channels, 1.f / static_cast<float>(over));
-  Step& step = add("gate", sum, gate, {most, pooled, hidden}, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
-    if (means) glue.affine({f.map(sum), f.map(pooled), scale, nullptr, Act::none}, part);
-    if (means && maxima) glue.binary({f.map(pooled), f.map(most), f.map(pooled), false, Act::none}, part);
-    run_dense(k, first.weights, first.bias, first.panel, Act::hardswish, f.map(means ? pooled : most), f.map(hidden));
-    run_dense(k, last.weights, last.bias, last.panel, Act::sigmoid, f.map(hidden), to);
-  });
-  serial(step);
-  step.macs = 2. * channels * first.outputs * gate.width;
+// What makes the gates of the rows or of the columns, `over` pixels each.
+Builder::LineGate Builder::line_gate(const Slot& sum, const Slot& most, int over, const Dense& first, const Dense& last) {
+  const Slot& from = sum.buffer >= 0 ? sum : most;
+  float* scale = program_.weights.take(padded_size(from.channels));
+  std::fill(scale, scale + from.channels, 1.f / static_cast<float>(over));
+  return {sum, most, lines(from.channels, from.width), lines(first.outputs, from.width), lines(from.channels, from.width), scale, first, last};
 }
 
 void Builder::coordinate(const Node& node) {
   const Slot x = input(node);
   const int mode = node.attrs[0], c = x.channels, m = static_cast<int>(node.weights[1].count);
-  const bool means = mode != 1, maxima = mode != 0;
   PoolSlots wanted;
-  if (means) wanted.line_sum = lines(c, x.height), wanted.column_sum = lines(c, x.width);
-  if (maxima) wanted.line_max = lines(c, x.height), wanted.column_max = lines(c, x.width);
+  if (mode != 1) wanted.line_sum = lines(c, x.height), wanted.column_sum = lines(c, x.width);
+  if (mode != 0) wanted.line_max = lines(c, x.height), wanted.column_max = lines(c, x.width);
   pool(x, wanted);
   const Dense first = dense(node.weights[0], node.weights[1], c, x.height);
-  const Slot rows = lines(c, x.height), columns = lines(c, x.width);
-  line_gate(wanted.line_sum, wanted.line_max, means, maxima, x.width, first, dense(node.weights[2], node.weights[3], m, x.height), rows);
-  line_gate(wanted.column_sum, wanted.column_max, means, maxima, x.height, first, dense(node.weights[4], node.weights[5], m, x.width), columns);
-  multiply(node, {x, kNoSlot, rows, columns});
+  const LineGate rows = line_gate(wanted.line_sum, wanted.line_max, x.width, first, dense(node.weights[2], node.weights[3], m, x.height));
+  const LineGate columns = line_gate(wanted.column_sum, wanted.column_max, x.height, first, dense(node.weights[4], node.weights[5], m, x.width));
+  std::vector<Slot> touched;
+  for (const LineGate* g : {&rows, &columns}) touched.insert(touched.end(), {g->sum, g->most, g->pooled, g->hidden, g->gate});
+  // Two threads may make one of the two each.
+  Step& step = add("gate", kNoSlot, kNoSlot, touched, [=, &k = k_, &glue = glue_](const Frame& f, const Map&, const Map&, Part part) {
+    const Part all{0, 1, 0, (c + k.lanes - 1) / k.lanes};
+    for (int axis = part.y0; axis < part.y1; ++axis) {
+      const LineGate& g = axis ? columns : rows;
+      const bool means = g.sum.buffer >= 0;
+      if (means) glue.affine({f.map(g.sum), f.map(g.pooled), g.scale, nullptr, Act::none}, all);
+      if (means && g.most.buffer >= 0) glue.binary({f.map(g.pooled), f.map(g.most), f.map(g.pooled), false, Act::none}, all);
+      run_dense(k, g.first.weights, g.first.bias, g.first.panel, Act::hardswish, f.map(means ? g.pooled : g.most), f.map(g.hidden));
+      run_dense(k, g.last.weights, g.last.bias, g.last.panel, Act::sigmoid, f.map(g.hidden), f.map(g.gate));
+    }
+  });
+  step.height = 2, step.blocks = 1, step.by_blocks = false;
+  step.macs = 2. * c * m * (x.height + x.width);
+  multiply(node, {x, kNoSlot, rows.gate, columns.gate});
 }
 
 void Builder::dot_attention(const Node& node) {

@@ -138,7 +138,8 @@ Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_
   for (const int output : graph.outputs) outputs_.push_back(graph.values[static_cast<size_t>(output)]);
   for (const auto* values : {&options.bytes.scale, &options.bytes.shift})
     if (!values->empty() && values->size() != static_cast<size_t>(input_.channels))
-      throw std::invalid_argument("EnginePlan: scale, shift: expected " + std::to_string(input_.channels) + " values, one for each channel, got " + std::to_string(values->size()));
+      throw std::invalid_argument("EnginePlan: scale, shift: expected " + std::to_string(input_.channels) +
+                                  " values, one for each channel, got " + std::to_string(values->size()));
   program_ = build(graph, {options.isa, options.type, options.strict, options.apart}, options.bytes);
   metadata_ = std::move(parsed.metadata);
   const int lanes = kernels_of(options.isa).lanes;

@@ -55,6 +55,19 @@ static void window_pool(const engine::WindowPool& p, Part part) {
   pool_lines<false, 0, 0>(p, part);
 }
 
+FF_NOINLINE void tap_means(const engine::TapMeans& p, Part part) {
+  const Window& w = p.window;
+  const vecf share = splat(1.f / (static_cast<float>(p.height) * static_cast<float>(p.width)));
+  for (idx block = part.b0; block < part.b1; ++block)
+    for (idx k = part.y0; k < part.y1; ++k)
+      for (idx l = 0; l < w.kw; ++l) {
+        vecf sum = {};
+        for (idx y = 0; y < p.height; ++y)
+          for (idx x = 0; x < p.width; ++x) sum = sum + load(at(p.x, block, y * w.sh - w.top + k, x * w.sw - w.left + l));
+        store(at(p.y, block, k, l), sum * share);
+      }
+}
+
 FF_NOINLINE void binary(const engine::Binary& p, Part part) {
   const idx b_pixel = p.b.width > 1 ? L : 0, b_row = p.b.height > 1 ? p.b.row : 0;
   const bool one_channel = p.b.channels == 1 && p.a.channels > 1;

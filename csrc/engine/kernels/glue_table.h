@@ -24,8 +24,8 @@ namespace FF_ISA {
 namespace {
 
 constexpr engine::Glue kEngineGlue = {
-    import,      export_map, window_pool,    line_pools,  reduce,        binary,             affine, place,
-    pixel_pools, pixel_gate, gated,          neighbour_gate, dot_scratch, dot_attention, additive_attention,
+    import,      export_map, window_pool, line_pools,     tap_means,   reduce,        binary,             affine, place,
+    pixel_pools, pixel_gate, gated,       neighbour_gate, dot_scratch, dot_attention, additive_attention,
 };
 
 }  // namespace
