@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_host import CSRC, FAMILIES, HostLibrary
 
 from fastfer import backend
 
@@ -126,3 +127,9 @@ def real_data() -> Path:
     if not (folder / "unpack.py").is_file():
         pytest.skip(f"no real faces in {folder}: set FASTFER_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> HostLibrary:
+    """Every CUDA kernel instance that ships, built for the host."""
+    return HostLibrary(tmp_path_factory.mktemp("cuda"), sorted(CSRC.glob("*/cuda.cu")), FAMILIES)
