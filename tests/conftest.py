@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cuda_host
 import pytest
 import torch
-from cuda_host import CSRC, FAMILIES, HostLibrary
 
 from fastfer import backend
 
@@ -91,18 +91,34 @@ def variants(every_isa: bool = True) -> list[Any]:
     return parameters
 
 
-@pytest.fixture(params=variants())
+_HOST = [] if forced_backend() else [pytest.param(Variant("cuda-host"), id="cuda-host")]
+
+
+@contextmanager
+def _active(request: pytest.FixtureRequest) -> Iterator[Variant]:
+    if request.param.backend != "cuda-host":
+        with request.param.active():
+            yield request.param
+        return
+    families = cuda_host.families()
+    if not any(request.path.stem.startswith(f"test_{family}") for family in families):
+        pytest.skip("no CUDA kernels for this family")
+    with cuda_host.active(request.getfixturevalue("host_kernels"), families):
+        yield request.param
+
+
+@pytest.fixture(params=[*variants(), *_HOST])
 def variant(request: pytest.FixtureRequest) -> Iterator[Variant]:
-    """Every CPU backend, native on every ISA, active during the test."""
-    with request.param.active():
-        yield request.param
+    """Every CPU backend, native on every ISA, and the CUDA kernels on the host machine, active during the test."""
+    with _active(request) as active:
+        yield active
 
 
-@pytest.fixture(params=variants(every_isa=False))
+@pytest.fixture(params=[*variants(every_isa=False), *_HOST])
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[Variant]:
-    """Every CPU backend, native on its best ISA, active during the test."""
-    with request.param.active():
-        yield request.param
+    """Every CPU backend, native on its best ISA, and the CUDA kernels on the host machine, active during the test."""
+    with _active(request) as active:
+        yield active
 
 
 @pytest.fixture(params=[p for p in variants() if p.values[0].backend != "reference"])
@@ -130,6 +146,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> HostLibrary:
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> cuda_host.HostLibrary:
     """Every CUDA kernel instance that ships, built for the host."""
-    return HostLibrary(tmp_path_factory.mktemp("cuda"), sorted(CSRC.glob("*/cuda.cu")), FAMILIES)
+    sources = sorted(cuda_host.CSRC.glob("*/cuda.cu"))
+    return cuda_host.HostLibrary(tmp_path_factory.mktemp("cuda"), sources, cuda_host.FAMILIES)

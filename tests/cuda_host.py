@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
+import re
 import shlex
 import shutil
 import struct
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fastfer.cuda.loader import Launch
+from fastfer import backend
+from fastfer.cuda.loader import Bound, Launch
 
 HERE = Path(__file__).resolve().parent
 SHIM = HERE / "cuda_shim"
@@ -44,6 +49,7 @@ class HostLibrary:
             objects.append(str(target))
         self._compile(compiler, "-shared", *objects, "-o", str(folder / "kernels.so"))
         self._library = ctypes.CDLL(str(folder / "kernels.so"))
+        self._one_at_a_time = threading.Lock()
         self._library.launch.restype = self._library.kernel_name.restype = ctypes.c_char_p
 
     def _compile(self, compiler: str, *arguments: str) -> None:
@@ -63,7 +69,8 @@ class HostLibrary:
         """Run to the end; RuntimeError with what the machine found wrong."""
         values = [struct.unpack("<q", struct.pack("<d", w))[0] if isinstance(w, float) else w for w in words]
         array, sides = (ctypes.c_int64 * len(values))(*values), (ctypes.c_int64 * 3)(*grid)
-        error = self._library.launch(kernel.encode(), sides, threads, array, len(values))
+        with self._one_at_a_time:
+            error = self._library.launch(kernel.encode(), sides, threads, array, len(values))
         if error:
             raise RuntimeError(f"{kernel}: {error.decode()}")
 
@@ -84,3 +91,18 @@ class HostLaunch(Launch):
 
     def strided(self, kernel: str, like: torch.Tensor, items: int, threads: int, *args: Any) -> None:
         self(kernel, like, (min(-(-items // threads), 3), 1, 1), threads, *args)
+
+
+def families() -> list[str]:
+    """The families with CUDA kernels."""
+    return re.findall(r"^FF_CUDA_FAMILY\((\w+)\)", FAMILIES.read_text(), re.MULTILINE) if FAMILIES.is_file() else []
+
+
+@contextmanager
+def active(library: HostLibrary, names: Sequence[str]) -> Iterator[None]:
+    """CPU tensors go through the CUDA families' functions to kernels on the host machine, the rest through torch."""
+    with backend.use("reference"):
+        for family in names:
+            module = importlib.import_module(f"fastfer.cuda.{family}")
+            backend._resolved[family, "cpu"] = Bound(module, HostLaunch(family, library))
+        yield

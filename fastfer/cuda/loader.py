@@ -176,3 +176,22 @@ def lanes(*tensors: Tensor) -> int:
     if any(t.data_ptr() % 16 for t in tensors):
         return 1
     return 16 // tensors[0].element_size()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Dtype that arithmetic on x's elements is done in."""
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """``x`` dense in channels_last order: itself, or a copy."""
+    dense = (x.shape[1] * x.shape[2] * x.shape[3], 1, x.shape[1] * x.shape[3], x.shape[1])
+    if x.stride() == dense:
+        return x
+    return torch.empty_strided(x.shape, dense, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def empty_nhwc(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """A new (N, channels, height, width) tensor in channels_last order, of the dtype and device of ``like``."""
+    size = (like.shape[0], channels, height, width)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

@@ -127,7 +127,7 @@ class Shared {
 };
 
 #define FF_SHARED(T, name, count)                       \
-  static ff::cuda::Shared<T>::State name##_states[count]; \
+  static typename ff::cuda::Shared<T>::State name##_states[count]; \
   const ff::cuda::Shared<T> name(#name, name##_states, count)
 
 inline float f16_bits_to_float(unsigned short bits) {
