@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def include_dir() -> Path:
 
 
 @functools.cache
+def header(kernel: str) -> str:
+    """The header that has the kernel template of this name, from `include_dir`."""
+    declaration = re.compile(rf"__global__ void (?:__launch_bounds__\(\w+\)\s*)?{kernel}\(")
+    for path in sorted(include_dir().glob("*/cuda.cuh")):
+        if declaration.search(path.read_text(encoding="utf-8")):
+            return path.relative_to(include_dir()).as_posix()
+    raise ValueError(f"no header has a kernel {kernel}")
+
+
+@functools.cache
 def source(header: str) -> str:
     """Source text that includes ``header``, with a digest of all headers: CuPy's disk cache does not look into them."""
     digest = hashlib.sha256()
@@ -55,8 +66,9 @@ def options() -> tuple[str, ...]:
 
 
 @functools.cache
-def _function(device: int, header: str, kernel: str) -> Any:
-    module = import_cupy().RawModule(code=source(header), options=options(), name_expressions=(kernel,))
+def _function(device: int, kernel: str) -> Any:
+    code = source(header(kernel.partition("<")[0]))
+    module = import_cupy().RawModule(code=code, options=options(), name_expressions=(kernel,))
     return module.get_function(kernel)
 
 
@@ -79,11 +91,11 @@ def _cupy_stream(address: int) -> Any:
 
 
 class CupyLaunch(Launch):
-    """Kernels of ``<family>/cuda.cuh``, compiled when they are first asked for."""
+    """Kernels compiled when they are first asked for."""
 
     def run(
         self, kernel: str, device: torch.device, grid: tuple[int, int, int], threads: int, words: tuple[Any, ...]
     ) -> None:
         stream = torch.cuda.current_stream(device).cuda_stream
         with import_cupy().cuda.Device(device.index), _cupy_stream(stream):
-            _function(device.index, f"{self.family}/cuda.cuh", kernel)(grid, (threads,), words)
+            _function(device.index, kernel)(grid, (threads,), words)

@@ -78,8 +78,7 @@ class HostLibrary:
 class HostLaunch(Launch):
     """Runs kernels of a `HostLibrary` on CPU tensors, over few blocks, so that grid-stride loops go round."""
 
-    def __init__(self, family: str, library: HostLibrary) -> None:
-        super().__init__(family)
+    def __init__(self, library: HostLibrary) -> None:
         self.library = library
         self.launched: set[str] = set()
 
@@ -104,5 +103,5 @@ def active(library: HostLibrary, names: Sequence[str]) -> Iterator[None]:
     with backend.use("reference"):
         for family in names:
             module = importlib.import_module(f"fastfer.cuda.{family}")
-            backend._resolved[family, "cpu"] = Bound(module, HostLaunch(family, library))
+            backend._resolved[family, "cpu"] = Bound(module, HostLaunch(library))
         yield

@@ -20,7 +20,7 @@ from fastfer.cuda.loader import Bound
 
 @pytest.fixture(scope="module")
 def launch(host_kernels: HostLibrary) -> HostLaunch:
-    return HostLaunch("elementwise", host_kernels)
+    return HostLaunch(host_kernels)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_cupy_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(RawModule=module, cuda=SimpleNamespace(Device=Scope, Stream=Stream))
     monkeypatch.setattr(jit, "import_cupy", lambda: fake)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
-    cupy, name = jit.CupyLaunch("elementwise"), elementwise.kernel("activation_fwd", "float", 5, 4)
+    cupy, name = jit.CupyLaunch(), elementwise.kernel("activation_fwd", "float", 5, 4)
     try:
         for grid in ((3, 1, 1), (80, 2, 1)):
             cupy.run(name, torch.device("cuda", 0), grid, 256, (1024, 2048, 5))

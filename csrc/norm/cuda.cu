@@ -7,7 +7,7 @@
 namespace ff::cuda {
 
 #define STORED(T) \
-  FF_KERNEL(moments<T>) FF_KERNEL(norm_act<T, 256>) FF_KERNEL(norm_sums<T>) FF_KERNEL(norm_grad<T, 256>)
+  FF_KERNEL(moments<T>) FF_KERNEL(column_sums<T>) FF_KERNEL(norm_act<T, 256>) FF_KERNEL(norm_sums<T>) FF_KERNEL(norm_grad<T, 256>)
 #define COMPUTED(C) FF_KERNEL(moments_finish<C, 256>) FF_KERNEL(sum_blocks<C, 256>)
 
 FF_KERNELS_BEGIN(norm)

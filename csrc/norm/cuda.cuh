@@ -102,6 +102,21 @@ __global__ void __launch_bounds__(kColumnThreads)
       });
 }
 
+// partial [row blocks][channels]: sums of x over the part's rows.
+template <class T>
+__global__ void __launch_bounds__(kColumnThreads)
+    column_sums(const T* __restrict__ x, compute_t<T>* __restrict__ partial, index_t rows, index_t channels,
+                index_t rows_per_block) {
+  using C = compute_t<T>;
+  const index_t first = block_x() * rows_per_block;
+  const index_t last = first + rows_per_block < rows ? first + rows_per_block : rows;
+  reduce_columns<1, C>(
+      first, last, block_y() * kColumnLanes, channels, {C(0)},
+      [&](C(&state)[1], index_t row, index_t channel) { state[0] += widen(x[row * channels + channel]); },
+      [](C(&into)[1], const C(&from)[1]) { into[0] += from[0]; },
+      [&](const C(&state)[1], index_t channel) { partial[block_x() * channels + channel] = state[0]; });
+}
+
 // sums [words] of partial [blocks][words], in the order of the blocks, in double.
 template <class C, int kThreads>
 __global__ void __launch_bounds__(kThreads)

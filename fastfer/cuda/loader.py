@@ -80,10 +80,7 @@ def runs_on(archs: str, major: int, minor: int) -> bool:
 
 
 class Launch(ABC):
-    """Runs the kernels of one family, asynchronously on torch's current stream."""
-
-    def __init__(self, family: str) -> None:
-        self.family = family
+    """Runs kernels, asynchronously on torch's current stream."""
 
     def __call__(self, kernel: str, like: Tensor, grid: tuple[int, int, int], threads: int, *args: Any) -> None:
         """``kernel`` over ``grid`` blocks of ``threads`` threads on the device of ``like``; nothing where a side is 0.
@@ -154,11 +151,11 @@ def implementation(name: str, family: str) -> Bound | None:
     if importlib.util.find_spec(f"fastfer.cuda.{family}") is None:
         return None
     if name == "cuda":
-        launch: Launch = NvccLaunch(family)
+        launch: Launch = NvccLaunch()
     else:
         from fastfer.jit import CupyLaunch
 
-        launch = CupyLaunch(family)
+        launch = CupyLaunch()
     return Bound(importlib.import_module(f"fastfer.cuda.{family}"), launch)
 
 

@@ -42,6 +42,14 @@ def total(launch: Launch, partial: Tensor) -> Tensor:
     return sums
 
 
+def column_sums(launch: Launch, y: Tensor) -> Tensor:
+    """Sum over N, H, W: (N, C, H, W), NHWC -> (C,)."""
+    channels, rows = y.shape[1], y.numel() // max(y.shape[1], 1)
+    if not rows:
+        return y.new_zeros(channels)
+    return total(launch, columns(launch, f"column_sums<{type_name('sum', y)}>", 1, rows, channels, y, y))[0].to(y.dtype)
+
+
 def statistics(
     launch: Launch, y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, batch_stats: bool
 ) -> Tensor:
@@ -54,10 +62,18 @@ def statistics(
     if not rows:
         return y.new_zeros((3, channels))
     partial = columns(launch, f"moments<{type_name('norm', y)}>", 2, rows, channels, y, y)
+    return finish_moments(launch, y, partial, rows_per_block(rows), eps)
+
+
+def finish_moments(launch: Launch, y: Tensor, partial: Tensor, rows_per_part: int, eps: float) -> Tensor:
+    """Statistics (3, C) from the moments (parts, 2, C) of parts of y's rows."""
+    channels, rows = y.shape[1], y.numel() // max(y.shape[1], 1)
+    if not rows:
+        return y.new_zeros((3, channels))
     stats = torch.empty((3, channels), dtype=partial.dtype, device=y.device)
     kernel = f"moments_finish<{type_name('norm', partial)}, {THREADS}>"
     grid = (-(-channels // THREADS), 1, 1)
-    launch(kernel, y, grid, THREADS, partial, stats, rows, channels, rows_per_block(rows), float(eps))
+    launch(kernel, y, grid, THREADS, partial, stats, rows, channels, rows_per_part, float(eps))
     return stats
 
 
