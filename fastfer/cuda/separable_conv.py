@@ -50,7 +50,7 @@ def depthwise_conv2d(
     y, packed = empty_nhwc(x, channels, *out), _packed(weight, x)
     shape = (height, width, channels, *out)
     if _tiled(x, kernel, stride, False):
-        name, grid = f"depthwise_tile<{dtype}, {kernel[0]}, {stride[0]}>", _tile_grid(*out, images, channels)
+        name, grid = f"depthwise_tile<{dtype}, {kernel[0]}, {stride[0]}>", _tile_grid(out[0], out[1], images, channels)
         launch(name, x, grid, THREADS, x, packed, 0 if bias is None else bias, y, *shape, *padding[:2])
     else:
         arguments = (x, packed, 0 if bias is None else bias, y, y.numel(), *shape, *kernel, *stride, *padding[:2])
@@ -239,19 +239,18 @@ def separable_conv2d_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
     need_dx, need_dw, need_pw = mask
-    nothing = x.new_empty(0)
     y1 = y1 if y1.dim() == 4 else depthwise_conv2d(launch, x, dw, None, stride, padding)
-    dy2, d_w2, d_b2 = nhwc(dout), nothing, nothing
+    dy2, d_w2, d_b2 = nhwc(dout), x.new_empty(0), x.new_empty(0)
     if n2_weight is not None or act2:
         dy2, d_w2, d_b2 = norm.norm_act_backward(launch, dy2, y2, n2_weight, n2_bias, stats2, act2, batch_stats)
     before, wanted = (n1_weight, n1_bias, stats1, act1), [need_dx or need_dw, need_pw, need_pw]
     da1, d_pw, d_pb = _product_backward(launch, dy2, y1, before, pw, wanted)
-    pw_side = (d_pw, d_pb, d_w2 if need_pw else nothing, d_b2 if need_pw else nothing)
+    pw_side = (d_pw, d_pb, d_w2 if need_pw else x.new_empty(0), d_b2 if need_pw else x.new_empty(0))
     if not (need_dx or need_dw):
         return *(x.new_empty(0) for _ in range(5)), *pw_side
-    dy1, d_w1, d_b1 = da1, nothing, nothing
+    dy1, d_w1, d_b1 = da1, x.new_empty(0), x.new_empty(0)
     if n1_weight is not None or act1:
         dy1, d_w1, d_b1 = norm.norm_act_backward(launch, da1, y1, n1_weight, n1_bias, stats1, act1, batch_stats)
     dx, d_dw, d_db = depthwise_conv2d_backward(launch, dy1, x, dw, stride, padding, [need_dx, need_dw, need_dw])
-    norm1 = (d_w1, d_b1) if need_dw else (nothing, nothing)
+    norm1 = (d_w1, d_b1) if need_dw else (x.new_empty(0), x.new_empty(0))
     return dx, d_dw, d_db, *norm1, *pw_side
