@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kColumnThreads)
         state[0] += g;
         state[1] += g * xhat;
       },
-      [](C(&into)[2], const C(&from)[2]) { into[0] += from[0], into[1] += from[1]; },
+      AddWords(),
       [&](const C(&state)[2], index_t channel) {
         partial[2 * block_x() * channels + channel] = state[0];
         partial[(2 * block_x() + 1) * channels + channel] = state[1];
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kColumnThreads)
   reduce_columns<1, C>(
       first, last, block_y() * kColumnLanes, channels, {C(0)},
       [&](C(&state)[1], index_t row, index_t channel) { state[0] += widen(x[row * channels + channel]); },
-      [](C(&into)[1], const C(&from)[1]) { into[0] += from[0]; },
+      AddWords(),
       [&](const C(&state)[1], index_t channel) { partial[block_x() * channels + channel] = state[0]; });
 }
 

@@ -77,30 +77,18 @@ __global__ void __launch_bounds__(kColumnThreads)
                     index_t pixels, index_t channels) {
   using C = compute_t<T>;
   const index_t first = block_x() * pixels;
-  // The sum, the maximum, and its pixel: in two words of 2^20, exact in float.
-  constexpr index_t kLow = 1 << 20;
   reduce_columns<4, C>(
       first, first + pixels, block_y() * kColumnLanes, channels, {C(0), C(0), C(-1), C(0)},
       [&](C(&state)[4], index_t row, index_t channel) {
-        const C value = widen(x[row * channels + channel]);
-        state[0] += value;
-        const bool better = state[2] < C(0) || value > state[1] || value != value;
-        if (better) state[1] = value, state[2] = C((row - first) / kLow), state[3] = C((row - first) % kLow);
+        Pooled<C>::add(state, widen(x[row * channels + channel]), row - first);
       },
-      [](C(&into)[4], const C(&from)[4]) {
-        into[0] += from[0];
-        if (from[2] < C(0)) return;
-        const bool earlier = from[2] < into[2] || (from[2] == into[2] && from[3] < into[3]);
-        const bool nan = from[1] != from[1], nan_before = into[1] != into[1];
-        const bool better = nan ? !nan_before || !earlier : from[1] > into[1] || (from[1] == into[1] && earlier);
-        if (into[2] < C(0) || better) into[1] = from[1], into[2] = from[2], into[3] = from[3];
-      },
+      Pooled<C>(),
       [&](const C(&state)[4], index_t channel) {
         const index_t at = block_x() * channels + channel;
         if (mean) mean[at] = narrow<T>(state[0] / static_cast<C>(pixels));
         if (!most) return;
         most[at] = narrow<T>(state[1]);
-        places[at] = static_cast<int>(static_cast<index_t>(state[2]) * kLow + static_cast<index_t>(state[3]));
+        places[at] = static_cast<int>(Pooled<C>::row(state));
       });
 }
 

@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kColumnThreads)
           state[0] += widen(dy[pixel * channels + channel]) *
                       widen(x[((pixel / (ow * oh) * height + row) * width + column) * channels + channel]);
       },
-      [](C(&into)[1], const C(&from)[1]) { into[0] += from[0]; },
+      AddWords(),
       [&](const C(&state)[1], index_t channel) {
         partial[(block_x() * taps + block_z()) * channels + channel] = state[0];
       });

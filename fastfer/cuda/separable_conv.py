@@ -141,11 +141,11 @@ def depthwise_norm_backward(
     return dx, dw, db, *((d_weight, d_bias) if mask[1] else nothing)
 
 
-_NO_NORM = (None, None, None, 0)
+NO_NORM = (None, None, None, 0)
 """Norm weight, bias, statistics, activation."""
 
 
-def _product(
+def product(
     launch: Launch, y1: Tensor, before: tuple[Any, ...], weight: Tensor, bias: Tensor | None, moments: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The pointwise product of act(norm(y1)), and where asked for the moments (tiles, 2, O) of its rows."""
@@ -164,7 +164,7 @@ def _product(
     return y2, parts
 
 
-def _product_backward(
+def product_backward(
     launch: Launch, dy2: Tensor, y1: Tensor, before: tuple[Any, ...], weight: Tensor, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of act(norm(y1)), weight and bias."""
@@ -191,14 +191,14 @@ def _product_backward(
 
 def pointwise_conv2d(launch: Launch, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1×1 convolution."""
-    return _product(launch, nhwc(x), _NO_NORM, weight, bias, False)[0]
+    return product(launch, nhwc(x), NO_NORM, weight, bias, False)[0]
 
 
 def pointwise_conv2d_backward(
     launch: Launch, dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
 ) -> tuple[Tensor, ...]:
     """Gradients of x, weight and bias."""
-    return _product_backward(launch, nhwc(dy), nhwc(x), _NO_NORM, weight, mask)
+    return product_backward(launch, nhwc(dy), nhwc(x), NO_NORM, weight, mask)
 
 
 def separable_conv2d_train(
@@ -214,7 +214,7 @@ def separable_conv2d_train(
     y1 = depthwise_conv2d(launch, x, dw, dw_bias, stride, padding)
     stats1 = norm.statistics(launch, y1, n1_mean, n1_var, eps1, batch_stats)
     gathered = batch_stats and n2_mean is not None
-    y2, parts = _product(launch, y1, (n1_weight, n1_bias, stats1, act1), pw, pw_bias, gathered)
+    y2, parts = product(launch, y1, (n1_weight, n1_bias, stats1, act1), pw, pw_bias, gathered)
     if parts is not None:
         stats2 = norm.finish_moments(launch, y2, parts, TILE, eps2)
     else:
@@ -244,7 +244,7 @@ def separable_conv2d_backward(
     if n2_weight is not None or act2:
         dy2, d_w2, d_b2 = norm.norm_act_backward(launch, dy2, y2, n2_weight, n2_bias, stats2, act2, batch_stats)
     before, wanted = (n1_weight, n1_bias, stats1, act1), [need_dx or need_dw, need_pw, need_pw]
-    da1, d_pw, d_pb = _product_backward(launch, dy2, y1, before, pw, wanted)
+    da1, d_pw, d_pb = product_backward(launch, dy2, y1, before, pw, wanted)
     pw_side = (d_pw, d_pb, d_w2 if need_pw else x.new_empty(0), d_b2 if need_pw else x.new_empty(0))
     if not (need_dx or need_dw):
         return *(x.new_empty(0) for _ in range(5)), *pw_side

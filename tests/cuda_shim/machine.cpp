@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "machine.h"
 
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -17,7 +18,9 @@ constexpr std::size_t kStack = 128 << 10;
 enum class State { ready, at_barrier, at_warp, done };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;  // entered once; then it goes on from where it left, by jumps, which cost no system call
+  jmp_buf context;
+  bool started;
   State state;
   Place place;
   std::uint64_t collectives;
@@ -28,7 +31,7 @@ struct Warp {
 };
 
 struct Machine {
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   unsigned char* stacks = nullptr;
@@ -42,38 +45,53 @@ struct Machine {
 };
 Machine machine;
 
+void leave(State state) {
+  Fiber& fiber = machine.fibers[machine.current.rank];
+  fiber.state = state;
+  if (_setjmp(fiber.context) == 0) _longjmp(machine.scheduler, 1);
+}
+
 void enter() {
-  machine.body(machine.arguments);
-  machine.fibers[machine.current.rank].state = State::done;
+  for (;;) {  // a block a round
+    machine.body(machine.arguments);
+    leave(State::done);
+  }
+}
+
+__attribute__((noinline)) void resume(int rank) {
+  machine.current.rank = rank;
+  Fiber& fiber = machine.fibers[rank];
+  if (_setjmp(machine.scheduler)) return;
+  if (fiber.started) _longjmp(fiber.context, 1);
+  fiber.started = true;
+  setcontext(&fiber.start);
 }
 
 void wait(State state, Place place) {
-  Fiber& fiber = machine.fibers[machine.current.rank];
-  fiber.state = state;
-  fiber.place = place;
-  swapcontext(&fiber.context, &machine.scheduler);
+  machine.fibers[machine.current.rank].place = place;
+  leave(state);
 }
 
-void begin(int threads) {
-  const std::size_t bytes = kStack * threads;
-  if (bytes > machine.stacked) {
+// Fibers for a launch: those there are, unless more are needed or an error left them in the midst of a kernel.
+void prepare(int threads) {
+  if (machine.failed || threads > static_cast<int>(machine.fibers.size())) {
+    const std::size_t bytes = kStack * threads;
     if (machine.stacks) munmap(machine.stacks, machine.stacked);
     machine.stacks = static_cast<unsigned char*>(
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     machine.stacked = bytes;
+    machine.fibers.resize(threads);
+    for (int i = 0; i < threads; ++i) {
+      Fiber& fiber = machine.fibers[i];
+      getcontext(&fiber.start);
+      fiber.start.uc_stack.ss_sp = machine.stacks + kStack * i;
+      fiber.start.uc_stack.ss_size = kStack;
+      fiber.started = false;
+      makecontext(&fiber.start, enter, 0);
+    }
   }
-  machine.fibers.resize(threads);
   machine.warps.resize(threads / kWarp);
-  for (int i = 0; i < threads; ++i) {
-    Fiber& fiber = machine.fibers[i];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = machine.stacks + kStack * i;
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = &machine.scheduler;
-    fiber.state = State::ready;
-    fiber.collectives = 0;
-    makecontext(&fiber.context, enter, 0);
-  }
+  machine.failed = false;
 }
 
 bool same(Place a, Place b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
@@ -115,7 +133,7 @@ bool meet(int threads) {
     }
   if (!machine.failed && together(State::at_barrier, 0, threads, "barrier")) {
     ++machine.epoch;
-    for (Fiber& fiber : machine.fibers) fiber.collectives = 0;
+    for (int i = 0; i < threads; ++i) machine.fibers[i].collectives = 0;
     release(0, threads);
     any = true;
   }
@@ -123,15 +141,13 @@ bool meet(int threads) {
 }
 
 void run_block(int threads) {
-  begin(threads);
+  for (int i = 0; i < threads; ++i) machine.fibers[i].collectives = 0;
+  release(0, threads);
   machine.block_epoch = ++machine.epoch;
   for (;;) {
     int done = 0;
     for (int i = 0; i < threads && !machine.failed; ++i) {
-      if (machine.fibers[i].state == State::ready) {
-        machine.current.rank = i;
-        swapcontext(&machine.scheduler, &machine.fibers[i].context);
-      }
+      if (machine.fibers[i].state == State::ready) resume(i);
       done += machine.fibers[i].state == State::done;
     }
     if (machine.failed || done == threads || meet(threads)) {
@@ -178,18 +194,18 @@ void fail(const char* format, ...) {
   const Thread& at = machine.current;
   report("%s (thread %d of block %lld, %lld, %lld)", text, at.rank, static_cast<long long>(at.block[0]),
          static_cast<long long>(at.block[1]), static_cast<long long>(at.block[2]));
-  setcontext(&machine.scheduler);
+  _longjmp(machine.scheduler, 1);
   __builtin_unreachable();
 }
 
 const char* run(Body body, const std::int64_t* arguments, const std::int64_t grid[3], int threads) {
   machine.body = body;
   machine.arguments = arguments;
-  machine.failed = false;
   if (threads < kWarp || threads > 1024 || threads % kWarp) {
     report("expected 32 to 1024 threads in whole warps, got %d", threads);
     return machine.message;
   }
+  prepare(threads);
   std::memcpy(machine.current.grid, grid, sizeof machine.current.grid);
   for (std::int64_t z = 0; z < grid[2]; ++z)
     for (std::int64_t y = 0; y < grid[1]; ++y)
