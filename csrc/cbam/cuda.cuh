@@ -126,9 +126,9 @@ __global__ void __launch_bounds__(kThreads)
                T* __restrict__ out, index_t count, index_t pixels, index_t channels) {
   using C = compute_t<T>;
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t pixel = i * kVec / channels, channel = i * kVec % channels;
-    const C s = spatial ? spatial[pixel] : C(1);
-    const C* const g = gates + pixel / pixels * channels + channel;
+    const Split pixel = split(i * kVec, channels);
+    const C s = spatial ? spatial[pixel.whole] : C(1);
+    const C* const g = gates + split(pixel.whole, pixels).whole * channels + pixel.rest;
     Pack<T, kVec> v = load<kVec>(x + i * kVec, kVec);
 #pragma unroll
     for (int k = 0; k < kVec; ++k) v.at[k] = narrow<T>(gates ? widen(v.at[k]) * g[k] * s : widen(v.at[k]) * s);

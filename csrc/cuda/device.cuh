@@ -117,6 +117,19 @@ __device__ __forceinline__ index_t grid_size() {
   return blocks_x() * kThreads;
 }
 
+// i / n and the rest, for 0 <= i and 0 < n: in 32 bits where both fit, since a GPU divides 64 bits by a long routine.
+struct Split {
+  index_t whole, rest;
+};
+__device__ __forceinline__ Split split(index_t i, index_t n) {
+  if (((i | n) >> 32) == 0) {
+    const unsigned whole = static_cast<unsigned>(i) / static_cast<unsigned>(n);
+    return {whole, static_cast<unsigned>(i) - whole * static_cast<unsigned>(n)};
+  }
+  const index_t whole = i / n;
+  return {whole, i - whole * n};
+}
+
 // kVec neighbours, moved by one instruction.
 template <class T, int kVec>
 struct alignas(sizeof(T) * kVec) Pack {

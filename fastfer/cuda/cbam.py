@@ -23,7 +23,7 @@ _Mlp = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _gates(launch: Launch, x: Tensor, mlp: _Mlp | None, spatial: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """pooled (3, N, C) and positions; planes (3, N, H, W), the third yet to fill, and channels. Not asked for: empty."""
+    """pooled (3, N, C), positions; planes (3, N, H, W), the third yet to fill, channels. Not asked for: empty."""
     (n, c, h, w), dtype = x.shape, compute_dtype(x)
     pooled = torch.empty((3, n, c) if mlp else 0, dtype=dtype, device=x.device)
     positions = torch.empty((n, c) if mlp else 0, dtype=torch.int32, device=x.device)
