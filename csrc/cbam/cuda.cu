@@ -8,7 +8,7 @@ namespace ff::cuda {
 
 #define STORED(T, vec) \
   FF_KERNEL(cbam_gates<T, 512>) FF_KERNEL(cbam_apply<T, vec, 256>) FF_KERNEL(cbam_apply<T, 1, 256>) \
-  FF_KERNEL(cbam_dots<T, 512>) FF_KERNEL(cbam_bwd<T, 512>)
+  FF_KERNEL(pixel_dots<T, 512>) FF_KERNEL(cbam_bwd<T, 512>)
 #define COMPUTED(C) \
   FF_KERNEL(cbam_conv<C, 7, false, 256>) FF_KERNEL(cbam_conv<C, 7, true, 256>) FF_KERNEL(cbam_conv<C, 0, false, 256>) \
   FF_KERNEL(cbam_conv<C, 0, true, 256>) FF_KERNEL(cbam_conv_weight<C, 256>)

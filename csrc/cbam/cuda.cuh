@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads)
 // dot (images, pixels): sum over channels of dout·x·g, g null: 1.
 template <class T, int kThreads>
 __global__ void __launch_bounds__(kThreads)
-    cbam_dots(const T* __restrict__ dout, const T* __restrict__ x, const compute_t<T>* __restrict__ gates,
+    pixel_dots(const T* __restrict__ dout, const T* __restrict__ x, const compute_t<T>* __restrict__ gates,
               compute_t<T>* __restrict__ dots, index_t pixels, index_t channels) {
   using C = compute_t<T>;
   const index_t n = block_x();

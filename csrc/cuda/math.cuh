@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp, the logistic function, and the activations with their derivatives, on float or double: the formulas of
+// exp, log, tanh, the logistic function, and the activations with their derivatives, on float or double: the formulas of
 // simd/math.h, with torch's values at kinks, NaN and infinities. Comparisons are written for the branch NaN must take.
 #pragma once
 
@@ -16,6 +16,16 @@ __device__ __forceinline__ double sqrt(double x) { return ::sqrt(x); }
 // Full accuracy (2 ulp in float), not the fast intrinsic.
 __device__ __forceinline__ float exp(float x) { return ::expf(x); }
 __device__ __forceinline__ double exp(double x) { return ::exp(x); }
+
+__device__ __forceinline__ float log(float x) { return ::logf(x); }
+__device__ __forceinline__ double log(double x) { return ::log(x); }
+__device__ __forceinline__ float tanh(float x) { return ::tanhf(x); }
+__device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
+
+template <class C>
+__device__ __forceinline__ C infinity() {
+  return C(1e300 * 1e300);
+}
 
 template <class C>
 __device__ __forceinline__ C logistic(C x) {

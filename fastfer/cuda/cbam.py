@@ -152,7 +152,7 @@ def _backward_planes(
     """Gradients of the two planes (2, N, H, W); weight, norm weight, norm bias."""
     n, c, h, w = x.shape
     dots = torch.empty((n, 1, h, w), dtype=planes.dtype, device=x.device)
-    name, factor = f"cbam_dots<{type_name('cbam', x)}, {IMAGE_THREADS}>", 0 if gates is None else gates
+    name, factor = f"pixel_dots<{type_name('cbam', x)}, {IMAGE_THREADS}>", 0 if gates is None else gates
     launch(name, x, (n, 1, 1), IMAGE_THREADS, dout, x, factor, dots, h * w, c)
     dy, *d_norm = norm.norm_act_backward(
         launch, dots, planes[2][:, None], n_weight, n_bias, stats, _SIGMOID, batch_stats
