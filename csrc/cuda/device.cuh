@@ -25,6 +25,11 @@ __device__ __forceinline__ index_t blocks_x() { return gridDim.x; }
 // Barrier of the block: what threads wrote before it, all read after it.
 __device__ __forceinline__ void sync() { __syncthreads(); }
 
+// Ends the launch with an error unless `holds`; a GPU does not tell `message`.
+__device__ __forceinline__ void require(bool holds, const char*) {
+  if (!holds) __trap();
+}
+
 // The value of the lane whose rank differs by `mask`, in all 32 lanes of a warp.
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {

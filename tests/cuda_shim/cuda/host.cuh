@@ -40,6 +40,9 @@ inline index_t blocks_x() { return shim::thread().grid[0]; }
 #define FF_HERE shim::Place here = {__builtin_FILE(), __builtin_LINE()}
 
 inline void sync(FF_HERE) { shim::block_barrier(here); }
+inline void require(bool holds, const char* message) {
+  if (!holds) shim::fail("%s", message);
+}
 
 template <class T>
 T shuffle_xor(T value, int mask, FF_HERE) {
