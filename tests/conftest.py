@@ -146,7 +146,8 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> cuda_host.HostLibrary:
-    """Every CUDA kernel instance that ships, built for the host."""
-    sources = sorted(cuda_host.CSRC.glob("*/cuda.cu"))
-    return cuda_host.HostLibrary(tmp_path_factory.mktemp("cuda"), sources, cuda_host.FAMILIES)
+def host_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> cuda_host.HostLibrary:
+    """Every CUDA kernel instance that ships, built for the host; kept in pytest's cache, where there is one."""
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("cuda_host") if cache else tmp_path_factory.mktemp("cuda")
+    return cuda_host.HostLibrary(folder, sorted(cuda_host.CSRC.glob("*/cuda.cu")), cuda_host.FAMILIES)

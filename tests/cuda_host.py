@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import os
 import re
@@ -11,8 +12,10 @@ import shlex
 import shutil
 import struct
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,25 +38,43 @@ _FLAGS = (
 
 
 class HostLibrary:
-    """The kernels of ``sources`` (.cu files that list families of ``families``), built into ``folder``."""
+    """The kernels of ``sources`` (.cu files that list families of ``families``), built into ``folder``.
+
+    Objects there that were built from the same text by the same command are used again; others of their source go.
+    """
 
     def __init__(self, folder: Path, sources: Sequence[Path], families: Path) -> None:
         compiler = os.environ.get("CXX") or shutil.which("c++")
         if compiler is None or not CSRC.is_dir():
             pytest.skip("no C++ compiler, or no csrc beside the tests")
-        objects = []
-        for source in (*sources, SHIM / "machine.cpp", SHIM / "library.cpp"):
-            target = folder / f"{source.parent.name}-{source.stem}.o"
-            define = f'-DFF_FAMILIES="{families}"'
-            self._compile(compiler, *_FLAGS, define, "-x", "c++", "-c", str(source), "-o", str(target))
-            objects.append(str(target))
-        self._compile(compiler, "-shared", *objects, "-o", str(folder / "kernels.so"))
-        self._library = ctypes.CDLL(str(folder / "kernels.so"))
+        command = (*shlex.split(compiler), *_FLAGS, f'-DFF_FAMILIES="{families}"')
+        headers = sorted((*CSRC.glob("*/*.cuh"), *SHIM.rglob("*.h"), *SHIM.rglob("*.cuh"), families))
+        common = hashlib.sha256("\0".join((*command, *(path.read_text() for path in headers))).encode())
+
+        def build(source: Path) -> str:
+            digest, name = common.copy(), f"{source.parent.name}-{source.stem}"
+            digest.update(source.read_bytes())
+            target = folder / f"{name}-{digest.hexdigest()[:16]}.o"
+            if not target.is_file():
+                for old in folder.glob(f"{name}-*.o"):
+                    old.unlink(missing_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    made = Path(scratch) / target.name
+                    self._compile(*command, "-x", "c++", "-c", str(source), "-o", str(made))
+                    made.rename(target)
+            return str(target)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(build, (*sources, SHIM / "machine.cpp", SHIM / "library.cpp")))
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            self._compile(*shlex.split(compiler), "-shared", *objects, "-o", f"{scratch}/kernels.so")
+            self._library = ctypes.CDLL(f"{scratch}/kernels.so")
         self._one_at_a_time = threading.Lock()
         self._library.launch.restype = self._library.kernel_name.restype = ctypes.c_char_p
+        self.launched: set[str] = set()
 
-    def _compile(self, compiler: str, *arguments: str) -> None:
-        run = subprocess.run([*shlex.split(compiler), *arguments], capture_output=True, text=True)
+    def _compile(self, *command: str) -> None:
+        run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode and "_Float16" in run.stderr:
             pytest.skip("the C++ compiler has no _Float16")
         assert run.returncode == 0, run.stderr
@@ -69,6 +90,7 @@ class HostLibrary:
         """Run to the end; RuntimeError with what the machine found wrong."""
         values = [struct.unpack("<q", struct.pack("<d", w))[0] if isinstance(w, float) else w for w in words]
         array, sides = (ctypes.c_int64 * len(values))(*values), (ctypes.c_int64 * 3)(*grid)
+        self.launched.add(kernel)
         with self._one_at_a_time:
             error = self._library.launch(kernel.encode(), sides, threads, array, len(values))
         if error:
