@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ FAMILIES = (
     "attention",
     "loss",
 )
-_PACKAGES = {"native": "native", "numba": "fallback", "cuda": "cuda", "cupy": "cupy", "reference": "reference"}
+_PACKAGES = {"native": "native", "numba": "fallback", "cuda": "cuda", "cupy": "cuda", "reference": "reference"}
 _ORDER = {"cpu": ("native", "numba", "reference"), "cuda": ("cuda", "cupy", "reference")}
 
 
@@ -106,7 +106,7 @@ def _parse(spec: str) -> dict[str, str]:
 
 
 _forced: dict[str, str] | None = None
-_resolved: dict[tuple[str, str], ModuleType] = {}
+_resolved: dict[tuple[str, str], Any] = {}
 _names: dict[tuple[str, str], str] = {}
 
 
@@ -142,25 +142,32 @@ class use:  # noqa: N801 - a function to its callers
         _set(self._before)
 
 
-def implementation(family: str, device: str) -> ModuleType:
-    """The module that runs ``family`` on ``device`` ("cpu" or "cuda") now."""
+def implementation(family: str, device: str) -> Any:
+    """The functions that run ``family`` on ``device`` ("cpu" or "cuda") now."""
     try:
         return _resolved[family, device]
     except KeyError:
         return _resolve(family, device)
 
 
-def _resolve(family: str, device: str) -> ModuleType:
+def _load(name: str, family: str) -> Any:
+    """The family's functions on the backend; None where it has no module for it."""
+    if name in _ORDER["cuda"] and name != "reference":
+        return importlib.import_module("fastfer.cuda.loader").implementation(name, family)
+    module = f"fastfer.{_PACKAGES[name]}.{family}"
+    return importlib.import_module(module) if importlib.util.find_spec(module) is not None else None
+
+
+def _resolve(family: str, device: str) -> Any:
     forced = _current().get(device)
     for name in (forced, "reference") if forced else _ORDER[device]:
         if not _backend(name).available:
             continue
-        module_name = f"fastfer.{_PACKAGES[name]}.{family}"
-        if importlib.util.find_spec(module_name) is not None:
-            module = importlib.import_module(module_name)
+        functions = _load(name, family)
+        if functions is not None:
             _names[family, device] = name
-            _resolved[family, device] = module
-            return module
+            _resolved[family, device] = functions
+            return functions
     raise RuntimeError(f"no backend runs {family} on {device}")
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """CUDA kernels compiled at first use, by CuPy, from the headers that nvcc compiles when the package is built.
 
-``launch("elementwise/cuda.cuh", "ff::cuda::activation_fwd<float, ff::cuda::Act::relu, 4, 256>", ...)`` compiles that
-instance for the current device (under a second; CuPy keeps it on disk) and runs it. The first call of an instance
-loads a module: make it before capturing a CUDA graph. CuPy always compiles with -ftz=true, so float32 results below
-1.2e-38 are zero, which they are not from nvcc.
+An instance is compiled for the current device when it is first launched (under a second; CuPy keeps it on disk). That
+loads a module: call every op once before capturing a CUDA graph. CuPy always compiles with -ftz=true, so float32
+results below 1.2e-38 are zero, which they are not from nvcc.
 """
 
 from __future__ import annotations
@@ -12,10 +11,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastfer.cuda.loader import Launch
 
 
 @functools.cache
@@ -40,12 +42,22 @@ def include_dir() -> Path:
 
 
 @functools.cache
+def header(kernel: str) -> str:
+    """The header that has the kernel template of this name, from `include_dir`."""
+    declaration = re.compile(rf"__global__ void (?:__launch_bounds__\(\w+\)\s*)?{kernel}\(")
+    for path in sorted(include_dir().glob("*/cuda.cuh")):
+        if declaration.search(path.read_text(encoding="utf-8")):
+            return path.relative_to(include_dir()).as_posix()
+    raise ValueError(f"no header has a kernel {kernel}")
+
+
+@functools.cache
 def source(header: str) -> str:
     """Source text that includes ``header``, with a digest of all headers: CuPy's disk cache does not look into them."""
     digest = hashlib.sha256()
     for path in sorted(include_dir().rglob("*.cuh")):
         digest.update(path.read_bytes())
-    return f'// {digest.hexdigest()}\n#include "{header}"\n'
+    return f'// {digest.hexdigest()}\n#include "{header}"\nusing namespace ff::cuda;\n'
 
 
 def options() -> tuple[str, ...]:
@@ -54,14 +66,10 @@ def options() -> tuple[str, ...]:
 
 
 @functools.cache
-def _function(device: int, header: str, expression: str) -> Any:
-    module = import_cupy().RawModule(code=source(header), options=options(), name_expressions=(expression,))
-    return module.get_function(expression)
-
-
-@functools.cache
-def _multiprocessors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+def _function(device: int, kernel: str) -> Any:
+    code = source(header(kernel.partition("<")[0]))
+    module = import_cupy().RawModule(code=code, options=options(), name_expressions=(kernel,))
+    return module.get_function(kernel)
 
 
 class _Stream:
@@ -82,14 +90,12 @@ def _cupy_stream(address: int) -> Any:
     return import_cupy().cuda.ExternalStream(address)  # CuPy 13
 
 
-def launch(header: str, expression: str, items: int, threads: int, args: tuple[int, ...], stream: int) -> None:
-    """Run a grid-stride kernel over ``items`` on ``stream``, on the device of the first argument. Does not synchronise.
+class CupyLaunch(Launch):
+    """Kernels compiled when they are first asked for."""
 
-    ``expression`` names the template instance; ``args`` are device addresses, the first one valid, and 64-bit sizes. At
-    most as many blocks run as the device holds at 2048 threads a multiprocessor.
-    """
-    # Asked of the address: torch and CuPy each have a CUDA runtime, and a current device in it.
-    device = import_cupy().cuda.runtime.pointerGetAttributes(args[0]).device
-    blocks = min(-(-items // threads), _multiprocessors(device) * (2048 // threads))
-    with import_cupy().cuda.Device(device), _cupy_stream(stream):
-        _function(device, header, expression)((blocks,), (threads,), args)
+    def run(
+        self, kernel: str, device: torch.device, grid: tuple[int, int, int], threads: int, words: tuple[Any, ...]
+    ) -> None:
+        stream = torch.cuda.current_stream(device).cuda_stream
+        with import_cupy().cuda.Device(device.index), _cupy_stream(stream):
+            _function(device.index, kernel)(grid, (threads,), words)

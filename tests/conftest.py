@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cuda_host
 import pytest
 import torch
 
@@ -90,18 +91,34 @@ def variants(every_isa: bool = True) -> list[Any]:
     return parameters
 
 
-@pytest.fixture(params=variants())
+_HOST = [] if forced_backend() else [pytest.param(Variant("cuda-host"), id="cuda-host")]
+
+
+@contextmanager
+def _active(request: pytest.FixtureRequest) -> Iterator[Variant]:
+    if request.param.backend != "cuda-host":
+        with request.param.active():
+            yield request.param
+        return
+    families = cuda_host.families()
+    if not any(request.path.stem.startswith(f"test_{family}") for family in families):
+        pytest.skip("no CUDA kernels for this family")
+    with cuda_host.active(request.getfixturevalue("host_kernels"), families):
+        yield request.param
+
+
+@pytest.fixture(params=[*variants(), *_HOST])
 def variant(request: pytest.FixtureRequest) -> Iterator[Variant]:
-    """Every CPU backend, native on every ISA, active during the test."""
-    with request.param.active():
-        yield request.param
+    """Every CPU backend, native on every ISA, and the CUDA kernels on the host machine, active during the test."""
+    with _active(request) as active:
+        yield active
 
 
-@pytest.fixture(params=variants(every_isa=False))
+@pytest.fixture(params=[*variants(every_isa=False), *_HOST])
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[Variant]:
-    """Every CPU backend, native on its best ISA, active during the test."""
-    with request.param.active():
-        yield request.param
+    """Every CPU backend, native on its best ISA, and the CUDA kernels on the host machine, active during the test."""
+    with _active(request) as active:
+        yield active
 
 
 @pytest.fixture(params=[p for p in variants() if p.values[0].backend != "reference"])
@@ -144,3 +161,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "finished"
     train(tiny(out))
     return out
+
+
+@pytest.fixture(scope="session")
+def host_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> cuda_host.HostLibrary:
+    """Every CUDA kernel instance that ships, built for the host; kept in pytest's cache, where there is one."""
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("cuda_host") if cache else tmp_path_factory.mktemp("cuda")
+    return cuda_host.HostLibrary(folder, sorted(cuda_host.CSRC.glob("*/cuda.cu")), cuda_host.FAMILIES)

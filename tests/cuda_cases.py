@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastfer._checks import ACTIVATIONS
-from fastfer.cuda.elementwise import Elementwise, Kernels
-from fastfer.cuda.loader import DTYPES
+from fastfer.cuda.elementwise import run
+from fastfer.cuda.loader import DTYPES, Bound, Launch
 
 CODES = range(len(ACTIVATIONS))
 TYPES = tuple(DTYPES)
@@ -41,7 +41,7 @@ def close(got: Tensor, want: Tensor, scale: float = 1.0) -> None:
     torch.testing.assert_close(got.double().cpu(), want, rtol=4 * info.eps, atol=atol, equal_nan=True)
 
 
-def check(family: Elementwise, x: Tensor, act: int) -> None:
+def check(family: Bound, x: Tensor, act: int) -> None:
     """Values, strides and the input left alone, forward and backward; dy in an order of its own."""
     dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x)
     before = x.clone()
@@ -59,12 +59,12 @@ def random(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     return (4 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).to(device, dtype)
 
 
-def check_sizes(family: Elementwise, dtype: torch.dtype, act: int, device: str) -> None:
+def check_sizes(family: Bound, dtype: torch.dtype, act: int, device: str) -> None:
     for n in SIZES:
         check(family, random((n,), dtype, device), act)
 
 
-def check_layouts(family: Elementwise, dtype: torch.dtype, device: str) -> None:
+def check_layouts(family: Bound, dtype: torch.dtype, device: str) -> None:
     x = random((2, 5, 7, 9), dtype, device)
     last = x.to(memory_format=torch.channels_last)
     views = (x, last, last[:, :, 1:, ::2], x[:, 1:], x.transpose(1, 3), x[:, :1].expand(2, 5, 7, 9), x.view(-1)[1:])
@@ -72,7 +72,7 @@ def check_layouts(family: Elementwise, dtype: torch.dtype, device: str) -> None:
         check(family, view, ACTIVATIONS.index("silu"))
 
 
-def check_special(family: Elementwise, dtype: torch.dtype, act: int, device: str) -> None:
+def check_special(family: Bound, dtype: torch.dtype, act: int, device: str) -> None:
     """NaN, infinities and kinks, with an ordinary gradient and, where sides saturate, an infinite one: as torch."""
     x = torch.tensor(_SPECIAL * 4, dtype=dtype, device=device)
     name = ACTIVATIONS[act]
@@ -86,20 +86,19 @@ def check_special(family: Elementwise, dtype: torch.dtype, act: int, device: str
         close(family.activation_backward(dy, x, act).cpu()[compared], want_dx[compared])
 
 
-def check_guard(kernels: Kernels, device: str) -> None:
+def check_guard(launch: Launch, device: str) -> None:
     """Nothing is written outside [0, n), whatever the alignment of each argument."""
-    for (dtype, code), n in product(DTYPES.items(), (1, 7, 8, 9, 1025)):
+    relu = ACTIVATIONS.index("relu")
+    for dtype, n in product(DTYPES, (1, 7, 8, 9, 1025)):
         x = random((n + 32,), dtype, device)
         for at_x, at_dy, at_out in product((1, 16), repeat=3):
             source, dy = x[at_x:][:n], x.flip(0)[at_dy:][:n]
-            for backward in (False, True):
+            for name, inputs, result in (
+                ("activation_fwd", (source,), source.clamp_min(0)),
+                ("activation_bwd", (dy, source), torch.where(source > 0, dy, torch.zeros_like(dy))),
+            ):
                 out = torch.full((n + 32,), 7.0, dtype=dtype, device=device)
                 want = out.clone()
-                target = out[at_out:].data_ptr()
-                if backward:
-                    kernels.activation_bwd(code, 1, dy.data_ptr(), source.data_ptr(), target, n, 0)
-                    want[at_out:][:n] = torch.where(source > 0, dy, torch.zeros_like(dy))
-                else:
-                    kernels.activation_fwd(code, 1, source.data_ptr(), target, n, 0)
-                    want[at_out:][:n] = source.clamp_min(0)
-                assert torch.equal(out, want), (dtype, n, at_x, at_dy, at_out, backward)
+                want[at_out:][:n] = result
+                run(launch, name, DTYPES[dtype], relu, *inputs, out[at_out:][:n])
+                assert torch.equal(out, want), (dtype, n, at_x, at_dy, at_out, name)

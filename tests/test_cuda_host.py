@@ -3,95 +3,53 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shlex
-import shutil
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
 import cuda_cases
 import pytest
 import torch
+from cuda_host import HostLaunch, HostLibrary
 
 from fastfer import jit
 from fastfer._checks import ACTIVATIONS
-from fastfer.cuda import loader
-from fastfer.cuda.elementwise import Elementwise
-from fastfer.cupy import elementwise as cupy_elementwise
-
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parent / "csrc"
-
-
-class HostKernels:
-    """The functions of ``_C.cuda`` over the host library."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-
-    def activation_fwd(self, dtype: int, act: int, *rest: int) -> None:
-        self._call(self._library.activation_fwd, dtype, act, *rest)
-
-    def activation_bwd(self, dtype: int, act: int, *rest: int) -> None:
-        self._call(self._library.activation_bwd, dtype, act, *rest)
-
-    def _call(self, function: Any, dtype: int, act: int, *rest: int) -> None:
-        if function(dtype, act, *map(ctypes.c_int64, rest)):
-            raise ValueError("no kernel")
+from fastfer.cuda import elementwise, loader
+from fastfer.cuda.loader import Bound
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
-    compiler = os.environ.get("CXX") or shutil.which("c++")
-    if compiler is None or not CSRC.is_dir():
-        pytest.skip("no C++ compiler, or no csrc beside the tests")
-    library = tmp_path_factory.mktemp("shim") / "elementwise.so"
-    include = [f"-I{HERE / 'cuda_shim'}", f"-I{CSRC}"]
-    # A misaligned pack, an error on a GPU, stops the process here.
-    trap = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas", *trap, *include]
-    command = [*shlex.split(compiler), *flags, str(HERE / "cuda_shim" / "elementwise.cpp"), "-o", str(library)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode and "_Float16" in run.stderr:
-        pytest.skip("the C++ compiler has no _Float16")
-    assert run.returncode == 0, run.stderr
-    return HostKernels(ctypes.CDLL(str(library)))
+def launch(host_kernels: HostLibrary) -> HostLaunch:
+    return HostLaunch(host_kernels)
 
 
 @pytest.fixture(scope="module")
-def family(kernels: HostKernels) -> Elementwise:
-    def launch(kernel: Callable[..., None], device: torch.device, *args: int) -> None:
-        kernel(*args, 0)
-
-    return Elementwise(lambda: kernels, launch)
+def family(launch: HostLaunch) -> Bound:
+    return Bound(elementwise, launch)
 
 
 @pytest.mark.parametrize("act", cuda_cases.CODES, ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_sizes(family: Elementwise, dtype: torch.dtype, act: int) -> None:
+def test_sizes(family: Bound, dtype: torch.dtype, act: int) -> None:
     cuda_cases.check_sizes(family, dtype, act, "cpu")
 
 
 @pytest.mark.parametrize("act", cuda_cases.CODES, ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_special_values(family: Elementwise, dtype: torch.dtype, act: int) -> None:
+def test_special_values(family: Bound, dtype: torch.dtype, act: int) -> None:
     cuda_cases.check_special(family, dtype, act, "cpu")
 
 
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_layouts(family: Elementwise, dtype: torch.dtype) -> None:
+def test_layouts(family: Bound, dtype: torch.dtype) -> None:
     cuda_cases.check_layouts(family, dtype, "cpu")
 
 
-def test_writes_stay_inside(kernels: HostKernels) -> None:
-    cuda_cases.check_guard(kernels, "cpu")
+def test_writes_stay_inside(launch: HostLaunch) -> None:
+    cuda_cases.check_guard(launch, "cpu")
 
 
-def test_bfloat16_rounding_is_torchs(family: Elementwise) -> None:
+def test_bfloat16_rounding_is_torchs(family: Bound) -> None:
     """Every bfloat16 survives loading and storing, and results round to nearest even, bit by bit."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     wide = every.float()
@@ -101,17 +59,9 @@ def test_bfloat16_rounding_is_torchs(family: Elementwise) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
-def test_unknown_values_raise(family: Elementwise, kernels: HostKernels) -> None:
+def test_unknown_dtype_raises(family: Bound) -> None:
     with pytest.raises(TypeError, match=r"expected dtype float32, float64, bfloat16, float16, got torch\.int32"):
         family.activation(torch.zeros(3, dtype=torch.int32), 1)
-    for dtype, act in ((4, 0), (-1, 0), (0, 7), (0, -1)):
-        with pytest.raises(ValueError, match="no kernel"):
-            kernels.activation_fwd(dtype, act, 0, 0, 1, 0)
-
-
-def test_loaders_agree_on_the_codes() -> None:
-    storage = cupy_elementwise._STORAGE
-    assert [storage[code][1] for code in loader.DTYPES.values()] == [dtype.itemsize for dtype in loader.DTYPES]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +101,7 @@ def test_missing_cupy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cupy_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each instance is compiled once for a device, and launched over a grid that covers it, on the stream given."""
+    """Each instance is compiled once for a device, and launched with the words given, on torch's stream."""
     compiled: list[str] = []
     launched: list[tuple[Any, ...]] = []
     streams: list[int] = []
@@ -173,24 +123,27 @@ def test_cupy_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.extend(name_expressions)
         return SimpleNamespace(get_function=lambda name: lambda *call: launched.append((name, *call)))
 
-    runtime = SimpleNamespace(pointerGetAttributes=lambda address: SimpleNamespace(device=0))
-    fake = SimpleNamespace(RawModule=module, cuda=SimpleNamespace(Device=Scope, Stream=Stream, runtime=runtime))
+    fake = SimpleNamespace(RawModule=module, cuda=SimpleNamespace(Device=Scope, Stream=Stream))
     monkeypatch.setattr(jit, "import_cupy", lambda: fake)
-    monkeypatch.setattr(jit, "_multiprocessors", lambda device: 10)
-    kernels = cupy_elementwise.Kernels()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    cupy, name = jit.CupyLaunch(), elementwise.kernel("activation_fwd", "float", 5, 4)
     try:
-        for n in (5, 4096 * 1024, 0):
-            kernels.activation_fwd(0, 5, 1024, 2048, n, 77)
-        kernels.activation_bwd(2, 1, 1024, 2050, 4096, 300, 77)
+        for grid in ((3, 1, 1), (80, 2, 1)):
+            cupy.run(name, torch.device("cuda", 0), grid, 256, (1024, 2048, 5))
     finally:
         jit._function.cache_clear()
         jit._cupy_stream.cache_clear()
-    forward = "ff::cuda::activation_fwd<float, ff::cuda::Act::silu, 4, 256>"
-    backward = "ff::cuda::activation_bwd<ff::cuda::bf16, ff::cuda::Act::relu, 1, 256>"
-    assert compiled == [forward, backward]
+    assert compiled == [name] == ["activation_fwd<float, Act::silu, 4, 256>"]
     assert streams == [77]
-    assert launched == [
-        (forward, (1,), (256,), (1024, 2048, 5)),
-        (forward, (80,), (256,), (1024, 2048, 4096 * 1024)),
-        (backward, (2,), (256,), (1024, 2050, 4096, 300)),
-    ]
+    assert launched == [(name, (3, 1, 1), (256,), (1024, 2048, 5)), (name, (80, 2, 1), (256,), (1024, 2048, 5))]
+
+
+def test_every_instance_runs(family: Bound, launch: HostLaunch, host_kernels: HostLibrary) -> None:
+    """What nvcc builds is what this file has run: no instance ships untried."""
+    for dtype, act in product(cuda_cases.TYPES, cuda_cases.CODES):
+        for offset in (0, 1):
+            x = torch.zeros(9, dtype=dtype)[offset:]
+            family.activation(x, act)
+            family.activation_backward(x, x, act)
+    shipped = {name for name in host_kernels.names() if name.startswith("activation_")}
+    assert shipped == launch.launched

@@ -1,12 +1,65 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels stand on: indices, storage types, 16-byte packs. With math.cuh beside it, the only place that names CUDA's
-// built-in variables and functions, and all that a cuda.cuh includes, so that one source compiles with nvcc and with
-// NVRTC, which sees no system headers.
+// What kernels stand on: indices, barriers, shuffles, shared memory, storage types, 16-byte packs. With math.cuh, mma.cuh
+// and copy.cuh beside it, the only place that names CUDA's built-in variables and functions, so that one source compiles
+// with nvcc, with NVRTC, which sees no system headers, and with a C++ compiler for the host (tests/cuda_shim), where
+// every kernel runs without a GPU. Blocks are one-dimensional; every kernel parameter has 8 bytes: a pointer, an index_t
+// or a double.
 #pragma once
+
+#ifdef __CUDACC__
 
 namespace ff::cuda {
 
 using index_t = long long;  // 64 bits wherever CUDA runs; NVRTC has no <cstdint>
+
+// Rank in the block, in the warp, and of the warp.
+__device__ __forceinline__ int thread_rank() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int lane_rank() { return static_cast<int>(threadIdx.x % 32); }
+__device__ __forceinline__ int warp_rank() { return static_cast<int>(threadIdx.x / 32); }
+
+__device__ __forceinline__ index_t block_x() { return blockIdx.x; }
+__device__ __forceinline__ index_t block_y() { return blockIdx.y; }
+__device__ __forceinline__ index_t block_z() { return blockIdx.z; }
+__device__ __forceinline__ index_t blocks_x() { return gridDim.x; }
+
+// Barrier of the block: what threads wrote before it, all read after it.
+__device__ __forceinline__ void sync() { __syncthreads(); }
+
+// Ends the launch with an error unless `holds`; a GPU does not tell `message`.
+__device__ __forceinline__ void require(bool holds, const char*) {
+  if (!holds) __trap();
+}
+
+// The value of the lane whose rank differs by `mask`, in all 32 lanes of a warp.
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// An array in shared memory, by the number of its elements; `Shared` is what functions take it as.
+#define FF_SHARED(T, name, count) __shared__ __align__(16) T name[count]
+
+template <class T>
+using Shared = T*;
+
+__device__ __forceinline__ float f16_bits_to_float(unsigned short bits) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));
+  return y;
+}
+__device__ __forceinline__ unsigned short float_to_f16_bits(float x) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+
+}  // namespace ff::cuda
+
+#else
+#include "cuda/host.cuh"  // a host build of the kernels brings all of the above
+#endif
+
+namespace ff::cuda {
 
 // 16-bit floats as bits: storage only, arithmetic is float. Same layout as __half and __nv_bfloat16, whose headers NVRTC
 // finds only where a toolkit is installed.
@@ -32,19 +85,6 @@ struct Compute<bf16> {
 };
 template <class T>
 using compute_t = typename Compute<T>::type;
-
-#ifdef __CUDACC__  // a host build of the kernels (tests/cuda_shim) brings its own
-__device__ __forceinline__ float f16_bits_to_float(unsigned short bits) {
-  float y;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));
-  return y;
-}
-__device__ __forceinline__ unsigned short float_to_f16_bits(float x) {
-  unsigned short bits;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-  return bits;
-}
-#endif
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
@@ -75,11 +115,24 @@ __device__ __forceinline__ bf16 narrow<bf16>(float x) {
 // Rank of this thread in the grid, and the number of threads, for grid-stride loops over kThreads-wide blocks.
 template <int kThreads>
 __device__ __forceinline__ index_t grid_rank() {
-  return static_cast<index_t>(blockIdx.x) * kThreads + threadIdx.x;
+  return block_x() * kThreads + thread_rank();
 }
 template <int kThreads>
 __device__ __forceinline__ index_t grid_size() {
-  return static_cast<index_t>(gridDim.x) * kThreads;
+  return blocks_x() * kThreads;
+}
+
+// i / n and the rest, for 0 <= i and 0 < n: in 32 bits where both fit, since a GPU divides 64 bits by a long routine.
+struct Split {
+  index_t whole, rest;
+};
+__device__ __forceinline__ Split split(index_t i, index_t n) {
+  if (((i | n) >> 32) == 0) {
+    const unsigned whole = static_cast<unsigned>(i) / static_cast<unsigned>(n);
+    return {whole, static_cast<unsigned>(i) - whole * static_cast<unsigned>(n)};
+  }
+  const index_t whole = i / n;
+  return {whole, i - whole * n};
 }
 
 // kVec neighbours, moved by one instruction.
@@ -109,6 +162,14 @@ __device__ __forceinline__ void store(T* __restrict__ p, const Pack<T, kVec>& v,
 #pragma unroll
   for (int i = 0; i < kVec; ++i)
     if (i < left) p[i] = v.at[i];
+}
+
+// Sum over the 32 lanes, in every lane, always in the same order.
+template <class C>
+__device__ __forceinline__ C warp_sum(C value) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
 }
 
 }  // namespace ff::cuda

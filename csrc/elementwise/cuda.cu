@@ -1,47 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Instantiations and launches of cuda.cuh. x, y, dy, dx: (n) of `dtype` on the current device; asynchronous on `stream`.
+// The instances of cuda.cuh that nvcc builds: every activation and storage type, packs of 16 bytes and single elements.
 #include "elementwise/cuda.cuh"
 
-#include "cuda/launch.h"
-#include "cuda/switch.h"
+#include "cuda/registry.h"
 
 namespace ff::cuda {
-namespace {
 
-constexpr int kThreads = 256;
+#define BOTH(T, act, vec) FF_KERNEL(activation_fwd<T, act, vec, 256>) FF_KERNEL(activation_bwd<T, act, vec, 256>)
+#define EVERY_ACT(T, vec) \
+  BOTH(T, Act::none, vec) BOTH(T, Act::relu, vec) BOTH(T, Act::relu6, vec) BOTH(T, Act::hardswish, vec) \
+  BOTH(T, Act::hardsigmoid, vec) BOTH(T, Act::silu, vec) BOTH(T, Act::sigmoid, vec)
 
-// f(T, act, vec): packs of 16 bytes where every pointer allows them, else single elements.
-template <class F>
-void switch_kernel(int dtype, int act, bool aligned, F&& f) {
-  switch_dtype(dtype, [&](auto zero) {
-    switch_int<0, 1, 2, 3, 4, 5, 6>("act", act, [&](auto code) {
-      if (aligned)
-        f(zero, code, std::integral_constant<int, 16 / sizeof(zero)>{});
-      else
-        f(zero, code, std::integral_constant<int, 1>{});
-    });
-  });
-}
-
-}  // namespace
-
-void launch_activation_fwd(int dtype, int act, const void* x, void* y, index_t n, void* stream) {
-  if (n == 0) return;
-  switch_kernel(dtype, act, aligned16(x) && aligned16(y), [&](auto zero, auto code, auto vec) {
-    using T = decltype(zero);
-    launch("activation_fwd", activation_fwd<T, Act(code.value), vec.value, kThreads>,
-           grid_blocks((n + vec - 1) / vec, kThreads), kThreads, stream, static_cast<const T*>(x), static_cast<T*>(y), n);
-  });
-}
-
-void launch_activation_bwd(int dtype, int act, const void* dy, const void* x, void* dx, index_t n, void* stream) {
-  if (n == 0) return;
-  switch_kernel(dtype, act, aligned16(dy) && aligned16(x) && aligned16(dx), [&](auto zero, auto code, auto vec) {
-    using T = decltype(zero);
-    launch("activation_bwd", activation_bwd<T, Act(code.value), vec.value, kThreads>,
-           grid_blocks((n + vec - 1) / vec, kThreads), kThreads, stream, static_cast<const T*>(dy),
-           static_cast<const T*>(x), static_cast<T*>(dx), n);
-  });
-}
+FF_KERNELS_BEGIN(elementwise)
+EVERY_ACT(float, 4) EVERY_ACT(double, 2) EVERY_ACT(bf16, 8) EVERY_ACT(f16, 8)
+EVERY_ACT(float, 1) EVERY_ACT(double, 1) EVERY_ACT(bf16, 1) EVERY_ACT(f16, 1)
+FF_KERNELS_END
 
 }  // namespace ff::cuda

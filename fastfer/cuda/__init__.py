@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels on NVIDIA GPUs, compiled by nvcc when the package was built; the same sources as ``fastfer.cupy``."""
+"""Ops on NVIDIA GPUs: one module per family, for kernels built by nvcc and for those that CuPy compiles."""

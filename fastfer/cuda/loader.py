@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two ways to compiled CUDA kernels share: availability, dtype codes, and the launch on torch's stream.
+"""Two ways to the same CUDA kernels: those that nvcc built into the extension, and CuPy, which compiles at first use.
 
-A loader is an object with one function per kernel, ``kernel(codes..., addresses..., sizes..., stream)``, all ints:
-the submodule ``fastfer._C.cuda`` (nvcc) or ``fastfer.cupy.<family>.Kernels`` (CuPy).
+A kernel is named by its template instance as C++ writes it, such as ``activation_fwd<float, Act::relu, 4, 256>``. The
+modules ``fastfer.cuda.<family>`` hold each op once: functions whose first argument is the `Launch` to run kernels with.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable
+import importlib.util
+from abc import ABC, abstractmethod
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-"""Code of each storage type (csrc/cuda/switch.h); the 16-bit ones compute in float32."""
+DTYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16", torch.float16: "f16"}
+"""C++ name of each storage type (csrc/cuda/device.cuh); the 16-bit ones compute in float32."""
 
 
 def extension() -> Any:
@@ -75,10 +79,116 @@ def runs_on(archs: str, major: int, minor: int) -> bool:
     return False
 
 
-def launch(kernel: Callable[..., None], device: torch.device, *args: int) -> None:
-    """``kernel(*args, stream)`` with ``device`` current and torch's current stream there. Does not synchronise."""
-    if device.index == torch.cuda.current_device():
-        kernel(*args, torch.cuda.current_stream(device).cuda_stream)
+class Launch(ABC):
+    """Runs kernels, asynchronously on torch's current stream."""
+
+    def __call__(self, kernel: str, like: Tensor, grid: tuple[int, int, int], threads: int, *args: Any) -> None:
+        """``kernel`` over ``grid`` blocks of ``threads`` threads on the device of ``like``; nothing where a side is 0.
+
+        ``args`` are tensors, whose addresses are passed, ints (64 bits) and floats (double): hold on to the tensors.
+        """
+        if 0 in grid:
+            return
+        words = tuple(arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args)
+        self.run(kernel, like.device, grid, threads, words)
+
+    def strided(self, kernel: str, like: Tensor, items: int, threads: int, *args: Any) -> None:
+        """A grid-stride kernel over ``items``, in at most the blocks that the device holds at once."""
+        blocks = min(-(-items // threads), self.multiprocessors(like.device) * (2048 // threads))
+        self(kernel, like, (blocks, 1, 1), threads, *args)
+
+    @abstractmethod
+    def run(
+        self, kernel: str, device: torch.device, grid: tuple[int, int, int], threads: int, words: tuple[Any, ...]
+    ) -> None:
+        """Launch with ``words`` of 8 bytes: addresses, ints, floats."""
+
+    def multiprocessors(self, device: torch.device) -> int:
+        """Multiprocessors of ``device``."""
+        return _multiprocessors(device)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+class NvccLaunch(Launch):
+    """Kernels of ``fastfer._C.cuda``."""
+
+    def run(
+        self, kernel: str, device: torch.device, grid: tuple[int, int, int], threads: int, words: tuple[Any, ...]
+    ) -> None:
+        built, handle = _handle(kernel)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        if device.index == torch.cuda.current_device():
+            built.launch(handle, *grid, threads, words, stream)
+        else:
+            with torch.cuda.device(device):
+                built.launch(handle, *grid, threads, words, stream)
+
+
+@functools.cache
+def _handle(kernel: str) -> tuple[Any, int]:
+    built = extension()
+    return built, built.handle(kernel)
+
+
+class Bound:
+    """The functions of a family's module with ``launch`` as their first argument."""
+
+    def __init__(self, module: ModuleType, launch: Launch) -> None:
+        self._module, self._launch = module, launch
+
+    def __getattr__(self, name: str) -> Any:
+        function = functools.partial(getattr(self._module, name), self._launch)
+        setattr(self, name, function)
+        return function
+
+
+def implementation(name: str, family: str) -> Bound | None:
+    """The family's functions by loader "cuda" or "cupy"; None for a family without CUDA kernels."""
+    if importlib.util.find_spec(f"fastfer.cuda.{family}") is None:
+        return None
+    if name == "cuda":
+        launch: Launch = NvccLaunch()
     else:
-        with torch.cuda.device(device):
-            kernel(*args, torch.cuda.current_stream(device).cuda_stream)
+        from fastfer.jit import CupyLaunch
+
+        launch = CupyLaunch()
+    return Bound(importlib.import_module(f"fastfer.cuda.{family}"), launch)
+
+
+def type_name(op: str, x: Tensor) -> str:
+    """C++ name of x's dtype; TypeError for one without kernels."""
+    try:
+        return DTYPES[x.dtype]
+    except KeyError:
+        expected = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise TypeError(f"{op}: x: expected dtype {expected}, got {x.dtype}") from None
+
+
+def lanes(*tensors: Tensor) -> int:
+    """Elements that fit into the 16 bytes a thread moves at once where every tensor is aligned to them, else 1."""
+    if any(t.data_ptr() % 16 for t in tensors):
+        return 1
+    return 16 // tensors[0].element_size()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Dtype that arithmetic on x's elements is done in."""
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """``x`` dense in channels_last order: itself, or a copy."""
+    dense = (x.shape[1] * x.shape[2] * x.shape[3], 1, x.shape[1] * x.shape[3], x.shape[1])
+    if x.stride() == dense:
+        return x
+    return torch.empty_strided(x.shape, dense, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def empty_nhwc(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """A new (N, channels, height, width) tensor in channels_last order, of the dtype and device of ``like``."""
+    size = (like.shape[0], channels, height, width)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

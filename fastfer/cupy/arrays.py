@@ -1,73 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops on CuPy arrays and whatever else speaks DLPack, without torch tensors; they run on CuPy's current stream.
+"""The ops of ``fastfer.ops`` on CuPy arrays and whatever else speaks DLPack, without torch tensors.
 
-Arguments are read in place, results are new CuPy arrays, gradients are functions of their own.
+``arrays.activation(x, "silu")`` reads x in place, runs on CuPy's current stream and returns a new CuPy array; arguments
+that are no arrays go to the op as they are. `gradients` gives an op's gradients.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from fastfer import jit
-from fastfer._checks import act_code
-from fastfer.cupy.elementwise import Kernels
+import torch
+import torch.utils.dlpack
+from torch import Tensor
 
-_DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
-
-
-def activation(x: Any, act: str | None) -> Any:
-    """``act`` applied element by element to a device array of any shape and strides; see ``fastfer.ops.activation``."""
-    code = act_code("activation", act)
-    source = _array("activation", "x", x)
-    dtype = _dtype("activation", source)
-    y = jit.import_cupy().empty_like(source)
-    source = _in_order_of(y, source)
-    with y.device:
-        Kernels().activation_fwd(dtype, code, source.data.ptr, y.data.ptr, y.size, _stream())
-    return y
+from fastfer import jit, ops
 
 
-def activation_backward(dy: Any, x: Any, act: str | None) -> Any:
-    """dy · act'(x); ``dy`` has the shape, dtype and device of ``x``."""
-    op = "activation_backward"
-    code = act_code(op, act)
-    grad, source = _array(op, "dy", dy), _array(op, "x", x)
-    dtype = _dtype(op, source)
-    if (grad.shape, grad.dtype, grad.device) != (source.shape, source.dtype, source.device):
-        expected = f"{source.dtype} {source.shape} on {source.device} as x"
-        raise ValueError(f"{op}: dy: expected {expected}, got {grad.dtype} {grad.shape} on {grad.device}")
-    dx = jit.import_cupy().empty_like(source)
-    grad, source = _in_order_of(dx, grad), _in_order_of(dx, source)
-    with dx.device:
-        Kernels().activation_bwd(dtype, code, grad.data.ptr, source.data.ptr, dx.data.ptr, dx.size, _stream())
-    return dx
+def __getattr__(name: str) -> Callable[..., Any]:
+    function = getattr(ops, name, None)
+    if name not in ops.__all__ or not callable(function):
+        raise AttributeError(f"fastfer.cupy.arrays: expected an op of fastfer.ops, got {name!r}")
+
+    @functools.wraps(function)
+    def on_arrays(*args: Any, **kwargs: Any) -> Any:
+        with _on_cupy_stream(), torch.no_grad():
+            tensors = [_tensor(arg) for arg in args], {key: _tensor(value) for key, value in kwargs.items()}
+            return _arrays(function(*tensors[0], **tensors[1]))
+
+    return on_arrays
 
 
-def _array(op: str, name: str, x: Any) -> Any:
-    """``x`` as a CuPy array on the same memory."""
-    cupy = jit.import_cupy()
-    if isinstance(x, cupy.ndarray):
-        return x
-    if not hasattr(x, "__dlpack__"):
-        raise TypeError(f"{op}: {name}: expected a CuPy or DLPack array, got {type(x).__name__}")
-    return cupy.from_dlpack(x)
+def gradients(name: str, dout: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Gradients of ``fastfer.ops.<name>(*args, **kwargs)`` by its floating positional arrays; ``dout`` is its output's.
+
+    Raises AttributeError for an unknown op, ValueError where ``dout`` has not the output's shape, dtype and device.
+    """
+    if name not in ops.__all__:
+        raise AttributeError(f"gradients: name: expected an op of fastfer.ops, got {name!r}")
+    with _on_cupy_stream(), torch.enable_grad():
+        tensors = [_tensor(arg) for arg in args]
+        leaves = [t.requires_grad_() for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
+        out = getattr(ops, name)(*tensors, **{key: _tensor(value) for key, value in kwargs.items()})
+        upstream = _tensor(dout)
+        if not isinstance(upstream, Tensor) or (upstream.shape, upstream.dtype, upstream.device) != (
+            out.shape, out.dtype, out.device
+        ):  # fmt: skip
+            got = f"{upstream.dtype} {tuple(upstream.shape)}" if isinstance(upstream, Tensor) else type(dout).__name__
+            raise ValueError(f"gradients: dout: expected {out.dtype} {tuple(out.shape)} on {out.device}, got {got}")
+        return tuple(map(_arrays, torch.autograd.grad(out, leaves, upstream)))
 
 
-def _dtype(op: str, x: Any) -> int:
-    try:
-        return _DTYPES[x.dtype.name]
-    except KeyError:
-        raise TypeError(f"{op}: x: expected dtype {', '.join(_DTYPES)}, got {x.dtype}") from None
+def _tensor(value: Any) -> Any:
+    """An array's memory as a tensor; anything else unchanged."""
+    return torch.utils.dlpack.from_dlpack(value) if hasattr(value, "__dlpack__") else value
 
 
-def _in_order_of(dense: Any, x: Any) -> Any:
-    """``x`` with the strides of ``dense``: itself, or a copy."""
-    if x.strides == dense.strides:
-        return x
-    copy = jit.import_cupy().empty_like(dense)
-    copy[...] = x
-    return copy
+def _arrays(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return jit.import_cupy().from_dlpack(result)
+    return tuple(map(_arrays, result)) if isinstance(result, tuple) else result
 
 
-def _stream() -> int:
-    return int(jit.import_cupy().cuda.get_current_stream().ptr)
+def _on_cupy_stream() -> Any:
+    stream = jit.import_cupy().cuda.get_current_stream()
+    return torch.cuda.stream(torch.cuda.ExternalStream(int(stream.ptr)))  # type: ignore[no-untyped-call]

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dense convolution as im2col-free products, NHWC. Weights come packed by the caller: (kh, kw, c, o) for the output and
+// the weight gradient, (kh, kw, o, c) for the input gradient. A 1 x 1 convolution is the same product with one tap.
+#pragma once
+
+#include "cuda/gemm.cuh"
+#include "cuda/math.cuh"
+
+namespace ff::cuda {
+
+// Sizes of a convolution; the kernels take them one by one.
+struct Window {
+  index_t height, width, channels, oh, ow, kh, kw, sh, sw, top, left;
+};
+
+// x at tap (p, q), channel c, of output pixel m; zero outside.
+template <class T>
+struct WindowOf {
+  using C = compute_t<T>;
+  const T* x;
+  Window w;
+
+  __device__ __forceinline__ C operator()(index_t m, index_t k) const {
+    const index_t c = k % w.channels, tap = k / w.channels;
+    const index_t row = m / w.ow % w.oh * w.sh + tap / w.kw - w.top, column = m % w.ow * w.sw + tap % w.kw - w.left;
+    if (row < 0 || row >= w.height || column < 0 || column >= w.width) return C(0);
+    return widen(x[((m / (w.ow * w.oh) * w.height + row) * w.width + column) * w.channels + c]);
+  }
+};
+
+// dy at the output pixel that reads input pixel m by tap (p, q), channel o; zero where none does.
+template <class T>
+struct WindowOnto {
+  using C = compute_t<T>;
+  const T* dy;
+  Window w;  // channels: those of dy
+
+  __device__ __forceinline__ C operator()(index_t m, index_t k) const {
+    const index_t o = k % w.channels, tap = k / w.channels;
+    const index_t row = m / w.width % w.height + w.top - tap / w.kw, column = m % w.width + w.left - tap % w.kw;
+    if (row < 0 || column < 0 || row % w.sh || column % w.sw || row / w.sh >= w.oh || column / w.sw >= w.ow) return C(0);
+    return widen(dy[((m / (w.width * w.height) * w.oh + row / w.sh) * w.ow + column / w.sw) * w.channels + o]);
+  }
+};
+
+// y (rows, o) = windows of x times weight (kh·kw·c, o) + bias, and unless null the moments of y's tiles.
+template <class T>
+__global__ void __launch_bounds__(kGemmThreads)
+    conv2d_fwd(const T* __restrict__ x, const T* __restrict__ weight, const compute_t<T>* __restrict__ bias,
+               T* __restrict__ y, compute_t<T>* __restrict__ partial, index_t rows, index_t outputs, index_t height,
+               index_t width, index_t channels, index_t oh, index_t ow, index_t kh, index_t kw, index_t sh, index_t sw,
+               index_t top, index_t left) {
+  using C = compute_t<T>;
+  const WindowOf<T> windows{x, {height, width, channels, oh, ow, kh, kw, sh, sw, top, left}};
+  matmul_tile<Along::k, Along::other, C>(
+      block_x() * kTile, block_y() * kTile, rows, outputs, 0, kh * kw * channels, windows,
+      [&](index_t k, index_t n) { return widen(weight[k * outputs + n]); },
+      [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+          for (int j = 0; j < kPerThread; ++j)
+            if (m + i < rows && n + j < outputs) {
+              if (bias) sums[i][j] += bias[n + j];
+              y[(m + i) * outputs + n + j] = narrow<T>(sums[i][j]);
+            }
+        if (partial) tile_moments(sums, m, n, rows, outputs, partial);
+      });
+}
+
+// dx (rows, c) from dy and weight (kh·kw·o, c).
+template <class T>
+__global__ void __launch_bounds__(kGemmThreads)
+    conv2d_bwd_input(const T* __restrict__ dy, const T* __restrict__ weight, T* __restrict__ dx, index_t rows,
+                     index_t channels, index_t height, index_t width, index_t outputs, index_t oh, index_t ow,
+                     index_t kh, index_t kw, index_t sh, index_t sw, index_t top, index_t left) {
+  using C = compute_t<T>;
+  const WindowOnto<T> windows{dy, {height, width, outputs, oh, ow, kh, kw, sh, sw, top, left}};
+  matmul_tile<Along::k, Along::other, C>(
+      block_x() * kTile, block_y() * kTile, rows, channels, 0, kh * kw * outputs, windows,
+      [&](index_t k, index_t n) { return widen(weight[k * channels + n]); },
+      [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+          for (int j = 0; j < kPerThread; ++j)
+            if (m + i < rows && n + j < channels) dx[(m + i) * channels + n + j] = narrow<T>(sums[i][j]);
+      });
+}
+
+// partial [parts][kh·kw·c][o]: the weight gradient over each part of the output pixels.
+template <class T>
+__global__ void __launch_bounds__(kGemmThreads)
+    conv2d_bwd_weight(const T* __restrict__ x, const T* __restrict__ dy, compute_t<T>* __restrict__ partial,
+                      index_t pixels, index_t pixels_per_part, index_t outputs, index_t height, index_t width,
+                      index_t channels, index_t oh, index_t ow, index_t kh, index_t kw, index_t sh, index_t sw,
+                      index_t top, index_t left) {
+  using C = compute_t<T>;
+  const WindowOf<T> windows{x, {height, width, channels, oh, ow, kh, kw, sh, sw, top, left}};
+  const index_t taps = kh * kw * channels, first = block_z() * pixels_per_part;
+  const index_t last = first + pixels_per_part < pixels ? first + pixels_per_part : pixels;
+  C* const target = partial + block_z() * taps * outputs;
+  matmul_tile<Along::other, Along::other, C>(
+      block_x() * kTile, block_y() * kTile, taps, outputs, first, last,
+      [&](index_t m, index_t k) { return windows(k, m); },
+      [&](index_t k, index_t n) { return widen(dy[k * outputs + n]); },
+      [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+          for (int j = 0; j < kPerThread; ++j)
+            if (m + i < taps && n + j < outputs) target[(m + i) * outputs + n + j] = sums[i][j];
+      });
+}
+
+}  // namespace ff::cuda

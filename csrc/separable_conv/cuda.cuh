@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+// Depthwise convolution, NHWC, weights packed (kh, kw, c) by the caller; the pointwise half of a separable block, whose
+// operand is the depthwise output with norm and activation applied as it is read.
+#pragma once
+
+#include "cuda/columns.cuh"
+#include "cuda/gemm.cuh"
+#include "cuda/math.cuh"
+
+namespace ff::cuda {
+
+// One side of the tiles of pixels that a block of 32 channels by 8 warps makes.
+constexpr int kPixels = 8;
+
+// y from a tile of x with its halo in shared memory, each element read from global memory once a tile: k x k, stride s
+// known to the compiler. blockIdx: tile column, tile row, image times channel groups.
+template <class T, int k, int s>
+__global__ void __launch_bounds__(kColumnThreads)
+    depthwise_tile(const T* __restrict__ x, const compute_t<T>* __restrict__ weight,
+                   const compute_t<T>* __restrict__ bias, T* __restrict__ y, index_t height, index_t width,
+                   index_t channels, index_t oh, index_t ow, index_t top, index_t left) {
+  using C = compute_t<T>;
+  constexpr int kHalo = (kPixels - 1) * s + k;
+  FF_SHARED(C, tile, kHalo * kHalo * kColumnLanes);
+  const index_t groups = (channels + kColumnLanes - 1) / kColumnLanes;
+  const index_t image = block_z() / groups, channel = block_z() % groups * kColumnLanes + lane_rank();
+  const index_t row0 = block_y() * kPixels, column0 = block_x() * kPixels;
+  for (int i = warp_rank(); i < kHalo * kHalo; i += kColumnWarps) {
+    const index_t row = row0 * s - top + i / kHalo, column = column0 * s - left + i % kHalo;
+    const bool inside = row >= 0 && row < height && column >= 0 && column < width && channel < channels;
+    tile[i * kColumnLanes + lane_rank()] =
+        inside ? widen(x[((image * height + row) * width + column) * channels + channel]) : C(0);
+  }
+  sync();
+  const index_t row = row0 + warp_rank();
+  if (channel >= channels || row >= oh) return;
+  C taps[k * k];
+#pragma unroll
+  for (int i = 0; i < k * k; ++i) taps[i] = weight[i * channels + channel];
+  const C start = bias ? bias[channel] : C(0);
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j) {
+    if (column0 + j >= ow) break;
+    C sum = start;
+#pragma unroll
+    for (int p = 0; p < k; ++p)
+#pragma unroll
+      for (int q = 0; q < k; ++q)
+        sum += tile[((warp_rank() * s + p) * kHalo + j * s + q) * kColumnLanes + lane_rank()] * taps[p * k + q];
+    y[((image * oh + row) * ow + column0 + j) * channels + channel] = narrow<T>(sum);
+  }
+}
+
+// y of any kernel and stride, a thread an element: for windows that do not overlap, nothing is read twice.
+template <class T, int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    depthwise_any(const T* __restrict__ x, const compute_t<T>* __restrict__ weight,
+                  const compute_t<T>* __restrict__ bias, T* __restrict__ y, index_t count, index_t height,
+                  index_t width, index_t channels, index_t oh, index_t ow, index_t kh, index_t kw, index_t sh,
+                  index_t sw, index_t top, index_t left) {
+  using C = compute_t<T>;
+  for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
+    const index_t channel = i % channels, pixel = i / channels, image = pixel / (ow * oh);
+    C sum = bias ? bias[channel] : C(0);
+    for (index_t p = 0; p < kh; ++p)
+      for (index_t q = 0; q < kw; ++q) {
+        const index_t row = pixel / ow % oh * sh + p - top, column = pixel % ow * sw + q - left;
+        if (row >= 0 && row < height && column >= 0 && column < width)
+          sum += widen(x[((image * height + row) * width + column) * channels + channel]) *
+                 weight[(p * kw + q) * channels + channel];
+      }
+    y[i] = narrow<T>(sum);
+  }
+}
+
+// dx, and partial [blocks][k·k][channels] of dw, from one tile of x and of dy with its halo: dy is in shared memory, x in
+// a register, and each product of the two goes into both gradients' sums. Either target may be null.
+template <class T, int k, int s>
+__global__ void __launch_bounds__(kColumnThreads)
+    depthwise_bwd_tile(const T* __restrict__ dy, const T* __restrict__ x, const compute_t<T>* __restrict__ weight,
+                       T* __restrict__ dx, compute_t<T>* __restrict__ partial, index_t height, index_t width,
+                       index_t channels, index_t oh, index_t ow, index_t top, index_t left) {
+  using C = compute_t<T>;
+  constexpr int kHalo = (kPixels + k - 2) / s + 2;  // outputs that the tile's inputs may reach, wherever it begins
+  constexpr int kWords = kHalo * kHalo > k * k * kColumnWarps ? kHalo * kHalo : k * k * kColumnWarps;
+  FF_SHARED(C, tile, kWords * kColumnLanes);  // dy's halo, then the warps' parts of dw
+  const index_t groups = (channels + kColumnLanes - 1) / kColumnLanes;
+  const index_t image = block_z() / groups, channel = block_z() % groups * kColumnLanes + lane_rank();
+  const index_t row0 = block_y() * kPixels, column0 = block_x() * kPixels;
+  const auto first_output = [](index_t i) { return i <= 0 ? 0 : (i + s - 1) / s; };
+  const index_t out_row0 = first_output(row0 + top - k + 1), out_column0 = first_output(column0 + left - k + 1);
+  for (int i = warp_rank(); i < kHalo * kHalo; i += kColumnWarps) {
+    const index_t row = out_row0 + i / kHalo, column = out_column0 + i % kHalo;
+    const bool inside = row < oh && column < ow && channel < channels;
+    tile[i * kColumnLanes + lane_rank()] =
+        inside ? widen(dy[((image * oh + row) * ow + column) * channels + channel]) : C(0);
+  }
+  sync();
+  C taps[k * k], sums[k * k];
+#pragma unroll
+  for (int i = 0; i < k * k; ++i) taps[i] = channel < channels ? weight[i * channels + channel] : C(0), sums[i] = C(0);
+  const index_t row = row0 + warp_rank();
+  if (channel < channels && row < height)
+    for (index_t column = column0; column < column0 + kPixels && column < width; ++column) {
+      const index_t at = ((image * height + row) * width + column) * channels + channel;
+      const C value = partial ? widen(x[at]) : C(0);
+      C sum = C(0);
+#pragma unroll
+      for (int p = 0; p < k; ++p)
+#pragma unroll
+        for (int q = 0; q < k; ++q) {
+          const index_t down = row + top - p, right = column + left - q;
+          if (down < 0 || right < 0 || down % s || right % s || down / s >= oh || right / s >= ow) continue;
+          const C grad = tile[((down / s - out_row0) * kHalo + right / s - out_column0) * kColumnLanes + lane_rank()];
+          sum += grad * taps[p * k + q];
+          sums[p * k + q] += grad * value;
+        }
+      if (dx) dx[at] = narrow<T>(sum);
+    }
+  if (!partial) return;
+  sync();
+#pragma unroll
+  for (int i = 0; i < k * k; ++i) tile[(warp_rank() * k * k + i) * kColumnLanes + lane_rank()] = sums[i];
+  sync();
+  if (channel >= channels) return;
+  const index_t block = (image * ((height + kPixels - 1) / kPixels) + block_y()) * ((width + kPixels - 1) / kPixels) + block_x();
+  for (int i = warp_rank(); i < k * k; i += kColumnWarps) {
+    C total = C(0);
+    for (int warp = 0; warp < kColumnWarps; ++warp) total += tile[(warp * k * k + i) * kColumnLanes + lane_rank()];
+    partial[(block * k * k + i) * channels + channel] = total;
+  }
+}
+
+// dx of any kernel and stride, a thread an element.
+template <class T, int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    depthwise_bwd_input_any(const T* __restrict__ dy, const compute_t<T>* __restrict__ weight, T* __restrict__ dx,
+                            index_t count, index_t height, index_t width, index_t channels, index_t oh, index_t ow,
+                            index_t kh, index_t kw, index_t sh, index_t sw, index_t top, index_t left) {
+  using C = compute_t<T>;
+  for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
+    const index_t channel = i % channels, pixel = i / channels, image = pixel / (width * height);
+    C sum = C(0);
+    for (index_t p = 0; p < kh; ++p)
+      for (index_t q = 0; q < kw; ++q) {
+        const index_t down = pixel / width % height + top - p, right = pixel % width + left - q;
+        if (down >= 0 && right >= 0 && down % sh == 0 && right % sw == 0 && down / sh < oh && right / sw < ow)
+          sum += widen(dy[((image * oh + down / sh) * ow + right / sw) * channels + channel]) *
+                 weight[(p * kw + q) * channels + channel];
+      }
+    dx[i] = narrow<T>(sum);
+  }
+}
+
+// partial [row blocks][channels] of dw at tap blockIdx.z, partial [taps][row blocks][channels]; rows are those of dy.
+template <class T>
+__global__ void __launch_bounds__(kColumnThreads)
+    depthwise_bwd_weight_any(const T* __restrict__ dy, const T* __restrict__ x, compute_t<T>* __restrict__ partial,
+                             index_t rows, index_t channels, index_t rows_per_block, index_t height, index_t width,
+                             index_t oh, index_t ow, index_t kw, index_t sh, index_t sw, index_t top, index_t left,
+                             index_t taps) {
+  using C = compute_t<T>;
+  const index_t first = block_x() * rows_per_block, p = block_z() / kw, q = block_z() % kw;
+  const index_t last = first + rows_per_block < rows ? first + rows_per_block : rows;
+  reduce_columns<1, C>(
+      first, last, block_y() * kColumnLanes, channels, {C(0)},
+      [&](C(&state)[1], index_t pixel, index_t channel) {
+        const index_t row = pixel / ow % oh * sh + p - top, column = pixel % ow * sw + q - left;
+        if (row >= 0 && row < height && column >= 0 && column < width)
+          state[0] += widen(dy[pixel * channels + channel]) *
+                      widen(x[((pixel / (ow * oh) * height + row) * width + column) * channels + channel]);
+      },
+      AddWords(),
+      [&](const C(&state)[1], index_t channel) {
+        partial[(block_x() * taps + block_z()) * channels + channel] = state[0];
+      });
+}
+
+// act(norm(y1)) at (m, k), normalised as it is loaded; a null weight stands for no norm.
+template <class T>
+struct Normalised {
+  using C = compute_t<T>;
+  const T* y1;
+  const C *weight, *bias, *stats;
+  index_t channels;
+  int act;
+
+  __device__ __forceinline__ C operator()(index_t m, index_t k) const {
+    C value = widen(y1[m * channels + k]);
+    if (weight) value = (value - stats[k]) * (stats[channels + k] * weight[k]) + bias[k];
+    return activate(act, value);
+  }
+};
+
+// y2 (rows, o) = act(norm(y1)) times weight (c, o) + bias, and unless null the moments of y2's tiles.
+template <class T>
+__global__ void __launch_bounds__(kGemmThreads)
+    pointwise_fwd(const T* __restrict__ y1, const compute_t<T>* __restrict__ n_weight,
+                  const compute_t<T>* __restrict__ n_bias, const compute_t<T>* __restrict__ stats,
+                  const T* __restrict__ weight, const compute_t<T>* __restrict__ bias, T* __restrict__ y2,
+                  compute_t<T>* __restrict__ partial, index_t rows, index_t channels, index_t outputs, index_t act) {
+  using C = compute_t<T>;
+  matmul_tile<Along::k, Along::other, C>(
+      block_x() * kTile, block_y() * kTile, rows, outputs, 0, channels,
+      Normalised<T>{y1, n_weight, n_bias, stats, channels, static_cast<int>(act)},
+      [&](index_t k, index_t n) { return widen(weight[k * outputs + n]); },
+      [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+          for (int j = 0; j < kPerThread; ++j)
+            if (m + i < rows && n + j < outputs) {
+              if (bias) sums[i][j] += bias[n + j];
+              y2[(m + i) * outputs + n + j] = narrow<T>(sums[i][j]);
+            }
+        if (partial) tile_moments(sums, m, n, rows, outputs, partial);
+      });
+}
+
+// partial [parts][c][o] = act(norm(y1)) transposed times dy2, over each part of the rows.
+template <class T>
+__global__ void __launch_bounds__(kGemmThreads)
+    pointwise_bwd_weight(const T* __restrict__ y1, const compute_t<T>* __restrict__ n_weight,
+                         const compute_t<T>* __restrict__ n_bias, const compute_t<T>* __restrict__ stats,
+                         const T* __restrict__ dy2, compute_t<T>* __restrict__ partial, index_t rows,
+                         index_t rows_per_part, index_t channels, index_t outputs, index_t act) {
+  using C = compute_t<T>;
+  const Normalised<T> a1{y1, n_weight, n_bias, stats, channels, static_cast<int>(act)};
+  const index_t first = block_z() * rows_per_part, last = first + rows_per_part < rows ? first + rows_per_part : rows;
+  C* const target = partial + block_z() * channels * outputs;
+  matmul_tile<Along::other, Along::other, C>(
+      block_x() * kTile, block_y() * kTile, channels, outputs, first, last,
+      [&](index_t m, index_t k) { return a1(k, m); },
+      [&](index_t k, index_t n) { return widen(dy2[k * outputs + n]); },
+      [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+          for (int j = 0; j < kPerThread; ++j)
+            if (m + i < channels && n + j < outputs) target[(m + i) * outputs + n + j] = sums[i][j];
+      });
+}
+
+// da1 (rows, c) = dy2 times weight (o, c).
+template <class T>
+__global__ void __launch_bounds__(kGemmThreads)
+    pointwise_bwd_input(const T* __restrict__ dy2, const T* __restrict__ weight, T* __restrict__ da1, index_t rows,
+                        index_t channels, index_t outputs) {
+  using C = compute_t<T>;
+  matmul_tile<Along::k, Along::other, C>(
+      block_x() * kTile, block_y() * kTile, rows, channels, 0, outputs,
+      [&](index_t m, index_t k) { return widen(dy2[m * outputs + k]); },
+      [&](index_t k, index_t n) { return widen(weight[k * channels + n]); },
+      [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+          for (int j = 0; j < kPerThread; ++j)
+            if (m + i < rows && n + j < channels) da1[(m + i) * channels + n + j] = narrow<T>(sums[i][j]);
+      });
+}
+
+}  // namespace ff::cuda
