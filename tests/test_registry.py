@@ -35,7 +35,8 @@ def kernels() -> list[str]:
 
 
 def native_families() -> list[str]:
-    return sorted(path.parent.name for path in CSRC.glob("*/cpu.cpp"))
+    """Families of ops; the engine has kernels of its own, and no ops."""
+    return sorted({path.parent.name for path in CSRC.glob("*/cpu.cpp")} - {"engine"})
 
 
 def family_of(kernel: str) -> str:
