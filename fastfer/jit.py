@@ -44,7 +44,7 @@ def include_dir() -> Path:
 @functools.cache
 def header(kernel: str) -> str:
     """The header that has the kernel template of this name, from `include_dir`."""
-    declaration = re.compile(rf"__global__ void (?:__launch_bounds__\(\w+\)\s*)?{kernel}\(")
+    declaration = re.compile(rf"__global__ void (?:__launch_bounds__\([^)]*\)\s*)?{kernel}\(")
     for path in sorted(include_dir().glob("*/cuda.cuh")):
         if declaration.search(path.read_text(encoding="utf-8")):
             return path.relative_to(include_dir()).as_posix()

@@ -48,7 +48,7 @@ def nvcc(arch: str, *args: str) -> str:
 def instances(host_kernels: HostLibrary, source: str) -> list[str]:
     """The kernels of a source, as the host build lists them."""
     text = (CSRC / source).with_suffix(".cuh").read_text()
-    own = set(re.findall(r"__global__ void (?:__launch_bounds__\(\w+\)\s*)?(\w+)\(", text))
+    own = set(re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(", text))
     return [name for name in host_kernels.names() if name.partition("<")[0] in own]
 
 

@@ -26,10 +26,10 @@ SILU, HARDSWISH, SIGMOID = (ACTIVATIONS.index(name) for name in ("silu", "hardsw
 class Check:
     """Draws arguments in one storage type, and compares a function's results with the reference's."""
 
-    def __init__(self, launch: HostLaunch, family: str, dtype: torch.dtype) -> None:
+    def __init__(self, launch: HostLaunch, family: str, dtype: torch.dtype, eps: float | None = None) -> None:
         module = importlib.import_module(f"fastfer.cuda.{family}")
         self.got, self.want = Bound(module, launch), importlib.import_module(f"fastfer.reference.{family}")
-        self.family, self.dtype = family, dtype
+        self.family, self.dtype, self.eps = family, dtype, eps or torch.finfo(dtype).eps
         self.compute = torch.float64 if dtype == torch.float64 else torch.float32
         self.generator = torch.Generator().manual_seed(5)
 
@@ -68,7 +68,7 @@ class Check:
                 assert each.dtype in (self.dtype, self.compute), text
                 scale = max(float(right.abs().max()), least)
                 error = float((each.double() - right).abs().max())
-                assert error <= 16 * torch.finfo(self.dtype).eps * scale, f"{text}: {error} of {scale}"
+                assert error <= 16 * self.eps * scale, f"{text}: {error} of {scale}"
         return got
 
 
@@ -211,11 +211,33 @@ def test_storage_type(launch: HostLaunch, ran: set[Any], family: str, dtype: tor
     ran.add((family, dtype))
 
 
+def products(launch: HostLaunch, precision: str, eps: float | None) -> set[str]:
+    """The kernels that the float32 cases of the families with products launch while torch allows ``precision``."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    own = HostLaunch(launch.library)
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        for family in ("conv2d", "separable_conv"):
+            CASES[family](Check(own, family, torch.float32, eps))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    launch.launched |= own.launched
+    return {name for name in own.launched if name.startswith(("conv2d", "pointwise"))}
+
+
+def test_tf32_only_where_torch_allows_it(launch: HostLaunch) -> None:
+    names = products(launch, "tf32", 2**-10)
+    assert names
+    assert all(name.endswith("<float, tf32>") for name in names)
+    assert {name.replace("tf32", "float") for name in names} == products(launch, "ieee", None)
+
+
 def test_every_instance_that_ships_runs(launch: HostLaunch, ran: set[Any], host_kernels: HostLibrary) -> None:
     """What nvcc builds is what these cases launch: no instance ships untried, and none is asked for that does not."""
     for family in families():
         for dtype in DTYPES:
             if (family, dtype) not in ran:
                 CASES[family](Check(launch, family, dtype))
+    products(launch, "tf32", 2**-10)
     assert set(host_kernels.names()) - launch.launched == set()
     assert elementwise.kernel("activation_fwd", "bf16", SILU, 8) in launch.launched

@@ -259,7 +259,7 @@ struct SideBySide {
 
 // u (rows, units) = tanh(weight (units, 2·width)·[x h] + bias).
 template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     additive_hidden(const T* __restrict__ x, const T* __restrict__ h, const compute_t<T>* __restrict__ weight,
                     const compute_t<T>* __restrict__ bias, compute_t<T>* __restrict__ u, index_t rows, index_t width,
                     index_t units) {
@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // dx = dz·weight's left half + weights·dout and dh = dz·its right half, either null.
 template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     additive_bwd_input(const compute_t<T>* __restrict__ dz, const compute_t<T>* __restrict__ weight,
                        const compute_t<T>* __restrict__ weights, const T* __restrict__ dout, T* __restrict__ dx,
                        T* __restrict__ dh, index_t rows, index_t steps, index_t width, index_t units) {
@@ -387,7 +387,7 @@ __global__ void __launch_bounds__(kGemmThreads)
 
 // partial [parts][units][2·width]: dzᵀ [x h] over each part of the rows.
 template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     additive_bwd_weight(const compute_t<T>* __restrict__ dz, const T* __restrict__ x, const T* __restrict__ h,
                         compute_t<T>* __restrict__ partial, index_t rows, index_t rows_per_part, index_t width,
                         index_t units) {

@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kThreads)
 // dout·s plus that of the planes, dplanes [2][images][pixels]; without s dout alone. `dpooled` [2][images][channels] is
 // scratch.
 template <class T, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     cbam_bwd(const T* __restrict__ dout, const T* __restrict__ x, const compute_t<T>* __restrict__ pooled,
              const int* __restrict__ places, const compute_t<T>* __restrict__ w1, const compute_t<T>* __restrict__ b1,
              const compute_t<T>* __restrict__ w2, const compute_t<T>* __restrict__ spatial, const int* __restrict__ at,

@@ -6,10 +6,10 @@
 
 namespace ff::cuda {
 
-#define STORED(T) FF_KERNEL(conv2d_fwd<T>) FF_KERNEL(conv2d_bwd_input<T>) FF_KERNEL(conv2d_bwd_weight<T>)
+#define PRODUCTS(T, S) FF_KERNEL(conv2d_fwd<T, S>) FF_KERNEL(conv2d_bwd_input<T, S>) FF_KERNEL(conv2d_bwd_weight<T, S>)
 
 FF_KERNELS_BEGIN(conv2d)
-STORED(float) STORED(double) STORED(bf16) STORED(f16)
+PRODUCTS(float, float) PRODUCTS(float, tf32) PRODUCTS(double, double) PRODUCTS(bf16, bf16) PRODUCTS(f16, f16)
 FF_KERNELS_END
 
 }  // namespace ff::cuda

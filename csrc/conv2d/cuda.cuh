@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dense convolution as im2col-free products, NHWC. Weights come packed by the caller: (kh, kw, c, o) for the output and
 // the weight gradient, (kh, kw, o, c) for the input gradient. A 1 x 1 convolution is the same product with one tap.
+// S: what the operands of a product are rounded to, T, or tf32 for float.
 #pragma once
 
 #include "cuda/gemm.cuh"
@@ -21,10 +22,10 @@ struct WindowOf {
   Window w;
 
   __device__ __forceinline__ C operator()(index_t m, index_t k) const {
-    const index_t c = k % w.channels, tap = k / w.channels;
-    const index_t row = m / w.ow % w.oh * w.sh + tap / w.kw - w.top, column = m % w.ow * w.sw + tap % w.kw - w.left;
+    const Split c = split(k, w.channels), tap = split(c.whole, w.kw), line = split(m, w.ow), image = split(line.whole, w.oh);
+    const index_t row = image.rest * w.sh + tap.whole - w.top, column = line.rest * w.sw + tap.rest - w.left;
     if (row < 0 || row >= w.height || column < 0 || column >= w.width) return C(0);
-    return widen(x[((m / (w.ow * w.oh) * w.height + row) * w.width + column) * w.channels + c]);
+    return widen(x[((image.whole * w.height + row) * w.width + column) * w.channels + c.rest]);
   }
 };
 
@@ -36,23 +37,26 @@ struct WindowOnto {
   Window w;  // channels: those of dy
 
   __device__ __forceinline__ C operator()(index_t m, index_t k) const {
-    const index_t o = k % w.channels, tap = k / w.channels;
-    const index_t row = m / w.width % w.height + w.top - tap / w.kw, column = m % w.width + w.left - tap % w.kw;
-    if (row < 0 || column < 0 || row % w.sh || column % w.sw || row / w.sh >= w.oh || column / w.sw >= w.ow) return C(0);
-    return widen(dy[((m / (w.width * w.height) * w.oh + row / w.sh) * w.ow + column / w.sw) * w.channels + o]);
+    const Split o = split(k, w.channels), tap = split(o.whole, w.kw), line = split(m, w.width);
+    const Split image = split(line.whole, w.height);
+    const index_t down = image.rest + w.top - tap.whole, right = line.rest + w.left - tap.rest;
+    if (down < 0 || right < 0) return C(0);
+    const Split row = split(down, w.sh), column = split(right, w.sw);
+    if (row.rest || column.rest || row.whole >= w.oh || column.whole >= w.ow) return C(0);
+    return widen(dy[((image.whole * w.oh + row.whole) * w.ow + column.whole) * w.channels + o.rest]);
   }
 };
 
 // y (rows, o) = windows of x times weight (kh·kw·c, o) + bias, and unless null the moments of y's tiles.
-template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+template <class T, class S>
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     conv2d_fwd(const T* __restrict__ x, const T* __restrict__ weight, const compute_t<T>* __restrict__ bias,
                T* __restrict__ y, compute_t<T>* __restrict__ partial, index_t rows, index_t outputs, index_t height,
                index_t width, index_t channels, index_t oh, index_t ow, index_t kh, index_t kw, index_t sh, index_t sw,
                index_t top, index_t left) {
   using C = compute_t<T>;
   const WindowOf<T> windows{x, {height, width, channels, oh, ow, kh, kw, sh, sw, top, left}};
-  matmul_tile<Along::k, Along::other, C>(
+  matmul_tile<Along::k, Along::other, S>(
       block_x() * kTile, block_y() * kTile, rows, outputs, 0, kh * kw * channels, windows,
       [&](index_t k, index_t n) { return widen(weight[k * outputs + n]); },
       [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
@@ -69,14 +73,14 @@ __global__ void __launch_bounds__(kGemmThreads)
 }
 
 // dx (rows, c) from dy and weight (kh·kw·o, c).
-template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+template <class T, class S>
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     conv2d_bwd_input(const T* __restrict__ dy, const T* __restrict__ weight, T* __restrict__ dx, index_t rows,
                      index_t channels, index_t height, index_t width, index_t outputs, index_t oh, index_t ow,
                      index_t kh, index_t kw, index_t sh, index_t sw, index_t top, index_t left) {
   using C = compute_t<T>;
   const WindowOnto<T> windows{dy, {height, width, outputs, oh, ow, kh, kw, sh, sw, top, left}};
-  matmul_tile<Along::k, Along::other, C>(
+  matmul_tile<Along::k, Along::other, S>(
       block_x() * kTile, block_y() * kTile, rows, channels, 0, kh * kw * outputs, windows,
       [&](index_t k, index_t n) { return widen(weight[k * channels + n]); },
       [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
@@ -89,8 +93,8 @@ __global__ void __launch_bounds__(kGemmThreads)
 }
 
 // partial [parts][kh·kw·c][o]: the weight gradient over each part of the output pixels.
-template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+template <class T, class S>
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     conv2d_bwd_weight(const T* __restrict__ x, const T* __restrict__ dy, compute_t<T>* __restrict__ partial,
                       index_t pixels, index_t pixels_per_part, index_t outputs, index_t height, index_t width,
                       index_t channels, index_t oh, index_t ow, index_t kh, index_t kw, index_t sh, index_t sw,
@@ -100,7 +104,7 @@ __global__ void __launch_bounds__(kGemmThreads)
   const index_t taps = kh * kw * channels, first = block_z() * pixels_per_part;
   const index_t last = first + pixels_per_part < pixels ? first + pixels_per_part : pixels;
   C* const target = partial + block_z() * taps * outputs;
-  matmul_tile<Along::other, Along::other, C>(
+  matmul_tile<Along::other, Along::other, S>(
       block_x() * kTile, block_y() * kTile, taps, outputs, first, last,
       [&](index_t m, index_t k) { return windows(k, m); },
       [&](index_t k, index_t n) { return widen(dy[k * outputs + n]); },

@@ -53,6 +53,17 @@ __device__ __forceinline__ unsigned short float_to_f16_bits(float x) {
   return bits;
 }
 
+// Rounded to the nearest value with 11 bits of significand.
+__device__ __forceinline__ unsigned float_to_tf32_bits(float x) {
+  unsigned bits;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#else
+  bits = __float_as_uint(x);
+#endif
+  return bits;
+}
+
 }  // namespace ff::cuda
 
 #else

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix products out of functors: C(m, n) = sum over k of a(m, k)·b(k, n), so that an operand can be an activation with
 // its norm applied, a convolution's window, or a transposed gradient. A block of 256 threads makes a tile of 64 x 64 from
-// slices of 16 k in shared memory, each thread 4 x 4 of it: 16 multiply-adds for 8 reads of shared memory.
+// slices in shared memory: 16-bit operands, and float where torch allows tf32, by tensor cores, a warp 16 x 32 of it;
+// float and double by multiply-adds, a thread 4 x 4 of it, 16 for 8 reads of shared memory.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/mma.cuh"
 
 namespace ff::cuda {
 
@@ -13,15 +14,16 @@ constexpr int kSlice = 16;       // k of one stage
 constexpr int kPerThread = 4;    // rows and columns of a thread's part
 constexpr int kGemmThreads = 256;
 constexpr int kSide = kTile / kPerThread;
+template <class T>
+constexpr int kGemmBlocks = sizeof(T) == 8 ? 1 : 2;  // blocks that a multiprocessor holds at least: a bound on registers
 
 // How an operand lies in memory: whether its neighbours are those along k, or those along m (or n).
 enum class Along { k, other };
 
-// Rows m0..m0 + 63 and columns n0..n0 + 63 over k in [k0, k1): finish(sums, m, n) gets the thread's 4 x 4 part, whose
-// first element is (m, n). Operands are asked only for elements inside [0, rows), [0, columns), [k0, k1).
+// By multiply-adds in C; arguments as matmul_tile's.
 template <Along kA, Along kB, class C, class A, class B, class Finish>
-__device__ __forceinline__ void matmul_tile(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0, index_t k1,
-                                            const A& a, const B& b, const Finish& finish) {
+__device__ __forceinline__ void matmul_sums(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0,
+                                            index_t k1, const A& a, const B& b, const Finish& finish) {
   FF_SHARED(C, a_slice, kSlice * (kTile + 4));  // rows of 68: a column's lanes fall on different banks
   FF_SHARED(C, b_slice, kSlice * (kTile + 4));
   constexpr int kRow = kTile + 4;
@@ -53,6 +55,80 @@ __device__ __forceinline__ void matmul_tile(index_t m0, index_t n0, index_t rows
     sync();
   }
   finish(sums, m0 + row, n0 + column);
+}
+
+constexpr int kWords = 16;                  // words along k of one stage of tensor cores: two steps of eight
+constexpr int kWordRow = kWords + 4;        // a fragment's rows fall on different banks
+constexpr int kSumRow = kTile + 4;
+
+// By tensor cores: operands are rounded to S as they are put into shared memory; the sums go through it, too, so that
+// finish gets the same parts as from multiply-adds.
+template <Along kA, Along kB, class S, class A, class B, class Finish>
+__device__ __forceinline__ void matmul_words(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0,
+                                             index_t k1, const A& a, const B& b, const Finish& finish) {
+  FF_SHARED(unsigned, a_words, kTile * kWordRow);
+  FF_SHARED(unsigned, b_words, kTile * kWordRow);
+  FF_SHARED(float, all_sums, kTile * kSumRow);
+  const int t = thread_rank(), group = mma_group(), quad = mma_quad();
+  const int row = warp_rank() % 4 * 16, column = warp_rank() / 4 * 32;
+  float sums[4][4] = {};
+  for (index_t k = k0; k < k1; k += kWords * kPerWord<S>) {
+#pragma unroll
+    for (int i = 0; i < kTile * kWords / kGemmThreads; ++i) {
+      const int at = t + i * kGemmThreads;
+      const int aw = kA == Along::k ? at % kWords : at / kTile, am = kA == Along::k ? at / kWords : at % kTile;
+      const int bw = kB == Along::k ? at % kWords : at / kTile, bn = kB == Along::k ? at / kWords : at % kTile;
+      float left[2] = {}, right[2] = {};
+#pragma unroll
+      for (int j = 0; j < kPerWord<S>; ++j) {
+        const index_t ak = k + aw * kPerWord<S> + j, bk = k + bw * kPerWord<S> + j;
+        if (ak < k1 && m0 + am < rows) left[j] = a(m0 + am, ak);
+        if (bk < k1 && n0 + bn < columns) right[j] = b(bk, n0 + bn);
+      }
+      a_words[am * kWordRow + aw] = mma_word<S>(left[0], left[1]);
+      b_words[bn * kWordRow + bw] = mma_word<S>(right[0], right[1]);
+    }
+    sync();
+#pragma unroll
+    for (int step = 0; step < kWords; step += 8) {
+      const int word = step + quad;
+      const unsigned left[4] = {a_words[(row + group) * kWordRow + word], a_words[(row + group + 8) * kWordRow + word],
+                                a_words[(row + group) * kWordRow + word + 4],
+                                a_words[(row + group + 8) * kWordRow + word + 4]};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int n = column + 8 * j + group;
+        const unsigned right[2] = {b_words[n * kWordRow + word], b_words[n * kWordRow + word + 4]};
+        mma<S>(sums[j], left, right);
+      }
+    }
+    sync();
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      all_sums[(row + group + i / 2 * 8) * kSumRow + column + 8 * j + 2 * quad + i % 2] = sums[j][i];
+  sync();
+  const int own_row = t / kSide * kPerThread, own_column = t % kSide * kPerThread;
+  float part[kPerThread][kPerThread];
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+    for (int j = 0; j < kPerThread; ++j) part[i][j] = all_sums[(own_row + i) * kSumRow + own_column + j];
+  finish(part, m0 + own_row, n0 + own_column);
+}
+
+// Rows m0..m0 + 63 and columns n0..n0 + 63 over k in [k0, k1), operands rounded to S: finish(sums, m, n) gets the thread's
+// 4 x 4 part, whose first element is (m, n). Operands are asked only for elements inside [0, rows), [0, columns), [k0, k1).
+template <Along kA, Along kB, class S, class A, class B, class Finish>
+__device__ __forceinline__ void matmul_tile(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0, index_t k1,
+                                            const A& a, const B& b, const Finish& finish) {
+  if constexpr (kTensorCores && kPerWord<S> > 0) {
+    matmul_words<kA, kB, S>(m0, n0, rows, columns, k0, k1, a, b, finish);
+  } else {
+    matmul_sums<kA, kB, compute_t<S>>(m0, n0, rows, columns, k0, k1, a, b, finish);
+  }
 }
 
 // partial [tiles of rows][2][columns]: mean and sum of squared deviations of the tile's rows, for each column: the

@@ -186,7 +186,7 @@ struct Gated {
 // d_pixel [images][3] sums of dl·maximum, dl·mean (not where `linear`) and dl. Scratch: gates [3][images][channels] for
 // gates, logits and the means' gradients, spatial [images][pixels].
 template <class T, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     gate_bwd(const T* __restrict__ dout, const T* __restrict__ x, const compute_t<T>* __restrict__ means,
              const compute_t<T>* __restrict__ values, const compute_t<T>* __restrict__ w1,
              const compute_t<T>* __restrict__ b1, const compute_t<T>* __restrict__ w2,

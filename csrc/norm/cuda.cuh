@@ -22,7 +22,7 @@ __device__ __forceinline__ void merge_moments(C (&into)[3], const C (&from)[3]) 
 
 // partial [row blocks][2][channels]: mean and sum of squared deviations of each part of `rows_per_block` rows.
 template <class T>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, 4)
     moments(const T* __restrict__ x, compute_t<T>* __restrict__ partial, index_t rows, index_t channels,
             index_t rows_per_block) {
   using C = compute_t<T>;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
              const compute_t<T>* __restrict__ stats, T* __restrict__ z, index_t count, index_t channels, index_t act) {
   using C = compute_t<T>;
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = i % channels;
+    const index_t channel = split(i, channels).rest;
     C value = widen(x[i]);
     if (weight) value = (value - stats[channel]) * (stats[channels + channel] * weight[channel]) + bias[channel];
     z[i] = narrow<T>(activate(static_cast<int>(act), value));
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
   using C = compute_t<T>;
   const C share = C(1) / static_cast<C>(count / channels);
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = i % channels;
+    const index_t channel = split(i, channels).rest;
     const C grad = widen(dz[i]), value = widen(x[i]);
     if (!weight) {
       dx[i] = narrow<T>(activate_grad(static_cast<int>(act), grad, value));

@@ -36,11 +36,11 @@ __global__ void __launch_bounds__(kThreads)
                    index_t sw, index_t top, index_t left) {
   using C = compute_t<T>;
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = i % channels, pixel = i / channels;
-    const index_t column = pixel % ow * sw - left, row = pixel / ow % oh * sh - top, image = pixel / (ow * oh);
+    const Split pixel = split(i, channels), line = split(pixel.whole, ow), image = split(line.whole, oh);
+    const index_t column = line.rest * sw - left, row = image.rest * sh - top;
     const index_t p0 = row < 0 ? -row : 0, q0 = column < 0 ? -column : 0;
     const index_t p1 = row + kh < height ? kh : height - row, q1 = column + kw < width ? kw : width - column;
-    const T* const window = x + ((image * height + row) * width + column) * channels + channel;
+    const T* const window = x + ((image.whole * height + row) * width + column) * channels + pixel.rest;
     Best<C> best{widen(window[(p0 * width + q0) * channels]), p0 * kw + q0};
     for (index_t p = p0; p < p1; ++p)
       for (index_t q = q0; q < q1; ++q) best.take(widen(window[(p * width + q) * channels]), p * kw + q);
@@ -57,12 +57,12 @@ __global__ void __launch_bounds__(kThreads)
                    index_t sh, index_t sw, index_t top, index_t left) {
   using C = compute_t<T>;
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = i % channels, pixel = i / channels;
-    const index_t column = pixel % width, row = pixel / width % height, image = pixel / (width * height);
+    const Split pixel = split(i, channels), line = split(pixel.whole, width), image = split(line.whole, height);
+    const index_t column = line.rest, row = image.rest;
     C sum = C(0);
     for (index_t r = first_window(row, top, kh, sh); r < last_window(row, top, sh, oh); ++r)
       for (index_t c = first_window(column, left, kw, sw); c < last_window(column, left, sw, ow); ++c) {
-        const index_t window = ((image * oh + r) * ow + c) * channels + channel;
+        const index_t window = ((image.whole * oh + r) * ow + c) * channels + pixel.rest;
         const index_t place = (row + top - r * sh) * kw + column + left - c * sw;
         if (static_cast<index_t>(places[window]) == place) sum += widen(dy[window]);
       }
@@ -100,9 +100,10 @@ __global__ void __launch_bounds__(kThreads)
   using C = compute_t<T>;
   const C share = C(1) / static_cast<C>(pixels);
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = i % channels, pixel = i / channels % pixels, at = i / (channels * pixels) * channels + channel;
+    const Split all = split(i, channels), pixel = split(all.whole, pixels);
+    const index_t at = pixel.whole * channels + all.rest;
     C value = dmean ? widen(dmean[at]) * share : C(0);
-    if (dmost && places[at] == pixel) value += widen(dmost[at]);
+    if (dmost && places[at] == pixel.rest) value += widen(dmost[at]);
     dx[i] = narrow<T>(value);
   }
 }

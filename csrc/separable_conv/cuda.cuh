@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Depthwise convolution, NHWC, weights packed (kh, kw, c) by the caller; the pointwise half of a separable block, whose
-// operand is the depthwise output with norm and activation applied as it is read.
+// operand is the depthwise output with norm and activation applied as it is read, and rounded to S: T, or tf32 for float.
 #pragma once
 
 #include "cuda/columns.cuh"
@@ -60,14 +60,14 @@ __global__ void __launch_bounds__(kThreads)
                   index_t sw, index_t top, index_t left) {
   using C = compute_t<T>;
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = i % channels, pixel = i / channels, image = pixel / (ow * oh);
-    C sum = bias ? bias[channel] : C(0);
+    const Split pixel = split(i, channels), line = split(pixel.whole, ow), image = split(line.whole, oh);
+    C sum = bias ? bias[pixel.rest] : C(0);
     for (index_t p = 0; p < kh; ++p)
       for (index_t q = 0; q < kw; ++q) {
-        const index_t row = pixel / ow % oh * sh + p - top, column = pixel % ow * sw + q - left;
+        const index_t row = image.rest * sh + p - top, column = line.rest * sw + q - left;
         if (row >= 0 && row < height && column >= 0 && column < width)
-          sum += widen(x[((image * height + row) * width + column) * channels + channel]) *
-                 weight[(p * kw + q) * channels + channel];
+          sum += widen(x[((image.whole * height + row) * width + column) * channels + pixel.rest]) *
+                 weight[(p * kw + q) * channels + pixel.rest];
       }
     y[i] = narrow<T>(sum);
   }
@@ -133,21 +133,26 @@ __global__ void __launch_bounds__(kColumnThreads)
 
 // dx of any kernel and stride, a thread an element.
 template <class T, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     depthwise_bwd_input_any(const T* __restrict__ dy, const compute_t<T>* __restrict__ weight, T* __restrict__ dx,
                             index_t count, index_t height, index_t width, index_t channels, index_t oh, index_t ow,
                             index_t kh, index_t kw, index_t sh, index_t sw, index_t top, index_t left) {
   using C = compute_t<T>;
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = i % channels, pixel = i / channels, image = pixel / (width * height);
+    const Split pixel = split(i, channels), line = split(pixel.whole, width), image = split(line.whole, height);
     C sum = C(0);
-    for (index_t p = 0; p < kh; ++p)
+    for (index_t p = 0; p < kh; ++p) {
+      if (image.rest + top < p) break;
+      const Split row = split(image.rest + top - p, sh);
+      if (row.rest || row.whole >= oh) continue;
       for (index_t q = 0; q < kw; ++q) {
-        const index_t down = pixel / width % height + top - p, right = pixel % width + left - q;
-        if (down >= 0 && right >= 0 && down % sh == 0 && right % sw == 0 && down / sh < oh && right / sw < ow)
-          sum += widen(dy[((image * oh + down / sh) * ow + right / sw) * channels + channel]) *
-                 weight[(p * kw + q) * channels + channel];
+        if (line.rest + left < q) break;
+        const Split column = split(line.rest + left - q, sw);
+        if (column.rest || column.whole >= ow) continue;
+        sum += widen(dy[((image.whole * oh + row.whole) * ow + column.whole) * channels + pixel.rest]) *
+               weight[(p * kw + q) * channels + pixel.rest];
       }
+    }
     dx[i] = narrow<T>(sum);
   }
 }
@@ -165,10 +170,11 @@ __global__ void __launch_bounds__(kColumnThreads)
   reduce_columns<1, C>(
       first, last, block_y() * kColumnLanes, channels, {C(0)},
       [&](C(&state)[1], index_t pixel, index_t channel) {
-        const index_t row = pixel / ow % oh * sh + p - top, column = pixel % ow * sw + q - left;
+        const Split line = split(pixel, ow), image = split(line.whole, oh);
+        const index_t row = image.rest * sh + p - top, column = line.rest * sw + q - left;
         if (row >= 0 && row < height && column >= 0 && column < width)
           state[0] += widen(dy[pixel * channels + channel]) *
-                      widen(x[((pixel / (ow * oh) * height + row) * width + column) * channels + channel]);
+                      widen(x[((image.whole * height + row) * width + column) * channels + channel]);
       },
       AddWords(),
       [&](const C(&state)[1], index_t channel) {
@@ -193,14 +199,14 @@ struct Normalised {
 };
 
 // y2 (rows, o) = act(norm(y1)) times weight (c, o) + bias, and unless null the moments of y2's tiles.
-template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+template <class T, class S>
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     pointwise_fwd(const T* __restrict__ y1, const compute_t<T>* __restrict__ n_weight,
                   const compute_t<T>* __restrict__ n_bias, const compute_t<T>* __restrict__ stats,
                   const T* __restrict__ weight, const compute_t<T>* __restrict__ bias, T* __restrict__ y2,
                   compute_t<T>* __restrict__ partial, index_t rows, index_t channels, index_t outputs, index_t act) {
   using C = compute_t<T>;
-  matmul_tile<Along::k, Along::other, C>(
+  matmul_tile<Along::k, Along::other, S>(
       block_x() * kTile, block_y() * kTile, rows, outputs, 0, channels,
       Normalised<T>{y1, n_weight, n_bias, stats, channels, static_cast<int>(act)},
       [&](index_t k, index_t n) { return widen(weight[k * outputs + n]); },
@@ -218,8 +224,8 @@ __global__ void __launch_bounds__(kGemmThreads)
 }
 
 // partial [parts][c][o] = act(norm(y1)) transposed times dy2, over each part of the rows.
-template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+template <class T, class S>
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     pointwise_bwd_weight(const T* __restrict__ y1, const compute_t<T>* __restrict__ n_weight,
                          const compute_t<T>* __restrict__ n_bias, const compute_t<T>* __restrict__ stats,
                          const T* __restrict__ dy2, compute_t<T>* __restrict__ partial, index_t rows,
@@ -228,7 +234,7 @@ __global__ void __launch_bounds__(kGemmThreads)
   const Normalised<T> a1{y1, n_weight, n_bias, stats, channels, static_cast<int>(act)};
   const index_t first = block_z() * rows_per_part, last = first + rows_per_part < rows ? first + rows_per_part : rows;
   C* const target = partial + block_z() * channels * outputs;
-  matmul_tile<Along::other, Along::other, C>(
+  matmul_tile<Along::other, Along::other, S>(
       block_x() * kTile, block_y() * kTile, channels, outputs, first, last,
       [&](index_t m, index_t k) { return a1(k, m); },
       [&](index_t k, index_t n) { return widen(dy2[k * outputs + n]); },
@@ -242,12 +248,12 @@ __global__ void __launch_bounds__(kGemmThreads)
 }
 
 // da1 (rows, c) = dy2 times weight (o, c).
-template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+template <class T, class S>
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     pointwise_bwd_input(const T* __restrict__ dy2, const T* __restrict__ weight, T* __restrict__ da1, index_t rows,
                         index_t channels, index_t outputs) {
   using C = compute_t<T>;
-  matmul_tile<Along::k, Along::other, C>(
+  matmul_tile<Along::k, Along::other, S>(
       block_x() * kTile, block_y() * kTile, rows, channels, 0, outputs,
       [&](index_t m, index_t k) { return widen(dy2[m * outputs + k]); },
       [&](index_t k, index_t n) { return widen(weight[k * channels + n]); },

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastfer.cuda import norm, pool
-from fastfer.cuda.loader import Launch, compute_dtype, empty_nhwc, nhwc, type_name
+from fastfer.cuda.loader import Launch, compute_dtype, empty_nhwc, nhwc, product_types
 from fastfer.reference.conv2d import with_pool
 
 TILE, THREADS = 64, 256  # csrc/cuda/gemm.cuh
@@ -43,7 +43,7 @@ def _convolution(
         parts = torch.empty((tiles(rows), 2, outputs), dtype=compute_dtype(x), device=x.device)
     shape = (rows, outputs, height, width, channels, *out, *kernel, *stride, *padding[:2])
     optional = [0 if t is None else t for t in (bias, parts)]
-    kernel_name = f"conv2d_fwd<{type_name('conv2d', x)}>"
+    kernel_name = f"conv2d_fwd<{product_types('conv2d', x)}>"
     launch(kernel_name, x, (tiles(rows), tiles(outputs), 1), THREADS, x, packed, optional[0], y, optional[1], *shape)
     return y, parts
 
@@ -52,7 +52,7 @@ def convolution_backward(
     launch: Launch, dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias by ``mask``; ``dy`` and ``x`` NHWC, dense."""
-    dtype = type_name("conv2d", x)
+    types = product_types("conv2d", x)
     outputs, channels, *kernel = weight.shape
     height, width = x.shape[2:]
     out = dy.shape[2:]
@@ -62,7 +62,7 @@ def convolution_backward(
         packed = weight.permute(2, 3, 0, 1).contiguous()
         shape = (rows, channels, height, width, outputs, *out, *kernel, *stride, *padding[:2])
         grid = (tiles(rows), tiles(channels), 1)
-        launch(f"conv2d_bwd_input<{dtype}>", x, grid, THREADS, dy, packed, dx, *shape)
+        launch(f"conv2d_bwd_input<{types}>", x, grid, THREADS, dy, packed, dx, *shape)
     pixels = dy.shape[0] * out[0] * out[1]
     if mask[1]:
         taps = kernel[0] * kernel[1] * channels
@@ -70,7 +70,7 @@ def convolution_backward(
         sums = torch.empty((-(-pixels // part), taps, outputs), dtype=compute_dtype(x), device=x.device)
         shape = (pixels, part, outputs, height, width, channels, *out, *kernel, *stride, *padding[:2])
         grid = (tiles(taps), tiles(outputs), len(sums))
-        launch(f"conv2d_bwd_weight<{dtype}>", x, grid, THREADS, x, dy, sums, *shape)
+        launch(f"conv2d_bwd_weight<{types}>", x, grid, THREADS, x, dy, sums, *shape)
         dw = norm.total(launch, sums).view(*kernel, channels, outputs)
         dw = dw.permute(3, 2, 0, 1).to(weight.dtype).contiguous()
     if mask[2]:

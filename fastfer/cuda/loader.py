@@ -168,6 +168,17 @@ def type_name(op: str, x: Tensor) -> str:
         raise TypeError(f"{op}: x: expected dtype {expected}, got {x.dtype}") from None
 
 
+def product_types(op: str, x: Tensor) -> str:
+    """C++ names of x's dtype and of what products round its elements to: the same, or tf32 where torch allows it.
+
+    Torch allows it by ``torch.set_float32_matmul_precision("high")`` or ``torch.backends.cuda.matmul``; what cuDNN is
+    allowed does not count, so that float32 is float32 by default.
+    """
+    name = type_name(op, x)
+    rounded = name == "float" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return f"{name}, {'tf32' if rounded else name}"
+
+
 def lanes(*tensors: Tensor) -> int:
     """Elements that fit into the 16 bytes a thread moves at once where every tensor is aligned to them, else 1."""
     if any(t.data_ptr() % 16 for t in tensors):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastfer.cuda import norm
 from fastfer.cuda.conv2d import TILE, tiles
-from fastfer.cuda.loader import Launch, compute_dtype, empty_nhwc, nhwc, type_name
+from fastfer.cuda.loader import Launch, compute_dtype, empty_nhwc, nhwc, product_types, type_name
 from fastfer.reference.separable_conv import recomputes
 
 THREADS = 256
@@ -28,7 +28,8 @@ _PARTS_OF_TILES = 1024
 
 def _tiled(x: Tensor, kernel: list[int], stride: list[int], backward: bool) -> bool:
     square = kernel[0] == kernel[1] and stride[0] == stride[1] and kernel[0] in (3, 5) and stride[0] in (1, 2)
-    return square and (backward or x.dtype != torch.float64 or (kernel[0], stride[0]) != (5, 2))
+    # Of float64 the other tiles exceed 48 KiB of shared memory.
+    return square and (x.dtype != torch.float64 or (kernel[0] == 3 if backward else stride[0] == 1))
 
 
 def _tile_grid(height: int, width: int, images: int, channels: int) -> tuple[int, int, int]:
@@ -160,7 +161,7 @@ def product(
     packed = weight.flatten(1).t().contiguous()
     arguments = (y1, *optional[:3], packed, optional[3], y2, optional[4], rows, channels, outputs, act)
     grid = (tiles(rows), tiles(outputs), 1)
-    launch(f"pointwise_fwd<{type_name('pointwise_conv2d', y1)}>", y1, grid, THREADS, *arguments)
+    launch(f"pointwise_fwd<{product_types('pointwise_conv2d', y1)}>", y1, grid, THREADS, *arguments)
     return y2, parts
 
 
@@ -168,7 +169,7 @@ def product_backward(
     launch: Launch, dy2: Tensor, y1: Tensor, before: tuple[Any, ...], weight: Tensor, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of act(norm(y1)), weight and bias."""
-    dtype = type_name("pointwise_conv2d", y1)
+    types = product_types("pointwise_conv2d", y1)
     n_weight, n_bias, stats, act = before
     outputs, channels = weight.shape[:2]
     rows = y1.numel() // max(channels, 1)
@@ -176,14 +177,14 @@ def product_backward(
     if mask[0]:
         da1, grid = torch.empty_like(y1), (tiles(rows), tiles(channels), 1)
         packed = weight.flatten(1).contiguous()
-        launch(f"pointwise_bwd_input<{dtype}>", y1, grid, THREADS, dy2, packed, da1, rows, channels, outputs)
+        launch(f"pointwise_bwd_input<{types}>", y1, grid, THREADS, dy2, packed, da1, rows, channels, outputs)
     if mask[1]:
         part = max(_PART, -(-rows // _PARTS))
         parts = torch.empty((-(-rows // part), channels, outputs), dtype=compute_dtype(y1), device=y1.device)
         optional = [0 if t is None else t for t in (n_weight, n_bias, stats if n_weight is not None else None)]
         grid = (tiles(channels), tiles(outputs), len(parts))
         arguments = (y1, *optional, dy2, parts, rows, part, channels, outputs, act)
-        launch(f"pointwise_bwd_weight<{dtype}>", y1, grid, THREADS, *arguments)
+        launch(f"pointwise_bwd_weight<{types}>", y1, grid, THREADS, *arguments)
         sums = norm.total(launch, parts) if len(parts) else parts.new_zeros(channels, outputs)
         dw = sums.t().to(weight.dtype).contiguous().view(weight.shape)
     return da1, dw, norm.column_sums(launch, dy2) if mask[2] else y1.new_empty(0)

@@ -150,18 +150,13 @@ void run_block(int threads) {
       if (machine.fibers[i].state == State::ready) resume(i);
       done += machine.fibers[i].state == State::done;
     }
-    if (machine.failed || done == threads || meet(threads)) {
-      if (machine.failed || done == threads) return;
-      continue;
-    }
-    if (!machine.failed)
-      for (int i = 0; i < threads; ++i)
-        if (machine.fibers[i].state == State::at_barrier || machine.fibers[i].state == State::at_warp) {
-          report("divergent %s: thread %d waits at line %d for threads that never come",
-                 machine.fibers[i].state == State::at_barrier ? "barrier" : "warp collective", i,
-                 machine.fibers[i].place.line);
-          return;
-        }
+    if (machine.failed || done == threads) return;
+    if (meet(threads)) continue;
+    for (int i = 0; i < threads && !machine.failed; ++i)
+      if (machine.fibers[i].state == State::at_barrier || machine.fibers[i].state == State::at_warp)
+        report("divergent %s: thread %d waits at line %d for threads that never come",
+               machine.fibers[i].state == State::at_barrier ? "barrier" : "warp collective", i,
+               machine.fibers[i].place.line);
     return;
   }
 }

@@ -14,16 +14,15 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
-static inline float __uint_as_float(unsigned bits) {
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
+template <class To, class From>
+inline To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bits are those of one size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
 }
-static inline unsigned __float_as_uint(float x) {
-  unsigned bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
+inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
+inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 
 namespace ff::cuda {
 
@@ -133,16 +132,24 @@ class Shared {
   static typename ff::cuda::Shared<T>::State name##_states[count]; \
   const ff::cuda::Shared<T> name(#name, name##_states, count)
 
-inline float f16_bits_to_float(unsigned short bits) {
-  _Float16 x;
-  memcpy(&x, &bits, 2);
-  return static_cast<float>(x);
+inline float f16_bits_to_float(unsigned short bits) { return static_cast<float>(same_bits<_Float16>(bits)); }
+inline unsigned float_to_tf32_bits(float x) {
+  return x - x == 0 ? (__float_as_uint(x) + 0x1000u) & ~0x1fffu : __float_as_uint(x);
 }
-inline unsigned short float_to_f16_bits(float x) {
-  const _Float16 y = static_cast<_Float16>(x);
-  unsigned short bits;
-  memcpy(&bits, &y, 2);
-  return bits;
+inline unsigned short float_to_f16_bits(float x) { return same_bits<unsigned short>(static_cast<_Float16>(x)); }
+
+// A lane's four sums of a 16 x 8 tile, by the words of all lanes as csrc/cuda/mma.cuh says who has which.
+template <int kPerWord, class Value>
+void host_mma(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], const Value& value, shim::Place here) {
+  unsigned mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]}, word[2];
+  const unsigned char* slots = shim::warp_exchange(mine, sizeof mine, here);
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 8 * kPerWord; ++k) {
+      const int row = lane_rank() / 4, column = lane_rank() % 4 * 2 + i % 2, quad = k / kPerWord % 4, half = k / kPerWord / 4;
+      memcpy(&word[0], slots + (row * 4 + quad) * shim::kSlot + 4 * (i / 2 + 2 * half), 4);
+      memcpy(&word[1], slots + (column * 4 + quad) * shim::kSlot + 4 * (4 + half), 4);
+      sums[i] += value(word[0], k % kPerWord) * value(word[1], k % kPerWord);
+    }
 }
 
 }  // namespace ff::cuda
