@@ -112,7 +112,7 @@ struct AttentionPart {
 // out (batch, t, e) = softmax(rate·q kᵀ) v and stats [2][batch][t]: the largest score, 1 / sum of exp(score - largest).
 // rate = factor·scale; scale may be null.
 template <class T>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_fwd(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                   const compute_t<T>* __restrict__ scale, T* __restrict__ out, compute_t<T>* __restrict__ stats,
                   index_t batches, index_t queries, index_t keys, index_t depth, index_t width, double factor) {
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
 // dq, unless null, and, unless null, partial [blocks x] sums of dscore·q kᵀ; delta (batch, t): sum of dout·out.
 template <class T>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_bwd_queries(const T* __restrict__ dout, const T* __restrict__ q, const T* __restrict__ k,
                           const T* __restrict__ v, const compute_t<T>* __restrict__ scale,
                           const compute_t<T>* __restrict__ stats, const compute_t<T>* __restrict__ delta,
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
 // dk and dv, either null: the same with keys for rows and queries for others.
 template <class T>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_bwd_keys(const T* __restrict__ dout, const T* __restrict__ q, const T* __restrict__ k,
                        const T* __restrict__ v, const compute_t<T>* __restrict__ scale,
                        const compute_t<T>* __restrict__ stats, const compute_t<T>* __restrict__ delta,
