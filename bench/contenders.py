@@ -67,9 +67,13 @@ def slots_for(batch: int, input_bytes: int) -> int:
     return 1 if batch == 1 else min(_MAX_SLOTS, 1 + cache_bytes() // max(input_bytes, 1))
 
 
+COMPILE_OPTIONS: dict[str, Any] = {}
+"""Options of every ``torch.compile``, such as ``max_autotune``."""
+
+
 def compiled(function: Callable[..., Any], *, freezing: bool = False) -> Callable[..., Any]:
     """``torch.compile`` for fixed shapes; graph breaks are errors."""
-    options: dict[str, Any] = {"freezing": True} if freezing else {}
+    options = {**COMPILE_OPTIONS, **({"freezing": True} if freezing else {})}
     result: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, options=options)
     return result
 

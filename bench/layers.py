@@ -16,7 +16,7 @@ from fastfer._checks import ACTIVATIONS
 
 SHAPES = Path(__file__).parent / "shapes"
 TRAIN_BATCH = {"fgw_fer": 64, "sepconv_attention": 64, "vgg16_csa": 16, "patt_lite": 16, "mobilenetv3_cpsca": 16}
-INFERENCE_BATCHES = (1, 32)
+INFERENCE_BATCHES: tuple[int, ...] = (1, 32)
 RELU, RELU6, HARDSWISH = (ACTIVATIONS.index(name) for name in ("relu", "relu6", "hardswish"))
 
 

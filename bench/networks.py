@@ -79,7 +79,8 @@ def stepper(network: str, contender: str) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of images and labels that trains one step and returns the logits."""
     stock_or_own: Any = _model(network, contender)  # torch's annotations leave out memory_format
     model: nn.Module = stock_or_own if backend_of(contender) else stock_or_own.to(memory_format=_layout(contender))
-    optimizer = torch.optim.AdamW(model.parameters(), _RATE, fused=True)
+    on_gpu = next(model.parameters()).is_cuda  # where the step must not wait for the device
+    optimizer = torch.optim.AdamW(model.parameters(), _RATE, fused=True, capturable=on_gpu)
     call = compiled(model) if "compile" in contender else model
 
     def step(x: Tensor, y: Tensor) -> Tensor:
@@ -119,6 +120,26 @@ def training_step(network: str, batch: int) -> Problem:
         oracle=oracle,
         build=build,
     )
+
+
+def inference(network: str, batch: int) -> Problem:
+    """The forward pass in evaluation, without gradients; checked against the stock build in float64."""
+    image = _images(network, batch)
+
+    def oracle() -> list[Tensor]:
+        with torch.no_grad():
+            return [_model(network, "torch_nchw").eval().double()(image.double())]
+
+    def build(contender: str) -> Runner:
+        stock_or_own: Any = _model(network, contender).eval()  # torch's annotations leave out memory_format
+        if not backend_of(contender):
+            stock_or_own = stock_or_own.to(memory_format=_layout(contender))
+        call = compiled(stock_or_own, freezing=True) if "compile" in contender else stock_or_own
+        x = tiled(image, batch).contiguous(memory_format=_layout(contender))
+        return lambda slot: (call(x),)
+
+    traffic = 4 * (batch * image[0].numel() + sum(p.numel() for p in create_model(network).parameters()))
+    return Problem(batch * MACS[network], traffic, _TERMS, 1, torch.no_grad, oracle, build)
 
 
 def _status(field: str) -> int:

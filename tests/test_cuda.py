@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA elementwise family on a GPU, for each loader that is available: nvcc's kernels and CuPy's."""
+"""The CUDA families on a GPU, for each loader that is available: nvcc's kernels and CuPy's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import importlib
 import cuda_cases
 import pytest
 import torch
+from cuda_host import families
+from cuda_types import CASES, Check
 from torch import Tensor
 
 import fastfer
@@ -43,6 +45,12 @@ def bound(name: str) -> Bound:
 @pytest.fixture
 def family(name: str) -> Bound:
     return bound(name)
+
+
+@pytest.mark.parametrize("family_name", families())
+@pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
+def test_family(name: str, family_name: str, dtype: torch.dtype) -> None:
+    CASES[family_name](Check(bound(name)._launch, family_name, dtype, "cuda"))
 
 
 @pytest.mark.parametrize("act", cuda_cases.CODES, ids=ACTIVATIONS)

@@ -41,6 +41,22 @@ def test_wrong_lane(planted: HostLibrary) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kernel", "k", "right"),
+    [
+        ("product<bf16, 0>", 16, True), ("product<f16, 0>", 16, True), ("product<tf32, 0>", 8, True),
+        ("product<bf16, 1>", 16, False),
+    ],
+)  # fmt: skip
+def test_tensor_cores(planted: HostLibrary, kernel: str, k: int, right: bool) -> None:
+    """Whole numbers, exact in every type: each lane's words go where the hardware takes them, and wrong ones show."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-8, 9, (rows, k), generator=generator).float() for rows in (16, 8))
+    y = torch.zeros(16, 8)
+    planted.launch(kernel, (1, 1, 1), 32, (a.data_ptr(), b.data_ptr(), y.data_ptr()))
+    assert torch.equal(y, a @ b.t()) is right
+
+
+@pytest.mark.parametrize(
     ("error", "message"),
     [
         (1, r"line \d+: tile\[65\] is read before any thread wrote it"),

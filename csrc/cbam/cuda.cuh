@@ -12,7 +12,7 @@ namespace ff::cuda {
 // Of each image: pooled [3][images][channels] mean, maximum, g, and places of the maxima, unless w1 is null; of x·g, or x
 // then, planes [2][images][pixels] maximum and mean over channels and the maximum's channel, unless planes is null.
 template <class T, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     cbam_gates(const T* __restrict__ x, const compute_t<T>* __restrict__ w1, const compute_t<T>* __restrict__ b1,
                const compute_t<T>* __restrict__ w2, const compute_t<T>* __restrict__ b2, compute_t<T>* pooled,
                int* __restrict__ places, compute_t<T>* __restrict__ planes, int* __restrict__ at, index_t images,

@@ -89,7 +89,7 @@ struct PoolLine {
 
 // Means and maxima of rows and columns, and the maxima's places along them; block: (image, 32 channels).
 template <class T>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, 2)
     coordinate_pool(const T* __restrict__ x, compute_t<T>* row_mean, compute_t<T>* row_most, compute_t<T>* row_at,
                     compute_t<T>* column_mean, compute_t<T>* column_most, compute_t<T>* column_at, index_t height,
                     index_t width, index_t channels, index_t mixed) {
@@ -128,7 +128,7 @@ struct GateLine {
 
 // Gradients of the logits of rows and columns; block: (image, 32 channels).
 template <class T>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, 2)
     coordinate_dlogits(const T* __restrict__ dout, const T* __restrict__ x, const compute_t<T>* __restrict__ row_gates,
                        const compute_t<T>* __restrict__ column_gates, compute_t<T>* row_dlogits,
                        compute_t<T>* column_dlogits, index_t height, index_t width, index_t channels) {

@@ -81,7 +81,7 @@ __device__ __forceinline__ C pixel_gate(const C* own, index_t pixels, const C* s
 // [pixels] maximum, mean and the maximum's channel, or, `linear`, [images][1][pixels] sw·x + sb, and the pixel gates
 // s [images][pixels], unless values is null.
 template <class T, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     gate_values(const T* __restrict__ x, const compute_t<T>* __restrict__ w1, const compute_t<T>* __restrict__ b1,
                 const compute_t<T>* __restrict__ w2, const compute_t<T>* __restrict__ b2,
                 const compute_t<T>* __restrict__ sw, const compute_t<T>* __restrict__ sb, compute_t<T>* means,

@@ -30,7 +30,7 @@ __device__ __forceinline__ index_t last_window(index_t i, index_t before, index_
 
 // y (n, oh, ow, c) and, unless null, the place p·kw + q of each maximum in its window.
 template <class T, class P, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     max_pool2d_fwd(const T* __restrict__ x, T* __restrict__ y, P* __restrict__ places, index_t count, index_t height,
                    index_t width, index_t channels, index_t oh, index_t ow, index_t kh, index_t kw, index_t sh,
                    index_t sw, index_t top, index_t left) {
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // dx (n, h, w, c) from dy and places (n, oh, ow, c); windows in order, so that sums repeat.
 template <class T, class P, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     max_pool2d_bwd(const T* __restrict__ dy, const P* __restrict__ places, T* __restrict__ dx, index_t count,
                    index_t height, index_t width, index_t channels, index_t oh, index_t ow, index_t kh, index_t kw,
                    index_t sh, index_t sw, index_t top, index_t left) {

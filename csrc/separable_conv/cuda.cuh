@@ -15,7 +15,7 @@ constexpr int kPixels = 8;
 // y from a tile of x with its halo in shared memory, each element read from global memory once a tile: k x k, stride s
 // known to the compiler. blockIdx: tile column, tile row, image times channel groups.
 template <class T, int k, int s>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, 2)
     depthwise_tile(const T* __restrict__ x, const compute_t<T>* __restrict__ weight,
                    const compute_t<T>* __restrict__ bias, T* __restrict__ y, index_t height, index_t width,
                    index_t channels, index_t oh, index_t ow, index_t top, index_t left) {
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads)
 // dx, and partial [blocks][k·k][channels] of dw, from one tile of x and of dy with its halo: dy is in shared memory, x in
 // a register, and each product of the two goes into both gradients' sums. Either target may be null.
 template <class T, int k, int s>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, k == 3 ? 2 : 1)
     depthwise_bwd_tile(const T* __restrict__ dy, const T* __restrict__ x, const compute_t<T>* __restrict__ weight,
                        T* __restrict__ dx, compute_t<T>* __restrict__ partial, index_t height, index_t width,
                        index_t channels, index_t oh, index_t ow, index_t top, index_t left) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels with planted errors, which the host machine must find, and the same kernels without. kError selects one; 0: none.
+#include "cuda/mma.cuh"
 #include "cuda/registry.h"
 
 namespace ff::cuda {
@@ -48,7 +49,25 @@ __global__ void branches(float* y) {
   y[t] = tile[t];
 }
 
+// y (16 x 8) = a (16 x k) b (8 x k) transposed, k = 16 of S in 16 bits or 8 of tf32; an error takes another lane's words.
+template <class S, int kError>
+__global__ void product(const float* a, const float* b, float* y) {
+  constexpr int k = 8 * kPerWord<S>;
+  const auto word = [&](const float* row, int at) {
+    return mma_word<S>(row[at * kPerWord<S>], row[at * kPerWord<S> + kPerWord<S> - 1]);
+  };
+  const int group = mma_group(), quad = mma_quad() ^ (kError == 1 ? 1 : 0);
+  const float* const upper = a + group * k;
+  const float* const lower = upper + 8 * k;
+  const unsigned left[4] = {word(upper, quad), word(lower, quad), word(upper, quad + 4), word(lower, quad + 4)};
+  const unsigned right[2] = {word(b + group * k, mma_quad()), word(b + group * k, mma_quad() + 4)};
+  float sums[4] = {};
+  mma<S>(sums, left, right);
+  for (int i = 0; i < 4; ++i) y[(group + i / 2 * 8) * 8 + 2 * mma_quad() + i % 2] = sums[i];
+}
+
 FF_KERNELS_BEGIN(planted)
+FF_KERNEL(product<bf16, 0>) FF_KERNEL(product<bf16, 1>) FF_KERNEL(product<f16, 0>) FF_KERNEL(product<tf32, 0>)
 FF_KERNEL(three_point<0>) FF_KERNEL(three_point<1>) FF_KERNEL(three_point<2>) FF_KERNEL(three_point<3>)
 FF_KERNEL(warp_total<0>) FF_KERNEL(warp_total<1>)
 FF_KERNEL(branches<0>) FF_KERNEL(branches<1>) FF_KERNEL(branches<2>) FF_KERNEL(branches<3>) FF_KERNEL(branches<4>)
