@@ -164,11 +164,17 @@ class Engine:
 
 
 def native() -> Any:
-    """The extension; ImportError where it was not built."""
+    """The extension, on the ISA of FASTFER_ISA; ImportError where it was not built, ValueError for an impossible ISA."""
     try:
         from fastfer import _C
     except ImportError as error:
         raise ImportError(f"the engine needs fastfer's native extension, which was not built: {error}") from error
+    isa = os.environ.get("FASTFER_ISA")
+    if isa is not None and "fastfer.backend" not in sys.modules:  # which has set it already
+        try:
+            _C.set_isa(isa)
+        except ValueError as error:
+            raise ValueError(f"FASTFER_{error}") from None
     return _C
 
 

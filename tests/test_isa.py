@@ -77,15 +77,22 @@ print(json.dumps({"isa": _C.isa(), "ran": {k: v for k, v in _C.kernels().items()
 
 @pytest.mark.parametrize("name", ["sse9", "AVX2", ""])
 def test_unknown_isa_is_an_error_at_import(name: str) -> None:
-    run = python("from fastfer import _C", FASTFER_ISA=name)
+    run = python("import fastfer.ops", FASTFER_ISA=name)
     assert run.returncode != 0
     assert re.search(rf"ValueError: FASTFER_ISA: .*expected auto, baseline.*, got '{name}'", run.stderr), run.stderr
+
+
+def test_the_runtime_without_torch_heeds_the_isa(extension: Any) -> None:
+    code = "import sys; from fastfer import runtime; print(runtime.native().isa()); assert 'torch' not in sys.modules"
+    isa = extension.isas(True)[0]
+    assert python(code, FASTFER_ISA=isa).stdout.strip() == isa
+    assert "ValueError: FASTFER_ISA: expected auto" in python(code, FASTFER_ISA="sse9").stderr
 
 
 def test_isa_of_another_cpu_is_an_error(extension: Any) -> None:
     missing = [isa for isas in ORDER.values() for isa in isas if isa not in extension.isas(True)]
     for isa in missing:
-        assert f"got '{isa}'" in python("from fastfer import _C", FASTFER_ISA=isa).stderr
+        assert f"got '{isa}'" in python("import fastfer.ops", FASTFER_ISA=isa).stderr
         with pytest.raises(ValueError, match=f"got '{isa}'"):
             extension.set_isa(isa)
 

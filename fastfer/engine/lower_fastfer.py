@@ -86,6 +86,20 @@ def _separable(
     return _block(low, y, pw, pw_bias, norm2, eps2, act2)
 
 
+@covers("fastfer.inverted_bottleneck")
+def _inverted_bottleneck(
+    low: Lowering, x: View, expand: Tensor, n1_weight: Any, n1_bias: Any, n1_mean: Any, n1_var: Any, eps1: float,
+    dw: Tensor, n2_weight: Any, n2_bias: Any, n2_mean: Any, n2_var: Any, eps2: float, project: Any, n3_weight: Any,
+    n3_bias: Any, n3_mean: Any, n3_var: Any, eps3: float, act: int, residual: bool, stride: Any, padding: Any,
+) -> View:  # fmt: skip
+    y = _block(low, x, expand, None, (n1_weight, n1_bias, n1_mean, n1_var), eps1, act)
+    y = _block(low, y, dw, None, (n2_weight, n2_bias, n2_mean, n2_var), eps2, act, stride, padding, dw.shape[0])
+    if project is None:
+        return y
+    y = _block(low, y, project, None, (n3_weight, n3_bias, n3_mean, n3_var), eps3, 0)
+    return low.seen_as(y, low.add("add", [y, x], [0])) if residual else y
+
+
 @covers("fastfer.depthwise_norm")
 def _depthwise_norm(
     low: Lowering, x: View, weight: Tensor, bias: Any, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,

@@ -68,7 +68,24 @@ FF_NOINLINE void pixel_pools(const engine::PixelPools& p, Part part) {
     });
 }
 
-// R rows of V vectors of a K×K convolution of planes (K 0: any, R 1). Only the first n lanes of the last vector are there.
+// What input row i, from its first column on, adds to R rows of V vectors of a K×K convolution (K 0: any, R 1). Only the
+// first n lanes of the last vector are there.
+template <int K, int R, int V>
+FF_INLINE void spatial_line(const float* from, const float* w, idx kh, idx kw, idx i, idx n, vecf (&sum)[R][V]) {
+  for (idx kx = 0; kx < kw; ++kx) {
+    vecf in[V];
+    FF_UNROLL(4)
+    for (int v = 0; v < V; ++v) in[v] = load_n<float>(from + kx + v * L, v == V - 1 ? n : L);
+    FF_UNROLL(4)
+    for (int r = 0; r < R; ++r) {
+      if (i < r || i - r >= kh) continue;
+      const vecf tap = splat(w[(i - r) * kw + kx]);
+      FF_UNROLL(4)
+      for (int v = 0; v < V; ++v) sum[r][v] = fma(in[v], tap, sum[r][v]);
+    }
+  }
+}
+
 template <int K, int R, int V>
 FF_INLINE void spatial_tile(const engine::PixelGate& p, idx y, idx x, idx n) {
   const idx kh = K ? K : p.kh, kw = K ? K : p.kw;
@@ -78,20 +95,12 @@ FF_INLINE void spatial_tile(const engine::PixelGate& p, idx y, idx x, idx n) {
   for (idx plane = 0; plane < p.count; ++plane) {
     const float* from = p.planes + plane * p.plane + (y - kh / 2) * p.row + x - kw / 2;
     const float* w = p.weights + plane * kh * kw;
-    FF_UNROLL(16)
-    for (idx i = 0; i < R + kh - 1; ++i)
-      for (idx kx = 0; kx < kw; ++kx) {
-        vecf in[V];
-        FF_UNROLL(4)
-        for (int v = 0; v < V; ++v) in[v] = load_n<float>(from + i * p.row + kx + v * L, v == V - 1 ? n : L);
-        FF_UNROLL(4)
-        for (int r = 0; r < R; ++r) {
-          if (i < r || i - r >= kh) continue;
-          const vecf tap = splat(w[(i - r) * kw + kx]);
-          FF_UNROLL(4)
-          for (int v = 0; v < V; ++v) sum[r][v] = fma(in[v], tap, sum[r][v]);
-        }
-      }
+    if constexpr (K > 0) {
+      FF_UNROLL(16)
+      for (int i = 0; i < R + K - 1; ++i) spatial_line<K>(from + i * p.row, w, kh, kw, i, n, sum);
+    } else {
+      for (idx i = 0; i < kh; ++i) spatial_line<K>(from + i * p.row, w, kh, kw, i, n, sum);
+    }
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) store_n<float>(p.y + (y + r) * p.y_row + x + v * L, logistic<float>(sum[r][v]), v == V - 1 ? n : L);
