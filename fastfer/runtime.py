@@ -164,7 +164,7 @@ class Engine:
 
 
 def native() -> Any:
-    """The extension, on the ISA of FASTFER_ISA; ImportError where it was not built, ValueError for an impossible ISA."""
+    """The extension, on FASTFER_ISA; ImportError where it was not built, ValueError for an impossible ISA."""
     try:
         from fastfer import _C
     except ImportError as error:
