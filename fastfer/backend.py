@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from fastfer import _isa
+
 FAMILIES = (
     "elementwise",
     "separable_conv",
@@ -65,11 +67,7 @@ def _force_isa(name: str) -> None:
     available, reason = _probe("native")
     if not available:
         raise RuntimeError(f"FASTFER_ISA={name} was asked for, but the native backend is not available: {reason}")
-    native: Any = importlib.import_module("fastfer._C")
-    try:
-        native.set_isa(name)
-    except ValueError as error:
-        raise ValueError(f"FASTFER_{error}") from None  # "ISA: expected ..."
+    _isa.force(importlib.import_module("fastfer._C"), name)
 
 
 if "FASTFER_ISA" in os.environ:

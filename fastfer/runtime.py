@@ -169,12 +169,11 @@ def native() -> Any:
         from fastfer import _C
     except ImportError as error:
         raise ImportError(f"the engine needs fastfer's native extension, which was not built: {error}") from error
+    from fastfer import _isa
+
     isa = os.environ.get("FASTFER_ISA")
     if isa is not None and "fastfer.backend" not in sys.modules:  # which has set it already
-        try:
-            _C.set_isa(isa)
-        except ValueError as error:
-            raise ValueError(f"FASTFER_{error}") from None
+        _isa.force(_C, isa)
     return _C
 
 

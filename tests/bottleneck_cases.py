@@ -205,10 +205,6 @@ def _scales(grads: dict[str, Tensor]) -> dict[str, Tensor]:
     return scales
 
 
-def kernels(dtype: torch.dtype, *directions: str) -> list[str]:
-    return [f"inverted_bottleneck_{direction}_{'f64' if dtype == torch.float64 else 'f32'}" for direction in directions]
-
-
 def assert_result(got: Result, want: Result, block: Block) -> None:
     assert got.out.is_contiguous(memory_format=torch.channels_last)
     assert_close(got.out, want.out, "chain", block.terms, name="out")
@@ -219,15 +215,6 @@ def assert_result(got: Result, want: Result, block: Block) -> None:
         )
     for name, value in got.running.items():
         assert_close(value, want.running[name], "chain", block.terms, name=name)
-
-
-def same_bits(a: Result, b: Result, name: str = "") -> None:
-    assert torch.equal(a.out, b.out), name
-    assert set(a.grads) == set(b.grads)
-    for key in a.grads:
-        assert torch.equal(a.grads[key], b.grads[key]), f"{name} gradient of {key}"
-    for key in a.running:
-        assert torch.equal(a.running[key], b.running[key]), f"{name} {key}"
 
 
 def frozen(block: Block) -> Block:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from oracle import KINKS, TORCH, Result
+from oracle import KINKS, TORCH, Result, same_bits
 from tolerance import assert_close
 from torch import Tensor
 from torch.nn import functional as F
@@ -213,15 +213,6 @@ def assert_result(got: Result, want: Result, layer: Layer) -> None:
         assert_close(grad, want.grads[name], "chain", scale=want.scales.get(name), name=f"gradient of {name}")
     for name, value in got.running.items():
         assert_close(value, want.running[name], "chain", layer.terms, name=name)
-
-
-def same_bits(a: Result, b: Result, name: str = "") -> None:
-    assert torch.equal(a.out, b.out), name
-    assert set(a.grads) == set(b.grads)
-    for key in a.grads:
-        assert torch.equal(a.grads[key], b.grads[key]), f"{name} gradient of {key}"
-    for key in a.running:
-        assert torch.equal(a.running[key], b.running[key]), f"{name} {key}"
 
 
 def assert_same_for_any_threads(layer: Layer) -> None:

@@ -223,3 +223,12 @@ def measured(case: Case, dtype: torch.dtype, wanted: Sequence[str] | None = None
     out = call(case, leaves, running)
     out.backward(case.upstream.to(dtype))
     return Result(out.detach(), {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, running)
+
+
+def same_bits(a: Result, b: Result, name: str = "") -> None:
+    assert torch.equal(a.out, b.out), name
+    assert set(a.grads) == set(b.grads)
+    for key in a.grads:
+        assert torch.equal(a.grads[key], b.grads[key]), f"{name} gradient of {key}"
+    for key in a.running:
+        assert torch.equal(a.running[key], b.running[key]), f"{name} {key}"

@@ -17,14 +17,12 @@ from bottleneck_cases import (
     assert_result,
     expected,
     frozen,
-    kernels,
     make,
     safe,
-    same_bits,
 )
 from conftest import Variant
-from draws import dtypes
-from oracle import Result
+from draws import dtypes, kernels
+from oracle import Result, same_bits
 from shapes import around_vectors
 from tolerance import assert_close
 from torch import Tensor
@@ -42,7 +40,7 @@ SMALL = Block(2, 4, 6, 5, 9, 4, residual=True)
 @pytest.mark.parametrize("training", [True, False], ids=["batch", "frozen"])
 def test_block(variant: Variant, block: Block, dtype: torch.dtype, training: bool) -> None:
     case = make(replace(block, training=training))
-    with variant.runs(*kernels(dtype, "train", "bwd")):
+    with variant.runs(*kernels("inverted_bottleneck", dtype, "train", "bwd")):
         got = case.measured(dtype)
     assert_result(got, expected(case), block)
 
@@ -52,7 +50,7 @@ def test_block(variant: Variant, block: Block, dtype: torch.dtype, training: boo
 def test_inference(variant: Variant, block: Block, dtype: torch.dtype) -> None:
     case = make(frozen(block))
     leaves, running = case.tensors(dtype, grad=False)
-    with torch.inference_mode(), variant.runs(*kernels(dtype, "fwd")):
+    with torch.inference_mode(), variant.runs(*kernels("inverted_bottleneck", dtype, "fwd")):
         out = case.call(leaves, running)
     assert_close(out, expected(case).out, "chain", block.terms, name="out")
     assert all(torch.equal(running[name], case.running[name].to(dtype)) for name in running)

@@ -21,10 +21,9 @@ from conv_oracle import (
     known,
     make,
     safe,
-    same_bits,
 )
 from draws import kernels
-from oracle import Result
+from oracle import Result, same_bits
 from shapes import around_vectors
 from tolerance import assert_close
 from torch import Tensor

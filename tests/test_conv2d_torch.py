@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import Variant
-from conv_oracle import Case, Layer, alone, known, make, same_bits
+from conv_oracle import Case, Layer, alone, known, make
 from guard import Guarded
-from oracle import Result
+from oracle import Result, same_bits
 from tolerance import assert_close
 from torch import Tensor
 

@@ -60,15 +60,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
       block_x() * kTile, block_y() * kTile, rows, outputs, 0, kh * kw * channels, windows,
       [&](index_t k, index_t n) { return widen(weight[k * outputs + n]); },
       [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
-#pragma unroll
-        for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-          for (int j = 0; j < kPerThread; ++j)
-            if (m + i < rows && n + j < outputs) {
-              if (bias) sums[i][j] += bias[n + j];
-              y[(m + i) * outputs + n + j] = narrow<T>(sums[i][j]);
-            }
-        if (partial) tile_moments(sums, m, n, rows, outputs, partial);
+        store_output(sums, m, n, rows, outputs, bias, y, partial);
       });
 }
 
@@ -84,11 +76,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
       block_x() * kTile, block_y() * kTile, rows, channels, 0, kh * kw * outputs, windows,
       [&](index_t k, index_t n) { return widen(weight[k * channels + n]); },
       [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
-#pragma unroll
-        for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-          for (int j = 0; j < kPerThread; ++j)
-            if (m + i < rows && n + j < channels) dx[(m + i) * channels + n + j] = narrow<T>(sums[i][j]);
+        store_part(sums, m, n, rows, channels, dx);
       });
 }
 
@@ -109,11 +97,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
       [&](index_t m, index_t k) { return windows(k, m); },
       [&](index_t k, index_t n) { return widen(dy[k * outputs + n]); },
       [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
-#pragma unroll
-        for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-          for (int j = 0; j < kPerThread; ++j)
-            if (m + i < taps && n + j < outputs) target[(m + i) * outputs + n + j] = sums[i][j];
+        store_part(sums, m, n, taps, outputs, target);
       });
 }
 

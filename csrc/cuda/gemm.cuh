@@ -167,4 +167,35 @@ __device__ __forceinline__ void tile_moments(const C (&values)[kPerThread][kPerT
   }
 }
 
+// The elements of a thread's part that lie inside: body(row, column, element).
+template <class Part, class Body>
+__device__ __forceinline__ void for_part(Part& sums, index_t m, index_t n, index_t rows, index_t columns,
+                                         const Body& body) {
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i)
+#pragma unroll
+    for (int j = 0; j < kPerThread; ++j)
+      if (m + i < rows && n + j < columns) body(m + i, n + j, sums[i][j]);
+}
+
+// Stores a thread's part into target (rows, columns).
+template <class T, class C>
+__device__ __forceinline__ void store_part(const C (&sums)[kPerThread][kPerThread], index_t m, index_t n, index_t rows,
+                                           index_t columns, T* __restrict__ target) {
+  for_part(sums, m, n, rows, columns,
+           [&](index_t row, index_t column, C sum) { target[row * columns + column] = narrow<T>(sum); });
+}
+
+// Adds the bias, unless null, to a thread's part, stores it, and gathers the moments of y's tiles, unless null.
+template <class T, class C>
+__device__ __forceinline__ void store_output(C (&sums)[kPerThread][kPerThread], index_t m, index_t n, index_t rows,
+                                             index_t columns, const C* __restrict__ bias, T* __restrict__ y,
+                                             C* __restrict__ partial) {
+  for_part(sums, m, n, rows, columns, [&](index_t row, index_t column, C& sum) {
+    if (bias) sum += bias[column];
+    y[row * columns + column] = narrow<T>(sum);
+  });
+  if (partial) tile_moments(sums, m, n, rows, columns, partial);
+}
+
 }  // namespace ff::cuda

@@ -211,15 +211,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
       Normalised<T>{y1, n_weight, n_bias, stats, channels, static_cast<int>(act)},
       [&](index_t k, index_t n) { return widen(weight[k * outputs + n]); },
       [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
-#pragma unroll
-        for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-          for (int j = 0; j < kPerThread; ++j)
-            if (m + i < rows && n + j < outputs) {
-              if (bias) sums[i][j] += bias[n + j];
-              y2[(m + i) * outputs + n + j] = narrow<T>(sums[i][j]);
-            }
-        if (partial) tile_moments(sums, m, n, rows, outputs, partial);
+        store_output(sums, m, n, rows, outputs, bias, y2, partial);
       });
 }
 
@@ -239,11 +231,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
       [&](index_t m, index_t k) { return a1(k, m); },
       [&](index_t k, index_t n) { return widen(dy2[k * outputs + n]); },
       [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
-#pragma unroll
-        for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-          for (int j = 0; j < kPerThread; ++j)
-            if (m + i < channels && n + j < outputs) target[(m + i) * outputs + n + j] = sums[i][j];
+        store_part(sums, m, n, channels, outputs, target);
       });
 }
 
@@ -258,11 +246,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
       [&](index_t m, index_t k) { return widen(dy2[m * outputs + k]); },
       [&](index_t k, index_t n) { return widen(weight[k * channels + n]); },
       [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
-#pragma unroll
-        for (int i = 0; i < kPerThread; ++i)
-#pragma unroll
-          for (int j = 0; j < kPerThread; ++j)
-            if (m + i < rows && n + j < channels) da1[(m + i) * channels + n + j] = narrow<T>(sums[i][j]);
+        store_part(sums, m, n, rows, channels, da1);
       });
 }
 
