@@ -122,6 +122,7 @@ class Builder {
   void find_means();
   bool adds(size_t producer, int value, int other) const;
   bool is_point(int node) const;
+  bool halves(int node) const;
   int only_reader(int value) const;
 
   // types.cpp: which values are bfloat16 or bytes

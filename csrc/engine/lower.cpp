@@ -125,9 +125,8 @@ Builder::Method Builder::method(const Node& node, const Slot& x, const Slot& oth
   const Shape& y = graph_.values[static_cast<size_t>(node.output)];
   if (options_.strict || is_low(static_cast<int>(&node - graph_.nodes.data())) || a[2] != 1 || a[3] != 1 || a[8] != 1) return Method::direct;
   if (a[0] == 3 && a[1] == 3 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8) return Method::winograd;
-  const bool fits = x.height == y.height && x.width == y.width && x.row == x.width * k_.lanes && x.type == Type::float32;
-  if (a[0] == 1 && a[1] == 1 && fits && other.buffer < 0 && k_.strassen_panel(x.channels, y.channels, y.height, y.width)) return Method::strassen;
-  return Method::direct;
+  const bool close = x.row == x.width * k_.lanes && x.type == Type::float32 && other.buffer < 0;
+  return close && halves(node_) ? Method::strassen : Method::direct;
 }
 
 void Builder::conv(const Node& node) {
