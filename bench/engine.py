@@ -31,6 +31,7 @@ from bench.layers import MACS
 from bench.machine import cpu
 from bench.measure import QuietCheck, Runner
 from bench.networks import _TERMS, _status
+from bench.report import refresh
 from fastfer.engine.compare import Comparison, compare
 from fastfer.engine.peers import PEERS, USUAL, Subject
 from fastfer.models import create_model
@@ -219,6 +220,12 @@ def measure(options: argparse.Namespace) -> str:
     return text
 
 
+def readme_block(text: str) -> str:
+    """What README.md shows of ``text``: what was measured where, and the first table."""
+    head, _, rest = text.partition("\n| ")
+    return f"\n{head}\n| {rest.partition(chr(10) * 2)[0].rstrip()}\n\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
     parser.add_argument("--networks", nargs="+", default=list(layers.NETWORKS), choices=list(stock.BUILDERS))
@@ -230,12 +237,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="of calls, a round and contender (default: 0.3)")
     parser.add_argument("--quick", action="store_true", help="without memory and first calls")
     parser.add_argument("--out", type=Path, default=FOLDER / "engine.md")
+    parser.add_argument("--readme", action="store_true", help="refresh the engine's table in README.md")
     parser.add_argument("--alone", nargs=2, metavar=("NETWORK", "CONTENDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone is not None:
         print(json.dumps(alone(*options.alone, threads=options.threads[0])))
         return
-    options.out.write_text(measure(options))
+    text = measure(options)
+    options.out.write_text(text)
+    if options.readme:
+        refresh(FOLDER.parents[1] / "README.md", readme_block(text), "engine")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from bench.plots import plot
 from bench.results import FACTS, SECOND, SUBJECT, Results, Row, geometric_mean, read
 
 FOLDER = Path(__file__).parent / "results"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WORKS = (
     "block inference, batch 1", "block inference, batch 32", "block training", "depthwise forward",
     "depthwise backward", "pointwise forward", "pointwise backward", "elementwise forward", "elementwise backward",
@@ -197,13 +196,14 @@ def _csv(results: Results) -> str:
     return buffer.getvalue()
 
 
-def refresh(readme: Path, block: str) -> None:
-    """Replace what stands between the two markers; ValueError where they are missing."""
+def refresh(readme: Path, block: str, name: str = "results") -> None:
+    """Replace what stands between the markers of that name; ValueError where they are missing."""
     text = readme.read_text()
-    start, end = text.find(BEGIN), text.find(END)
+    before, after = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    start, end = text.find(before), text.find(after)
     if start < 0 or end < start:
-        raise ValueError(f"{readme}: expected {BEGIN} and, after it, {END}")
-    _write(readme, text[: start + len(BEGIN)] + "\n" + block + text[end:])
+        raise ValueError(f"{readme}: expected {before} and, after it, {after}")
+    _write(readme, text[: start + len(before)] + "\n" + block + text[end:])
 
 
 def write(files: list[Path], name: str, readme: Path | None = None) -> None:

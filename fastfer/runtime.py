@@ -49,7 +49,7 @@ class Engine:
     """Precision of the arithmetic: "float32", "bfloat16" or "int8"; images and outputs are float32 in all."""
 
     strict: bool
-    """Whether convolutions are sums in float32 alone, without Winograd's transforms."""
+    """Whether convolutions are sums in float32 alone, without Winograd's and Strassen's algorithms."""
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,17 @@ def test_low_precision(dtype: str, limit: float, tmp_path: Path) -> None:
     again = runtime.load(tmp_path / "low.ffe", threads=1)
     torch.testing.assert_close(again(x), engine(x), rtol=0, atol=0)
     close(runtime.load(tmp_path / "low.ffe", dtype="float32")(x), want)
+
+
+def test_a_short_network_answers_the_same_at_any_pace() -> None:
+    """Runs close behind each other are tried on one thread and on two; after a pause there is one again."""
+    model, x = network("fgw_fer")
+    engine = fastfer.compile(model, threads=2)
+    want = engine(x[:1])
+    for run in range(600):
+        if run % 200 == 199:
+            time.sleep(0.001)
+        assert torch.equal(engine(x[:1]), want), run
 
 
 def test_int8_needs_calibration() -> None:

@@ -58,9 +58,11 @@ double seconds_of(const Step& step, int lanes) {
 }
 
 // Below this a step is not worth two barriers.
-constexpr double kLeastSeconds = 1e-6;
-// Below this an image is not: a worker that has gone to sleep takes about as long to wake.
+constexpr double kLeastSeconds = 4e-7;
+// Below this an image is not worth workers that have gone to sleep: they take about as long to wake.
 constexpr double kLeastImage = 9e-5;
+// Between these, the pace of earlier runs tells.
+constexpr double kLeastPaced = 2e-5, kMostPaced = 4e-4;
 
 // Share `i` of `n` along the axis that splits most evenly; rows on a tie. False: nothing to do.
 bool share(const Step& step, int i, int n, Part* part) {
@@ -147,16 +149,14 @@ Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_
     step.seconds = seconds_of(step, lanes);
     step.solo = (!step.by_rows && !step.by_blocks) || (step.seconds < kLeastSeconds && !options.image_threads);
   }
-  image_threads_ = options.image_threads ? std::min(options.image_threads, threads_) : threads_worth();
+  double seconds = 0;
+  for (const Step& step : program_->steps) seconds += step.seconds;
+  image_threads_ = options.image_threads ? std::min(options.image_threads, threads_) : seconds < kLeastPaced ? 1 : threads_;
+  paced_ = !options.image_threads && image_threads_ > 1 && seconds < kMostPaced;
+  worth_waking_ = seconds >= kLeastImage;
 }
 
 Plan::~Plan() = default;
-
-int Plan::threads_worth() const {
-  double seconds = 0;
-  for (const Step& step : program_->steps) seconds += step.seconds;
-  return seconds < kLeastImage ? 1 : threads_;
-}
 
 std::unique_ptr<Plan::Context> Plan::acquire(int arenas) const {
   std::unique_ptr<Context> context;
@@ -207,12 +207,15 @@ void Plan::within_image(void* data, int thread, int threads) {
 void Plan::run(const void* images, Pixels type, idx batch, float* const* outputs) const {
   if (batch < 1) return;
   const bool apart = batch > 1 && (batch >= threads_ || image_threads_ == 1);
-  const int threads = static_cast<int>(std::min<idx>(apart ? batch : image_threads_, threads_));
+  const bool paced = paced_ && batch == 1;
+  const Pace::Run turn = paced ? pace_.begin(worth_waking_) : Pace::Run{true, false, {}};
+  const int threads = static_cast<int>(std::min<idx>(apart ? batch : turn.together ? image_threads_ : 1, threads_));
   std::unique_ptr<Context> context = acquire(threads);
   Barrier barrier;
   Job job{this, context.get(), static_cast<const char*>(images), type, batch, outputs, &barrier};
   run_on_pool(threads, apart ? by_image : within_image, &job);
   release(std::move(context));
+  if (paced) pace_.end(turn);
 }
 
 std::vector<StepTime> Plan::profile(const void* image, Pixels type, int repeats) const {

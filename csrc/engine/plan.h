@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/builder.h"
+#include "engine/pace.h"
 
 namespace ff::engine {
 
@@ -49,7 +50,7 @@ class Plan {
   size_t arena_bytes() const { return (program_->arena + program_->scratch) * sizeof(float); }
   size_t weight_bytes() const { return program_->weights.bytes(); }
   int threads() const { return threads_; }
-  // Threads that one image is split over.
+  // Threads that one image is split over; of a short one, where that turns out to be quicker.
   int image_threads() const { return image_threads_; }
 
  private:
@@ -60,13 +61,14 @@ class Plan {
   void run_steps(const Frame& frame) const;
   static void by_image(void* job, int thread, int threads);
   static void within_image(void* job, int thread, int threads);
-  int threads_worth() const;
 
   std::string metadata_;
   Shape input_;
   std::vector<Shape> outputs_;
   std::unique_ptr<Program> program_;
   int threads_, image_threads_;
+  bool paced_ = false, worth_waking_ = false;
+  mutable Pace pace_;  // of single images
   mutable std::vector<std::unique_ptr<Context>> idle_;
 };
 
