@@ -39,8 +39,8 @@ class Check:
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
     def weight(self, *size: int) -> Tensor:
-        """Weights of products, of the storage type, scaled by what they sum over."""
-        return (self.stored(*size) / max(size[1] if len(size) > 1 else 1, 1) ** 0.5).contiguous()
+        """Weights of products, which round them to the storage type, scaled by what they sum over."""
+        return (self.stored(*size) / max(size[1] if len(size) > 1 else 1, 1) ** 0.5).to(self.compute).contiguous()
 
     def parameter(self, *size: int) -> Tensor:
         """Parameters in the compute type."""

@@ -191,7 +191,10 @@ def product(
     parts = None
     if moments:
         parts = torch.empty((tiles(rows), 2, outputs), dtype=compute_dtype(y1), device=y1.device)
-    packed, (biases, partial) = weight.flatten(1).t().contiguous(), [0 if t is None else t for t in (bias, parts)]
+    packed, (biases, partial) = (
+        weight.flatten(1).t().to(y1.dtype).contiguous(),
+        [0 if t is None else t for t in (bias, parts)],
+    )
     arguments = (y1, *_words(before), packed, biases, y2, partial, rows, channels, outputs, before[3])
     grid = (tiles(rows), tiles(outputs), 1)
     launch(f"pointwise_fwd<{product_types('pointwise_conv2d', y1)}>", y1, grid, THREADS, *arguments)
@@ -208,7 +211,7 @@ def product_backward(
     da1, dw = y1.new_empty(0), y1.new_empty(0)
     if mask[0]:
         da1, grid = torch.empty_like(y1), (tiles(rows), tiles(channels), 1)
-        packed = weight.flatten(1).contiguous()
+        packed = weight.flatten(1).to(y1.dtype).contiguous()
         launch(f"pointwise_bwd_input<{types}>", y1, grid, THREADS, dy2, packed, da1, rows, channels, outputs)
     if mask[1]:
         part = max(_PART, -(-rows // _PARTS))

@@ -84,7 +84,7 @@ _inverted_bottleneck = _library.define(f"inverted_bottleneck({_ARGS}) -> Tensor"
 _inverted_bottleneck_train = _library.define(
     f"inverted_bottleneck_train({_ARGS}, bool batch_stats)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_train,
+    _FAMILY, _fake_train, stored=3,
 )  # fmt: skip
 _inverted_bottleneck_backward = _library.define(
     "inverted_bottleneck_backward(Tensor dout, Tensor x, Tensor y1, Tensor y2, Tensor covariance, "
@@ -121,7 +121,7 @@ def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
 
 _library.autograd(_inverted_bottleneck_train, _setup, _grad)
 for _op in (_inverted_bottleneck, _inverted_bottleneck_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x", lower=True)
 
 
 def _check_weights(
