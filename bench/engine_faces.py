@@ -15,30 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import fastfer
-from fastfer.data import fer2013
+from fastfer.data import Preprocess, fer2013
 from fastfer.models import FerModel, load_weights, read_metadata
 from fastfer.runtime import Engine
 
 _BATCH = 64
 
 
-def _pixels(images: Any, model: FerModel) -> Iterator[Tensor]:
-    """Batches of faces, uint8 (N, C, H, W), at the network's size."""
+def _pixels(images: Any, preprocess: Preprocess) -> Iterator[Tensor]:
+    """Batches of faces, uint8 (N, C, H, W), as the network was trained on but for the normalisation."""
     for part in torch.from_numpy(np.asarray(images))[:, None].split(_BATCH):
-        scaled = (
-            part
-            if part.shape[2:] == model.input_size
-            else F.interpolate(part.float(), model.input_size, mode="bilinear")
-        )
-        yield scaled.round().byte().expand(-1, model.in_chans, -1, -1).contiguous()
-
-
-def _normalised(pixels: Tensor, header: dict[str, Any]) -> Tensor:
-    mean, std = (torch.tensor(header[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
-    return (pixels / 255 - mean) / std
+        yield preprocess.pixels(part).contiguous()
 
 
 def _logits(call: Any, batches: Iterator[Tensor]) -> Tensor:
@@ -46,26 +35,23 @@ def _logits(call: Any, batches: Iterator[Tensor]) -> Tensor:
         return torch.cat([call(batch) for batch in batches])
 
 
-def _engine(model: FerModel, header: dict[str, Any], dtype: str, faces: Any) -> Engine:
-    mean, std = header["mean"], header["std"]
+def _engine(model: FerModel, preprocess: Preprocess, dtype: str, faces: Any) -> Engine:
     images = None
     if dtype == "int8":
-        images = [_normalised(batch, header) for batch in _pixels(faces[:512], model)]
-    return fastfer.compile(model, dtype=dtype, mean=mean, std=std, calibration=images)
+        images = [preprocess.normalise(batch) for batch in _pixels(faces[:512], preprocess)]
+    return fastfer.compile(model, dtype=dtype, mean=preprocess.mean, std=preprocess.std, calibration=images)
 
 
 def rows(weights: Path, splits: dict[str, Any], dtypes: list[str], limit: int | None) -> Iterator[str]:
     """Lines of the table for one weight file."""
-    model, header = load_weights(weights), read_metadata(weights)
-    if not (header.get("mean") and header.get("std")):
-        raise ValueError(f"{weights}: expected 'mean' and 'std' in its header")
+    model, preprocess = load_weights(weights), Preprocess.from_metadata(read_metadata(weights))
     test = splits["PublicTest"]
     images, labels = test.images[:limit], torch.from_numpy(np.asarray(test.labels[:limit]))
-    want = _logits(lambda batch: model(_normalised(batch, header)), _pixels(images, model))
+    want = _logits(lambda batch: model(preprocess.normalise(batch)), _pixels(images, preprocess))
     accuracy = (want.argmax(1) == labels).float().mean().item()
     yield f"| {model.name} | torch float32 | {accuracy:.2%} | | |"
     for dtype in dtypes:
-        got = _logits(_engine(model, header, dtype, splits["Training"].images), _pixels(images, model))
+        got = _logits(_engine(model, preprocess, dtype, splits["Training"].images), _pixels(images, preprocess))
         accuracy = (got.argmax(1) == labels).float().mean().item()
         same = (got.argmax(1) == want.argmax(1)).float().mean().item()
         error = ((got - want).abs().max() / want.abs().max()).item()

@@ -80,17 +80,23 @@ def check(plan: Any, x: np.ndarray[Any, Any], want: list[np.ndarray[Any, Any]]) 
         assert_close(got, expected, bound=2e-5)
 
 
-def test_winograd_is_not_for_strict_plans() -> None:
-    net = Network(32, 30, 29)
-    conv(net, 0, 32, (1, 1))
-    conv(net, 1, 40, (3, 3), pad=(1, 1, 1, 1), code=3)
+@pytest.mark.parametrize(
+    ("name", "channels", "window", "pad"),
+    [("winograd", 32, (3, 3), (1, 1, 1, 1)), ("strassen", 256, (1, 1), (0, 0, 0, 0))],
+)
+def test_fewer_products_are_not_for_strict_plans(
+    name: str, channels: int, window: tuple[int, int], pad: tuple[int, int, int, int]
+) -> None:
+    net = Network(32, 30, 14)
+    conv(net, 0, channels, (1, 1))
+    conv(net, 1, channels, window, pad=pad, code=3)
     x = images(net, 2)
     (want,) = net.expected(x, [-1])
     for isa in ISAS:
         for strict, bound in ((False, 2e-5), (True, 2e-6)):
             plan = plan_of(net, isa=isa, threads=2, image_threads=2, strict=strict)
             names = [row[0] for row in plan.profile(x.ctypes.data, "float32", 1)]
-            assert ("winograd" in names) != strict
+            assert (name in names) != strict
             assert_close(run(plan, x)[0], want, isa, bound)
 
 

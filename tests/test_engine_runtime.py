@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import fastfer
 from fastfer import runtime
 from fastfer.engine import file
-from fastfer.engine.calibrate import calibrated
+from fastfer.engine.calibrate import COVERED, calibrated
 from fastfer.engine.compiler import graph_of
 from fastfer.engine.graph import Graph
 from fastfer.engine.record import recorded
@@ -371,8 +371,8 @@ def test_calibration_finds_the_range_of_every_value() -> None:
     ranges = calibrated(graph, [x[:2], (x[2:], torch.zeros(1)), x[:0].numpy()], 2)
     every = Graph(graph.values, graph.input, graph.nodes, tuple(node.output for node in graph.nodes))
     values = [x.numpy(), *engine_oracle.run(every, x.double().numpy())]
-    least = [np.quantile(v.min((1, 2, 3)), 0.01) for v in values]
-    largest = [np.quantile(v.max((1, 2, 3)), 0.99) for v in values]
+    least = [np.quantile(v.min((1, 2, 3)), 1 - COVERED) for v in values]
+    largest = [np.quantile(v.max((1, 2, 3)), COVERED) for v in values]
     np.testing.assert_allclose(ranges, np.stack([least, largest], 1), rtol=1e-4, atol=1e-4)
 
 

@@ -16,9 +16,6 @@ namespace avx2 {
 namespace avx512 {
 #include "kernels.inc"
 }
-namespace avx512bf16 {
-#include "kernels.inc"
-}
 #elif defined(__aarch64__)
 namespace neon {
 #include "kernels.inc"
@@ -58,7 +55,8 @@ const KernelInfo* kernel_table(int* count) {
     versions[isa](params);                                                      \
   }
 #if defined(__x86_64__) || defined(_M_X64)
-#define FF_VERSIONS(name) baseline::name, avx2::name, avx512::name, avx512bf16::name
+// In the order of FF_EACH_ISA. avx512bf16 has kernels of its own in the engine only.
+#define FF_VERSIONS(name) baseline::name, avx2::name, avx512::name, avx512::name
 #elif defined(__aarch64__)
 #define FF_VERSIONS(name) baseline::name, neon::name
 #else

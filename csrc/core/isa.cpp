@@ -66,6 +66,12 @@ const char* isa_name(Isa isa) {
   return names[static_cast<int>(isa)];
 }
 
+#if defined(__x86_64__) || defined(_M_X64)
+bool isa_has_ops(Isa isa) { return isa != Isa::avx512bf16; }
+#else
+bool isa_has_ops(Isa) { return true; }
+#endif
+
 bool isa_supported(Isa isa) { return supported(isa); }
 
 Isa active_isa() {

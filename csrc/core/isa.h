@@ -21,6 +21,8 @@ enum class Isa : int {
 };
 
 const char* isa_name(Isa isa);
+// False where the ops run as on the ISA before: avx512bf16 has kernels of its own in the engine only.
+bool isa_has_ops(Isa isa);
 // From CPUID and XGETBV: the operating system must save the registers too.
 bool isa_supported(Isa isa);
 // The best supported one, unless set_isa chose another.

@@ -47,7 +47,7 @@ const Glue& glue_of(Isa isa);
 struct BuildOptions {
   Isa isa;
   Type type = Type::float32;  // what dense convolutions compute in; bfloat16 and uint8 (int8) need `low_precision` kernels
-  bool strict = false;        // no Winograd convolutions
+  bool strict = false;        // no Winograd and no Strassen convolutions
   bool apart = false;         // each value is made by a step of its own
 };
 
@@ -86,6 +86,8 @@ class Builder {
     int expand = -1, depthwise = -1, project = -1;
     bool any() const { return depthwise >= 0 || project >= 0; }
   };
+  // How a dense convolution is computed: sum by sum, or with fewer products.
+  enum class Method { direct, winograd, strassen };
   // Gates that a map is to be multiplied with by whoever reads it.
   struct GateSlots {
     Slot x = kNoSlot, channel = kNoSlot, line = kNoSlot, column = kNoSlot;
@@ -120,6 +122,7 @@ class Builder {
   void find_means();
   bool adds(size_t producer, int value, int other) const;
   bool is_point(int node) const;
+  bool halves(int node) const;
   int only_reader(int value) const;
 
   // types.cpp: which values are bfloat16 or bytes
@@ -134,8 +137,9 @@ class Builder {
   void import(const Slot& y);
   void stem(const Node& node);
   void conv(const Node& node);
-  Conv describe(const Node& node);
-  bool winograd(const Node& node);
+  Type reads(const Node& node) const;
+  Conv describe(const Node& node, Method method);
+  Method method(const Node& node, const Slot& x, const Slot& other) const;
   void chain(const Chain& chain, const GateSlots& gates);
   void window_pool(const Node& node);
   void global_pool(const Node& node);

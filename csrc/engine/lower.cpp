@@ -74,8 +74,14 @@ void Builder::stem(const Node& node) {
   step.bytes += 4. * (static_cast<double>(node.weights[0].count) + 1. * s.channels * s.height * s.width);
 }
 
+// What a convolution takes its input in.
+Type Builder::reads(const Node& node) const {
+  if (node.attrs[8] > 1) return type_of(node.inputs[0]);
+  return is_low(static_cast<int>(&node - graph_.nodes.data())) ? options_.type : Type::float32;
+}
+
 // A convolution with its packed weights; its maps have sizes and no places.
-Conv Builder::describe(const Node& node) {
+Conv Builder::describe(const Node& node, Method method) {
   const bool depthwise = node.attrs[8] > 1;
   const auto sized = [&](int value) {
     const Shape& s = graph_.values[static_cast<size_t>(value)];
@@ -86,7 +92,7 @@ Conv Builder::describe(const Node& node) {
   const int in = c.x.channels, out = c.y.channels, index = static_cast<int>(&node - graph_.nodes.data());
   const float* w = node.weights[0].data;
   c.y_type = type_of(node.output), c.y_quant = quant_of(node.output, c.y_type);
-  c.x_type = depthwise ? type_of(node.inputs[0]) : is_low(index) ? options_.type : Type::float32;
+  c.x_type = reads(node);
   c.x_quant = quant_of(node.inputs[0], c.x_type);
   float* packed;
   if (depthwise) {
@@ -96,9 +102,12 @@ Conv Builder::describe(const Node& node) {
     c.panel = k_.conv_panel(in, out, c.y.height, c.y.width, c.window);
     packed = program_.weights.take(k_.low_packed(options_.type, in, out, c.window));
     k_.pack_low(options_.type, packed, w, in, out, c.window, c.panel);
-  } else if (winograd(node)) {
+  } else if (method == Method::winograd) {
     c.panel = k_.winograd_panel(in, out, c.y.height, c.y.width), packed = program_.weights.take(k_.winograd_packed(in, out));
     k_.pack_winograd(packed, w, in, out, c.panel);
+  } else if (method == Method::strassen) {
+    c.panel = k_.strassen_panel(in, out, c.y.height, c.y.width), packed = program_.weights.take(k_.strassen_packed(in, out));
+    k_.pack_strassen(packed, w, in, out, c.panel);
   } else {
     c.panel = k_.conv_panel(in, out, c.y.height, c.y.width, c.window), packed = program_.weights.take(k_.conv_packed(in, out, c.window));
     k_.pack_conv(packed, w, in, out, c.window, c.panel);
@@ -109,13 +118,15 @@ Conv Builder::describe(const Node& node) {
   return c;
 }
 
-// Whether a convolution is worth a quarter of the products at the price of the transforms.
-bool Builder::winograd(const Node& node) {
+// Winograd's minimal filtering takes a quarter of the products of a 3×3 convolution, at the price of the transforms;
+// Strassen's algorithm seven eighths of those of a 1×1 one.
+Builder::Method Builder::method(const Node& node, const Slot& x, const Slot& other) const {
   const auto& a = node.attrs;
-  const Shape &x = graph_.values[static_cast<size_t>(node.inputs[0])], &y = graph_.values[static_cast<size_t>(node.output)];
-  if (options_.strict || is_low(static_cast<int>(&node - graph_.nodes.data()))) return false;
-  return a[0] == 3 && a[1] == 3 && a[2] == 1 && a[3] == 1 && a[8] == 1 && x.channels >= 16 && y.channels >= 16 &&
-         y.height >= 8 && y.width >= 8;
+  const Shape& y = graph_.values[static_cast<size_t>(node.output)];
+  if (options_.strict || is_low(static_cast<int>(&node - graph_.nodes.data())) || a[2] != 1 || a[3] != 1 || a[8] != 1) return Method::direct;
+  if (a[0] == 3 && a[1] == 3 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8) return Method::winograd;
+  const bool close = x.row == x.width * k_.lanes && x.type == Type::float32 && other.buffer < 0;
+  return close && halves(node_) ? Method::strassen : Method::direct;
 }
 
 void Builder::conv(const Node& node) {
@@ -123,27 +134,28 @@ void Builder::conv(const Node& node) {
   if (joined.any()) return chain(joined, gates_[static_cast<size_t>(node.inputs[0])]);
   const bool depthwise = node.attrs[8] > 1;
   if (node.inputs[0] == image_ && !depthwise && !options_.apart && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
-  Conv c = describe(node);
-  const Slot x = as(input(node), node.inputs[0], c.x_type), y = output(node);
+  const Slot x = as(input(node), node.inputs[0], reads(node)), y = output(node);
   const Slot other = as(residual(), sums_[static_cast<size_t>(node_)].other, y.type);
-  const bool quarter = winograd(node);
+  const Method how = method(node, x, other);
+  Conv c = describe(node, how);
   c.x_quant = x.quant, c.y_type = y.type, c.y_quant = y.quant, c.residual_quant = other.quant;
   c.epilogue.after = after();
-  if (quarter) {
+  if (how != Method::direct) {
     c.x = {nullptr, x.channels, x.height, x.width, x.row, x.block}, c.y = {nullptr, y.channels, y.height, y.width, y.row, y.block};
-    program_.scratch = std::max(program_.scratch, k_.winograd_scratch(c));
+    program_.scratch = std::max(program_.scratch, (how == Method::winograd ? k_.winograd_scratch : k_.strassen_scratch)(c));
   }
   const auto pools = std::make_shared<PoolSlots>();
-  const char* name = depthwise ? "depthwise" : quarter ? "winograd" : "conv";
+  const char* name = depthwise ? "depthwise" : how == Method::winograd ? "winograd" : how == Method::strassen ? "strassen" : "conv";
   Step& step = add(name, x, y, {other}, [=, &k = k_](const Frame& f, const Map& from, const Map& to, Part part) {
     Conv call = c;
     call.x = from, call.y = to, call.epilogue.residual = f.map(other), call.epilogue.pools = pools->of(f);
-    if (quarter) return k.winograd(call, f.scratch, part);
+    if (how != Method::direct) return (how == Method::winograd ? k.winograd : k.strassen)(call, f.scratch, part);
     (depthwise ? k.depthwise : k.conv)(call, part);
   });
   step.panel = c.panel, step.pools = pools;
   step.macs = 1. * y.height * y.width * static_cast<double>(node.weights[0].count);
-  if (quarter) step.band = 4, step.products = step.macs / 2.5;  // a quarter, and the transforms
+  if (how == Method::winograd) step.band = 4, step.products = step.macs / 2.5;  // a quarter, and the transforms
+  if (how == Method::strassen) step.band = k_.strassen_band(y.height, y.width);
   step.bytes += 4. * static_cast<double>(node.weights[0].count);
 }
 
@@ -160,7 +172,7 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
     const Shape& shape = graph_.values[static_cast<size_t>(node.output)];
     const auto count = static_cast<double>(node.weights[0].count);
     if (first < 0) first = nodes[i];
-    convs[i] = describe(node);
+    convs[i] = describe(node, Method::direct);
     // A depthwise convolution writes what its reader takes.
     if (i == 2 && chain.depthwise >= 0) convs[1].y_type = convs[2].x_type, convs[1].y_quant = convs[2].x_quant;
     if (i == 1 && chain.expand >= 0) convs[1].x_type = convs[0].y_type, convs[1].x_quant = convs[0].y_quant;

@@ -146,6 +146,16 @@ struct Kernels {
   size_t (*winograd_scratch)(const Conv& conv);
   void (*winograd)(const Conv& conv, float* scratch, Part part);
 
+  // strassen: conv of 1×1 windows with stride 1 in seven eighths of the products, without residual; nothing lies between
+  // the rows of x; y0 and y1 of a Part are multiples of strassen_band. Panel 0: the sizes do not allow it, or it does not
+  // pay. A result is off by about three times as much as conv's.
+  int (*strassen_band)(int height, int width);
+  int (*strassen_panel)(int in_channels, int out_channels, int height, int width);
+  size_t (*strassen_packed)(int in_channels, int out_channels);
+  void (*pack_strassen)(float* packed, const float* w, int in_channels, int out_channels, int panel);
+  size_t (*strassen_scratch)(const Conv& conv);
+  void (*strassen)(const Conv& conv, float* scratch, Part part);
+
   size_t (*depthwise_packed)(int channels, const Window& window);
   void (*pack_depthwise)(float* packed, const float* w, int channels, const Window& window);
   void (*depthwise)(const Conv& conv, Part part);

@@ -45,11 +45,15 @@ def _network(name: str) -> tuple[Any, dict[str, Any]]:
     """A model, and what `compile` is to know of its preprocessing."""
     import torch
 
+    from fastfer.data import Preprocess
     from fastfer.models import create_model, list_models, load_weights, read_metadata
 
     if Path(name).is_file():
         header = read_metadata(name)
-        return load_weights(name), {key: header[key] for key in ("mean", "std") if header.get(key) is not None}
+        if not {"preprocess", "mean"} & set(header):
+            return load_weights(name), {}
+        pre = Preprocess.from_metadata(header)
+        return load_weights(name), {"mean": pre.mean, "std": pre.std, "metadata": {"preprocess": pre.to_json()}}
     if name not in list_models():
         raise ValueError(f"MODEL: expected a weight file or one of {', '.join(list_models())}, got {name!r}")
     torch.manual_seed(0)

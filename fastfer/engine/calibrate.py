@@ -17,8 +17,9 @@ from fastfer.engine.file import Ranges, to_bytes
 from fastfer.engine.graph import Array, Graph, Shape
 from fastfer.runtime import native
 
-COVERED = 0.99
-"""Share of the images whose extremes lie within a range: the least mean square error of FGW-FER's logits on faces."""
+COVERED = 0.98
+"""Share of the images whose extremes lie within a range. On faces the least mean square error of the logits is at 0.99
+for FGW-FER and 0.93 for sepconv_attention; at 1 it is 5 % and 35 % above, at 0.98 1 % and 4 %."""
 
 
 def calibrated(graph: Graph, images: Iterable[Any], threads: int) -> Ranges:

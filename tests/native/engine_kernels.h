@@ -218,21 +218,45 @@ void engine_conv(const std::string& isa, const Kernels& kernels, const EngineCas
   }
 }
 
-void engine_winograd(const std::string& isa, const Kernels& kernels, const EngineCase& k) {
+// A convolution that takes fewer products than a sum for each output: parts hold whole bands of rows.
+struct Fewer {
+  const char* name;
+  int panel, band;
+  idx packed, border;
+  void (*pack)(float* packed, const float* w, int in_channels, int out_channels, int panel);
+  size_t (*scratch)(const engine::Conv& conv);
+  void (*run)(const engine::Conv& conv, float* scratch, engine::Part part);
+};
+
+void engine_fewer(const std::string& isa, const Kernels& kernels, const EngineCase& k, const Fewer& f) {
   const EngineData d(k, false);
   const std::vector<float> weight = EngineData::floats(d.weight), bias = d.padded_bias(kernels.lanes);
-  const Blocked x(kernels.lanes, k.c, k.h, k.w, 1, d.x), residual(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
-  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), panel = kernels.winograd_panel(c, o, int(k.oh()), int(k.ow()));
-  Out<float> packed(static_cast<idx>(kernels.winograd_packed(c, o)));
-  kernels.pack_winograd(packed.ptr(), weight.data(), c, o, panel);
-  const std::string name = isa + " engine winograd" + k.text();
-  whole_and_parts(name, k, kernels, panel, naive_conv(k, d.x, d.weight, d.bias, d.residual),
+  const Blocked x(kernels.lanes, k.c, k.h, k.w, f.border, d.x), residual(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
+  const std::string name = isa + " engine " + f.name + k.text();
+  check(f.panel > 0 && f.band > 0, name + " sizes");
+  Out<float> packed(f.packed);
+  f.pack(packed.ptr(), weight.data(), static_cast<int>(k.c), static_cast<int>(k.o), f.panel);
+  whole_and_parts(name, k, kernels, f.panel, naive_conv(k, d.x, d.weight, d.bias, d.residual),
                   [&](const engine::Map& y, engine::Part part, const engine::Pools& pools) {
-    const engine::Conv conv{x.map(), y, k.window(), packed.ptr(), panel, epilogue(k, bias.data(), residual.map(), pools)};
-    Out<float> scratch(static_cast<idx>(kernels.winograd_scratch(conv)));
-    kernels.winograd(conv, scratch.ptr(), part);
+    const engine::Conv conv{x.map(), y, k.window(), packed.ptr(), f.panel, epilogue(k, bias.data(), residual.map(), pools)};
+    Out<float> scratch(static_cast<idx>(f.scratch(conv)));
+    f.run(conv, scratch.ptr(), part);
     scratch.take(name + " scratch");
-  }, 4);
+  }, f.band);
+  packed.take(name + " packed weights");
+}
+
+void engine_winograd(const std::string& isa, const Kernels& kernels, const EngineCase& k) {
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), panel = kernels.winograd_panel(c, o, int(k.oh()), int(k.ow()));
+  const auto packed = static_cast<idx>(kernels.winograd_packed(c, o));
+  engine_fewer(isa, kernels, k, {"winograd", panel, 4, packed, 1, kernels.pack_winograd, kernels.winograd_scratch, kernels.winograd});
+}
+
+void engine_strassen(const std::string& isa, const Kernels& kernels, const EngineCase& k) {
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), h = static_cast<int>(k.h), w = static_cast<int>(k.w);
+  const auto packed = static_cast<idx>(kernels.strassen_packed(c, o));
+  engine_fewer(isa, kernels, k, {"strassen", kernels.strassen_panel(c, o, h, w), kernels.strassen_band(h, w), packed, 0,
+                                 kernels.pack_strassen, kernels.strassen_scratch, kernels.strassen});
 }
 
 void engine_stem(const std::string& isa, const Kernels& kernels, const EngineCase& k, bool bytes) {
@@ -377,6 +401,11 @@ const EngineCase kWinogradCases[] = {
     {32, 24, 24, 64, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0}, {64, 12, 12, 80, 3, 3, 1, 1, 1, 1, 1, 1, false, 3, true, 1},
     {5, 18, 17, 19, 3, 3, 1, 1, 1, 1, 1, 1, false, 6, true, 0},   {17, 9, 71, 3, 3, 3, 1, 1, 0, 1, 1, 0, false, 0, true, 5},
 };
+const EngineCase kStrassenCases[] = {
+    {256, 8, 8, 256, 1, 1, 1, 1, 0, 0, 0, 0, false, 1, false, 0},
+    {288, 28, 10, 256, 1, 1, 1, 1, 0, 0, 0, 0, false, 3, false, 0},  // two bands
+    {256, 21, 6, 320, 1, 1, 1, 1, 0, 0, 0, 0, false, 5, false, 0},   // halves that end within a row
+};
 const EngineCase kStemCases[] = {
     {1, 12, 19, 32, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0},   {3, 15, 30, 16, 3, 3, 2, 2, 1, 1, 1, 1, false, 3, false, 0},
     {3, 14, 28, 32, 3, 3, 2, 2, 0, 0, 1, 1, false, 2, true, 0},    {2, 40, 300, 5, 5, 5, 1, 1, 2, 2, 2, 2, false, 0, false, 0},
@@ -390,6 +419,8 @@ void engine_kernels(Isa isa) {
   for (const EngineCase& k : kStemCases)
     for (bool bytes : {false, true}) engine_stem(isa_name(isa), kernels, k, bytes);
   for (const EngineCase& k : kWinogradCases) engine_winograd(isa_name(isa), kernels, k);
+  for (const EngineCase& k : kStrassenCases) engine_strassen(isa_name(isa), kernels, k);
+  check(!kernels.strassen_panel(256, 256, 7, 7) && !kernels.strassen_panel(128, 128, 28, 28), "strassen where it does not fit or pay");
   for (const auto& chain : kChains)
     for (int next : {0, 1, 6, 8, 15}) engine_strips(isa_name(isa), kernels, chain, chain[2].c && !chain[1].c && !next ? 3 : next);
 }

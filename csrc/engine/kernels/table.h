@@ -30,6 +30,7 @@ const engine::Kernels& engine_kernels() {
 #else
 
 #include "engine/kernels/planar.h"
+#include "engine/kernels/strassen.h"
 #include "engine/kernels/strips.h"
 #include "engine/kernels/winograd.h"
 
@@ -51,6 +52,12 @@ constexpr engine::Kernels kEngineKernels = {
     pack_winograd,
     winograd_scratch,
     winograd,
+    strassen_band,
+    strassen_panel,
+    strassen_packed,
+    pack_strassen,
+    strassen_scratch,
+    strassen,
     depthwise_packed,
     pack_depthwise,
     depthwise,
