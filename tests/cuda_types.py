@@ -119,6 +119,8 @@ def check_separable_conv(run: Check) -> None:
         window = ([stride, stride], [1, 2, 2, 1])
         y = run("depthwise_conv2d", x, weight, run.parameter(9), *window)
         run("depthwise_conv2d_backward", run.stored(*y.shape), x, weight, *window, [True] * 3)
+        layers = (weight, run.parameter(9), *run.norm(9), EPS, SILU), (run.weight(70, 9, 1, 1), run.parameter(70))
+        run("separable_conv2d", x, *layers[0], *layers[1], *run.norm(70), EPS, HARDSWISH, *window)
     x, dw, pw = run.stored(2, 9, 6, 7), run.parameter(9, 1, 3, 3), run.weight(20, 9, 1, 1)
     norms, window = (run.norm(9), run.norm(20)), ([1, 1], [1] * 4)
     layers = (dw, None, *norms[0], EPS, SILU), (pw, None, *norms[1], EPS, HARDSWISH)

@@ -213,6 +213,68 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
       });
 }
 
+// out = act2(norm2(pointwise(act1(norm1(depthwise(x)))))) with running statistics, k x k kernel of stride s: a block makes
+// 64 outputs of the 8 x 8 pixels of a tile, the channels in stages whose part of x, with its halo, lies in shared memory.
+// blockIdx: tile, outputs.
+template <class T, class S, int k, int s>
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
+    separable_tile(const T* __restrict__ x, const compute_t<T>* __restrict__ taps,
+                   const compute_t<T>* __restrict__ dw_bias, const compute_t<T>* __restrict__ n1_weight,
+                   const compute_t<T>* __restrict__ n1_bias, const compute_t<T>* __restrict__ stats1,
+                   const T* __restrict__ weight, const compute_t<T>* __restrict__ pw_bias,
+                   const compute_t<T>* __restrict__ n2_weight, const compute_t<T>* __restrict__ n2_bias,
+                   const compute_t<T>* __restrict__ stats2, T* __restrict__ out, index_t act1, index_t act2,
+                   index_t height, index_t width, index_t channels, index_t oh, index_t ow, index_t outputs,
+                   index_t top, index_t left) {
+  using C = compute_t<T>;
+  constexpr int kHalo = (kPixels - 1) * s + k, kChannels = kStage<S>;
+  static_assert(kPixels * kPixels == kTile, "a tile's pixels are the rows of a product");
+  FF_SHARED(T, tile, kHalo * kHalo * kChannels);
+  FF_SHARED(C, stage_taps, k * k * kChannels);
+  const Before<C> between{n1_weight, n1_bias, stats1, channels, static_cast<int>(act1)};
+  const Before<C> after{n2_weight, n2_bias, stats2, outputs, static_cast<int>(act2)};
+  const Split line = split(block_x(), (ow + kPixels - 1) / kPixels);
+  const Split image = split(line.whole, (oh + kPixels - 1) / kPixels);
+  const index_t row0 = image.rest * kPixels, column0 = line.rest * kPixels;
+  matmul_tile<Along::k, Along::other, S>(
+      0, block_y() * kTile, kTile, outputs, 0, channels,
+      [&](index_t m, index_t channel) {
+        const int at = static_cast<int>(channel % kChannels), i = static_cast<int>(m);
+        C sum = dw_bias ? dw_bias[channel] : C(0);
+#pragma unroll
+        for (int p = 0; p < k; ++p)
+#pragma unroll
+          for (int q = 0; q < k; ++q) {
+            const T value = tile[((i / kPixels * s + p) * kHalo + i % kPixels * s + q) * kChannels + at];
+            sum += widen(value) * stage_taps[(p * k + q) * kChannels + at];
+          }
+        return between.of(channel)(sum);
+      },
+      [&](index_t channel, index_t n) { return widen(weight[channel * outputs + n]); },
+      [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
+        for_part(sums, m, n, kTile, outputs, [&](index_t i, index_t output, C sum) {
+          const index_t row = row0 + i / kPixels, column = column0 + i % kPixels;
+          if (row >= oh || column >= ow) return;
+          const C y = pw_bias ? sum + pw_bias[output] : sum;
+          out[((image.whole * oh + row) * ow + column) * outputs + output] = narrow<T>(after.of(output)(y));
+        });
+      },
+      [&](index_t first) {
+        for (int i = thread_rank(); i < kHalo * kHalo * kChannels; i += kGemmThreads) {
+          const int pixel = i / kChannels;
+          const index_t row = row0 * s - top + pixel / kHalo, column = column0 * s - left + pixel % kHalo;
+          const index_t channel = first + i % kChannels;
+          const bool inside = row >= 0 && row < height && column >= 0 && column < width && channel < channels;
+          tile[i] = inside ? x[((image.whole * height + row) * width + column) * channels + channel] : T{};
+        }
+        for (int i = thread_rank(); i < k * k * kChannels; i += kGemmThreads) {
+          const index_t channel = first + i % kChannels;
+          stage_taps[i] = channel < channels ? taps[i / kChannels * channels + channel] : C(0);
+        }
+        sync();
+      });
+}
+
 // partial [parts][c][o] = act(norm(y1)) transposed times dy2, over each part of the rows.
 template <class T, class S>
 __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)

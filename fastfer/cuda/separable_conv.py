@@ -273,9 +273,43 @@ def separable_conv2d_train(launch: Launch, x: Tensor, *args: Any) -> tuple[Tenso
     return separable(launch, nhwc(x), NO_NORM, *args)
 
 
-def separable_conv2d(launch: Launch, *args: Any) -> Tensor:
-    """Output with running statistics."""
-    return separable_conv2d_train(launch, *args, False)[0]
+def _fused(x: Tensor, dw: Tensor, pw: Tensor, stride: list[int]) -> bool:
+    """Whether one kernel runs the block: each tile of `TILE` outputs computes the depthwise convolution again."""
+    kernel = list(dw.shape[2:])
+    square = kernel[0] == kernel[1] and stride[0] == stride[1]
+    built = (3, 1), (5, 1), *(() if x.dtype == torch.float64 else ((3, 2),))  # in 48 KiB of shared memory
+    return square and (kernel[0], stride[0]) in built and pw.shape[0] <= 2 * TILE
+
+
+def separable_conv2d(
+    launch: Launch, x: Tensor, dw: Tensor, dw_bias: Tensor | None,
+    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
+    eps1: float, act1: int,
+    pw: Tensor, pw_bias: Tensor | None,
+    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
+    eps2: float, act2: int,
+    stride: list[int], padding: list[int],
+) -> Tensor:  # fmt: skip
+    """Output with running statistics: in one pass where a tile of outputs allows it."""
+    if not _fused(x, dw, pw, stride):
+        norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var, eps1), (n2_weight, n2_bias, n2_mean, n2_var, eps2)
+        layers = (dw, dw_bias, *norm1, act1, pw, pw_bias, *norm2, act2)
+        return separable_conv2d_train(launch, x, *layers, stride, padding, False)[0]
+    x, k = nhwc(x), dw.shape[2]
+    images, channels, height, width = x.shape
+    outputs = pw.shape[0]
+    out = empty_nhwc(x, outputs, *(
+        (size + padding[i] + padding[i + 2] - k) // stride[0] + 1 for i, size in enumerate((height, width))
+    ))  # fmt: skip
+    between = _words((n1_weight, n1_bias, norm.statistics(launch, x, n1_mean, n1_var, eps1, False), act1))
+    after = _words((n2_weight, n2_bias, norm.statistics(launch, x, n2_mean, n2_var, eps2, False), act2))
+    biases, packed = [0 if t is None else t for t in (dw_bias, pw_bias)], pw.flatten(1).t().to(x.dtype).contiguous()
+    tiled = images * -(-out.shape[2] // _PIXELS) * -(-out.shape[3] // _PIXELS)
+    name = f"separable_tile<{product_types('separable_conv2d', x)}, {k}, {stride[0]}>"
+    operands = (x, _packed(dw, x), biases[0], *between, packed, biases[1], *after, out, act1, act2)
+    shape = (height, width, channels, *out.shape[2:], outputs, *padding[:2])
+    launch(name, x, (tiled, tiles(outputs), 1), THREADS, *operands, *shape)
+    return out
 
 
 def separable_backward(
