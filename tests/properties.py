@@ -237,17 +237,18 @@ class Case:
     gain: float = 1.0
     upstream: list[Tensor] = field(default_factory=list)
 
-    def run(self, dtype: torch.dtype, stored: torch.dtype | None = None) -> Result:
-        """With activations in ``stored``, by default as all others in ``dtype``."""
+    def run(self, dtype: torch.dtype, stored: torch.dtype | None = None, device: str = "cpu") -> Result:
+        """With activations in ``stored``, by default as all others in ``dtype``; results are on the CPU."""
         types = dict.fromkeys(self.draw.stored, stored or dtype)
-        leaves = {name: t.to(types.get(name, dtype), copy=True) for name, t in self.draw.leaves.items()}
+        leaves = {name: t.to(device, types.get(name, dtype), copy=True) for name, t in self.draw.leaves.items()}
         for name in self.wanted:
             leaves[name].requires_grad_()
-        state = {name: t.to(dtype, copy=True) for name, t in self.draw.state.items()}
+        state = {name: t.to(device, dtype, copy=True) for name, t in self.draw.state.items()}
         views = {name: self.draw.views.get(name, lambda t: t)(leaf) for name, leaf in leaves.items()}
-        outputs = self.call(Values({**views, **state, **self.draw.constants}))
+        constants = {name: t.to(device) for name, t in self.draw.constants.items()}
+        outputs = self.call(Values({**views, **state, **constants}))
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        result = Result([t.detach() for t in outputs], state=state)
+        result = Result([t.detach().cpu() for t in outputs])
         outputs = [t for t in outputs if t.requires_grad]
         if outputs:
             if not self.upstream:
@@ -255,13 +256,14 @@ class Case:
             grads = torch.autograd.grad(
                 outputs,
                 [leaves[name] for name in self.wanted],
-                [t.to(output.dtype) for t, output in zip(self.upstream, outputs, strict=True)],
+                [t.to(output) for t, output in zip(self.upstream, outputs, strict=True)],
                 allow_unused=True,
             )
             result.grads = {
-                name: torch.zeros_like(leaves[name]) if grad is None else grad
+                name: (torch.zeros_like(leaves[name]) if grad is None else grad).cpu()
                 for name, grad in zip(self.wanted, grads, strict=True)
             }
+        result.state = {name: t.cpu() for name, t in state.items()}
         return result
 
 

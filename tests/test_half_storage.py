@@ -7,7 +7,6 @@ random arguments against float64 on the same values, by itself and under autocas
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from cuda_host import HostLibrary, active, families
-from properties import Case, Draw, Result, Row
+from half_cases import compare, drawn, output_dtype
+from properties import Row
 from test_properties import ROWS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,14 +27,6 @@ from fastfer.models import create_model
 
 BY_ROW = pytest.mark.parametrize("row", [r for r in ROWS if r.name not in ACTIVATIONS], ids=lambda row: row.name)
 STORED = pytest.mark.parametrize("stored", HALF_DTYPES, ids=str)
-SMOOTH = (None, "silu", "sigmoid")
-"""Activations whose derivative has no jump, which rounding to 16 bits would cross."""
-LOWERED = {
-    *("additive_attention", "conv2d", "depthwise_conv2d", "dot_product_attention", "inverted_bottleneck"),
-    *("pointwise_conv2d", "separable_conv2d"),
-}
-"""Ops whose activations autocast casts, as torch's products; losses are lifted, all others take them as they come."""
-LOSSES = {"center_loss", "cross_entropy", "triplet_loss", "update_centers_"}
 SUMS = {"column_sums", "moments_finish", "sum_blocks"}
 """Kernels over partial sums, which are float32."""
 LAYERS = {
@@ -45,17 +37,6 @@ LAYERS = {
 GATES = {"cbam", "channel_gate", "coordinate_attention", "scse", "spatial_gate", "squeeze_excite"}
 
 
-class SmoothDraw(Draw):
-    """At least one image, and only smooth activations."""
-
-    def option(self, name: str, choices: Any) -> Any:
-        smooth = [choice for choice in choices if choice in SMOOTH]
-        return super().option(name, smooth if smooth and {*choices} <= {None, *ACTIVATIONS} else choices)
-
-    def batch(self) -> int:
-        return self.random.randint(1, 3)
-
-
 Kernels = Callable[[], AbstractContextManager[None]]
 
 
@@ -63,42 +44,6 @@ Kernels = Callable[[], AbstractContextManager[None]]
 def kernels(host_kernels: HostLibrary, one_thread: None) -> Kernels:
     """CPU tensors run on the CUDA kernels inside."""
     return lambda: active(host_kernels, families())
-
-
-def drawn(row: Row, seed: int, stored: torch.dtype) -> tuple[Case, Result]:
-    """A call whose activations and upstream gradients are exact in ``stored``, and its result in float64."""
-    draw = SmoothDraw(seed)
-    call = row.draw(draw)
-    draw.leaves |= {name: draw.leaves[name].to(stored).double() for name in draw.stored}
-    case = Case(draw, call, list(draw.leaves))
-    with backend.use("reference"):
-        case.run(torch.float64)
-        case.upstream = [t.to(stored).double() for t in case.upstream]
-        return case, case.run(torch.float64)
-
-
-def assert_near(name: str, got: Tensor, want: Tensor, terms: float, eps: float) -> None:
-    """In the Euclidean norm; ``terms`` is the size of what may cancel."""
-    assert got.shape == want.shape, name
-    error, allowed = float((got.double() - want).norm()), 8 * eps * (float(want.norm()) + terms)
-    assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
-
-
-def compare(case: Case, got: Result, want: Result, output: torch.dtype, stored: torch.dtype) -> None:
-    eps, upstream = torch.finfo(stored).eps, math.sqrt(sum(float(t.square().sum()) for t in case.upstream))
-    least = [float(t.min()) for name, t in case.draw.state.items() if name.endswith(".var")]
-    gain = max(1.0, *(v**-0.5 for v in least)) if least else 1.0
-    if case.draw.options.get("training"):  # batch statistics of few values: a variance may be near 0
-        gain = max(gain, 1e-3**-0.5)
-    for i, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
-        assert a.dtype == output, f"output {i}"
-        assert_near(f"output {i}", a, b, 0.0, eps)
-    assert got.grads.keys() == want.grads.keys()
-    for name, grad in got.grads.items():
-        assert_near(f"gradient of {name}", grad, want.grads[name], gain * upstream, eps)
-    for name, tensor in got.state.items():
-        assert tensor.dtype == torch.float32, name
-        assert_near(name, tensor, want.state[name], 0.0, eps)
 
 
 def launched() -> set[str]:
@@ -112,7 +57,7 @@ def test_against_float64(kernels: Kernels, row: Row, stored: torch.dtype) -> Non
         case, want = drawn(row, seed, stored)
         with kernels():
             got = case.run(torch.float32, stored)
-        compare(case, got, want, torch.float32 if row.name == "update_centers_" else stored, stored)
+        compare(case, got, want, output_dtype(row, stored), stored)
         for name, grad in got.grads.items():
             assert grad.dtype == (stored if name in case.draw.stored else torch.float32), name
 
@@ -143,8 +88,7 @@ def test_autocast(kernels: Kernels, row: Row, source: torch.dtype) -> None:
         pytest.skip("takes no gradient and is no part of a network")
     with kernels(), torch.autocast("cpu", torch.bfloat16):
         got = case.run(torch.float32, source)
-    output = torch.bfloat16 if row.name in LOWERED else torch.float32 if row.name in LOSSES else source
-    compare(case, got, want, output, torch.bfloat16)
+    compare(case, got, want, output_dtype(row, source, torch.bfloat16), torch.bfloat16)
     for name, grad in got.grads.items():
         assert grad.dtype == (source if name in case.draw.stored else torch.float32), name
 
