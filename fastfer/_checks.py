@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastfer import backend
+
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid")
 """Activation names; the index is the code that kernels receive."""
 
 DTYPES = (torch.float32, torch.float64)
-AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+_COMPUTE = dict.fromkeys(HALF_DTYPES, torch.float32)
 
 
 def act_code(op: str, name: str | None, arg: str = "act") -> int:
@@ -53,11 +56,18 @@ def is_tensor(op: str, arg: str, x: object) -> Tensor:
 
 
 def floating(op: str, arg: str, x: object) -> Tensor:
-    """A float32 or float64 tensor (bfloat16 and float16 pass where autocast will lift them to float32)."""
+    """A float32 or float64 tensor; bfloat16 or float16 where the backend stores those, or autocast will lift them."""
     t = is_tensor(op, arg, x)
-    if t.dtype not in DTYPES and not (t.dtype in AUTOCAST_DTYPES and torch.is_autocast_enabled(t.device.type)):
+    if t.dtype not in DTYPES and not (
+        t.dtype in HALF_DTYPES and (torch.is_autocast_enabled(t.device.type) or backend.half_storage(t.device.type))
+    ):
         raise TypeError(f"{op}: {arg}: expected dtype float32 or float64, got {str(t.dtype).removeprefix('torch.')}")
     return t
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What ``x`` is computed in, the dtype of parameters beside it: float32 for bfloat16 and float16, else its own."""
+    return _COMPUTE.get(x.dtype, x.dtype)
 
 
 def image(op: str, arg: str, x: object, channels: int | None = None) -> Tensor:
@@ -70,17 +80,20 @@ def image(op: str, arg: str, x: object, channels: int | None = None) -> Tensor:
     return t
 
 
-def like(op: str, arg: str, t: object, ref: Tensor, shape: Sequence[int], ref_name: str = "x") -> Tensor:
-    """A parameter tensor of exactly ``shape`` with the dtype and device of ``ref``."""
-    p = is_tensor(op, arg, t)
-    if p.shape == shape and p.dtype == ref.dtype and p.device == ref.device:
+def like(
+    op: str, arg: str, t: object, ref: Tensor, shape: Sequence[int], ref_name: str = "x", stored: bool = False
+) -> Tensor:
+    """A tensor of ``shape`` on the device of ``ref``: a parameter, in `compute_dtype`, or ``stored`` with its dtype."""
+    p, dtype = is_tensor(op, arg, t), ref.dtype if stored else compute_dtype(ref)
+    if p.shape == shape and p.dtype == dtype and p.device == ref.device:
         return p
     if tuple(p.shape) != tuple(shape):
         raise ValueError(f"{op}: {arg}: expected shape {tuple(shape)}, got {tuple(p.shape)}")
     if p.device != ref.device:
         raise ValueError(f"{op}: {arg}: expected device {ref.device} as {ref_name}, got {p.device}")
-    if p.dtype != ref.dtype and not torch.is_autocast_enabled(ref.device.type):
-        raise TypeError(f"{op}: {arg}: expected dtype {ref.dtype} as {ref_name}, got {p.dtype}")
+    if p.dtype != dtype and not torch.is_autocast_enabled(ref.device.type):
+        reason = f" as {ref_name}" if dtype == ref.dtype else f", in which {ref_name} is computed"
+        raise TypeError(f"{op}: {arg}: expected dtype {dtype}{reason}, got {p.dtype}")
     return p
 
 

@@ -6,6 +6,9 @@ An op is called in two ways. When something listens to torch's dispatcher (``tor
 straight to the backend, with gradients by way of a ``torch.autograd.Function``: each of the dispatcher's crossings into
 Python turns all arguments into boxed values and back, 45 us of the 170 us that a training step of a small block took.
 ``torch.export``, and with it ONNX, sees neither, but the op's plain torch.
+
+Where the backend stores activations in 16 bits (`backend.half_storage`), an op's first results have the activations'
+dtype, and all others, what is kept for backward or belongs to parameters, the dtype that is computed in.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
-from fastfer import backend
+from fastfer import _checks, backend
 
 _LIB: Any = torch.library.Library("fastfer", "DEF")  # type: ignore[no-untyped-call]
 _NAMES: dict[str, str] = {}
 _C: Any = torch._C
+_HALF = frozenset(_checks.HALF_DTYPES)
 
 
 def _keys() -> tuple[int, int]:
@@ -54,10 +58,10 @@ def _is_plain() -> bool:
 class Op:
     """A registered op: ``registered`` is torch's, calling this object takes the shorter way where it can."""
 
-    __slots__ = ("family", "function", "name", "reference", "registered")
+    __slots__ = ("family", "function", "name", "reference", "registered", "stored")
 
-    def __init__(self, name: str, family: str, registered: Any) -> None:
-        self.name, self.family, self.registered = name, family, registered
+    def __init__(self, name: str, family: str, registered: Any, stored: int) -> None:
+        self.name, self.family, self.registered, self.stored = name, family, registered, stored
         self.function: Any = None
         self.reference: Any = getattr(importlib.import_module(f"fastfer.reference.{family}"), name)
 
@@ -85,7 +89,15 @@ class Op:
 
     def run(self, device: str, args: tuple[Any, ...]) -> Any:
         """The active backend's function."""
-        return getattr(backend.implementation(self.family, device), self.name)(*args)
+        result = getattr(backend.implementation(self.family, device), self.name)(*args)
+        return self.typed(result) if args[0].dtype in _HALF else result
+
+    def typed(self, result: Any) -> Any:
+        """Results of 16-bit activations, those behind the first ``stored`` in float32, empty ones, too."""
+        if isinstance(result, Tensor):
+            return result
+        wide = (t.float() if t.dtype in _HALF else t for t in result[self.stored :])
+        return *result[: self.stored], *wide
 
 
 @contextmanager
@@ -102,14 +114,22 @@ def dispatched() -> Iterator[None]:
         setattr(Op, "__call__", usual)  # noqa: B010
 
 
-def define(schema: str, family: str, fake: Callable[..., Any]) -> Op:
-    """Define ``fastfer::<schema>``; its body is the function of that name in the active backend's ``family`` module."""
+def define(schema: str, family: str, fake: Callable[..., Any], stored: int = 1) -> Op:
+    """Define ``fastfer::<schema>``; its body is the function of that name in the active backend's ``family`` module.
+
+    The first ``stored`` results have the dtype of the first argument; of 16-bit activations the others are float32.
+    """
     name = schema.partition("(")[0]
     _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    op = Op(name, family, getattr(torch.ops.fastfer, name).default)
+    op = Op(name, family, getattr(torch.ops.fastfer, name).default, stored)
     for device in ("cpu", "cuda"):
         _LIB.impl(name, _body(op, device), device.upper())
-    torch.library.register_fake(f"fastfer::{name}", fake, lib=_LIB)
+
+    def typed_fake(*args: Any) -> Any:
+        result = fake(*args)
+        return op.typed(result) if args[0].dtype in _HALF else result
+
+    torch.library.register_fake(f"fastfer::{name}", typed_fake, lib=_LIB)
     _NAMES[name] = family
     return op
 
@@ -167,10 +187,34 @@ def _function(name: str, forward: Callable[..., Any], backward: Callable[..., An
     })  # fmt: skip
 
 
-def autocast_float32(op: Op) -> None:
-    """Under autocast the op's tensors are lifted to float32: kernels have no reduced-precision storage yet."""
+def autocast(op: Op, *activations: str, lower: bool = False) -> None:
+    """The op under autocast. All tensors are lifted to float32, except on backends that store activations in 16 bits.
+
+    There the arguments named ``activations`` stay as they are, or with ``lower`` are cast to autocast's dtype, as torch
+    does it for products.
+    """
+    places = {i for i, argument in enumerate(op.registered._schema.arguments) if argument.name in activations}
     for device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"fastfer::{op.name}", device, torch.float32, lib=_LIB)
+        _autocast_on(op, device, places, lower)
+
+
+def _autocast_on(op: Op, device: str, places: set[int], lower: bool) -> None:
+    key = f"Autocast{device.upper()}"
+    off = _C.DispatchKeySet(getattr(_C.DispatchKey, key))
+
+    def cast(i: int, arg: Any, half: bool) -> Any:
+        if not isinstance(arg, Tensor) or arg.dtype not in _HALF | {torch.float32} or arg.device.type != device:
+            return arg
+        if half and i in places:
+            return arg.to(torch.get_autocast_dtype(device)) if lower else arg
+        return arg.float()
+
+    def kernel(keys: Any, *args: Any) -> Any:
+        half = backend.half_storage(device)
+        with _C._ExcludeDispatchKeyGuard(off):
+            return op.registered(*(cast(i, arg, half) for i, arg in enumerate(args)))
+
+    _LIB.impl(op.name, kernel, key, with_keyset=True)
 
 
 def registered() -> dict[str, str]:

@@ -148,6 +148,11 @@ def implementation(family: str, device: str) -> Any:
         return _resolve(family, device)
 
 
+def half_storage(device: str) -> bool:
+    """Whether the backend of ``device`` takes 16-bit activations: the CUDA kernels do, in every family."""
+    return device in _ORDER and bool(getattr(implementation(FAMILIES[0], device), "half_storage", False))
+
+
 def _load(name: str, family: str) -> Any:
     """The family's functions on the backend; None where it has no module for it."""
     if name in _ORDER["cuda"] and name != "reference":

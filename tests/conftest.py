@@ -36,6 +36,11 @@ class Variant:
     def __str__(self) -> str:
         return f"{self.backend}-{self.isa}" if self.isa else self.backend
 
+    @property
+    def lowered(self) -> torch.dtype:
+        """What bfloat16 activations are kept in: itself by the CUDA kernels, float32, by autocast, by all others."""
+        return torch.bfloat16 if self.backend == "cuda-host" else torch.float32
+
     @contextmanager
     def active(self) -> Iterator[None]:
         with backend.use(self.backend):

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib
+import importlib.util
 import os
-import re
 import shlex
 import shutil
 import struct
@@ -115,8 +114,9 @@ class HostLaunch(Launch):
 
 
 def families() -> list[str]:
-    """The families with CUDA kernels."""
-    return re.findall(r"^FF_CUDA_FAMILY\((\w+)\)", FAMILIES.read_text(), re.MULTILINE) if FAMILIES.is_file() else []
+    """The families with CUDA functions."""
+    names = backend.FAMILIES if FAMILIES.is_file() else ()
+    return [name for name in names if importlib.util.find_spec(f"fastfer.cuda.{name}") is not None]
 
 
 @contextmanager

@@ -64,6 +64,8 @@ class Draw:
         self.generator = torch.Generator().manual_seed(seed)
         self.dtype = torch.float32 if self.random.random() < 0.7 else torch.float64
         self.leaves: dict[str, Tensor] = {}
+        self.stored: set[str] = set()
+        """Leaves that are activations."""
         self.views: dict[str, Callable[[Tensor], Tensor]] = {}
         self.constants: dict[str, Tensor] = {}
         self.state: dict[str, Tensor] = {}
@@ -111,6 +113,7 @@ class Draw:
         self.note(name, (layout, (n, c, h, w)))
         self.leaves[name] = self.values(*(size + more for size, more in zip((n, c, h, w), extra, strict=True)))
         self.views[name] = view
+        self.stored.add(name)
 
     def tensor(self, name: str, *shape: int) -> None:
         """An activation of any rank, dense or with its last two axes swapped in memory."""
@@ -118,6 +121,7 @@ class Draw:
         if len(shape) > 1 and self.random.random() < 0.3:
             shape, self.views[name] = (*shape[:-2], shape[-1], shape[-2]), lambda t: t.transpose(-1, -2)
         self.leaves[name] = self.values(*shape)
+        self.stored.add(name)
 
     def weight(self, name: str, *shape: int) -> None:
         self.note(name, shape)
@@ -233,26 +237,33 @@ class Case:
     gain: float = 1.0
     upstream: list[Tensor] = field(default_factory=list)
 
-    def run(self, dtype: torch.dtype) -> Result:
-        leaves = {name: t.to(dtype, copy=True) for name, t in self.draw.leaves.items()}
+    def run(self, dtype: torch.dtype, stored: torch.dtype | None = None, device: str = "cpu") -> Result:
+        """With activations in ``stored``, by default as all others in ``dtype``; results are on the CPU."""
+        types = dict.fromkeys(self.draw.stored, stored or dtype)
+        leaves = {name: t.to(device, types.get(name, dtype), copy=True) for name, t in self.draw.leaves.items()}
         for name in self.wanted:
             leaves[name].requires_grad_()
-        state = {name: t.to(dtype, copy=True) for name, t in self.draw.state.items()}
+        state = {name: t.to(device, dtype, copy=True) for name, t in self.draw.state.items()}
         views = {name: self.draw.views.get(name, lambda t: t)(leaf) for name, leaf in leaves.items()}
-        outputs = self.call(Values({**views, **state, **self.draw.constants}))
+        constants = {name: t.to(device) for name, t in self.draw.constants.items()}
+        outputs = self.call(Values({**views, **state, **constants}))
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        result = Result([t.detach() for t in outputs], state=state)
+        result = Result([t.detach().cpu() for t in outputs])
         outputs = [t for t in outputs if t.requires_grad]
         if outputs:
             if not self.upstream:
                 self.upstream = [self.draw.values(*t.shape) for t in outputs]
             grads = torch.autograd.grad(
-                outputs, [leaves[name] for name in self.wanted], [t.to(dtype) for t in self.upstream], allow_unused=True
+                outputs,
+                [leaves[name] for name in self.wanted],
+                [t.to(output) for t, output in zip(self.upstream, outputs, strict=True)],
+                allow_unused=True,
             )
             result.grads = {
-                name: torch.zeros_like(leaves[name]) if grad is None else grad
+                name: (torch.zeros_like(leaves[name]) if grad is None else grad).cpu()
                 for name, grad in zip(self.wanted, grads, strict=True)
             }
+        result.state = {name: t.cpu() for name, t in state.items()}
         return result
 
 

@@ -43,7 +43,8 @@ def test_dry_run_lists_steps_and_cases() -> None:
                 assert len(matching) == 2, work  # beside the eager peers, then beside the compiled one
                 assert "torch_channels_last" in matching[0]
                 assert "torch_compile" in matching[1]
-    words = {"elementwise", "block", "dense", "batch_norm", "pool", "cbam", "coordinate", "gate", "attention", "loss"}
+    words = {"elementwise", "block", "bottleneck", "dense", "batch_norm", "pool", "cbam", "coordinate", "gate"}
+    words |= {"attention", "loss"}
     assert len(words) == len(cuda_host.families())
     assert all(any(word in case for case in cases) for word in words)
 

@@ -17,7 +17,7 @@ from properties import Call, Draw, Row, check
 from torch import Tensor
 
 from fastfer import ops
-from fastfer._checks import ACTIVATIONS
+from fastfer._checks import ACTIVATIONS, compute_dtype
 
 CASES = 3000
 """On each backend, at least."""
@@ -301,7 +301,7 @@ def labelled(d: Draw, name: str) -> int:
 
 def center_loss(d: Draw) -> Call:
     classes = labelled(d, "features")
-    d.tensor("centers", classes, classes)
+    d.leaves["centers"] = d.values(classes, classes)
     return lambda t: ops.center_loss(t["features"], t["labels"], t["centers"])
 
 
@@ -325,7 +325,7 @@ def cross_entropy(d: Draw) -> Call:
     return lambda t: ops.cross_entropy(
         t["logits"],
         t["labels"],
-        weight=t["weight"].to(t["logits"]) if "weight" in t else None,
+        weight=t["weight"].to(compute_dtype(t["logits"])) if "weight" in t else None,
         label_smoothing=smoothing,
     )
 

@@ -20,16 +20,23 @@ constexpr int kGemmBlocks = sizeof(T) == 8 ? 1 : 2;  // blocks that a multiproce
 // How an operand lies in memory: whether its neighbours are those along k, or those along m (or n).
 enum class Along { k, other };
 
+// Nothing to do before a stage.
+struct NoStage {
+  __device__ __forceinline__ void operator()(index_t) const {}
+};
+
 // By multiply-adds in C; arguments as matmul_tile's.
-template <Along kA, Along kB, class C, class A, class B, class Finish>
+template <Along kA, Along kB, class C, class A, class B, class Finish, class Stage>
 __device__ __forceinline__ void matmul_sums(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0,
-                                            index_t k1, const A& a, const B& b, const Finish& finish) {
+                                            index_t k1, const A& a, const B& b, const Finish& finish,
+                                            const Stage& stage) {
   FF_SHARED(C, a_slice, kSlice * (kTile + 4));  // rows of 68: a column's lanes fall on different banks
   FF_SHARED(C, b_slice, kSlice * (kTile + 4));
   constexpr int kRow = kTile + 4;
   const int t = thread_rank(), row = t / kSide * kPerThread, column = t % kSide * kPerThread;
   C sums[kPerThread][kPerThread] = {};
   for (index_t k = k0; k < k1; k += kSlice) {
+    stage(k);
 #pragma unroll
     for (int i = 0; i < kTile * kSlice / kGemmThreads; ++i) {
       const int at = t + i * kGemmThreads;
@@ -63,9 +70,10 @@ constexpr int kSumRow = kTile + 4;
 
 // By tensor cores: operands are rounded to S as they are put into shared memory; the sums go through it, too, so that
 // finish gets the same parts as from multiply-adds.
-template <Along kA, Along kB, class S, class A, class B, class Finish>
+template <Along kA, Along kB, class S, class A, class B, class Finish, class Stage>
 __device__ __forceinline__ void matmul_words(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0,
-                                             index_t k1, const A& a, const B& b, const Finish& finish) {
+                                             index_t k1, const A& a, const B& b, const Finish& finish,
+                                             const Stage& stage) {
   FF_SHARED(unsigned, a_words, kTile * kWordRow);
   FF_SHARED(unsigned, b_words, kTile * kWordRow);
   FF_SHARED(float, all_sums, kTile * kSumRow);
@@ -73,6 +81,7 @@ __device__ __forceinline__ void matmul_words(index_t m0, index_t n0, index_t row
   const int row = warp_rank() % 4 * 16, column = warp_rank() / 4 * 32;
   float sums[4][4] = {};
   for (index_t k = k0; k < k1; k += kWords * kPerWord<S>) {
+    stage(k);
 #pragma unroll
     for (int i = 0; i < kTile * kWords / kGemmThreads; ++i) {
       const int at = t + i * kGemmThreads;
@@ -120,16 +129,21 @@ __device__ __forceinline__ void matmul_words(index_t m0, index_t n0, index_t row
 }
 
 // Rows m0..m0 + 63 and columns n0..n0 + 63 over k in [k0, k1), operands rounded to S: finish(sums, m, n) gets the thread's
-// 4 x 4 part, whose first element is (m, n). Operands are asked only for elements inside [0, rows), [0, columns), [k0, k1).
-template <Along kA, Along kB, class S, class A, class B, class Finish>
+// 4 x 4 part, whose first element is (m, n). Operands are asked only for elements inside [0, rows), [0, columns), [k0, k1),
+// after all threads have called stage(k) for the k of kStage<S> that begin at k, none of an earlier stage being asked for.
+template <Along kA, Along kB, class S, class A, class B, class Finish, class Stage = NoStage>
 __device__ __forceinline__ void matmul_tile(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0, index_t k1,
-                                            const A& a, const B& b, const Finish& finish) {
+                                            const A& a, const B& b, const Finish& finish, const Stage& stage = {}) {
   if constexpr (kTensorCores && kPerWord<S> > 0) {
-    matmul_words<kA, kB, S>(m0, n0, rows, columns, k0, k1, a, b, finish);
+    matmul_words<kA, kB, S>(m0, n0, rows, columns, k0, k1, a, b, finish, stage);
   } else {
-    matmul_sums<kA, kB, compute_t<S>>(m0, n0, rows, columns, k0, k1, a, b, finish);
+    matmul_sums<kA, kB, compute_t<S>>(m0, n0, rows, columns, k0, k1, a, b, finish, stage);
   }
 }
+
+// k of one stage of a product in S.
+template <class S>
+constexpr int kStage = kTensorCores && kPerWord<S> > 0 ? kWords * kPerWord<S> : kSlice;
 
 // partial [tiles of rows][2][columns]: mean and sum of squared deviations of the tile's rows, for each column: the
 // statistics of a product gathered where it is made. Called by all threads of the block with their parts.

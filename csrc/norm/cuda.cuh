@@ -5,7 +5,7 @@
 #pragma once
 
 #include "cuda/columns.cuh"
-#include "cuda/math.cuh"
+#include "cuda/normalise.cuh"
 
 namespace ff::cuda {
 
@@ -69,12 +69,9 @@ __global__ void __launch_bounds__(kThreads)
     norm_act(const T* __restrict__ x, const compute_t<T>* __restrict__ weight, const compute_t<T>* __restrict__ bias,
              const compute_t<T>* __restrict__ stats, T* __restrict__ z, index_t count, index_t channels, index_t act) {
   using C = compute_t<T>;
-  for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = split(i, channels).rest;
-    C value = widen(x[i]);
-    if (weight) value = (value - stats[channel]) * (stats[channels + channel] * weight[channel]) + bias[channel];
-    z[i] = narrow<T>(activate(static_cast<int>(act), value));
-  }
+  const Before<C> before{weight, bias, stats, channels, static_cast<int>(act)};
+  for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>())
+    z[i] = narrow<T>(before.of(split(i, channels).rest)(widen(x[i])));
 }
 
 // partial [row blocks][2][channels]: sums of g and g·xhat over the part's rows, g = dz·act'(normalised x).

@@ -37,7 +37,7 @@ def _convolution(
     out = [(size + padding[i] + padding[i + 2] - kernel[i]) // stride[i] + 1 for i, size in enumerate((height, width))]
     y = empty_nhwc(x, outputs, *out)
     rows = x.shape[0] * out[0] * out[1]
-    packed = weight.permute(2, 3, 1, 0).contiguous()
+    packed = weight.permute(2, 3, 1, 0).to(x.dtype).contiguous()
     parts = None
     if moments:
         parts = torch.empty((tiles(rows), 2, outputs), dtype=compute_dtype(x), device=x.device)
@@ -59,7 +59,7 @@ def convolution_backward(
     dx, dw, db = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if mask[0]:
         dx, rows = torch.empty_like(x), x.shape[0] * height * width
-        packed = weight.permute(2, 3, 0, 1).contiguous()
+        packed = weight.permute(2, 3, 0, 1).to(x.dtype).contiguous()
         shape = (rows, channels, height, width, outputs, *out, *kernel, *stride, *padding[:2])
         grid = (tiles(rows), tiles(channels), 1)
         launch(f"conv2d_bwd_input<{types}>", x, grid, THREADS, dy, packed, dx, *shape)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
 from fastfer.cuda import elementwise, norm
-from fastfer.cuda.conv2d import TILE
 from fastfer.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
-from fastfer.cuda.separable_conv import NO_NORM, product, product_backward
+from fastfer.cuda.separable_conv import NO_NORM, product, product_backward, product_norm
 
 THREADS = 256
 _LANES = 32  # csrc/cuda/columns.cuh
@@ -115,11 +114,8 @@ def coordinate_attention_train(
         _split(at, x) if kind != _CA else nothing,
         kind == _CPSCA,
     )  # fmt: skip
-    y, parts = product(launch, _column(pooled), NO_NORM, weight, bias * 2 if kind == _CPSCA else bias, batch_stats)
-    if parts is not None:
-        stats = norm.finish_moments(launch, y, parts, TILE, eps)
-    else:
-        stats = norm.statistics(launch, y, n_mean, n_var, eps, False)
+    biases = bias * 2 if kind == _CPSCA else bias
+    y, stats = product_norm(launch, _column(pooled), NO_NORM, weight, biases, n_mean, n_var, eps, batch_stats)
     gates = torch.empty_like(pooled)
     before = (n_weight, n_bias, stats, act)
     layers = ((h_weight, h_bias), (w_weight, w_bias))

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastfer._checks import compute_dtype as compute_dtype  # what arithmetic on an element is done in
+
 DTYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16", torch.float16: "f16"}
 """C++ name of each storage type (csrc/cuda/device.cuh); the 16-bit ones compute in float32."""
 
@@ -137,6 +139,8 @@ def _handle(kernel: str) -> tuple[Any, int]:
 class Bound:
     """The functions of a family's module with ``launch`` as their first argument."""
 
+    half_storage = True
+
     def __init__(self, module: ModuleType, launch: Launch) -> None:
         self._module, self._launch = module, launch
 
@@ -184,11 +188,6 @@ def lanes(*tensors: Tensor) -> int:
     if any(t.data_ptr() % 16 for t in tensors):
         return 1
     return 16 // tensors[0].element_size()
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Dtype that arithmetic on x's elements is done in."""
-    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
 def nhwc(x: Tensor) -> Tensor:

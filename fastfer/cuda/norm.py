@@ -43,11 +43,11 @@ def total(launch: Launch, partial: Tensor) -> Tensor:
 
 
 def column_sums(launch: Launch, y: Tensor) -> Tensor:
-    """Sum over N, H, W: (N, C, H, W), NHWC -> (C,)."""
+    """Sum over N, H, W: (N, C, H, W), NHWC -> (C,) in the compute dtype."""
     channels, rows = y.shape[1], y.numel() // max(y.shape[1], 1)
     if not rows:
-        return y.new_zeros(channels)
-    return total(launch, columns(launch, f"column_sums<{type_name('sum', y)}>", 1, rows, channels, y, y))[0].to(y.dtype)
+        return y.new_zeros(channels, dtype=compute_dtype(y))
+    return total(launch, columns(launch, f"column_sums<{type_name('sum', y)}>", 1, rows, channels, y, y))[0]
 
 
 def statistics(
@@ -60,7 +60,7 @@ def statistics(
         return torch.stack([mean, (var + eps).rsqrt(), var])
     channels, rows = y.shape[1], y.numel() // max(y.shape[1], 1)
     if not rows:
-        return y.new_zeros((3, channels))
+        return y.new_zeros((3, channels), dtype=compute_dtype(y))
     partial = columns(launch, f"moments<{type_name('norm', y)}>", 2, rows, channels, y, y)
     return finish_moments(launch, y, partial, rows_per_block(rows), eps)
 
@@ -69,7 +69,7 @@ def finish_moments(launch: Launch, y: Tensor, partial: Tensor, rows_per_part: in
     """Statistics (3, C) from the moments (parts, 2, C) of parts of y's rows."""
     channels, rows = y.shape[1], y.numel() // max(y.shape[1], 1)
     if not rows:
-        return y.new_zeros((3, channels))
+        return y.new_zeros((3, channels), dtype=compute_dtype(y))
     stats = torch.empty((3, channels), dtype=partial.dtype, device=y.device)
     kernel = f"moments_finish<{type_name('norm', partial)}, {THREADS}>"
     grid = (-(-channels // THREADS), 1, 1)
@@ -100,7 +100,7 @@ def norm_act_backward(
             kernel = f"norm_sums<{dtype}>"
             sums = total(launch, columns(launch, kernel, 2, rows, channels, y, dz, y, weight, bias, stats, more=(act,)))
         else:
-            sums = y.new_zeros((2, channels))
+            sums = y.new_zeros((2, channels), dtype=compute_dtype(y))
         d_bias, d_weight = sums.unbind(0)
         parameters = (weight, bias, stats, sums if batch_stats else 0)
     kernel = f"norm_grad<{dtype}, {THREADS}>"

@@ -20,7 +20,7 @@ from fastfer.fallback.separable_conv import (
     separable_conv2d_backward,
     separable_conv2d_train,
 )
-from fastfer.reference.bottleneck import covariance as covariance_with
+from fastfer.reference.bottleneck import kept_covariance
 
 _POINTWISE = [1, 1], [0, 0, 0, 0]
 
@@ -36,7 +36,7 @@ def inverted_bottleneck_train(
     """Output, y1, y2, covariance and the three norms' statistics as `fastfer.reference.bottleneck` has them."""
     norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var, eps1), (n2_weight, n2_bias, n2_mean, n2_var, eps2)
     a1, _, stats1 = conv2d_train(x, expand, None, *norm1, act, *_POINTWISE, batch_stats)
-    covariance = covariance_with(x, expand) if batch_stats else x.new_empty(0)
+    covariance = kept_covariance(x, expand, batch_stats)
     if project is None:
         out, y1, stats2 = depthwise_norm_train(a1, dw, None, *norm2, act, stride, padding, batch_stats)
         return out, y1, x.new_empty(0), covariance, stats1, stats2, x.new_empty(0)

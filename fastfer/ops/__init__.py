@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public functions: torch ops with gradients, NHWC inside, one backend of native C++, CUDA, Numba or plain torch."""
+"""Public functions: torch ops with gradients, NHWC inside, one backend of native C++, CUDA, Numba or plain torch.
+
+Activations are float32 or float64, parameters of the same dtype. On the CUDA backends activations may be bfloat16 or
+float16, and so are their gradients: parameters, their gradients and statistics are then float32, and so are all sums.
+"""
 
 from fastfer.ops.attention import additive_attention, dot_product_attention
 from fastfer.ops.bottleneck import inverted_bottleneck

@@ -70,7 +70,7 @@ _dot_train = _library.define(f"dot_product_attention_train({_DOT}) -> (Tensor, T
 _dot_backward = _library.define(
     f"dot_product_attention_backward(Tensor dout, {_DOT}, Tensor out, Tensor stats, bool[4] mask)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_dot_backward,
+    _FAMILY, _fake_dot_backward, stored=3,
 )  # fmt: skip
 _additive = _library.define(f"additive_attention({_ADDITIVE}) -> Tensor", _FAMILY, _fake_additive)
 _additive_train = _library.define(
@@ -79,7 +79,7 @@ _additive_train = _library.define(
 _additive_backward = _library.define(
     "additive_attention_backward(Tensor dout, Tensor x, Tensor h, Tensor weight, Tensor v, Tensor u, Tensor weights,"
     " bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_additive_backward,
+    _FAMILY, _fake_additive_backward, stored=2,
 )  # fmt: skip
 
 
@@ -118,8 +118,10 @@ def _additive_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ..
 
 _library.autograd(_dot_train, _dot_setup, _dot_grad)
 _library.autograd(_additive_train, _additive_setup, _additive_grad)
-for _op in (_dot, _dot_train, _additive, _additive_train):
-    _library.autocast_float32(_op)
+for _op in (_dot, _dot_train):
+    _library.autocast(_op, "q", "k", "v", lower=True)
+for _op in (_additive, _additive_train):
+    _library.autocast(_op, "x", "h", lower=True)
 
 
 def _tokens(op: str, arg: str, x: object) -> Tensor:
@@ -147,8 +149,8 @@ def dot_product_attention(
     op = "dot_product_attention"
     _tokens(op, "q", q), _tokens(op, "k", k), _tokens(op, "v", v)
     if k.dim() == v.dim() == 3:
-        _checks.like(op, "k", k, q, (q.shape[0], k.shape[1], q.shape[2]), "q")
-        _checks.like(op, "v", v, q, (q.shape[0], k.shape[1], v.shape[2]), "q")
+        _checks.like(op, "k", k, q, (q.shape[0], k.shape[1], q.shape[2]), "q", stored=True)
+        _checks.like(op, "v", v, q, (q.shape[0], k.shape[1], v.shape[2]), "q", stored=True)
     learnt = None
     if isinstance(scale, Tensor):
         if scale.dim() > 1 or scale.numel() != 1:
@@ -178,7 +180,7 @@ def additive_attention(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, v: Te
     """
     op = "additive_attention"
     _tokens(op, "x", x)
-    _checks.like(op, "h", h, x, x.shape)
+    _checks.like(op, "h", h, x, x.shape, stored=True)
     if _checks.is_tensor(op, "weight", weight).dim() != 2 or not weight.shape[0]:
         raise ValueError(f"{op}: weight: expected shape (A, {2 * x.shape[2]}), got {tuple(weight.shape)}")
     hidden = weight.shape[0]

@@ -2,10 +2,11 @@
 """The inverted bottleneck: expansion, depthwise convolution and projection, each with its norm, as one op.
 
 Evaluation without gradients is one pass over the activations. Training keeps x, the depthwise and the projection's
-output before their norms (4 bytes an element of each in float32), 3 statistics a channel, and with batch statistics the
-covariance of the expansion with x: 4 bytes for each of the expansion's weights. The expansion, the largest activation
-of a network made of these blocks, and its gradient are never in memory: its statistics follow from mean and covariance
-of x, and backward computes its rows again while they are in cache.
+output before their norms (4 bytes an element of each in float32), 3 statistics a channel, and on a CPU with batch
+statistics the covariance of the expansion with x: 4 bytes for each of the expansion's weights. The expansion, the
+largest activation of a network made of these blocks, is not kept, and natively neither it nor its gradient is ever in
+memory: its statistics follow from mean and covariance of x, and backward computes its rows again while they are in
+cache. On a GPU it is, for as long as the op runs: backward computes it again with one product.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _fake_train(
     y1 = _image(x, hidden, height, width)
     out = torch.empty_like(y1) if project is None else _image(x, project.shape[0], height, width)
     y2 = x.new_empty(0) if project is None else torch.empty_like(out)
-    covariance = x.new_empty((hidden + 1, x.shape[1]) if batch_stats else 0)
+    covariance = x.new_empty((hidden + 1, x.shape[1]) if batch_stats and x.device.type == "cpu" else 0)
     stats3 = x.new_empty(0 if project is None else (3, project.shape[0]))
     return out, y1, y2, covariance, x.new_empty((3, hidden)), x.new_empty((3, hidden)), stats3
 
@@ -83,7 +84,7 @@ _inverted_bottleneck = _library.define(f"inverted_bottleneck({_ARGS}) -> Tensor"
 _inverted_bottleneck_train = _library.define(
     f"inverted_bottleneck_train({_ARGS}, bool batch_stats)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_train,
+    _FAMILY, _fake_train, stored=3,
 )  # fmt: skip
 _inverted_bottleneck_backward = _library.define(
     "inverted_bottleneck_backward(Tensor dout, Tensor x, Tensor y1, Tensor y2, Tensor covariance, "
@@ -120,7 +121,7 @@ def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
 
 _library.autograd(_inverted_bottleneck_train, _setup, _grad)
 for _op in (_inverted_bottleneck, _inverted_bottleneck_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x", lower=True)
 
 
 def _check_weights(

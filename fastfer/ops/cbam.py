@@ -165,7 +165,7 @@ _library.autograd(_cbam_train, _cbam_setup, _cbam_grad)
 _library.autograd(_channel_train, _channel_setup, _channel_grad)
 _library.autograd(_spatial_train, _spatial_setup, _spatial_grad)
 for _op in (_cbam, _cbam_train, _channel, _channel_train, _spatial, _spatial_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x")
 
 
 def _check_input(op: str, x: Tensor) -> None:

@@ -72,7 +72,7 @@ def _fake_pool_backward(
 
 _conv2d = _library.define(f"conv2d({_ARGS}) -> Tensor", _FAMILY, _fake)
 _conv2d_train = _library.define(
-    f"conv2d_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_train
+    f"conv2d_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_train, stored=2
 )
 _conv2d_backward = _library.define(
     "conv2d_backward(Tensor dout, Tensor x, Tensor y, Tensor weight, Tensor? n_weight, Tensor? n_bias, Tensor stats, "
@@ -84,7 +84,7 @@ _conv2d_backward = _library.define(
 
 _conv2d_pool_train = _library.define(
     f"conv2d_pool_train({_ARGS}, {_WINDOW}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_pool_train,
+    _FAMILY, _fake_pool_train, stored=3,
 )  # fmt: skip
 _conv2d_pool_backward = _library.define(
     "conv2d_pool_backward(Tensor dout, Tensor x, Tensor y, Tensor best, Tensor positions, Tensor weight, "
@@ -135,7 +135,7 @@ def _pool_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
 _library.autograd(_conv2d_train, _setup, _grad)
 _library.autograd(_conv2d_pool_train, _pool_setup, _pool_grad)
 for _op in (_conv2d, _conv2d_train, _conv2d_pool_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x", lower=True)
 
 
 def _check_weight(op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:

@@ -78,7 +78,7 @@ def _fake_attention_backward(
     )
 
 
-_pool = _library.define("cpsca_pool(Tensor x) -> (Tensor, Tensor, Tensor, Tensor)", _FAMILY, _fake_pool)
+_pool = _library.define("cpsca_pool(Tensor x) -> (Tensor, Tensor, Tensor, Tensor)", _FAMILY, _fake_pool, stored=4)
 _pool_backward = _library.define(
     "cpsca_pool_backward(Tensor d_row_mean, Tensor d_row_max, Tensor d_col_mean, Tensor d_col_max, Tensor x) -> Tensor",
     _FAMILY, _fake_pool_backward,
@@ -132,7 +132,7 @@ def _attention_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, .
 _library.autograd(_pool, _pool_setup, _pool_grad)
 _library.autograd(_attention_train, _attention_setup, _attention_grad)
 for _op in (_pool, _attention, _attention_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x")
 
 
 def _check_input(op: str, x: Tensor) -> None:

@@ -38,7 +38,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
 
 
 _library.autograd(_activation, _setup, _backward)
-_library.autocast_float32(_activation)
+_library.autocast(_activation, "x")
 
 
 def activation(x: Tensor, act: str | None) -> Tensor:

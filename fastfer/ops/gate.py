@@ -80,7 +80,7 @@ def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
 
 _library.autograd(_gate_train, _setup, _grad)
 for _op in (_gate, _gate_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x")
 
 
 def _run(*args: Any) -> Tensor:

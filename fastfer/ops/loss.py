@@ -73,7 +73,9 @@ _triplet_backward = _library.define(
     _fake_triplet_backward,
 )
 _entropy = _library.define(f"cross_entropy({_ENTROPY}) -> Tensor", _FAMILY, _fake_entropy)
-_entropy_train = _library.define(f"cross_entropy_train({_ENTROPY}) -> (Tensor, Tensor)", _FAMILY, _fake_entropy_train)
+_entropy_train = _library.define(
+    f"cross_entropy_train({_ENTROPY}) -> (Tensor, Tensor)", _FAMILY, _fake_entropy_train, stored=2
+)
 
 
 def _center_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -112,7 +114,7 @@ _library.autograd(_center, _center_setup, _center_grad)
 _library.autograd(_triplet_train, _triplet_setup, _triplet_grad)
 _library.autograd(_entropy_train, _entropy_setup, _entropy_grad)
 for _op in (_center, _triplet, _triplet_train, _entropy, _entropy_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op)  # losses in float32, as torch
 
 
 def _rows(op: str, arg: str, x: object) -> Tensor:
@@ -205,7 +207,7 @@ def cross_entropy(
     if not logits.shape[1]:
         raise ValueError(f"{op}: logits: expected at least one class, got shape {tuple(logits.shape)}")
     if _checks.is_tensor(op, "labels", labels).is_floating_point():
-        _checks.like(op, "labels", labels, logits, logits.shape, "logits")
+        _checks.like(op, "labels", labels, logits, logits.shape, "logits", stored=True)
         if labels.requires_grad:
             raise ValueError(f"{op}: labels: expected soft labels that require no gradient")
     else:

@@ -36,10 +36,10 @@ _FIELDS = ("weight", "bias", "running_mean", "running_var")
 
 
 def check_norm(op: str, arg: str, norm: object, ref: Tensor, channels: int) -> Norm:
-    """A Norm whose tensors are (``channels``,) with the dtype and device of ``ref``."""
+    """A Norm whose tensors are (``channels``,) on the device of ``ref``, in the dtype that it is computed in."""
     if not isinstance(norm, Norm):
         raise TypeError(f"{op}: {arg}: expected fastfer.ops.Norm, got {type(norm).__name__}")
-    shape, dtype, device = (channels,), ref.dtype, ref.device
+    shape, dtype, device = (channels,), _checks.compute_dtype(ref), ref.device
     for field, t in zip(_FIELDS, norm, strict=False):
         if not isinstance(t, Tensor) or t.shape != shape or t.dtype != dtype or t.device != device:
             _checks.like(op, f"{arg}.{field}", t, ref, shape)
@@ -113,7 +113,7 @@ def _grad(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
 
 _library.autograd(_batch_norm_train, _setup, _grad)
 for _op in (_batch_norm, _batch_norm_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x")
 
 
 def batch_norm(x: Tensor, norm: Norm, *, act: str | None = None, training: bool = False) -> Tensor:

@@ -72,7 +72,9 @@ _global_max_backward = _library.define(
     _FAMILY,
     lambda dmax, positions, size: _image(dmax, *size),
 )
-_avg_max = _library.define("global_avg_max_pool(Tensor x) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_avg_max)
+_avg_max = _library.define(
+    "global_avg_max_pool(Tensor x) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_avg_max, stored=2
+)
 _avg_max_backward = _library.define(
     "global_avg_max_pool_backward(Tensor davg, Tensor dmax, Tensor positions, SymInt[2] size) -> Tensor",
     _FAMILY,
@@ -118,7 +120,7 @@ _library.autograd(_avg_pool, _avg_setup, _avg_grad)
 _library.autograd(_global_max, _max_setup, _global_max_grad)
 _library.autograd(_avg_max, _max_setup, _avg_max_grad)
 for _op in (_max_pool, _max_pool_train, _avg_pool, _global_max, _avg_max):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x")
 
 
 class Pool(NamedTuple):

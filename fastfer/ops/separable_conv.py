@@ -131,8 +131,9 @@ _depthwise_backward = _library.define(
 )  # fmt: skip
 _depthwise_norm = _library.define(f"depthwise_norm({_NORM}) -> Tensor", _FAMILY, _fake_depthwise_norm)
 _depthwise_norm_train = _library.define(
-    f"depthwise_norm_train({_NORM}, bool batch_stats) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_depthwise_norm_train
-)
+    f"depthwise_norm_train({_NORM}, bool batch_stats) -> (Tensor, Tensor, Tensor)",
+    _FAMILY, _fake_depthwise_norm_train, stored=2,
+)  # fmt: skip
 _depthwise_norm_backward = _library.define(
     "depthwise_norm_backward(Tensor dout, Tensor x, Tensor y, Tensor weight, Tensor n_weight, Tensor n_bias, "
     "Tensor stats, int act, int[2] stride, int[4] padding, bool batch_stats, bool[2] mask)"
@@ -149,7 +150,7 @@ _pointwise_backward = _library.define(
 _separable = _library.define(f"separable_conv2d(Tensor x, {_NORMS}) -> Tensor", _FAMILY, _fake_separable)
 _separable_train = _library.define(
     f"separable_conv2d_train(Tensor x, {_NORMS}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_separable_train,
+    _FAMILY, _fake_separable_train, stored=3,
 )  # fmt: skip
 _separable_backward = _library.define(
     "separable_conv2d_backward(Tensor dout, Tensor x, Tensor y1, Tensor y2, "
@@ -235,7 +236,7 @@ _library.autograd(_depthwise_norm_train, _depthwise_norm_setup, _depthwise_norm_
 _library.autograd(_pointwise, _pointwise_setup, _pointwise_grad)
 _library.autograd(_separable_train, _separable_setup, _separable_grad)
 for _op in (_depthwise, _depthwise_norm, _depthwise_norm_train, _pointwise, _separable, _separable_train):
-    _library.autocast_float32(_op)
+    _library.autocast(_op, "x", lower=True)
 
 
 def _check_depthwise(

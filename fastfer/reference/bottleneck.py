@@ -27,6 +27,11 @@ def covariance(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([weight.flatten(1).double() @ (centred.T @ centred) / count, mean[None]]).to(x.dtype)
 
 
+def kept_covariance(x: Tensor, weight: Tensor, batch_stats: bool) -> Tensor:
+    """`covariance` for what trains on a CPU with batch statistics, whose native backward reads it; else empty."""
+    return covariance(x, weight) if batch_stats and x.device.type == "cpu" else x.new_empty(0)
+
+
 def inverted_bottleneck_train(
     x: Tensor,
     expand: Tensor, n1_weight: Tensor, n1_bias: Tensor, n1_mean: Tensor, n1_var: Tensor, eps1: float,
@@ -35,14 +40,14 @@ def inverted_bottleneck_train(
     n3_var: Tensor | None, eps3: float,
     act: int, residual: bool, stride: list[int], padding: list[int], batch_stats: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, y1 (depthwise), y2 (projection), `covariance`, and the norms' statistics (3, channels) each.
+    """Output, y1 (depthwise), y2 (projection), `kept_covariance`, and the norms' statistics (3, channels) each.
 
     Statistics are mean, 1/sqrt(var + eps), unbiased variance. y2 and its statistics are empty without a projection,
-    the covariance without batch statistics.
+    the covariance without batch statistics and on a GPU.
     """
     z = pointwise_conv2d(x, expand, None)
     stats1 = statistics(z, n1_mean, n1_var, eps1, batch_stats)
-    crossed = covariance(x, expand) if batch_stats else x.new_empty(0)
+    crossed = kept_covariance(x, expand, batch_stats)
     y1 = depthwise_conv2d(norm_act(z, n1_weight, n1_bias, stats1, act), dw, None, stride, padding)
     stats2 = statistics(y1, n2_mean, n2_var, eps2, batch_stats)
     a2 = norm_act(y1, n2_weight, n2_bias, stats2, act)

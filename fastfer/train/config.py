@@ -95,7 +95,7 @@ class TrainConfig:
         flip_test: average the logits of each validation image and its mirror image
         seed: decides weights, order and augmentation
         device: auto (CUDA where there is one), cpu or cuda; torchrun starts one process per device
-        precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling; fastfer's own ops stay in float32 under both
+        precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling; fastfer's own ops follow on CUDA alone
         sync_norms: with several processes BatchNorm takes the statistics of the whole batch; on the backend reference
         threads: CPU threads (default: torch's choice)
         backend: auto, native, numba or reference (default: FASTFER_BACKEND, else auto)
