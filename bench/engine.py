@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,8 @@ def measure(options: argparse.Namespace) -> str:
     }
     options.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
     versions = ", ".join(f"{t.name} {t.version}" for t in results[0].timings[1:])
-    text = f"{numbers['cpu']}; {versions}; {options.dtype}; medians of {options.rounds} interleaved rounds.\n"
+    text = f"{numbers['cpu']}, {os.cpu_count()} cores, {fastfer.runtime.native().isa()}; {versions}; {options.dtype}; "
+    text += f"medians of {options.rounds} interleaved rounds; {date.today()}.\n"
     if max(busy, stolen) > QuietCheck.LIMIT:
         text += f"\n**The machine was not quiet: {busy:.1f} cores at other work, {stolen:.0%} stolen.**\n"
     text += f"\n{_rows(results)}"

@@ -9,14 +9,14 @@ namespace ff {
 namespace baseline {
 #include "kernels.inc"
 }
-#if defined(__x86_64__) || defined(_M_X64)
+#if FF_X86
 namespace avx2 {
 #include "kernels.inc"
 }
 namespace avx512 {
 #include "kernels.inc"
 }
-#elif defined(__aarch64__)
+#elif FF_AARCH64
 namespace neon {
 #include "kernels.inc"
 }
@@ -54,10 +54,10 @@ const KernelInfo* kernel_table(int* count) {
     __atomic_fetch_add(&calls[k_##name][isa], 1, __ATOMIC_RELAXED);             \
     versions[isa](params);                                                      \
   }
-#if defined(__x86_64__) || defined(_M_X64)
+#if FF_X86
 // In the order of FF_EACH_ISA. avx512bf16 has kernels of its own in the engine only.
 #define FF_VERSIONS(name) baseline::name, avx2::name, avx512::name, avx512::name
-#elif defined(__aarch64__)
+#elif FF_AARCH64
 #define FF_VERSIONS(name) baseline::name, neon::name
 #else
 #define FF_VERSIONS(name) baseline::name

@@ -4,14 +4,14 @@
 #include <atomic>
 #include <cstring>
 
-#if defined(__x86_64__)
+#if FF_X86
 #include <cpuid.h>
 #endif
 
 namespace ff {
 namespace {
 
-#if defined(__x86_64__)
+#if FF_X86
 struct Cpu {
   bool avx2 = false, avx512 = false, avx512bf16 = false;
 
@@ -66,7 +66,7 @@ const char* isa_name(Isa isa) {
   return names[static_cast<int>(isa)];
 }
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if FF_X86
 bool isa_has_ops(Isa isa) { return isa != Isa::avx512bf16; }
 #else
 bool isa_has_ops(Isa) { return true; }

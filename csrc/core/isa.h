@@ -4,10 +4,14 @@
 
 namespace ff {
 
-// Best last. A build for another architecture than x86-64 or aarch64 has baseline only.
-#if defined(__x86_64__) || defined(_M_X64)
+// Best last. A build for another architecture than x86-64 or aarch64 has baseline only, and so has one that asks for that.
+#if defined(FF_BASELINE_ONLY)
+#define FF_EACH_ISA(X) X(baseline)
+#elif defined(__x86_64__) || defined(_M_X64)
+#define FF_X86 1
 #define FF_EACH_ISA(X) X(baseline) X(avx2) X(avx512) X(avx512bf16)
 #elif defined(__aarch64__)
+#define FF_AARCH64 1
 #define FF_EACH_ISA(X) X(baseline) X(neon)
 #else
 #define FF_EACH_ISA(X) X(baseline)
