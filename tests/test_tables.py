@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ["--train-images", "20", "--validation-images", "14", "--batch-size", "8", "--epochs", "1", "--threads", "1"]
 
 
-def test_the_tables_of_the_five_papers() -> None:
+def test_the_tables_of_the_five_papers_and_of_our_recipes() -> None:
     assert list_tables() == [
-        "fgw-1", "fgw-4", "mobilenetv3-2", "mobilenetv3-5", "mobilenetv3-6",
+        "best-fgw", "best-sepconv", "fgw-1", "fgw-4", "mobilenetv3-2", "mobilenetv3-5", "mobilenetv3-6",
         "patt-lite-4", "patt-lite-5", "patt-lite-6", "sepconv-2", "vgg-2", "vgg-3", "vgg-4",
     ]  # fmt: skip
     assert len(load_table("patt-lite-5").rows) == 30
@@ -36,7 +36,7 @@ def test_the_tables_of_the_five_papers() -> None:
 @pytest.mark.parametrize("name", list_tables())
 def test_every_row_is_a_network_of_the_published_size(name: str) -> None:
     table = load_table(name)
-    recipe = load_recipe("paper", table.model, table.data[0])
+    recipe = load_recipe(table.recipe(table.data[0]), table.model, table.data[0])
     for row in table.chosen(()):
         options = row.options or {}
         model, own = options.get("model", table.model), options.get("model_options", {})
@@ -139,7 +139,7 @@ def test_a_finished_row_is_kept_and_another_added(ran: Path, monkeypatch: pytest
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "unknown table": (["magic"], "table: expected one of fgw-1, "),
+    "unknown table": (["magic"], "table: expected one of best-fgw, best-sepconv, fgw-1, "),
     "unknown row": (["vgg-2", "--data", "drawn", "--rows", "9"], "rows: expected some of 1 'after convolution'"),
     "unknown option": (["vgg-2", "--data", "drawn", "--speed", "9"], "option speed: expected one of"),
     "options without data": (["vgg-2", "--epochs", "1"], "data: expected a data set to run on, such as ck_plus, rafd"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as the papers print them, and the options that make each row: the files in ``published``."""
+"""Tables as the papers print them, and of our recipes' parts; the options that make each row: files in ``published``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FOLDER = Path(__file__).parent / "published"
 class Row:
     """A line of a table.
 
-    options     over the network's recipe "paper"; None for a method that is none of ours
+    options     over the table's recipe; None for a method that is none of ours
     parameters  as published, or None
     published   accuracy in % by data set
     """
@@ -38,16 +38,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper: ``data`` are the data sets of its columns, ``model`` that of rows which name no other."""
+    """A table: ``data`` are the data sets of its columns, ``model`` that of rows which name no other.
+
+    ``base`` is the recipe that the rows start from: a paper's own, or ours.
+    """
 
     name: str
     title: str
     model: str
     data: tuple[str, ...]
     rows: tuple[Row, ...]
+    base: str = "paper"
 
     def recipe(self, data: str) -> str:
         """The recipe for a data set: the paper's own, or for one that it has not used, that of the first column."""
+        if self.base != "paper":
+            return self.base
         return "paper" if canonical_dataset(data) in self.data else f"paper/{self.data[0]}"
 
     def chosen(self, labels: Sequence[str]) -> list[Row]:
@@ -84,4 +90,4 @@ def load_table(name: str) -> Table:
         )
         for label, row in content["rows"].items()
     )
-    return Table(name, content["title"], content["model"], data, rows)
+    return Table(name, content["title"], content["model"], data, rows, content.get("recipe", "paper"))
