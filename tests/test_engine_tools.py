@@ -16,6 +16,7 @@ from torch import nn
 
 import fastfer
 from fastfer import runtime
+from fastfer.data import Preprocess
 from fastfer.engine import __main__ as command
 from fastfer.engine import compare, peers
 from fastfer.engine.peers import Peer, Subject
@@ -107,7 +108,7 @@ def test_stock_builds_have_the_networks_weights() -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"c{i}" for i in range(7)]
     weights, saved = tmp_path / "w.safetensors", tmp_path / "m.ffe"
-    header = {"classes": names, "mean": [0.5], "std": [0.25]}
+    header = {"classes": names, "preprocess": Preprocess((0.5,), (0.25,), (48, 48)).to_json()}
     save_weights(create_model("fgw_fer"), weights, header)
     assert command.main([str(weights), "--profile", "--save", str(saved), "--threads", "1"]) == 0
     out = capsys.readouterr().out
@@ -115,6 +116,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "GMAC/s" in out
     engine = runtime.load(saved)
     assert engine.class_names == tuple(names)
+    assert engine.metadata["preprocess"]["size"] == [48, 48]
     assert engine(np.zeros((2, 1, 48, 48), np.uint8)).shape == (2, 7)
 
 
