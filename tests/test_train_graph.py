@@ -55,12 +55,13 @@ def test_the_cpu_is_refused(name: str, tmp_path: Path) -> None:
         ({"schedule": "onecycle"}, 1, "onecycle"),
         ({"fine_tune": Stage(epochs=1, schedule="onecycle")}, 1, "onecycle"),
         ({}, 2, "2 processes"),
+        ({"batch_size": 21}, 1, "20 images, which fill no batch of 21"),
     ],
 )
 def test_what_cannot_be_recorded(options: dict[str, Any], processes: int, reason: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, **{**GRAPH, **options}).resolved()
     with pytest.raises(ValueError, match=f"cuda_graph: expected a step that can be recorded, got [^;]*{reason}[^;]*$"):
-        require_capturable(config, device(processes=processes))
+        require_capturable(config, device(processes=processes), 20)
 
 
 def test_plain_torch_is_refused(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_plain_torch_is_refused(tmp_path: Path) -> None:
         fastfer.use("reference"),
         pytest.raises(ValueError, match=r"cuda_graph: expected the CUDA kernels, got plain torch for .*loss"),
     ):
-        require_capturable(tiny(tmp_path, **GRAPH).resolved(), device())
+        require_capturable(tiny(tmp_path, **GRAPH).resolved(), device(), 20)
 
 
 class Recorder:

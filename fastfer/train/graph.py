@@ -25,8 +25,8 @@ WARM_UP = 3
 Step = Callable[[Tensor, Targets], Tensor]
 
 
-def require_capturable(config: TrainConfig, placement: Placement) -> None:
-    """ValueError where the steps of a run cannot be recorded, with what stands in the way."""
+def require_capturable(config: TrainConfig, placement: Placement, images: int) -> None:
+    """ValueError where the steps of a run on so many images cannot be recorded, with what stands in the way."""
     if placement.device.type != "cuda":
         raise ValueError(f"cuda_graph: expected device cuda, got {placement.device.type}")
     refused = {
@@ -35,6 +35,7 @@ def require_capturable(config: TrainConfig, placement: Placement) -> None:
         "schedule onecycle, which moves the momentum, a constant of the recording": "onecycle"
         in [stage.schedule for stage in config.stages()],
         f"{placement.processes} processes, which exchange gradients within a step": placement.processes > 1,
+        f"{images} images, which fill no batch of {config.batch_size}": images < config.batch_size,
     }
     found = [reason for reason, applies in refused.items() if applies]
     if found:

@@ -78,7 +78,7 @@ class Trainer:
             config.loss, class_counts(source), model.embedding_dim, config.label_smoothing, soft_mode(source)
         ).to(self.placement.device)
         if config.cuda_graph:
-            require_capturable(config, self.placement)
+            require_capturable(config, self.placement, len(source))
         self._feed = make_feed(source, config, self.placement)
         self.steps_per_epoch = self._feed.steps
         if model.options.get("attention") == "batch" and self._feed.last_batch < 2 * self.placement.processes:
