@@ -23,12 +23,12 @@ step() { # name, seconds at most, command ...
 }
 
 step build 120 "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e .
-step tests 45 "$PYTHON" -m pytest -q tests/test_cuda.py
+step tests 90 "$PYTHON" -m pytest -q tests/test_cuda.py tests/test_cuda_ops.py tests/test_cuda_train.py
 for tool in memcheck racecheck; do # one dtype a tool: the kernels of the others differ in arithmetic alone
   step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 1 \
     "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda.py -k 'test_family and cuda and float32'
 done
-step timings 210 "$PYTHON" -m bench.gpu --minutes 3 "$@"
+step timings 180 "$PYTHON" -m bench.gpu --minutes 2.5 "$@"
 if [[ -n $DRY ]]; then
   "$PYTHON" -m bench.gpu --dry-run "$@"
 elif ((${#failed[@]})); then

@@ -29,12 +29,18 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def _skips_itself(path: Path) -> bool:
+    """Whether all of a file's tests are for a GPU."""
+    return "sees no CUDA device" in path.read_text(encoding="utf-8")
+
+
 def test_dry_run_lists_steps_and_cases() -> None:
     """Every step, every network in inference and training, and a table for every family, in both dtypes."""
     lines = run("bash", "bench/gpu.sh", "--dry-run").splitlines()
     steps = [line for line in lines if line.startswith("== ")]
     assert [step.split()[1] for step in steps] == ["build", "tests", "memcheck", "racecheck", "timings"]
     assert sum(int(re.findall(r"at most (\d+) s", step)[0]) for step in steps) <= 8 * 60
+    assert all(f"tests/{path.name}" in steps[1] for path in ROOT.glob("tests/test_cuda*.py") if _skips_itself(path))
     cases = [line for line in lines if line not in steps]
     for model in list_models():
         for work in (f"network inference {model}-forward", f"training step {model}-step"):

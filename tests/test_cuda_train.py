@@ -29,6 +29,7 @@ from fastfer.explain.__main__ import main as explain
 from fastfer.models import FerModel, create_model, list_models
 from fastfer.train import train
 from fastfer.train.__main__ import main
+from fastfer.train.options import LossOptions
 from fastfer.train.placement import Placement
 
 KERNELS = "the package has no CUDA kernels here"
@@ -121,6 +122,36 @@ def test_a_graph_around_a_step(name: str, dtype: torch.dtype) -> None:
         assert float(loss) == pytest.approx(want, rel=1e-3 if dtype == torch.float32 else 5e-2)
     for got, want in zip(captured.parameters(), eager.parameters(), strict=True):
         assert float((got - want).norm()) <= 1e-2 * float(want.norm()) + 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": "sgd", "ema": 0.9, "clip_norm": 1.0},
+        {"loss": LossOptions(center=0.1, triplet=0.1, class_weights="balanced")},
+    ],
+    ids=["adamw", "sgd", "losses"],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_runs_with_a_graph_have_the_curve_of_runs_without(
+    precision: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Over warm-up, recording, replays and the smaller last batch of each epoch."""
+    need_kernels()
+    common = {"device": "cuda", "precision": precision, "schedule": "cosine", "lr": 1e-3, "epochs": 4, **options}
+    for graph in (False, True):
+        train(tiny(tmp_path / str(graph), cuda_graph=graph, **common))
+    rel = 1e-3 if precision == "fp32" else 5e-2
+    assert curve(tmp_path / "True") == pytest.approx(curve(tmp_path / "False"), rel=rel)
+
+
+def test_images_on_the_device(tmp_path: Path) -> None:
+    """They lie there by default, and the run is that of images on the host."""
+    modes = ("auto", "never")
+    reports = [train(tiny(tmp_path / mode, device="cuda", epochs=2, lr=1e-3, resident=mode)) for mode in modes]
+    assert [report["environment"]["resident"] for report in reports] == [True, False]
+    assert curve(tmp_path / "auto") == pytest.approx(curve(tmp_path / "never"), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", list_models())

@@ -69,7 +69,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     but rounding, would walk apart.
     """
     options = [*COMMON, "--loss.center=0.1", "--clip-norm=1"]
-    run_processes(2, *options, "--sync-norms=true", "--out", str(tmp_path / "two"))
+    run_processes(2, *options, "--sync-norms=true", "--resident=always", "--out", str(tmp_path / "two"))
     assert main([*options, "--out", str(tmp_path / "one")]) == 0
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-4)
     environment = json.loads((tmp_path / "two" / "report.json").read_text())["environment"]

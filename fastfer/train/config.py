@@ -37,6 +37,8 @@ _FREE_ON_RESUME = (
     "threads",
     "backend",
     "device",
+    "cuda_graph",
+    "resident",
     "on_nan",
     "recipe",
     "from_weights",
@@ -96,6 +98,10 @@ class TrainConfig:
         seed: decides weights, order and augmentation
         device: auto (CUDA where there is one), cpu or cuda; torchrun starts one process per device
         precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling; fastfer's own ops follow on CUDA alone
+        cuda_graph: record a step on CUDA once and replay it, which saves the launches; not with fp16, on_nan skip,
+            onecycle (it moves the momentum) or several processes
+        resident: keep the training images on the device: auto (on CUDA, where they take at most a quarter of its free
+            memory), always or never; from memory, not from shards
         sync_norms: with several processes BatchNorm takes the statistics of the whole batch; on the backend reference
         threads: CPU threads (default: torch's choice)
         backend: auto, native, numba or reference (default: FASTFER_BACKEND, else auto)
@@ -141,6 +147,8 @@ class TrainConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    cuda_graph: bool = False
+    resident: Literal["auto", "always", "never"] = "auto"
     sync_norms: bool = False
     threads: int | None = None
     backend: str | None = None
@@ -166,9 +174,12 @@ class TrainConfig:
         one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("resident", self.resident, ("auto", "always", "never"))
         one_of("head", self.head, ("keep", "fresh"))
         if self.shards is not None and (self.train_images is not None or self.folds):
             raise ValueError("shards: expected neither train_images nor folds beside them")
+        if self.shards is not None and self.resident == "always":
+            raise ValueError("resident: expected auto or never for images from shards, got always")
         if self.sync_norms and self.backend != "reference":
             raise ValueError(
                 f"sync_norms: expected backend reference, whose norms alone can be synchronised; got {self.backend!r}"

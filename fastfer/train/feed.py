@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where training images come from: a split in memory, or shards that are read and decoded ahead of their use.
 
-Both give batches of uint8, which go to the device as they are; conversion and augmentation happen there. What epoch e
-yields follows from (seed, e) alone, whatever the number of processes.
+Both give batches of uint8, which go to the device as they are; conversion and augmentation happen there. A split that
+fits lies on the device from the start, and its batches are gathered there. What epoch e yields follows from (seed, e)
+alone, whatever the number of processes and wherever the images lie.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from fastfer.train.placement import Placement
 
 Source = Split | Shards
 _STREAMS = {"weights": 0, "order": 1, "augment": 2, "dropout": 3, "labels": 4}
+RESIDENT_SHARE = 0.25
+"""Largest part of a device's free memory that "auto" fills with training images; the rest is for activations."""
 _SHUFFLED = 10_000  # encoded images in the shuffle buffer of a stream: some hundred megabytes of photographs
 
 
@@ -47,11 +50,24 @@ class Portion:
     batch: int
 
 
+def is_resident(mode: str, size: int, device: torch.device, free: int | None = None) -> bool:
+    """Whether ``size`` bytes of images are to lie on ``device``, of which ``free`` bytes are (default: as it says).
+
+    "always" and "never" say it themselves; "auto" is for CUDA, up to `RESIDENT_SHARE` of what is free.
+    """
+    if mode != "auto" or device.type != "cuda":
+        return mode == "always"
+    if free is None:
+        free = torch.cuda.mem_get_info(device)[0]
+    return size <= RESIDENT_SHARE * free
+
+
 class Feed(Protocol):
     """Batches of the training images; ``steps`` an epoch."""
 
     steps: int
     last_batch: int
+    resident: bool
 
     def __len__(self) -> int: ...
 
@@ -61,10 +77,13 @@ class Feed(Protocol):
 
 
 class MemoryFeed:
-    """A split in memory."""
+    """A split in memory: the host's, or where it is ``resident`` the device's."""
 
     def __init__(self, split: Split, config: TrainConfig, placement: Placement) -> None:
-        self._images, self._targets = torch.from_numpy(split.images), Targets.of(split)
+        images, device = torch.from_numpy(split.images), placement.device
+        self.resident = is_resident(config.resident, images.nbytes, device)
+        self._images = images.to(device) if self.resident else images
+        self._targets = Targets.of(split)
         self._seed, self._batch_size, self._placement = config.seed, config.batch_size, placement
         self.steps = math.ceil(len(split) / config.batch_size)
         self.last_batch = _last(len(split), config.batch_size)
@@ -74,8 +93,9 @@ class MemoryFeed:
 
     def portions(self, epoch: int) -> Iterator[Portion]:
         """In a random order; in the mode "probability" with labels drawn for this epoch."""
-        order = torch.randperm(len(self), generator=generator(self._seed, "order", epoch))
-        targets = self._targets.drawn(generator(self._seed, "labels", epoch))
+        at = self._images.device  # all draws are the host's, the same for every device
+        order = torch.randperm(len(self), generator=generator(self._seed, "order", epoch)).to(at)
+        targets = self._targets.drawn(generator(self._seed, "labels", epoch)).to(at)
         for chosen in torch.split(order, self._batch_size):
             mine = self._placement.part(chosen)
             yield Portion(self._images[mine], targets.take(mine), len(chosen))
@@ -83,6 +103,8 @@ class MemoryFeed:
 
 class ShardFeed:
     """Shards, shuffled file by file and within a buffer."""
+
+    resident = False
 
     def __init__(self, shards: Shards, config: TrainConfig, placement: Placement) -> None:
         self._loader = ShardLoader(

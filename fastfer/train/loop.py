@@ -23,6 +23,7 @@ from fastfer.train.average import WeightAverage
 from fastfer.train.config import TrainConfig
 from fastfer.train.feed import Source, class_counts, derived_seed, generator, make_feed, soft_mode
 from fastfer.train.freezing import StageModes
+from fastfer.train.graph import StepGraph, require_capturable
 from fastfer.train.objective import Objective, Targets, WithEmbedding
 from fastfer.train.optim import Schedule, make_optimizer
 from fastfer.train.options import Stage
@@ -76,6 +77,8 @@ class Trainer:
         self.objective = Objective(
             config.loss, class_counts(source), model.embedding_dim, config.label_smoothing, soft_mode(source)
         ).to(self.placement.device)
+        if config.cuda_graph:
+            require_capturable(config, self.placement, len(source))
         self._feed = make_feed(source, config, self.placement)
         self.steps_per_epoch = self._feed.steps
         if model.options.get("attention") == "batch" and self._feed.last_batch < 2 * self.placement.processes:
@@ -91,6 +94,12 @@ class Trainer:
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         # Waiting for each loss would let a GPU run dry: there it is looked at when the next step is under way.
         self._deferred = self.placement.device.type == "cuda" and config.on_nan == "stop"
+        self.graph = StepGraph(self._whole_step, self.optimizer) if config.cuda_graph else None
+
+    @property
+    def resident(self) -> bool:
+        """Whether the training images lie on the device."""
+        return self._feed.resident
 
     @property
     def evaluated(self) -> FerModel:
@@ -111,7 +120,11 @@ class Trainer:
         for step, portion in enumerate(self._feed.portions(epoch), start=1):
             where = f"epoch {epoch}, step {step} of {self.steps_per_epoch}"
             x = self.augment(self.preprocess(portion.images.to(device, non_blocking=True)), augment)
-            loss = self._step(x, portion.targets.to(device), where, portion.batch)
+            targets = portion.targets.to(device)
+            if self.graph is not None and portion.batch == self.config.batch_size:
+                loss: Tensor | None = self.graph(x, targets)
+            else:
+                loss = self._step(x, targets, where, portion.batch)
             self._require_finite(losses.add(loss, portion.batch, where, self._deferred))
             if loss is not None and self.average:
                 self.average.update((epoch - self._begins - 1) * self.steps_per_epoch + step)
@@ -152,6 +165,13 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), kept, strict=True):
             buffer.copy_(before)
         return None
+
+    def _whole_step(self, x: Tensor, targets: Targets) -> Tensor:
+        """`_step` where no step is skipped."""
+        loss = self._step(x, targets, "a recorded step")
+        if loss is None:
+            raise RuntimeError("on_nan: expected stop, got skip")
+        return loss
 
     def _update(self, logits: Tensor, embedding: Tensor | None, targets: Targets) -> None:
         if self.config.clip_norm:

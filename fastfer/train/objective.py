@@ -44,6 +44,16 @@ class Targets:
         """Those at the indices ``chosen``."""
         return replace(self, labels=self.labels[chosen], soft=None if self.soft is None else self.soft[chosen])
 
+    def clone(self) -> Targets:
+        """In memory of their own."""
+        return replace(self, labels=self.labels.clone(), soft=None if self.soft is None else self.soft.clone())
+
+    def copy_(self, other: Targets) -> None:
+        """Become ``other``, of the same shapes, in the same memory."""
+        self.labels.copy_(other.labels)
+        if self.soft is not None and other.soft is not None:
+            self.soft.copy_(other.soft)
+
     def to(self, device: torch.device) -> Targets:
         """On ``device``."""
         soft = None if self.soft is None else self.soft.to(device, non_blocking=True)

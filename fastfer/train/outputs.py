@@ -18,7 +18,7 @@ from fastfer.train import report
 from fastfer.train.config import TrainConfig
 from fastfer.train.evaluate import Scores
 from fastfer.train.feed import Source, class_counts, image_size
-from fastfer.train.loop import EpochResult
+from fastfer.train.loop import EpochResult, Trainer
 from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
 from fastfer.train.start import Start
@@ -45,6 +45,7 @@ class Run(Protocol):
     fingerprints: dict[str, str]
     stages: tuple[Stage, ...]
     start: Start
+    trainer: Trainer
     history: list[dict[str, Any]]
     best: dict[str, Any]
     last: dict[str, Any]
@@ -107,7 +108,7 @@ def content(run: Run) -> dict[str, Any]:
         "config": asdict(config),
         "environment": {
             **report.environment(), "device": run.placement.device.type, "processes": run.placement.processes,
-            "precision": run.placement.precision,
+            "precision": run.placement.precision, "resident": run.trainer.resident,
         },
     }  # fmt: skip
 
