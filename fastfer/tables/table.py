@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as the papers print them, and of our recipes' parts; the options that make each row: files in ``published``."""
+"""Tables as the papers print them, and of our recipes' parts; what makes each row is in the files in ``published``."""
 
 from __future__ import annotations
 
