@@ -17,9 +17,9 @@ from fastfer.engine.file import Ranges, to_bytes
 from fastfer.engine.graph import Array, Graph, Shape
 from fastfer.runtime import native
 
-COVERED = 0.98
-"""Share of the images whose extremes lie within a range. On faces the least mean square error of the logits is at 0.99
-for FGW-FER and 0.93 for sepconv_attention; at 1 it is 5 % and 35 % above, at 0.98 1 % and 4 %."""
+COVERED = 0.95
+"""Share of the images whose extremes lie within a range. On 3,589 faces trained FGW-FER and sepconv_attention choose the
+class that they choose in float32 on 98.8 % of them with 0.95, on 98.4 % with 0.99."""
 
 
 def calibrated(graph: Graph, images: Iterable[Any], threads: int) -> Ranges:
