@@ -44,18 +44,30 @@ static size_t strassen_packed(int in_channels, int out_channels) {
   return static_cast<size_t>(kStrassenProducts) * static_cast<size_t>(in_channels / 2) * static_cast<size_t>(out_channels / 2);
 }
 
-// For each panel the seven factors, each [half of the inputs][half of the panel].
+// For each panel the seven factors, each [half of the inputs][half of the panel]. By chunks, turned around first: rows of w
+// that lie 2 KiB apart share a few lines of L1.
 static void pack_strassen(float* packed, const float* w, int in_channels, int out_channels, int panel) {
-  const idx half = in_channels / 2, width = static_cast<idx>(panel) / 2 * L;
-  for (idx o = 0; o < out_channels; o += 2 * width)
-    for (int p = 0; p < kStrassenProducts; ++p)
-      for (idx c = 0; c < half; ++c)
+  constexpr idx kChunk = 16;
+  const idx half = in_channels / 2, width = static_cast<idx>(panel) / 2 * L, size = half * width;
+  alignas(64) float quarters[4][kChunk][kMaxPanel * L];
+  for (idx o = 0; o < out_channels; o += 2 * width, packed += kStrassenProducts * size)
+    for (idx c0 = 0; c0 < half; c0 += kChunk) {
+      const idx n = min_idx(kChunk, half - c0);
+      for (idx q = 0; q < 4; ++q) {
+        const float* from = w + (o + q / 2 * width) * in_channels + q % 2 * half + c0;
+        for (idx j = 0; j < width; ++j)
+          for (idx c = 0; c < n; ++c) quarters[q][c][j] = from[j * in_channels + c];
+      }
+      for (idx c = 0; c < n; ++c) {
+        float* to = packed + (c0 + c) * width;
         for (idx j = 0; j < width; ++j) {
-          const float *first = w + (o + j) * in_channels + c, *second = first + width * in_channels;
-          const double w11 = first[0], w21 = first[half], w12 = second[0], w22 = second[half], t2 = w22 - w12 + w11;
-          const double factors[] = {w11, w21, w22, t2 - w21, w12 - w11, t2, w22 - w12};
-          *packed++ = static_cast<float>(factors[p]);
+          const float w11 = quarters[0][c][j], w21 = quarters[1][c][j], w12 = quarters[2][c][j], w22 = quarters[3][c][j];
+          const float t1 = w12 - w11, t2 = w22 - t1;
+          to[j] = w11, to[size + j] = w21, to[2 * size + j] = w22, to[3 * size + j] = t2 - w21;
+          to[4 * size + j] = t1, to[5 * size + j] = t2, to[6 * size + j] = w22 - w12;
         }
+      }
+    }
 }
 
 static size_t strassen_scratch(const Conv& c) {
