@@ -14,35 +14,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-import engine_oracle
 import numpy as np
 import pytest
 import torch
+from engine_models import close, logits, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastfer
 from fastfer import runtime
 from fastfer.engine import file
-from fastfer.engine.calibrate import COVERED, calibrated
 from fastfer.engine.compiler import graph_of
-from fastfer.engine.graph import Graph
 from fastfer.engine.record import recorded
 from fastfer.engine.trace import traced
 from fastfer.models import create_model, list_models
 
 pytestmark = pytest.mark.skipif(not fastfer.backends()["native"].available, reason=fastfer.backends()["native"].reason)
-SMALL = {"fgw_fer": 48, "sepconv_attention": 48, "vgg16_csa": 64, "patt_lite": 224, "mobilenetv3_cpsca": 64}
-
-
-def network(name: str = "fgw_fer", **options: Any) -> tuple[nn.Module, Tensor]:
-    """A network with settled running statistics, and images for it."""
-    torch.manual_seed(0)
-    model = create_model(name, **options)
-    x = torch.randn(3, model.in_chans, SMALL[name], SMALL[name])
-    with torch.no_grad():
-        model.train()(x)
-    return model.eval(), x
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +38,6 @@ def small() -> tuple[nn.Module, Tensor, runtime.Engine]:
     mean, std = [0.45], [0.25]
     names = [f"class {i}" for i in range(7)]
     return model, x, fastfer.compile(model, mean=mean, std=std, class_names=names, metadata={"note": "é"}, threads=2)
-
-
-def logits(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)
-
-
-def close(got: Any, want: Tensor) -> None:
-    """Within 1e-4 of the largest logit, the bound that engines promise."""
-    np.testing.assert_allclose(np.asarray(got), want.numpy(), rtol=0, atol=1e-4 * float(want.abs().max()))
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -366,49 +343,6 @@ def test_strict() -> None:
     np.testing.assert_allclose(engine(x).numpy(), want.numpy(), rtol=0, atol=1e-5 * float(want.abs().max()))
 
 
-def test_calibration_finds_the_range_of_every_value() -> None:
-    model, x = network("mobilenetv3_cpsca")
-    graph = graph_of(model, tuple(x.shape[1:]))
-    ranges = calibrated(graph, [x[:2], (x[2:], torch.zeros(1)), x[:0].numpy()], 2)
-    every = Graph(graph.values, graph.input, graph.nodes, tuple(node.output for node in graph.nodes))
-    values = [x.numpy(), *engine_oracle.run(every, x.double().numpy())]
-    least = [np.quantile(v.min((1, 2, 3)), 1 - COVERED) for v in values]
-    largest = [np.quantile(v.max((1, 2, 3)), COVERED) for v in values]
-    np.testing.assert_allclose(ranges, np.stack([least, largest], 1), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        ([], "calibration: expected images, got none"),
-        ([torch.full((1, 1, 48, 48), float("nan"))], "batch 0: expected finite images, got NaN or infinity"),
-        (
-            [torch.zeros(1, 1, 48, 47)],
-            r"batch 0: expected float32 images \(N, 1, 48, 48\), got float32 \(1, 1, 48, 47\)",
-        ),
-        ([torch.zeros(1, 1, 48, 48), "face"], "batch 1: expected float32 images .* got str"),
-    ],
-)
-def test_calibration_that_is_refused(images: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        fastfer.compile(create_model("fgw_fer"), dtype="int8", calibration=images)
-
-
-@pytest.mark.parametrize(("dtype", "limit"), [("bfloat16", 0.05), ("int8", 0.2)])
-def test_low_precision(dtype: str, limit: float, tmp_path: Path) -> None:
-    """Logits stay near float32's, relative to the largest, in the file too; float32 again on request."""
-    model, x = network("sepconv_attention")
-    want = logits(model, x)
-    engine = fastfer.compile(model, dtype=dtype, calibration=[x] if dtype == "int8" else None, threads=1)
-    assert (engine.dtype, engine.metadata["dtype"]) == (dtype, dtype)
-    error = float((engine(x) - want).abs().max() / want.abs().max())
-    assert 1e-5 < error < limit
-    engine.save(tmp_path / "low.ffe")
-    again = runtime.load(tmp_path / "low.ffe", threads=1)
-    torch.testing.assert_close(again(x), engine(x), rtol=0, atol=0)
-    close(runtime.load(tmp_path / "low.ffe", dtype="float32")(x), want)
-
-
 def test_a_short_network_answers_the_same_at_any_pace() -> None:
     """Runs close behind each other are tried on one thread and on two; after a pause there is one again."""
     model, x = network("fgw_fer")
@@ -418,12 +352,6 @@ def test_a_short_network_answers_the_same_at_any_pace() -> None:
         if run % 200 == 199:
             time.sleep(0.001)
         assert torch.equal(engine(x[:1]), want), run
-
-
-def test_int8_needs_calibration() -> None:
-    for arguments in ({"dtype": "int8"}, {"calibration": []}):
-        with pytest.raises(ValueError, match="calibration: expected images for dtype int8, and for no other"):
-            fastfer.compile(create_model("fgw_fer"), **arguments)
 
 
 @pytest.fixture(scope="module")
