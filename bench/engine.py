@@ -47,7 +47,7 @@ TARGETS = {
     "patt_lite": (1.12, 1.5),
     "vgg16_csa": (1.25, 1.8),
 }
-"""Least time of the fastest peer over the engine's in float32, for one image and for 32; below, to be ahead is enough."""
+"""Least time of the fastest peer over the engine's in float32, for one image and for 32; else to be ahead is enough."""
 
 
 def network(name: str) -> Any:
