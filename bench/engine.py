@@ -227,7 +227,8 @@ def measure(options: argparse.Namespace) -> str:
 def readme_block(text: str) -> str:
     """What README.md shows of ``text``: what was measured where, and the first table."""
     head, _, rest = text.partition("\n| ")
-    return f"\n{head}\n| {rest.partition(chr(10) * 2)[0].rstrip()}\n\n"
+    table = rest.partition("\n\n")[0].rstrip()
+    return f"\n{head}\n| {table}\n\n"
 
 
 def main() -> None:

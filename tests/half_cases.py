@@ -7,11 +7,13 @@ Run on the host machine by test_half_storage.py and on a GPU by test_cuda_ops.py
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from properties import Case, Draw, Result, Row
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastfer import backend
 from fastfer._checks import ACTIVATIONS, HALF_DTYPES
@@ -82,3 +84,20 @@ def compare(case: Case, got: Result, want: Result, output: torch.dtype, stored: 
     for name, tensor in got.state.items():
         assert tensor.dtype == (stored if stored == torch.float64 else torch.float32), name
         assert_near(name, tensor, want.state[name], 0.0, eps)
+
+
+def assert_fakes_agree(run: Callable[[], object]) -> None:
+    """Every op and gradient that ``run`` calls gives, on fakes, results of the same shapes, strides and dtypes."""
+    calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "fastfer":
+                calls.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    with Recorded():
+        run()
+    assert calls
+    for func, args in calls:
+        torch.library.opcheck(func, args, test_utils="test_faketensor")

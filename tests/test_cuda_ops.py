@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from half_cases import compare, drawn, output_dtype
+from half_cases import assert_fakes_agree, compare, drawn, output_dtype
 from properties import Row
 from test_properties import ROWS
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastfer
 from fastfer.cuda import loader
@@ -54,17 +52,5 @@ def test_autocast(row: Row, dtype: torch.dtype) -> None:
 @BY_ROW
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 def test_fakes_have_the_same_types(row: Row, stored: torch.dtype) -> None:
-    calls: list[tuple[Any, tuple[Any, ...]]] = []
-
-    class Recorded(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.namespace == "fastfer":
-                calls.append((func, args))
-            return func(*args, **(kwargs or {}))
-
     case, _ = drawn(row, 3, stored)
-    with Recorded():
-        case.run(torch.float32, stored, "cuda")
-    assert calls
-    for func, args in calls:
-        torch.library.opcheck(func, args, test_utils="test_faketensor")
+    assert_fakes_agree(lambda: case.run(torch.float32, stored, "cuda"))

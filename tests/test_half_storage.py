@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import pytest
 import torch
 from cuda_host import HostLibrary, active, families
-from half_cases import compare, drawn, output_dtype
+from half_cases import assert_fakes_agree, compare, drawn, output_dtype
 from properties import Row
 from test_properties import ROWS
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastfer import backend, ops
 from fastfer._checks import ACTIVATIONS, HALF_DTYPES
@@ -96,21 +94,9 @@ def test_autocast(kernels: Kernels, row: Row, source: torch.dtype) -> None:
 @BY_ROW
 def test_fakes_have_the_same_types(kernels: Kernels, row: Row) -> None:
     """Every op and gradient that runs gives, on fake tensors, results of the same shapes, strides and dtypes."""
-    calls: list[tuple[Any, tuple[Any, ...]]] = []
-
-    class Recorded(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.namespace == "fastfer":
-                calls.append((func, args))
-            return func(*args, **(kwargs or {}))
-
     case, _ = drawn(row, 3, torch.bfloat16)
     with kernels():
-        with Recorded():
-            case.run(torch.float32, torch.bfloat16)
-        assert calls
-        for func, args in calls:
-            torch.library.opcheck(func, args, test_utils="test_faketensor")
+        assert_fakes_agree(lambda: case.run(torch.float32, torch.bfloat16))
 
 
 def test_compile_under_autocast(kernels: Kernels) -> None:

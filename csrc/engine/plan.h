@@ -24,7 +24,7 @@ struct PlanOptions {
   int threads = 1;        // at least 1
   int image_threads = 0;  // of these, at most so many on one image; 0: as many as pay
   Type type = Type::float32;  // what dense convolutions compute in, see BuildOptions
-  bool strict = false;    // no Winograd convolutions: float32's own rounding alone
+  bool strict = false;    // no Winograd and no Strassen convolutions: float32's own rounding alone
   bool apart = false;     // each value by a step of its own, for ranges()
   Normalisation bytes;    // of uint8 images
 };

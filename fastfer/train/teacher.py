@@ -19,8 +19,8 @@ class Teacher:
     """The network of a weight file. It sees the student's augmented images, normalised and sized as its own.
 
     ``names`` and ``preprocess`` are the student's. ValueError where the classes differ or the file does not fit.
-    On CPU the network runs as an engine where the kernels are native: 4.5 s an epoch of FER2013 for
-    sepconv_attention on one thread, op by op 11 s.
+    On CPU the network runs as an engine where the kernels are native: FGW-FER learns from sepconv_attention at 1,288
+    images/s on one thread, at 952 where the teacher runs op by op.
     """
 
     def __init__(
