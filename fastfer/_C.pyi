@@ -47,12 +47,12 @@ def pointwise_conv2d_bwd(
 def separable_conv2d_fwd(
     wide: bool, train: bool, shape: list[int], outputs: int, x: int, dw: int, dw_bias: int, norm1: list[int],
     eps1: float, act1: int, pw: int, pw_bias: int, norm2: list[int], eps2: float, act2: int, batch_stats: bool,
-    out: int, y1: int, y2: int, threads: int,
+    out: int, y1: int, y2: int, threads: int, link: list[int],
 ) -> None: ...  # fmt: skip
 def separable_conv2d_bwd(
     wide: bool, shape: list[int], outputs: int, dout: int, x: int, y1: int, y2: int, dw: int, norm1: list[int],
     act1: int, pw: int, norm2: list[int], act2: int, batch_stats: bool, dx: int, d_dw: int, d_dw_bias: int, d_pw: int,
-    d_pw_bias: int, threads: int,
+    d_pw_bias: int, threads: int, link: list[int],
 ) -> None: ...  # fmt: skip
 def max_pool2d_fwd(wide: bool, shape: list[int], x: int, y: int, positions: int, threads: int) -> None: ...
 def max_pool2d_bwd(wide: bool, shape: list[int], dy: int, positions: int, dx: int, threads: int) -> None: ...
@@ -76,11 +76,11 @@ def global_avg_max_pool_bwd(
 ) -> None: ...
 def conv2d_fwd(
     wide: bool, train: bool, shape: list[int], x: int, weight: int, bias: int, norm: list[int], eps: float, act: int,
-    batch_stats: bool, out: int, y: int, threads: int, pool: list[int], best: int, positions: int,
+    batch_stats: bool, out: int, y: int, threads: int, pool: list[int], best: int, positions: int, link: list[int],
 ) -> None: ...  # fmt: skip
 def conv2d_bwd(
     wide: bool, shape: list[int], dout: int, x: int, y: int, weight: int, norm: list[int], act: int, batch_stats: bool,
-    dx: int, d_weight: int, d_bias: int, threads: int, pool: list[int], best: int, positions: int,
+    dx: int, d_weight: int, d_bias: int, threads: int, pool: list[int], best: int, positions: int, link: list[int],
 ) -> None: ...  # fmt: skip
 def batch_norm_fwd(
     wide: bool, train: bool, rows: int, channels: int, x: int, norm: list[int], eps: float, act: int,
@@ -134,10 +134,11 @@ def gate_fwd(
     means: int,
     pixels: int,
     threads: int,
+    link: list[int],
 ) -> None: ...
 def gate_bwd(
     wide: bool, shape: list[int], dout: int, x: int, means: int, pixels: int, params: list[int], dx: int,
-    d_params: list[int], threads: int,
+    d_params: list[int], threads: int, link: list[int],
 ) -> None: ...  # fmt: skip
 def dot_product_attention_fwd(
     wide: bool, batch: int, queries: int, keys: int, depth: int, width: int, q: int, k: int, v: int, scale: int,

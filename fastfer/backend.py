@@ -153,6 +153,11 @@ def half_storage(device: str) -> bool:
     return device in _ORDER and bool(getattr(implementation(FAMILIES[0], device), "half_storage", False))
 
 
+def links(device: str) -> bool:
+    """Whether the backend of ``device`` gains where an op leaves its normalisation to the next: the native kernels do."""
+    return device in _ORDER and bool(getattr(implementation("separable_conv", device), "links", False))
+
+
 def _load(name: str, family: str) -> Any:
     """The family's functions on the backend; None where it has no module for it."""
     if name in _ORDER["cuda"] and name != "reference":

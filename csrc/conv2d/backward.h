@@ -5,6 +5,7 @@
 // chunk owns rows of dx, and computes the windows of the chunk before that reach into them once more.
 #pragma once
 #include "conv2d/forward.h"
+#include "norm/linked.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -179,6 +180,11 @@ FF_INLINE void conv_backward(const Conv2dParams& p) {
   lay_out(Scratch::shared, [&](Arena& a) {
     NormBackward<T> norm;
     norm.take(a, p.norm, s.o, v);
+    NormGrad<T> deferred{};
+    if (p.deferred.on) {
+      deferred = deferred_gradient<T>(a, p.norm.stats, p.deferred, s.o, pixels, v.times);
+      norm.form = &deferred;
+    }
     if (norm.n.scale)
       norm.run(p.norm, s.o, v, static_cast<const T*>(p.dout), pooled ? static_cast<const T*>(p.best) : pass.y, p.act,
                p.batch_stats, p.threads, pixels);

@@ -25,8 +25,9 @@ PoolShape pool(const PoolList& v) {
 void bind_conv2d(py::module_& m) {
   m.def("conv2d_fwd", [](bool wide, bool train, const ShapeList& s, Address x, Address weight, Address bias,
                          const NormList& norm, double eps, int act, bool batch_stats, Address out, Address y, int threads,
-                         const PoolList& windows, Address best, Address positions) {
+                         const PoolList& windows, Address best, Address positions, const LinkList& link) {
     Conv2dParams p{};
+    p.deferred = deferred_params(link);
     p.shape = shape(s), p.x = pointer(x), p.weight = pointer(weight), p.bias = pointer(bias);
     p.norm = norm_params(norm, eps), p.act = static_cast<Act>(act), p.batch_stats = batch_stats;
     p.out = pointer(out), p.y = pointer(y), p.threads = threads;
@@ -38,8 +39,9 @@ void bind_conv2d(py::module_& m) {
   });
   m.def("conv2d_bwd", [](bool wide, const ShapeList& s, Address dout, Address x, Address y, Address weight,
                          const NormList& norm, int act, bool batch_stats, Address dx, Address d_weight, Address d_bias,
-                         int threads, const PoolList& windows, Address best, Address positions) {
+                         int threads, const PoolList& windows, Address best, Address positions, const LinkList& link) {
     Conv2dParams p{};
+    p.deferred = deferred_params(link);
     p.pool = pool(windows), p.best = pointer(best), p.positions = pointer(positions);
     p.shape = shape(s), p.dout = pointer(dout), p.x = pointer(x), p.y = pointer(y), p.weight = pointer(weight);
     p.norm = norm_params(norm, 0), p.act = static_cast<Act>(act), p.batch_stats = batch_stats;

@@ -132,7 +132,7 @@ FF_INLINE void conv_inference(const Conv2dParams& p) {
 template <class T>
 FF_INLINE void conv_training(const Conv2dParams& p) {
   const ConvShape& s = p.shape;
-  const bool measure = p.norm.weight && p.batch_stats, pointwise = is_pointwise(s);
+  const bool measure = p.deferred.on || (p.norm.weight && p.batch_stats), pointwise = is_pointwise(s);
   const idx group = pointwise ? 1 : pixel_group<T>(s);
   const ConvBlocks blocks = conv_blocks<T>(s, group);
   ConvForward<T> pass{};
@@ -166,6 +166,7 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
   if (measure) merge_moments(pass.mean, pass.m2, blocks.count * blocks.times, blocks.stride, s.o, p.norm.eps, [&](idx part) {
     return min_idx(blocks.block, blocks.pixels - part / blocks.times * blocks.block) / blocks.times;
   }, static_cast<T*>(p.norm.stats));
+  if (p.deferred.on) return;
   if (pooled) {
     const idx times = widened<T>(s.ow, s.o).times;
     n.fill(p.norm, s.o, times);

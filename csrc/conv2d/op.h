@@ -31,6 +31,7 @@ struct Conv2dParams {
   int threads;
   PoolShape pool;                   // with a pool out and dout are [n,pool.oh,pool.ow,o], as are
   void *best, *positions;           // y where the maximum is, and its place in the window (uint8); read by backward
+  DeferredParams deferred;          // out is the convolution's output: forward has no y, backward takes it; no pool
 };
 
 }  // namespace ff

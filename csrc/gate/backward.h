@@ -267,7 +267,12 @@ FF_INLINE void gate_backward(const GateParams& p) {
   const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout), *values = static_cast<const T*>(p.pixels);
   const T* sw = static_cast<const T*>(p.sw);
   GateBackward<T> b{};
-  lay_out(Scratch::shared, [&](Arena& a) { b.take(a, p, bands); });
+  Before<T> before;
+  const idx parts = p.n * bands.count;
+  lay_out(Scratch::shared, [&](Arena& a) { b.take(a, p, bands), before.take(a, p.before, p.c, parts); });
+  before.fill(p.before, p.c);
+  const idx room_size = before ? bands.rows * p.w * p.c : 0;
+  const bool streamed = before && streamable(static_cast<T*>(p.dx), p.n * size, p.c);
   if (p.linear) copy_padded(b.weights, sw, p.c);
   for_tasks(p.n, p.threads, [&](idx image) { gates_again<T>(p, b, image); });
   for_images(
@@ -275,10 +280,11 @@ FF_INLINE void gate_backward(const GateParams& p) {
       [&](idx image, idx band) {
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w, count = rows * p.w;
         const idx part = image * bands.count + band;
-        T *sums = b.sums + part * b.stride, *d = b.d_logits + image * plane + first, *partial = nullptr;
-        lay_out(Scratch::task, [&](Arena& a) { partial = a.take<T>(lanes<T> * lanes<T>); });
+        T *sums = b.sums + part * b.stride, *d = b.d_logits + image * plane + first, *partial = nullptr, *room = nullptr;
+        lay_out(Scratch::task, [&](Arena& a) { partial = a.take<T>(lanes<T> * lanes<T>), room = a.take<T>(room_size); });
         fill_zero(sums, b.stride);
-        const T *from = x + image * size + first * p.c, *pixel = sw ? b.pixel + image * plane + first : nullptr;
+        const T* from = normalised(before, x + image * size + first * p.c, count, p.c, room);
+        const T* pixel = sw ? b.pixel + image * plane + first : nullptr;
         if (!sw) {
           sum_pixels<T, true>(from, dout + image * dout_size + first * p.c, count, p.c, sums);
           return;
@@ -293,23 +299,38 @@ FF_INLINE void gate_backward(const GateParams& p) {
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w;
         const bool pooled = !p.linear;
         const idx at = image * plane + first;
-        T* dx = static_cast<T*>(p.dx) + image * size + first * p.c;
+        T *dx = static_cast<T*>(p.dx) + image * size + first * p.c, *room = nullptr, *dz = dx, *before_sums = nullptr;
+        if (before)
+          lay_out(Scratch::task, [&](Arena& a) {
+            room = a.take<T>(room_size), dz = a.take<T>(room_size), before_sums = a.take<T>(2 * b.stride);
+          });
+        const T *raw = x + image * size + first * p.c, *from = normalised(before, raw, rows * p.w, p.c, room);
+        const auto finish = [&] {
+          if (!before) return;
+          const idx part = image * bands.count + band;
+          before.zero(part);
+          before.gradient(dx, dz, raw, rows * p.w, p.c, part, before_sums, streamed);
+          if (streamed) stream_fence();
+        };
         if (!sw) {
-          affine_act_rows<T>(dx, p.c, dout + image * dout_size + first * p.c, p.c, rows * p.w, p.c, b.gates + image * b.stride,
+          affine_act_rows<T>(dz, p.c, dout + image * dout_size + first * p.c, p.c, rows * p.w, p.c, b.gates + image * b.stride,
                              b.channel + image * b.stride, Act::none);
+          finish();
           return;
         }
         const T* pixel = b.pixel + at;
         const T* places = pooled ? values + (image * 3 + 2) * plane + first : nullptr;
-        for_quads<T>(p, x + image * size + first * p.c, pixel, dout + image * dout_size, row, rows,
+        for_quads<T>(p, from, pixel, dout + image * dout_size, row, rows,
                      [&](auto count, auto window, const Quad<T>& q, idx i) {
                        const Shares<T> shares{b.gates + image * b.stride, b.channel + image * b.stride, pixel + i,
                                               b.d_logits + at + i, places ? places + i : nullptr,
                                               p.linear ? b.weights : nullptr, pooled ? sw[0] : T(0),
                                               pooled ? sw[1] / T(p.c) : T(0)};
-                       write_quad<T, decltype(window)::value != 0, decltype(count)::value>(dx + i * p.c, q, p.c, shares);
+                       write_quad<T, decltype(window)::value != 0, decltype(count)::value>(dz + i * p.c, q, p.c, shares);
                      });
+        finish();
       });
+  before.finish(p.before, p.c, parts);
   parameter_gradients<T>(p, b, bands);
 }
 

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <pybind11/stl.h>
-
-#include <array>
-
-#include "core/bind.h"
+#include "norm/bind.h"
 
 namespace ff {
 namespace {
@@ -27,8 +23,9 @@ GateParams gate(const ShapeList& s, const ParameterList& w, Address x, Address m
 
 void bind_gate(py::module_& m) {
   m.def("gate_fwd", [](bool wide, bool train, const ShapeList& s, Address x, const ParameterList& w, Address out,
-                       Address means, Address pixels, int threads) {
+                       Address means, Address pixels, int threads, const LinkList& link) {
     GateParams p = gate(s, w, x, means, pixels, threads);
+    p.before = before_params(link);
     p.out = pointer(out);
     if (train)
       run(gate_train_f32, gate_train_f64, wide, p);
@@ -36,8 +33,10 @@ void bind_gate(py::module_& m) {
       run(gate_fwd_f32, gate_fwd_f64, wide, p);
   });
   m.def("gate_bwd", [](bool wide, const ShapeList& s, Address dout, Address x, Address means, Address pixels,
-                       const ParameterList& w, Address dx, const ParameterList& d, int threads) {
+                       const ParameterList& w, Address dx, const ParameterList& d, int threads,
+                       const LinkList& link) {
     GateParams p = gate(s, w, x, means, pixels, threads);
+    p.before = before_params(link);
     p.dout = pointer(dout), p.dx = pointer(dx), p.d_w1 = pointer(d[0]), p.d_b1 = pointer(d[1]), p.d_w2 = pointer(d[2]);
     p.d_b2 = pointer(d[3]), p.d_sw = pointer(d[4]), p.d_sb = pointer(d[5]);
     run(gate_bwd_f32, gate_bwd_f64, wide, p);

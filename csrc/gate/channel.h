@@ -3,7 +3,7 @@
 #pragma once
 #include "gate/horizontal.h"
 #include "gate/op.h"
-#include "norm/stats.h"
+#include "norm/linked.h"
 #include "simd/gemm.h"
 
 namespace ff {

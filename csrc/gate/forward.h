@@ -55,12 +55,16 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
   const idx size = plane * p.c, out_size = p.pool ? p.h / 2 * (p.w / 2) * p.c : size;
   const T* x = static_cast<const T*>(p.x);
   T *sums = nullptr, *gates = nullptr, *values = nullptr, *pixel = nullptr, *weights = nullptr, *means = nullptr;
+  Before<T> before;
   lay_out(Scratch::shared, [&](Arena& a) {
     sums = a.take<T>(p.w1 ? p.n * bands.count * stride : 0), gates = a.take<T>(p.n * stride);
     means = a.take<T>(train ? 0 : p.n * p.c);
     values = a.take<T>(train || kind == PixelKind::none ? 0 : p.n * planes * plane);
     pixel = a.take<T>(kind == PixelKind::none ? 0 : p.n * plane), weights = a.take<T>(p.c);
+    before.take(a, p.before, p.c);
   });
+  before.fill(p.before, p.c);
+  const idx room_size = before ? bands.rows * p.w * p.c : 0;
   if (train) means = static_cast<T*>(p.means), values = static_cast<T*>(p.pixels);
   if (kind == PixelKind::linear) copy_padded(weights, static_cast<const T*>(p.sw), p.c);
   const auto pixels_of = [&](idx image) { return kind == PixelKind::none ? nullptr : pixel + image * plane; };
@@ -68,15 +72,16 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
       p, bands,
       [&](idx image, idx band) {
         const idx first = band * bands.rows * p.w, count = min_idx(plane, first + bands.rows * p.w) - first;
-        const T* from = x + image * size + first * p.c;
         T *band_sums = p.w1 ? sums + (image * bands.count + band) * stride : nullptr, *to = values + image * planes * plane + first;
+        T* room = nullptr;
+        Partial<T> partial{};
+        lay_out(Scratch::task, [&](Arena& a) { partial.take(a), room = a.take<T>(room_size); });
+        const T* from = normalised(before, x + image * size + first * p.c, count, p.c, room);
         if (band_sums) fill_zero(band_sums, stride);
         if (kind == PixelKind::none) {
           sum_pixels<T, false>(from, from, count, p.c, band_sums);
           return;
         }
-        Partial<T> partial{};
-        lay_out(Scratch::task, [&](Arena& a) { partial.take(a); });
         if (kind == PixelKind::linear)
           measure_pixels<T, PixelKind::linear>(from, count, p.c, band_sums, weights, static_cast<const T*>(p.sb)[0], to, plane, partial);
         else
@@ -95,7 +100,10 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
       },
       [&](idx image, idx band) {
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w;
-        const T *from = x + image * size + first * p.c, *channel = gates + image * stride, *s = pixels_of(image);
+        T* room = nullptr;
+        if (before) lay_out(Scratch::task, [&](Arena& a) { room = a.take<T>(room_size); });
+        const T* from = normalised(before, x + image * size + first * p.c, rows * p.w, p.c, room);
+        const T *channel = gates + image * stride, *s = pixels_of(image);
         T* out = static_cast<T*>(p.out) + image * out_size;
         if (!p.pool) {
           multiply_pixels<T>(out + first * p.c, from, channel, s ? s + first : nullptr, rows * p.w, p.c);

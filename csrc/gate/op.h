@@ -4,7 +4,7 @@
 //   pixel    sigmoid(sw[0] · max_c x + sw[1] · mean_c x + sb), or, linear, sigmoid(sum_c sw[c] · x[c] + sb)
 //   pool     out is the 2×2 maximum, stride 2, of the product
 #pragma once
-#include "core/types.h"
+#include "norm/op.h"
 
 namespace ff {
 
@@ -20,6 +20,7 @@ struct GateParams {
   const void* dout;
   void *dx, *d_w1, *d_b1, *d_w2, *d_b2, *d_sw, *d_sb;  // null where not wanted
   int threads;
+  BeforeParams before;               // training; backward wants dx
 };
 
 }  // namespace ff

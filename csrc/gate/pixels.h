@@ -41,6 +41,14 @@ FF_INLINE void for_images(const GateParams& p, const Bands& bands, const Measure
   for_tasks(p.n * bands.count, p.threads, [&](idx task) { apply(task / bands.count, task % bands.count); });
 }
 
+// `count` pixels at x, in `room` where a norm comes before.
+template <class T>
+FF_INLINE const T* normalised(const Before<T>& before, const T* x, idx count, idx channels, T* room) {
+  if (!before) return x;
+  before.apply(room, x, count, channels);
+  return room;
+}
+
 enum class PixelKind { none, pooled, linear };
 
 FF_INLINE PixelKind pixel_kind(const GateParams& p) {

@@ -16,6 +16,20 @@ struct NormParams {
   void *d_weight, *d_bias;   // backward; null where not wanted
 };
 
+// Where an op takes over the normalisation of the op before it: x stands for act((x - mean)·invstd·weight + bias), and the
+// gradients are those of x, weight, bias and, as of a tensor of their own, the statistics. weight null: x is itself.
+struct BeforeParams {
+  const void *weight, *bias, *stats;     // [channels] [channels] [3][channels]
+  Act act;
+  void *d_weight, *d_bias, *d_stats;     // backward; null where not wanted
+};
+
+// Where an op leaves its last normalisation to the op behind it: it ends with y and its statistics.
+struct DeferredParams {
+  bool on;
+  const void* d_stats;                   // [3][channels], gradients of the statistics; backward only
+};
+
 struct BatchNormParams {
   idx rows, channels;
   const void* x;     // [rows][channels]

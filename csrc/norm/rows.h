@@ -144,11 +144,12 @@ struct NormAct {
   Act act;
 };
 
-// g = dz·act'(z); with g not null it is written (it may be dz); with sum_g not null the column sums of g and of
-// g·(y - mean) are added to sum_g and sum_gx.
+// g = dz·act'(z); with g not null it is written (it may be dz), with `scaled` times scale; with sum_g not null the column
+// sums of g and of g·(y - mean) are added to sum_g and sum_gx.
 template <class T>
 FF_NOINLINE void act_grad_rows(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
-                               idx channels, const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed = false) {
+                               idx channels, const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed = false,
+                               bool scaled = false) {
   const idx ahead_dz = prefetch_distance<T>(dz_stride), ahead_y = prefetch_distance<T>(y_stride);
   with_act(norm.act, [&](auto tag) {
     for_groups<T>(channels, [&](auto count, idx c, idx n) {
@@ -170,7 +171,7 @@ FF_NOINLINE void act_grad_rows(T* g, idx g_stride, const T* dz, idx dz_stride, c
             sum.v[u] = sum.v[u] + g_v;
             sum_x.v[u] = fma(g_v, y_v - mean.v[u], sum_x.v[u]);
           }
-          if (g) store_or_stream<T>(g + r * g_stride + at, g_v, n, streamed);
+          if (g) store_or_stream<T>(g + r * g_stride + at, scaled ? g_v * scale.v[u] : g_v, n, streamed);
         }
       }
       if (sum_g) sum.to(sum_g, c), sum_x.to(sum_gx, c);

@@ -67,13 +67,13 @@ void bind_separable_conv(py::module_& m) {
   m.def("separable_conv2d_fwd",
         [](bool wide, bool train, const ShapeList& s, idx out_channels, Address x, Address dw, Address dw_bias,
            const NormList& n1, double eps1, int act1, Address pw, Address pw_bias, const NormList& n2, double eps2,
-           int act2, bool batch_stats, Address out, Address y1, Address y2, int threads) {
+           int act2, bool batch_stats, Address out, Address y1, Address y2, int threads, const LinkList& link) {
           SeparableParams p{};
           p.shape = shape(s), p.out_channels = out_channels, p.x = pointer(x), p.dw = pointer(dw);
           p.dw_bias = pointer(dw_bias), p.norm1 = norm_params(n1, eps1), p.act1 = static_cast<Act>(act1);
           p.pw = pointer(pw), p.pw_bias = pointer(pw_bias), p.norm2 = norm_params(n2, eps2), p.act2 = static_cast<Act>(act2);
           p.batch_stats = batch_stats, p.out = pointer(out), p.y1 = pointer(y1), p.y2 = pointer(y2);
-          p.threads = threads;
+          p.threads = threads, p.before = before_params(link), p.deferred = deferred_params(link);
           if (train)
             run(separable_conv2d_train_f32, separable_conv2d_train_f64, wide, p);
           else
@@ -82,13 +82,14 @@ void bind_separable_conv(py::module_& m) {
   m.def("separable_conv2d_bwd",
         [](bool wide, const ShapeList& s, idx out_channels, Address dout, Address x, Address y1, Address y2, Address dw,
            const NormList& n1, int act1, Address pw, const NormList& n2, int act2, bool batch_stats, Address dx,
-           Address d_dw, Address d_dw_bias, Address d_pw, Address d_pw_bias, int threads) {
+           Address d_dw, Address d_dw_bias, Address d_pw, Address d_pw_bias, int threads, const LinkList& link) {
           SeparableParams p{};
           p.shape = shape(s), p.out_channels = out_channels, p.dout = pointer(dout), p.x = pointer(x);
           p.y1 = pointer(y1), p.y2 = pointer(y2), p.dw = pointer(dw), p.pw = pointer(pw);
           p.norm1 = norm_params(n1, 0), p.act1 = static_cast<Act>(act1), p.norm2 = norm_params(n2, 0), p.act2 = static_cast<Act>(act2);
           p.batch_stats = batch_stats, p.dx = pointer(dx), p.d_dw = pointer(d_dw), p.d_dw_bias = pointer(d_dw_bias);
           p.d_pw = pointer(d_pw), p.d_pw_bias = pointer(d_pw_bias), p.threads = threads;
+          p.before = before_params(link), p.deferred = deferred_params(link);
           run(separable_conv2d_bwd_f32, separable_conv2d_bwd_f64, wide, p);
         });
 }

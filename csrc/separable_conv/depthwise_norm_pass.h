@@ -52,7 +52,7 @@ FF_INLINE void depthwise_norm_training(const DepthwiseParams& p) {
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
   constant_stats<T>(p.norm, s.c, p.batch_stats);
   T* y = static_cast<T*>(p.y);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, y, mean, m2, p.threads});
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, y, mean, m2, p.threads, {}});
   if (p.batch_stats)
     merge_moments(mean, m2, bands.count, stride, s.c, p.norm.eps,
                   [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm.stats));

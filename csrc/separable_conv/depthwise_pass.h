@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Depthwise convolution over a batch: bands of output rows, each computed, activated and measured while it is in L2.
 #pragma once
-#include "norm/stats.h"
+#include "norm/linked.h"
 #include "separable_conv/depthwise_rows.h"
 
 namespace ff {
@@ -32,26 +32,48 @@ struct DepthwiseForward {
   T* y;
   T *mean, *m2;           // block moments [bands][channels padded], or null
   int threads;
+  Before<T> before;
 };
 
+// With a norm before it larger bands: the rows that two of them share are normalised for each.
 template <class T>
-FF_INLINE Bands forward_bands(const DepthwiseShape& s) {
-  return Bands(s, s.ow * s.c * static_cast<idx>(sizeof(T)), 64 << 10);
+FF_INLINE Bands forward_bands(const DepthwiseShape& s, bool before = false) {
+  return Bands(s, s.ow * s.c * static_cast<idx>(sizeof(T)), before ? 192 << 10 : 64 << 10);
+}
+
+// Elements of the input rows that `rows` output rows read, or whose gradient they complete.
+FF_INLINE idx window_size(const DepthwiseShape& s, idx rows) { return min_idx(s.h, rows * s.sh + s.kh) * s.w * s.c; }
+
+// An image whose rows that output rows [first, end) read are normalised, in `room`; row y stands at the result + y·w·c.
+template <class T>
+FF_INLINE const T* window_rows(const DepthwiseShape& s, const Before<T>& before, const T* image, idx first, idx end, T* room) {
+  if (!before) return image;
+  const idx row = s.w * s.c, low = min_idx(s.h, max_idx(0, first * s.sh - s.top));
+  const idx high = min_idx(s.h, max_idx(low, (end - 1) * s.sh - s.top + s.kh));
+  before.apply(room, image + low * row, (high - low) * s.w, s.c);
+  return room - low * row;
+}
+
+// The first row of the input whose gradient is not complete before output row oy.
+FF_INLINE idx complete_row(const DepthwiseShape& s, idx oy) {
+  return oy <= 0 ? 0 : oy >= s.oh ? s.h : max_idx(0, min_idx(s.h, oy * s.sh - s.top));
 }
 
 template <class T>
 FF_INLINE void depthwise_forward_pass(const DepthwiseForward<T>& p) {
   const DepthwiseShape& s = p.s;
-  const Bands bands = forward_bands<T>(s);
+  const Bands bands = forward_bands<T>(s, static_cast<bool>(p.before));
   const ForwardRow<T> row = row_kernels<T>(s).forward;
   const idx stride = round_up_lanes<T>(s.c), row_size = s.ow * s.c;
   const bool streamed = p.mean && streamable(p.y, s.n * s.oh * row_size, s.c);
   for_tasks(bands.count, p.threads, [&](idx band) {
-    const T* image = p.x + bands.image(band) * s.h * s.w * s.c;
     const idx first = bands.first(band), end = bands.end(band);
-    T* y = p.y + (bands.image(band) * s.oh + first) * row_size;
-    T* to = y;
-    if (streamed) lay_out(Scratch::task, [&](Arena& a) { to = a.take<T>(bands.rows * row_size); });
+    T *y = p.y + (bands.image(band) * s.oh + first) * row_size, *to = y, *room = nullptr;
+    lay_out(Scratch::task, [&](Arena& a) {
+      if (streamed) to = a.take<T>(bands.rows * row_size);
+      if (p.before) room = a.take<T>(window_size(s, bands.rows));
+    });
+    const T* image = window_rows(s, p.before, p.x + bands.image(band) * s.h * s.w * s.c, first, end, room);
     for (idx oy = first; oy < end; ++oy)
       row(s, image, oy, p.w, p.bias, to + (oy - first) * row_size, s.c, T(-kInfinity), T(kInfinity));
     if (p.mean)
@@ -71,7 +93,11 @@ struct DepthwiseBackward {
   const T* y;         // depthwise output, with norm only
   T *dx, *dw, *db;    // null where not wanted; dw in [c][taps]
   int threads;
+  Before<T> before;   // with partial sums for depthwise_chunks
 };
+
+// Chunks of bands with partial sums of their own.
+constexpr idx kDepthwiseChunks = 32;
 
 // dw [c][taps] and db from partial sums [parts][taps + 1][c padded], the taps packed as the weights; null where not wanted.
 template <class T>
@@ -87,24 +113,26 @@ FF_INLINE void store_depthwise_grad(T* parts, idx count, const DepthwiseShape& s
 // dx, dw and db in one pass over (dy, x): rows of both are in L2 when the second of the two uses them.
 template <class T>
 FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& arena) {
-  constexpr idx kChunks = 32, kChunkBytes = 64 << 10, kBandBytes = 128 << 10;
+  constexpr idx kChunkBytes = 64 << 10, kBandBytes = 128 << 10;
   const DepthwiseShape& s = p.s;
   const idx row = s.ow * s.c, taps = s.kh * s.kw, stride = round_up_lanes<T>(s.c);
   const Bands bands(s, row * static_cast<idx>(sizeof(T)), kBandBytes);
   const idx by_bytes = max_idx(1, s.n * s.oh * row * static_cast<idx>(sizeof(T)) / kChunkBytes);
-  const idx chunks = min_idx(bands.count, min_idx(kChunks, by_bytes)), part = (taps + 1) * stride;
+  const idx chunks = min_idx(bands.count, min_idx(kDepthwiseChunks, by_bytes)), part = (taps + 1) * stride;
   T* parts = arena.take<T>(max_idx(chunks, 1) * part);
   if (!parts) return;
   const RowKernels<T> kernels = row_kernels<T>(s);
   const idx halo = (s.kh - 1) / s.sh;
   const bool streamed = streamable(p.dx, s.n * s.h * s.w * s.c, s.c);
-  const auto input_row = [&](idx oy) {
-    return oy <= 0 ? 0 : oy >= s.oh ? s.h : max_idx(0, min_idx(s.h, oy * s.sh - s.top));
-  };
+  for (idx chunk = 0; p.before && chunk < kDepthwiseChunks; ++chunk) p.before.zero(chunk);
   for_tasks(chunks, p.threads, [&](idx chunk) {
-    T *dw = parts + chunk * part, *db = dw + taps * stride, *window = nullptr;
+    T *dw = parts + chunk * part, *db = dw + taps * stride, *window = nullptr, *room = nullptr, *dz = nullptr, *sums = nullptr;
     fill_zero(dw, part);
-    if (p.norm) lay_out(Scratch::task, [&](Arena& a) { window = a.take<T>((bands.rows + halo) * row); });
+    lay_out(Scratch::task, [&](Arena& a) {
+      if (p.norm) window = a.take<T>((bands.rows + halo) * row);
+      if (!p.before) return;
+      room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows)), sums = a.take<T>(2 * stride);
+    });
     for (idx band = bands.count * chunk / chunks; band < bands.count * (chunk + 1) / chunks; ++band) {
       const idx image = bands.image(band), first = bands.first(band), end = bands.end(band);
       const idx above = max_idx(0, first - halo), pixel = (image * s.oh + above) * s.ow;
@@ -115,12 +143,16 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
         dy = window - above * row;
       }
       const T* x = p.x + image * s.h * s.w * s.c;
+      const T* z = window_rows(s, p.before, x, first, end, room);
+      const idx line = s.w * s.c, low = complete_row(s, first), high = complete_row(s, end);
+      T *dx = p.dx ? p.dx + image * s.h * line : nullptr, *to = p.before ? dz - low * line : dx;
       for (idx oy = first; oy < end; ++oy) {
-        if (p.dw) kernels.weight_grad(s, x, dy + oy * row, oy, dw);
+        if (p.dw) kernels.weight_grad(s, z, dy + oy * row, oy, dw);
         if (p.dx)
-          for (idx y = input_row(oy); y < input_row(oy + 1); ++y)
-            kernels.input_grad(s, dy, above, end, y, p.w, p.dx + (image * s.h + y) * s.w * s.c, streamed);
+          for (idx y = complete_row(s, oy); y < complete_row(s, oy + 1); ++y)
+            kernels.input_grad(s, dy, above, end, y, p.w, to + y * line, streamed && !p.before);
       }
+      if (p.before) p.before.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
       if (p.db) sums_rows<T>(dy + first * row, s.c, (end - first) * s.ow, s.c, db);
     }
     if (streamed) stream_fence();
@@ -140,7 +172,7 @@ FF_INLINE void depthwise_forward(const DepthwiseParams& p) {
   });
   pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, static_cast<T*>(p.y), nullptr, nullptr, p.threads});
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, static_cast<T*>(p.y), nullptr, nullptr, p.threads, {}});
 }
 
 template <class T>
@@ -151,7 +183,7 @@ FF_INLINE void depthwise_backward(const DepthwiseParams& p) {
     T* w = a.take<T>(taps * stride);
     if (w) pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
     depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, static_cast<const T*>(p.dy), nullptr, {}, nullptr,
-                                static_cast<T*>(p.dx), static_cast<T*>(p.dw), static_cast<T*>(p.db), p.threads},
+                                static_cast<T*>(p.dx), static_cast<T*>(p.dw), static_cast<T*>(p.db), p.threads, {}},
                                a);
   });
 }

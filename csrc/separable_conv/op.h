@@ -49,6 +49,8 @@ struct SeparableParams {
   const void* dout;
   void *dx, *d_dw, *d_dw_bias, *d_pw, *d_pw_bias;  // null where not wanted
   int threads;
+  BeforeParams before;       // training, from here on; backward wants dx
+  DeferredParams deferred;   // out is the pointwise output, forward has no y2, backward takes it; norm2 has eps and stats
 };
 
 }  // namespace ff

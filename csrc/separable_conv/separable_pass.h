@@ -55,18 +55,20 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx stride1 = round_up_lanes<T>(s.c), taps = s.kh * s.kw, out = p.out_channels, stride2 = round_up_lanes<T>(out);
   const idx pixels = s.n * s.oh * s.ow, block = block_rows<T>(s.c + out), blocks = ceil_div(pixels, block);
-  const Bands bands = forward_bands<T>(s);
-  const bool measure1 = p.norm1.weight && p.batch_stats, measure2 = p.norm2.weight && p.batch_stats;
+  const Bands bands = forward_bands<T>(s, p.before.weight);
+  const bool measure1 = p.norm1.weight && p.batch_stats, measure2 = p.deferred.on || (p.norm2.weight && p.batch_stats);
   T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr;
   T *mean1 = nullptr, *m2_1 = nullptr, *mean2 = nullptr, *m2_2 = nullptr;
   NormVectors<T> n1, n2;
+  Before<T> before;
   lay_out(Scratch::shared, [&](Arena& a) {
     w = a.take<T>(taps * stride1), bias1 = a.take<T>(stride1);
     packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride2);
     if (measure1) mean1 = a.take<T>(bands.count * stride1), m2_1 = a.take<T>(bands.count * stride1);
     if (measure2) mean2 = a.take<T>(blocks * stride2), m2_2 = a.take<T>(blocks * stride2);
-    n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out);
+    n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out), before.take(a, p.before, s.c);
   });
+  before.fill(p.before, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
   copy_padded(bias1, static_cast<const T*>(p.dw_bias), s.c);
   pack_pointwise<T>(packed, static_cast<const T*>(p.pw), nullptr, s.c, out, p.threads);
@@ -74,7 +76,7 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   constant_stats<T>(p.norm1, s.c, p.batch_stats), constant_stats<T>(p.norm2, out, p.batch_stats);
 
   T* y1 = static_cast<T*>(p.y1);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias1, y1, mean1, m2_1, p.threads});
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias1, y1, mean1, m2_1, p.threads, before});
   if (measure1)
     merge_moments(mean1, m2_1, bands.count, stride1, s.c, p.norm1.eps,
                   [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm1.stats));
@@ -95,6 +97,7 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   if (!measure2) return;
   merge_moments(mean2, m2_2, blocks, stride2, out, p.norm2.eps,
                 [&](idx b) { return min_idx(block, pixels - b * block); }, static_cast<T*>(p.norm2.stats));
+  if (p.deferred.on) return;
   n2.fill(p.norm2, out);
   affine_act_pass<T>(z, pass.y, {pixels, out, 1}, n2, p.act2, p.threads);
 }
@@ -107,6 +110,7 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   const idx stride1 = round_up_lanes<T>(s.c), stride2 = round_up_lanes<T>(out);
   const idx chunks = backward_chunks<T>(pixels, s.c, out);
   const bool below = p.dx || p.d_dw, norm1 = p.norm1.weight, norm2 = p.norm2.weight;
+  Before<T> before;
   lay_out(Scratch::shared, [&](Arena& a) {
     NormVectors<T> n1, n2;
     NormGradVectors<T> grad1, grad2;
@@ -118,12 +122,16 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
     T* w = a.take<T>(taps * stride1);
     T* again = a.take<T>(p.y1 ? 0 : pixels * s.c + stride1);
     const bool real = w != nullptr;
+    before.take(a, p.before, s.c, kDepthwiseChunks);
+    NormGrad<T> deferred{};
+    if (p.deferred.on) deferred = deferred_gradient<T>(a, p.norm2.stats, p.deferred, out, pixels, 1);
+    if (real) before.fill(p.before, s.c);
     const T* y1 = p.y1 ? static_cast<const T*>(p.y1) : again;
     if (real) pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
     if (real && !p.y1) {  // few images
       T* zero = again + pixels * s.c;
       fill_zero(zero, stride1);
-      depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, zero, again, nullptr, nullptr, p.threads});
+      depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, zero, again, nullptr, nullptr, p.threads, before});
     }
     PointwiseBackward<T> pass{};
     pass.rows = pixels, pass.in = s.c, pass.out = out, pass.threads = p.threads;
@@ -135,7 +143,7 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
       if (norm2)
         sums_pass<T>({static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), {pixels, out, 1},
                       {n2.scale, n2.shift, n2.mean, p.act2}, kSumChunks, stride2, sums2, sums2_x, p.threads});
-      pass.norm2 = grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
+      pass.norm2 = p.deferred.on ? &deferred : grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
       pass.x = y1, pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
       pass.w = static_cast<const T*>(p.pw), pass.dz = static_cast<const T*>(p.dout);
       pass.y = static_cast<const T*>(p.y2), pass.after = {n2.scale, n2.shift, n2.mean, p.act2};
@@ -151,10 +159,11 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
     depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw), depthwise.db = static_cast<T*>(p.d_dw_bias);
     if (real && below) {
       depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
-      depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1;
+      depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1, depthwise.before = before;
     }
     if (below) depthwise_backward_pass(depthwise, a);
   });
+  before.finish(p.before, s.c, kDepthwiseChunks);
 }
 
 }  // namespace

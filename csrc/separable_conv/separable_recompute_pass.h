@@ -26,15 +26,17 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx out = p.out_channels, pixels = s.n * s.oh * s.ow, stride = round_up_lanes<T>(out);
   const Bands bands = recompute_bands<T>(s);
-  const bool measured = p.norm2.weight && p.batch_stats;
+  const bool measured = p.deferred.on || (p.norm2.weight && p.batch_stats);
   T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr, *mean = nullptr, *m2 = nullptr;
   NormVectors<T> n2;
+  Before<T> before;
   lay_out(Scratch::shared, [&](Arena& a) {
     w = a.take<T>(s.kh * s.kw * round_up_lanes<T>(s.c)), bias1 = a.take<T>(s.c);
     packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride);
     if (measured) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
-    n2.take(a, p.norm2, out);
+    n2.take(a, p.norm2, out), before.take(a, p.before, s.c);
   });
+  before.fill(p.before, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, s.kh * s.kw);
   copy_padded<T>(bias1, nullptr, s.c);
   pack_pointwise<T>(packed, static_cast<const T*>(p.pw), nullptr, s.c, out, p.threads);
@@ -47,14 +49,15 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
   const idx lda = block_stride<T>(s.c), ldy = streamed ? block_stride<T>(out) : out;
   const ForwardRow<T> row = row_kernels<T>(s).forward;
   for_tasks(bands.count, p.threads, [&](idx band) {
-    const T* image = static_cast<const T*>(p.x) + bands.image(band) * s.h * s.w * s.c;
-    const idx first = bands.first(band), rows = bands.end(band) - first, count = rows * s.ow;
+    const idx first = bands.first(band), end = bands.end(band), rows = end - first, count = rows * s.ow;
     const idx at = (bands.image(band) * s.oh + first) * s.ow * out;
-    T *y1 = nullptr, *product = y2 + at;
+    T *y1 = nullptr, *product = y2 + at, *room = nullptr;
     lay_out(Scratch::task, [&](Arena& a) {
       y1 = a.take<T>(count * lda);
       if (streamed) product = a.take<T>(count * ldy);
+      if (before) room = a.take<T>(window_size(s, rows));
     });
+    const T* image = window_rows(s, before, static_cast<const T*>(p.x) + bands.image(band) * s.h * s.w * s.c, first, end, room);
     for (idx r = 0; r < rows; ++r)
       row(s, image, first + r, w, bias1, y1 + r * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
     gemm<T, false>({y1, lda, packed, 0, product, ldy, count, out, s.c, bias2, T(-kInfinity), T(kInfinity), false});
@@ -67,6 +70,7 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
   if (!measured) return;
   merge_moments(mean, m2, bands.count, stride, out, p.norm2.eps,
                 [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm2.stats));
+  if (p.deferred.on) return;
   n2.fill(p.norm2, out);
   affine_act_pass<T>(z, y2, {pixels, out, 1}, n2, p.act2, p.threads);
 }
@@ -78,6 +82,7 @@ struct RecomputeBackward {
   idx chunks, stride1, stride2;
   T *w, *bias, *packed;             // depthwise weights and a zero bias; pointwise weights for the input's gradient
   NormBackward<T> norm2;
+  Before<T> before;
   T *pw_parts, *dw_parts;           // [chunks][out][stride1], [chunks][taps + 1][stride1]
   double* bias_parts;               // [chunks][stride2]
 };
@@ -92,10 +97,11 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
   const RowKernels<T> kernels = row_kernels<T>(s);
   const bool below = p.dx || p.d_dw, streamed = p.dx && streamable(static_cast<T*>(p.dx), s.n * s.h * s.w * s.c, s.c);
   const idx lda = block_stride<T>(s.c), ldg = block_stride<T>(out), most = bands.rows * s.ow;
-  T *y1 = nullptr, *g2 = nullptr, *window = nullptr, *sums = nullptr;
+  T *y1 = nullptr, *g2 = nullptr, *window = nullptr, *sums = nullptr, *room = nullptr, *dz = nullptr;
   lay_out(Scratch::task, [&](Arena& a) {
-    y1 = a.take<T>(most * lda), g2 = a.take<T>(most * ldg), sums = a.take<T>(b.stride2);
+    y1 = a.take<T>(most * lda), g2 = a.take<T>(most * ldg), sums = a.take<T>(max_idx(b.stride2, 2 * b.stride1));
     window = a.take<T>((bands.rows + halo) * row);
+    if (b.before) room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows));
   });
   T *d_pw = b.pw_parts + chunk * out * b.stride1, *d_dw = b.dw_parts + chunk * (taps + 1) * b.stride1;
   double* d_bias = b.bias_parts + chunk * b.stride2;
@@ -104,13 +110,11 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
   PointwiseBackward<T> gradient{};
   gradient.out = out, gradient.dz = static_cast<const T*>(p.dout), gradient.y = static_cast<const T*>(p.y2);
   gradient.after = b.norm2.norm_act(p.act2), gradient.norm2 = b.norm2.form;
-  const auto input_row = [&](idx oy) {
-    return oy <= 0 ? 0 : oy >= s.oh ? s.h : max_idx(0, min_idx(s.h, oy * s.sh - s.top));
-  };
   for (idx band = begin * bands.per_image; band < end * bands.per_image; ++band) {
     const idx image = bands.image(band), first = bands.first(band), last = bands.end(band);
     const idx count = (last - first) * s.ow, above = max_idx(0, first - halo);
     const T* x = static_cast<const T*>(p.x) + image * s.h * s.w * s.c;
+    const T* z = window_rows(s, b.before, x, first, last, room);
     Ahead ahead;
     if (band + 1 < end * bands.per_image) {
       const idx next = (image * s.oh + last) * s.ow * out, bytes = count * out * static_cast<idx>(sizeof(T));
@@ -123,7 +127,7 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
       sums_rows<T>(g2, ldg, count, out, sums);
       add_to(d_bias, sums, out);
       for (idx oy = first; oy < last; ++oy)
-        kernels.forward(s, x, oy, b.w, b.bias, y1 + (oy - first) * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
+        kernels.forward(s, z, oy, b.w, b.bias, y1 + (oy - first) * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
       gemm<T, true>({g2, ldg, y1, lda, d_pw, b.stride1, out, s.c, count, nullptr, T(-kInfinity), T(kInfinity),
                      band > begin * bands.per_image, &ahead});
     }
@@ -131,11 +135,14 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
     gemm<T, false>({g2, ldg, b.packed, 0, window + (first - above) * row, s.c, count, s.c, out, nullptr, T(-kInfinity),
                     T(kInfinity), false, &ahead});
     const T* dy = window - above * row;
+    const idx line = s.w * s.c, low = complete_row(s, first), high = complete_row(s, last);
+    T *dx = p.dx ? static_cast<T*>(p.dx) + image * s.h * line : nullptr, *to = b.before ? dz - low * line : dx;
     for (idx oy = first; oy < last; ++oy) {
-      if (p.d_dw) kernels.weight_grad(s, x, dy + oy * row, oy, d_dw);
-      for (idx y = input_row(oy); p.dx && y < input_row(oy + 1); ++y)
-        kernels.input_grad(s, dy, above, last, y, b.w, static_cast<T*>(p.dx) + (image * s.h + y) * s.w * s.c, streamed);
+      if (p.d_dw) kernels.weight_grad(s, z, dy + oy * row, oy, d_dw);
+      for (idx y = complete_row(s, oy); p.dx && y < complete_row(s, oy + 1); ++y)
+        kernels.input_grad(s, dy, above, last, y, b.w, to + y * line, streamed && !b.before);
     }
+    if (b.before) b.before.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
     const idx kept = last - max_idx(0, last - halo);  // rows that the next band of this image reads again
     if (last < s.oh) __builtin_memmove(window, dy + (last - kept) * row, static_cast<size_t>(kept * row) * sizeof(T));
   }
@@ -150,20 +157,26 @@ FF_INLINE void separable_recompute_backward(const SeparableParams& p) {
   RecomputeBackward<T> b{};
   b.p = p, b.chunks = min_idx(s.n, backward_chunks<T>(pixels, s.c, out));
   b.stride1 = round_up_lanes<T>(s.c), b.stride2 = round_up_lanes<T>(out);
+  NormGrad<T> deferred{};
   lay_out(Scratch::shared, [&](Arena& a) {
-    b.norm2.take(a, p.norm2, out, v);
+    b.norm2.take(a, p.norm2, out, v), b.before.take(a, p.before, s.c, b.chunks);
+    if (p.deferred.on) deferred = deferred_gradient<T>(a, p.norm2.stats, p.deferred, out, pixels, 1);
     b.w = a.take<T>(taps * b.stride1), b.bias = a.take<T>(b.stride1), b.packed = a.take<T>(packed_size<T>(s.c, out));
     b.pw_parts = a.take<T>(p.d_pw ? b.chunks * out * b.stride1 : 0), b.dw_parts = a.take<T>(b.chunks * (taps + 1) * b.stride1);
     b.bias_parts = a.take<double>(b.chunks * b.stride2);
   });
   const T* pw = static_cast<const T*>(p.pw);
   b.norm2.run(p.norm2, out, v, static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), p.act2, p.batch_stats, p.threads);
+  if (p.deferred.on) b.norm2.form = &deferred;
+  b.before.fill(p.before, s.c);
+  for (idx chunk = 0; chunk < b.chunks; ++chunk) b.before.zero(chunk);
   pack_depthwise<T>(b.w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
   copy_padded<T>(b.bias, nullptr, s.c);
   for_panels<T>(s.c, out, p.threads, [&](idx panel) { pack_rows<T>(b.packed, pw, s.c, out, panel); });
   for_tasks(b.chunks, p.threads, [&](idx chunk) {
     recompute_backward_images(b, chunk, s.n * chunk / b.chunks, s.n * (chunk + 1) / b.chunks);
   });
+  b.before.finish(p.before, s.c, b.chunks);
   if (p.d_dw) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw), static_cast<T*>(nullptr));
   if (p.d_pw)
     store_pointwise_grad(b.pw_parts, b.bias_parts, b.chunks, s.c, out, static_cast<T*>(p.d_pw),

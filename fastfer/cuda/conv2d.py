@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastfer.cuda import norm, pool
 from fastfer.cuda.loader import Launch, compute_dtype, empty_nhwc, nhwc, product_types
+from fastfer.reference import _linked
 from fastfer.reference.conv2d import with_pool
 
 TILE, THREADS = 64, 256  # csrc/cuda/gemm.cuh
@@ -129,3 +130,13 @@ def conv2d_pool_backward(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
 def _with_pool(launch: Launch) -> Any:
     functions: Any = (conv2d_train, conv2d_backward, pool.max_pool2d_train, pool.max_pool2d_backward)
     return with_pool(*(partial(function, launch) for function in functions))
+
+
+def conv2d_linked(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
+    """As `fastfer.reference._linked` composes it of these kernels."""
+    return _linked.conv2d_linked(partial(conv2d_train, launch), *args)
+
+
+def conv2d_linked_backward(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
+    """As `fastfer.reference._linked` composes it of these kernels."""
+    return _linked.conv2d_linked_backward(partial(conv2d_backward, launch), *args)

@@ -7,12 +7,16 @@ What is kept is in the compute dtype.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastfer.cuda import norm
 from fastfer.cuda.loader import Launch, compute_dtype, empty_nhwc, lanes, nhwc, type_name
 from fastfer.cuda.separable_conv import NO_NORM, product_backward
+from fastfer.reference import _linked
 
 THREADS, IMAGE_THREADS = 256, 512
 
@@ -104,3 +108,13 @@ def _channel_gradients(
     _, d_w1, d_b1 = product_backward(launch, dh, means, NO_NORM, w1, [False, True, True])
     _, d_w2, d_b2 = product_backward(launch, dz, sums, NO_NORM, w2, [False, True, True])
     return d_w1, d_b1, d_w2, d_b2
+
+
+def gate_linked(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
+    """As `fastfer.reference._linked` composes it of these kernels."""
+    return _linked.gate_linked(partial(gate_train, launch), *args)
+
+
+def gate_linked_backward(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
+    """As `fastfer.reference._linked` composes it of these kernels."""
+    return _linked.gate_linked_backward(partial(gate_backward, launch), *args)

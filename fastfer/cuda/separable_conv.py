@@ -8,6 +8,7 @@ the statistics of what it writes.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from fastfer.cuda import norm
 from fastfer.cuda.conv2d import TILE, tiles
 from fastfer.cuda.loader import Launch, compute_dtype, empty_nhwc, nhwc, product_types, type_name
+from fastfer.reference import _linked
 from fastfer.reference.separable_conv import recomputes
 
 THREADS = 256
@@ -344,3 +346,13 @@ def separable_backward(
 def separable_conv2d_backward(launch: Launch, dout: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
     return separable_backward(launch, dout, nhwc(x), NO_NORM, *args)
+
+
+def separable_conv2d_linked(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
+    """As `fastfer.reference._linked` composes it of these kernels."""
+    return _linked.separable_conv2d_linked(partial(separable_conv2d_train, launch), *args)
+
+
+def separable_conv2d_linked_backward(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
+    """As `fastfer.reference._linked` composes it of these kernels."""
+    return _linked.separable_conv2d_linked_backward(partial(separable_conv2d_backward, launch), *args)

@@ -8,7 +8,7 @@ with the kernel turned round, for each phase of the stride. Activations are reco
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from fastfer.fallback._steps import (
     running,
 )
 from fastfer.fallback.pool import max_pool2d_backward, max_pool2d_train
+from fastfer.reference import _linked
 from fastfer.reference.conv2d import with_pool
 
 _PART_PIXELS = 256
@@ -199,3 +200,5 @@ def conv2d_backward(
 conv2d_pool_train, conv2d_pool_backward = with_pool(
     conv2d_train, conv2d_backward, max_pool2d_train, max_pool2d_backward
 )
+conv2d_linked = partial(_linked.conv2d_linked, conv2d_train)
+conv2d_linked_backward = partial(_linked.conv2d_linked_backward, conv2d_backward)

@@ -7,6 +7,7 @@ as images of one pixel; sums that torch would split between its threads are left
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastfer.fallback._numba import image, nhwc
 from fastfer.fallback._steps import distinct, merged
 from fastfer.fallback.elementwise import activation, activation_backward
 from fastfer.fallback.separable_conv import _pointwise, _pointwise_backward
+from fastfer.reference import _linked
 
 _SIGMOID = 6
 
@@ -177,3 +179,7 @@ def _pixel_parameters(x: Tensor, d: Tensor, pixels: Tensor, sw: Tensor, linear: 
     parts = x.new_empty((x.shape[0], x.shape[1]))
     _gate_passes.weighted_sums(x.dtype, x.shape[0], x.numel(), parts, x, d, *_plane(x))
     return merged(parts, x.shape[1]).view(sw.shape)
+
+
+gate_linked = partial(_linked.gate_linked, gate_train)
+gate_linked_backward = partial(_linked.gate_linked_backward, gate_backward)

@@ -8,6 +8,8 @@ the rest of norm1; depthwise. Activations and their derivatives are recomputed r
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ from fastfer.fallback._steps import (
     panel,
     running,
 )
+from fastfer.reference import _linked
 from fastfer.reference.separable_conv import recomputes
 
 
@@ -281,3 +284,7 @@ def separable_conv2d_backward(
         norm_backward(dy1, dy1, nhwc(y1), norm1, coef1, 0)
     dx, d_dw, d_db = depthwise_conv2d_backward(dy1, x, dw, stride, padding, [need_dx, need_dw, need_dw])
     return distinct(dx, d_dw, d_db, d_w1 if need_dw else nothing, d_b1 if need_dw else nothing, *pw_side)
+
+
+separable_conv2d_linked = partial(_linked.separable_conv2d_linked, separable_conv2d_train)
+separable_conv2d_linked_backward = partial(_linked.separable_conv2d_linked_backward, separable_conv2d_backward)

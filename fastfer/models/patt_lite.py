@@ -21,6 +21,7 @@ from fastfer.models.base import FerModel
 from fastfer.models.registry import register_model
 from fastfer.nn import (
     BatchNorm2d,
+    Chain,
     Conv2d,
     DepthwiseConv2d,
     DotProductAttention,
@@ -61,7 +62,7 @@ def _backbone(in_chans: int, depth: int, whole: bool, padding: _Padding) -> nn.S
     if not whole:
         width = _WIDTHS[depth - 1]
         layers.append(DepthwiseConv2d(width, *sizes(depth), bias=False, norm=_norm(width), act="relu6"))
-    return nn.Sequential(*layers)
+    return Chain(*layers)
 
 
 class PatchAttention(nn.Module):

@@ -20,6 +20,7 @@ from fastfer.nn import (
     CBAM,
     CSA,
     ECA,
+    Chain,
     Conv2d,
     GlobalAvgPool,
     MaxPool2d,
@@ -75,7 +76,7 @@ def _stages(in_chans: int, attention: str, position: str) -> Iterator[nn.Module]
             inputs = width
             if build is not None and position == "conv":
                 layers.append(build(width))
-        yield nn.Sequential(*layers, *_pooled(width, attention, position))
+        yield Chain(*layers, *_pooled(width, attention, position))
 
 
 def _plain(in_chans: int) -> Iterator[nn.Module]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import address, empty_nhwc, flat, nhwc
+from fastfer.native.memory import NO_LINK, address, empty_nhwc, flat, link, nhwc
 
 _CL = torch.channels_last
 _NO_POOL = [0] * 8
@@ -50,7 +50,7 @@ def _run(
     _C.conv2d_fwd(
         x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), address(bias),
         [*map(address, norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(),
-        y.data_ptr() if train and follows else 0, num_threads(), _NO_POOL, 0, 0,
+        y.data_ptr() if train and follows else 0, num_threads(), _NO_POOL, 0, 0, NO_LINK,
     )  # fmt: skip
     return out, y, stats
 
@@ -86,7 +86,7 @@ def conv2d_pool_train(
     _C.conv2d_fwd(
         x.dtype == torch.float64, True, shape, x.data_ptr(), weight.data_ptr(), address(bias),
         [*(t.data_ptr() for t in norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(), y.data_ptr(),
-        num_threads(), pool, best.data_ptr(), positions.data_ptr(),
+        num_threads(), pool, best.data_ptr(), positions.data_ptr(), NO_LINK,
     )  # fmt: skip
     return out, y, best, positions, stats
 
@@ -111,7 +111,7 @@ def _backward(
         weight.data_ptr(),
         [address(n_weight), address(n_bias), 0, 0, stats.data_ptr(), d_n_weight.data_ptr(), d_n_bias.data_ptr()],
         act, batch_stats, dx.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(), num_threads(),
-        windows, address(best), address(positions),
+        windows, address(best), address(positions), NO_LINK,
     )  # fmt: skip
     return dx, d_weight, d_bias, d_n_weight, d_n_bias
 
@@ -131,3 +131,38 @@ def conv2d_pool_backward(
     return _backward(
         dout, x, y, weight, n_weight, n_bias, stats, act, stride, padding, batch_stats, mask, pool, best, positions
     )  # fmt: skip
+
+
+def conv2d_linked(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float, stride: list[int],
+    padding: list[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The convolution's output and its statistics (3, O); see `fastfer.reference._linked`."""
+    shape = _shape(x, weight, stride, padding)
+    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
+    y, stats = empty_nhwc(x, *shape[4:7]), x.new_empty((3, shape[4]))
+    _C.conv2d_fwd(
+        x.dtype == torch.float64, True, shape, x.data_ptr(), weight.data_ptr(), address(bias),
+        [0, 0, 0, 0, stats.data_ptr(), 0, 0], eps, 0, True, y.data_ptr(), 0, num_threads(), _NO_POOL, 0, 0,
+        link((None,) * 3, 0, (), True, None),
+    )  # fmt: skip
+    return y, stats
+
+
+def conv2d_linked_backward(
+    dy: Tensor, d_stats: Tensor | None, x: Tensor, y: Tensor, weight: Tensor, stats: Tensor, stride: list[int],
+    padding: list[int], mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x, weight and bias; those not asked for are empty."""
+    shape = _shape(x, weight, stride, padding)
+    dy, x, weight = nhwc(dy), nhwc(x), weight.contiguous()
+    d_stats = torch.zeros_like(stats) if d_stats is None else d_stats.contiguous()
+    dx = empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if mask[0] else x.new_empty(0)
+    d_weight = torch.empty_like(weight) if mask[1] else x.new_empty(0)
+    d_bias = x.new_empty(shape[4] if mask[1] else 0)
+    _C.conv2d_bwd(
+        x.dtype == torch.float64, shape, dy.data_ptr(), x.data_ptr(), y.data_ptr(), weight.data_ptr(),
+        [0, 0, 0, 0, stats.data_ptr(), 0, 0], 0, True, dx.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(),
+        num_threads(), _NO_POOL, 0, 0, link((None,) * 3, 0, (), True, d_stats),
+    )  # fmt: skip
+    return dx, d_weight, d_bias

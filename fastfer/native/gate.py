@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import address, addresses, empty_nhwc, flat, nhwc
+from fastfer.native.memory import NO_LINK, address, addresses, empty_nhwc, flat, link, nhwc
 
 
 def _shape(x: Tensor, w1: Tensor | None, w2: Tensor | None, *codes: int) -> list[int]:
@@ -21,7 +21,7 @@ def _shape(x: Tensor, w1: Tensor | None, w2: Tensor | None, *codes: int) -> list
 
 
 def _run(
-    train: bool, x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, act: int,
+    train: bool, before: list[int], x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, act: int,
     gate_act: int, sw: Tensor | None, sb: Tensor | None, linear: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x, params = nhwc(x), [flat(t) for t in (w1, b1, w2, b2, sw, sb)]
@@ -33,27 +33,48 @@ def _run(
         pixels = x.new_empty((n, 1 if linear else 3, h, w) if sw is not None else 0)
     _C.gate_fwd(
         x.dtype == torch.float64, train, _shape(x, w1, w2, act, gate_act, linear, pool), x.data_ptr(),
-        addresses(*params), out.data_ptr(), means.data_ptr(), pixels.data_ptr(), num_threads(),
+        addresses(*params), out.data_ptr(), means.data_ptr(), pixels.data_ptr(), num_threads(), before,
     )  # fmt: skip
     return out, means, pixels
 
 
 def gate(*args: Any) -> Tensor:
     """Output; arguments as the op's."""
-    return _run(False, *args)[0]
+    return _run(False, NO_LINK, *args)[0]
 
 
 def gate_train(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Output, the images' means (N, C), the pixels' values (N, 3 or 1, H, W); the last two empty where not used."""
-    return _run(True, *args)
+    return _run(True, NO_LINK, *args)
 
 
-def gate_backward(
-    dout: Tensor, x: Tensor, means: Tensor, pixels: Tensor,
+def gate_backward(*args: Any) -> tuple[Tensor, ...]:
+    """Gradients of x; w1, b1, w2, b2; sw, sb. Those not asked for (x, channel, pixel side) or not there are empty."""
+    return _backward(NO_LINK, *args)
+
+
+def gate_linked(x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any) -> tuple[Tensor, ...]:
+    """As `gate_train` of the normalised x; see `fastfer.reference._linked`."""
+    before = l_stats, l_weight.contiguous(), l_bias.contiguous()
+    return _run(True, link(before, l_act, (), False, None), x, *args)
+
+
+def gate_linked_backward(
+    dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *rest: Any
+) -> tuple[Tensor, ...]:
+    """Gradients as `gate_backward`, then those of l_stats, l_weight and l_bias; x's is always computed."""
+    *args, mask = rest
+    before = l_stats, l_weight.contiguous(), l_bias.contiguous()
+    grads = [torch.empty_like(t) for t in before]
+    results = _backward(link(before, l_act, grads, False, None), dout, x, *args, [True, *mask[1:]])
+    return *results, *grads
+
+
+def _backward(
+    before: list[int], dout: Tensor, x: Tensor, means: Tensor, pixels: Tensor,
     w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, act: int, gate_act: int,
     sw: Tensor | None, sb: Tensor | None, linear: bool, pool: bool, mask: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; w1, b1, w2, b2; sw, sb. Those not asked for (x, channel, pixel side) or not there are empty."""
     dout, x, params = nhwc(dout), nhwc(x), [flat(t) for t in (w1, b1, w2, b2, sw, sb)]
     sides = (mask[1], mask[1], mask[1], mask[1], mask[2], mask[2])
     grads = [torch.empty_like(t) if wanted and t is not None else None for wanted, t in zip(sides, params, strict=True)]
@@ -61,6 +82,6 @@ def gate_backward(
     _C.gate_bwd(
         x.dtype == torch.float64, _shape(x, w1, w2, act, gate_act, linear, pool), dout.data_ptr(), x.data_ptr(),
         means.data_ptr(), pixels.data_ptr(), addresses(*params), address(dx), addresses(*grads),
-        num_threads(),
+        num_threads(), before,
     )  # fmt: skip
     return tuple(x.new_empty(0) if grad is None else grad for grad in (dx, *grads))

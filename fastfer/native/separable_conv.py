@@ -10,8 +10,11 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.native.memory import address, empty_nhwc, flat, nhwc
+from fastfer.native.memory import NO_LINK, address, empty_nhwc, flat, link, nhwc
 from fastfer.reference.separable_conv import recomputes
+
+links = True
+"""A normalisation left to the next op saves passes over the activation here: see `fastfer.nn.Chain`."""
 
 
 def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
@@ -134,7 +137,7 @@ def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[
 
 
 def _run(
-    train: bool, batch_stats: bool, x: Tensor, dw: Tensor, dw_bias: Tensor | None,
+    train: bool, batch_stats: bool, before: list[int], deferred: bool, x: Tensor, dw: Tensor, dw_bias: Tensor | None,
     n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
     eps1: float, act1: int,
     pw: Tensor, pw_bias: Tensor | None,
@@ -148,26 +151,26 @@ def _run(
     n2 = [flat(t) for t in (n2_weight, n2_bias, n2_mean, n2_var)]
     channels, outputs = shape[3], pw.shape[0]
     out = empty_nhwc(x, outputs, shape[4], shape[5])
-    follows = n2[0] is not None or act2 != 0
+    follows = not deferred and (n2[0] is not None or act2 != 0)
     y1 = y2 = stats1 = stats2 = out  # not written in inference
     keeps = train and not recomputes(dw_bias, n1_weight, act1, channels, shape[4], shape[5])
     if train:
         y1 = empty_nhwc(x, channels, shape[4], shape[5]) if keeps else x.new_empty(0)
         y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if follows else x.new_empty(0)
         stats1 = x.new_empty((3, channels) if n1[0] is not None else 0)
-        stats2 = x.new_empty((3, outputs) if n2[0] is not None else 0)
+        stats2 = x.new_empty((3, outputs) if n2[0] is not None or deferred else 0)
     _C.separable_conv2d_fwd(
         x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw.data_ptr(), address(dw_bias),
         [*map(address, n1), stats1.data_ptr(), 0, 0], eps1, act1, pw.data_ptr(), address(pw_bias),
         [*map(address, n2), stats2.data_ptr(), 0, 0], eps2, act2, batch_stats, out.data_ptr(),
-        y1.data_ptr() if keeps else 0, y2.data_ptr() if train and follows else 0, num_threads(),
+        y1.data_ptr() if keeps else 0, y2.data_ptr() if train and follows else 0, num_threads(), before,
     )  # fmt: skip
     return out, y1, y2, stats1, stats2
 
 
 def separable_conv2d(*args: Any) -> Tensor:
     """Output with running statistics, in one pass; arguments as the op's."""
-    return _run(False, False, *args)[0]
+    return _run(False, False, NO_LINK, False, *args)[0]
 
 
 def separable_conv2d_train(*args: Any) -> tuple[Tensor, ...]:
@@ -177,16 +180,44 @@ def separable_conv2d_train(*args: Any) -> tuple[Tensor, ...]:
     follows the pointwise convolution.
     """
     *block, batch_stats = args
-    return _run(True, batch_stats, *block)
+    return _run(True, batch_stats, NO_LINK, False, *block)
 
 
-def separable_conv2d_backward(
-    dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
+def separable_conv2d_backward(*args: Any) -> tuple[Tensor, ...]:
+    """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
+    return _backward(NO_LINK, False, *args)
+
+
+def separable_conv2d_linked(
+    x: Tensor, l_stats: Tensor | None, l_weight: Tensor | None, l_bias: Tensor | None, l_act: int, *block: Any
+) -> tuple[Tensor, ...]:
+    """As `separable_conv2d_train` of the normalised x; deferred, the first result is y2, and y2 is empty."""
+    *args, deferred = block
+    before = l_stats, flat(l_weight), flat(l_bias)
+    return _run(True, True, link(before, l_act, (), deferred, None), deferred, x, *args)
+
+
+def separable_conv2d_linked_backward(
+    dout: Tensor, d_stats: Tensor | None, x: Tensor, l_stats: Tensor | None, l_weight: Tensor | None,
+    l_bias: Tensor | None, l_act: int, y1: Tensor, y2: Tensor, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients as `separable_conv2d_backward`, then those of l_stats, l_weight and l_bias."""
+    *block, stats2, act2, stride, padding, deferred, mask = rest
+    before = l_stats, flat(l_weight), flat(l_bias)
+    grads = [torch.empty_like(t) for t in before if t is not None]
+    if deferred:
+        d_stats = torch.zeros_like(stats2) if d_stats is None else d_stats.contiguous()
+    linked = link(before, l_act, grads, deferred, d_stats)
+    results = _backward(linked, deferred, dout, x, y1, y2, *block, stats2, act2, stride, padding, True, mask)
+    return *results, *(grads or (x.new_empty(0) for _ in range(3)))
+
+
+def _backward(
+    before: list[int], deferred: bool, dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
     dw: Tensor, n1_weight: Tensor | None, n1_bias: Tensor | None, stats1: Tensor, act1: int,
     pw: Tensor, n2_weight: Tensor | None, n2_bias: Tensor | None, stats2: Tensor, act2: int,
     stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
     shape = _shape(x, dw, stride, padding)
     dout, x, dw, pw = nhwc(dout), nhwc(x), dw.contiguous(), pw.contiguous()
     norms = [flat(t) for t in (n1_weight, n1_bias, n2_weight, n2_bias)]
@@ -196,11 +227,11 @@ def separable_conv2d_backward(
     d_n = [torch.empty_like(t) if t is not None else None for t in norms]
     _C.separable_conv2d_bwd(
         x.dtype == torch.float64, shape, pw.shape[0], dout.data_ptr(), x.data_ptr(),
-        y1.data_ptr() if y1.dim() == 4 else 0, y2.data_ptr() if n2_weight is not None or act2 else 0, dw.data_ptr(),
+        y1.data_ptr() if y1.dim() == 4 else 0, y2.data_ptr() if deferred or n2_weight is not None or act2 else 0, dw.data_ptr(),
         [address(norms[0]), address(norms[1]), 0, 0, stats1.data_ptr(), address(d_n[0]), address(d_n[1])], act1,
         pw.data_ptr(),
         [address(norms[2]), address(norms[3]), 0, 0, stats2.data_ptr(), address(d_n[2]), address(d_n[3])], act2,
-        batch_stats, address(d_x), address(d_dw), address(d_dwb), address(d_pw), address(d_pwb), num_threads(),
+        batch_stats, address(d_x), address(d_dw), address(d_dwb), address(d_pw), address(d_pwb), num_threads(), before,
     )  # fmt: skip
     n1, n2 = (d_n[:2] if need_dw else [None, None]), (d_n[2:] if need_pw else [None, None])
     return _or_empty(x, d_x, d_dw, d_dwb, *n1, d_pw, d_pwb, *n2)

@@ -4,6 +4,7 @@
 from fastfer.nn.attention import AdditiveAttention, DotProductAttention
 from fastfer.nn.bottleneck import InvertedBottleneck
 from fastfer.nn.cbam import CBAM, ChannelGate, SpatialGate
+from fastfer.nn.chain import Chain
 from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.coordinate import CoordinateAttention
 from fastfer.nn.elementwise import Activation, Hardsigmoid, Hardswish, ReLU, ReLU6, Sigmoid, SiLU
@@ -21,6 +22,7 @@ __all__ = [
     "AdditiveAttention",
     "BatchNorm2d",
     "CenterLoss",
+    "Chain",
     "ChannelGate",
     "Conv2d",
     "CoordinateAttention",

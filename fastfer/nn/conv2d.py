@@ -15,6 +15,7 @@ from fastfer.nn._checks import positive
 from fastfer.nn._lookup import child, tensor
 from fastfer.nn.norm import BatchNorm2d, make_norm
 from fastfer.nn.pool import MaxPool2d
+from fastfer.ops._linked import Deferred, deferred_conv2d
 from fastfer.ops.conv2d import conv2d
 from fastfer.ops.pool import Pool
 
@@ -80,6 +81,13 @@ class Conv2d(nn.Module):
             pool=Pool(pool.kernel_size, pool.stride, pool.padding) if pool is not None else None,
             training=norm is not None and norm.training,
         )
+
+    def deferred(self, x: Tensor) -> Deferred:
+        """In training, with the normalisation left to the next op: see `Chain`."""
+        return deferred_conv2d(
+            x, tensor(self, "weight"), tensor(self, "bias"), child(self, "norm").step(), self.act, self.stride,
+            self.padding,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return (

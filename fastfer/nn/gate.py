@@ -13,6 +13,7 @@ from fastfer import _checks
 from fastfer.nn._checks import positive, weight_and_bias
 from fastfer.nn.conv2d import reset_conv
 from fastfer.nn.separable_conv import PointwiseConv2d
+from fastfer.ops._linked import Deferred, linked_csa
 from fastfer.ops.gate import csa, eca, sa, scse, squeeze_excite
 
 
@@ -117,6 +118,10 @@ class CSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return csa(x, self.channel.weight, self.spatial.weight, self.spatial.bias, pool=self.pool)
+
+    def linked(self, x: Deferred) -> Tensor:
+        """In training, behind a normalisation left to this op: see `Chain`."""
+        return linked_csa(x, self.channel.weight, self.spatial.weight, self.spatial.bias, pool=self.pool)
 
     def extra_repr(self) -> str:
         return f"pool={self.pool}"

@@ -14,6 +14,7 @@ from fastfer.nn._checks import positive
 from fastfer.nn._lookup import child, tensor
 from fastfer.nn.conv2d import reset_conv
 from fastfer.nn.norm import BatchNorm2d, make_norm
+from fastfer.ops._linked import Deferred, linked_separable_conv2d
 from fastfer.ops.elementwise import activation
 from fastfer.ops.norm import batch_norm
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
@@ -150,6 +151,24 @@ class SeparableConv2d(nn.Module):
             stride=dw.stride,
             padding=dw.padding,
             training=True in modes,
+        )
+
+    def linked(self, x: Tensor | Deferred, defer: bool) -> Tensor | Deferred:
+        """In training, behind a normalisation left to this op, or with the last one left to the next: see `Chain`."""
+        norm1, norm2, dw, pw = (child(self, name) for name in ("norm1", "norm2", "depthwise", "pointwise"))
+        return linked_separable_conv2d(
+            x,
+            tensor(dw, "weight"),
+            tensor(pw, "weight"),
+            dw_bias=tensor(dw, "bias"),
+            norm1=norm1.step() if norm1 is not None else None,
+            act1=self.act1,
+            pw_bias=tensor(pw, "bias"),
+            norm2=norm2.step() if norm2 is not None else None,
+            act2=self.act2,
+            stride=dw.stride,
+            padding=dw.padding,
+            defer=defer,
         )
 
     def _one_norm_frozen(self, x: Tensor) -> Tensor:

@@ -141,6 +141,14 @@ def eca(x: Tensor, weight: Tensor) -> Tensor:
     return _run(x, weight, None, None, None, 0, _SIGMOID, None, None, False, False)
 
 
+def check_csa(x: Tensor, channel_weight: Tensor, spatial_weight: Tensor, spatial_bias: Tensor, pool: bool) -> None:
+    """Errors that name the argument of `csa`."""
+    _check_input("csa", x, 2 if pool else 1)
+    _check_conv("csa", x, "channel_weight", channel_weight)
+    _checks.like("csa", "spatial_weight", spatial_weight, x, (1, 2, 1, 1))
+    _checks.like("csa", "spatial_bias", spatial_bias, x, (1,))
+
+
 def csa(
     x: Tensor, channel_weight: Tensor, spatial_weight: Tensor, spatial_bias: Tensor, *, pool: bool = False
 ) -> Tensor:
@@ -150,10 +158,7 @@ def csa(
     spatial_bias (1,). ``pool`` adds the 2×2 maximum, stride 2: -> (N, C, H // 2, W // 2); among equals the first, row
     by row, gets the gradient. Raises TypeError or ValueError naming the argument. Source: light VGG16, eq. 1-4.
     """
-    _check_input("csa", x, 2 if pool else 1)
-    _check_conv("csa", x, "channel_weight", channel_weight)
-    _checks.like("csa", "spatial_weight", spatial_weight, x, (1, 2, 1, 1))
-    _checks.like("csa", "spatial_bias", spatial_bias, x, (1,))
+    check_csa(x, channel_weight, spatial_weight, spatial_bias, pool)
     return _run(x, channel_weight, None, None, None, 0, _SIGMOID, spatial_weight, spatial_bias, False, bool(pool))
 
 

@@ -313,20 +313,12 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return y
 
 
-def separable_conv2d(
-    x: Tensor, dw_weight: Tensor, pw_weight: Tensor, *, dw_bias: Tensor | None = None, norm1: Norm | None = None,
-    act1: str | None = None, pw_bias: Tensor | None = None, norm2: Norm | None = None, act2: str | None = None,
-    stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, training: bool = False,
-) -> Tensor:  # fmt: skip
-    """act2(norm2(pointwise(act1(norm1(depthwise(x)))))) as one op with one backward.
-
-    x (N, C, H, W) float32 or float64; dw_weight (C, 1, KH, KW); pw_weight (O, C, 1, 1); biases (C,) and (O,); each norm
-    a `Norm` or None; stride and padding as `depthwise_conv2d`. With ``training`` the norms use the statistics of this
-    batch and update their running ones in place (unbiased variance, momentum), else the running ones are constants.
-    Returns channels_last (N, O, OH, OW). Raises TypeError or ValueError naming the argument, and ValueError for one
-    value per channel in training. Source: Howard et al. 2017, section 3.1; Ioffe and Szegedy 2015.
-    """
-    op = "separable_conv2d"
+def block_arguments(
+    op: str, x: Tensor, dw_weight: Tensor, pw_weight: Tensor, dw_bias: Tensor | None, norm1: Norm | None,
+    act1: str | None, pw_bias: Tensor | None, norm2: Norm | None, act2: str | None, stride: int | Sequence[int],
+    padding: int | Sequence[int],
+) -> tuple[tuple[Any, ...], int, int]:  # fmt: skip
+    """The registered op's arguments, checked, and the output's height and width."""
     _checks.image(op, "x", x)
     strides, pads = _checks.pair(op, "stride", stride), _checks.padding4(op, padding)
     height, width = _check_depthwise(op, x, dw_weight, strides, pads, "dw_weight")
@@ -343,13 +335,32 @@ def separable_conv2d(
         pw_weight, pw_bias, *(norm2[:4] if norm2 else (None,) * 4), norm2.eps if norm2 else 0.0, codes[1],
         strides, pads,
     )  # fmt: skip
+    return args, height, width
+
+
+def separable_conv2d(
+    x: Tensor, dw_weight: Tensor, pw_weight: Tensor, *, dw_bias: Tensor | None = None, norm1: Norm | None = None,
+    act1: str | None = None, pw_bias: Tensor | None = None, norm2: Norm | None = None, act2: str | None = None,
+    stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, training: bool = False,
+) -> Tensor:  # fmt: skip
+    """act2(norm2(pointwise(act1(norm1(depthwise(x)))))) as one op with one backward.
+
+    x (N, C, H, W) float32 or float64; dw_weight (C, 1, KH, KW); pw_weight (O, C, 1, 1); biases (C,) and (O,); each norm
+    a `Norm` or None; stride and padding as `depthwise_conv2d`. With ``training`` the norms use the statistics of this
+    batch and update their running ones in place (unbiased variance, momentum), else the running ones are constants.
+    Returns channels_last (N, O, OH, OW). Raises TypeError or ValueError naming the argument, and ValueError for one
+    value per channel in training. Source: Howard et al. 2017, section 3.1; Ioffe and Szegedy 2015.
+    """
+    args, height, width = block_arguments(
+        "separable_conv2d", x, dw_weight, pw_weight, dw_bias, norm1, act1, pw_bias, norm2, act2, stride, padding
+    )
     batch_stats = training and (norm1 is not None or norm2 is not None)
     out: Tensor
     if not batch_stats and not _differentiable(args):
         out = _separable(*args)
         return out
     if batch_stats:
-        check_batch(op, (x.shape[0], x.shape[1], height, width))
+        check_batch("separable_conv2d", (x.shape[0], x.shape[1], height, width))
     out, _, _, stats1, stats2 = _separable_train(*args, batch_stats)
     if batch_stats and out.numel():
         update_running(norm1, stats1)

@@ -9,12 +9,14 @@ padding (top, left, bottom, right).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastfer.reference import _linked
 from fastfer.reference.norm import nhwc, norm_act, norm_act_backward, statistics
 from fastfer.reference.pool import at_maxima, max_pool2d_backward, max_pool2d_train
 
@@ -98,3 +100,5 @@ def with_pool(
 conv2d_pool_train, conv2d_pool_backward = with_pool(
     conv2d_train, conv2d_backward, max_pool2d_train, max_pool2d_backward
 )
+conv2d_linked = partial(_linked.conv2d_linked, conv2d_train)
+conv2d_linked_backward = partial(_linked.conv2d_linked_backward, conv2d_backward)

@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastfer.reference import elementwise
+from fastfer.reference import _linked, elementwise
 
 _CL = torch.channels_last
 
@@ -128,3 +130,7 @@ def gate_backward(
             dx = dx.scatter_add(1, pixels[:, 2:].long(), dl * sw[:, :1])
     grads = (_out(dx) if need_dx else nothing, *channel, *pixel)
     return tuple(grad if grad.numel() else x.new_empty(grad.shape) for grad in grads)
+
+
+gate_linked = partial(_linked.gate_linked, gate_train)
+gate_linked_backward = partial(_linked.gate_linked_backward, gate_backward)

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastfer.reference import _linked
 from fastfer.reference.norm import nhwc, norm_act, norm_act_backward, statistics
 
 _DIMS = (0, 2, 3)
@@ -138,3 +141,7 @@ def separable_conv2d_backward(
     dx, d_dw, d_db = depthwise_conv2d_backward(dy1, x, dw, stride, padding, [need_dx, need_dw, need_dw])
     norm1 = (d_w1, d_b1) if need_dw else (x.new_empty(0), x.new_empty(0))
     return dx, d_dw, d_db, *norm1, *pw_side
+
+
+separable_conv2d_linked = partial(_linked.separable_conv2d_linked, separable_conv2d_train)
+separable_conv2d_linked_backward = partial(_linked.separable_conv2d_linked_backward, separable_conv2d_backward)
