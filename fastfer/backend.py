@@ -154,7 +154,7 @@ def half_storage(device: str) -> bool:
 
 
 def links(device: str) -> bool:
-    """Whether the backend of ``device`` gains where an op leaves its normalisation to the next: the native kernels do."""
+    """Whether the backend of ``device`` gains where an op leaves its normalisation to the next: the native ones do."""
     return device in _ORDER and bool(getattr(implementation("separable_conv", device), "links", False))
 
 

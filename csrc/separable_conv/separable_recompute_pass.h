@@ -122,10 +122,12 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
       ahead.add(gradient.y ? gradient.y + next : nullptr, bytes);
     }
     output_grad_rows(gradient, g2, ldg, (image * s.oh + first) * s.ow, count);
-    if (p.d_pw) {
+    if (p.d_pw_bias) {
       fill_zero(sums, b.stride2);
       sums_rows<T>(g2, ldg, count, out, sums);
       add_to(d_bias, sums, out);
+    }
+    if (p.d_pw) {
       for (idx oy = first; oy < last; ++oy)
         kernels.forward(s, z, oy, b.w, b.bias, y1 + (oy - first) * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
       gemm<T, true>({g2, ldg, y1, lda, d_pw, b.stride1, out, s.c, count, nullptr, T(-kInfinity), T(kInfinity),

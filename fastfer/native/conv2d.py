@@ -159,7 +159,7 @@ def conv2d_linked_backward(
     d_stats = torch.zeros_like(stats) if d_stats is None else d_stats.contiguous()
     dx = empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if mask[0] else x.new_empty(0)
     d_weight = torch.empty_like(weight) if mask[1] else x.new_empty(0)
-    d_bias = x.new_empty(shape[4] if mask[1] else 0)
+    d_bias = x.new_empty(shape[4] if mask[2] else 0)
     _C.conv2d_bwd(
         x.dtype == torch.float64, shape, dy.data_ptr(), x.data_ptr(), y.data_ptr(), weight.data_ptr(),
         [0, 0, 0, 0, stats.data_ptr(), 0, 0], 0, True, dx.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(),

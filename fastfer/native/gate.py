@@ -21,8 +21,8 @@ def _shape(x: Tensor, w1: Tensor | None, w2: Tensor | None, *codes: int) -> list
 
 
 def _run(
-    train: bool, before: list[int], x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, act: int,
-    gate_act: int, sw: Tensor | None, sb: Tensor | None, linear: bool, pool: bool,
+    train: bool, before: list[int], x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None,
+    b2: Tensor | None, act: int, gate_act: int, sw: Tensor | None, sb: Tensor | None, linear: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x, params = nhwc(x), [flat(t) for t in (w1, b1, w2, b2, sw, sb)]
     n, c, h, w = x.shape
@@ -53,7 +53,9 @@ def gate_backward(*args: Any) -> tuple[Tensor, ...]:
     return _backward(NO_LINK, *args)
 
 
-def gate_linked(x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any) -> tuple[Tensor, ...]:
+def gate_linked(
+    x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any
+) -> tuple[Tensor, ...]:
     """As `gate_train` of the normalised x; see `fastfer.reference._linked`."""
     before = l_stats, l_weight.contiguous(), l_bias.contiguous()
     return _run(True, link(before, l_act, (), False, None), x, *args)
@@ -66,7 +68,8 @@ def gate_linked_backward(
     *args, mask = rest
     before = l_stats, l_weight.contiguous(), l_bias.contiguous()
     grads = [torch.empty_like(t) for t in before]
-    results = _backward(link(before, l_act, grads, False, None), dout, x, *args, [True, *mask[1:]])
+    before_link = link(before, l_act, grads, False, None)
+    results = _backward(before_link, dout, x, *args, [True, *mask[1:]])  # type: ignore[call-arg]
     return *results, *grads
 
 

@@ -43,11 +43,21 @@ NO_LINK = [0] * 9
 """No normalisation is taken over from the op before, or left to the one behind; see `link`."""
 
 
-def link(before: Sequence[Tensor | None], act: int, grads: Sequence[Tensor | None], deferred: bool, d_stats: Tensor | None) -> list[int]:
+def link(
+    before: Sequence[Tensor | None], act: int, grads: Sequence[Tensor | None], deferred: bool, d_stats: Tensor | None
+) -> list[int]:
     """Addresses for the extension: (stats, weight, bias) of the norm before and its activation, and in backward their
     gradients; whether the last norm is left to the next op, and in backward the gradient of its statistics."""
     stats, weight, bias = addresses(*before)
-    return [weight, bias, stats, *(addresses(grads[1], grads[2], grads[0]) if grads else (0, 0, 0)), act, int(deferred), address(d_stats)]
+    return [
+        weight,
+        bias,
+        stats,
+        *(addresses(grads[1], grads[2], grads[0]) if grads else (0, 0, 0)),
+        act,
+        int(deferred),
+        address(d_stats),
+    ]
 
 
 def nhwc(x: Tensor) -> Tensor:

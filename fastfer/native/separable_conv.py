@@ -185,7 +185,7 @@ def separable_conv2d_train(*args: Any) -> tuple[Tensor, ...]:
 
 def separable_conv2d_backward(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
-    return _backward(NO_LINK, False, *args)
+    return _backward(NO_LINK, False, True, *args)
 
 
 def separable_conv2d_linked(
@@ -208,12 +208,14 @@ def separable_conv2d_linked_backward(
     if deferred:
         d_stats = torch.zeros_like(stats2) if d_stats is None else d_stats.contiguous()
     linked = link(before, l_act, grads, deferred, d_stats)
-    results = _backward(linked, deferred, dout, x, y1, y2, *block, stats2, act2, stride, padding, True, mask)
+    results = _backward(  # type: ignore[call-arg]
+        linked, deferred, mask[3], dout, x, y1, y2, *block, stats2, act2, stride, padding, True, mask[:3]
+    )
     return *results, *(grads or (x.new_empty(0) for _ in range(3)))
 
 
 def _backward(
-    before: list[int], deferred: bool, dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
+    before: list[int], deferred: bool, biased: bool, dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
     dw: Tensor, n1_weight: Tensor | None, n1_bias: Tensor | None, stats1: Tensor, act1: int,
     pw: Tensor, n2_weight: Tensor | None, n2_bias: Tensor | None, stats2: Tensor, act2: int,
     stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
@@ -222,12 +224,13 @@ def _backward(
     dout, x, dw, pw = nhwc(dout), nhwc(x), dw.contiguous(), pw.contiguous()
     norms = [flat(t) for t in (n1_weight, n1_bias, n2_weight, n2_bias)]
     need_dx, need_dw, need_pw = mask
-    d_x, d_dw, d_dwb = _wanted([need_dx, need_dw, need_dw], x, dw, shape[3])
-    _, d_pw, d_pwb = _wanted([False, need_pw, need_pw], x, pw, pw.shape[0])
+    d_x, d_dw, d_dwb = _wanted([need_dx, need_dw, need_dw and biased], x, dw, shape[3])
+    _, d_pw, d_pwb = _wanted([False, need_pw, need_pw and biased], x, pw, pw.shape[0])
     d_n = [torch.empty_like(t) if t is not None else None for t in norms]
     _C.separable_conv2d_bwd(
         x.dtype == torch.float64, shape, pw.shape[0], dout.data_ptr(), x.data_ptr(),
-        y1.data_ptr() if y1.dim() == 4 else 0, y2.data_ptr() if deferred or n2_weight is not None or act2 else 0, dw.data_ptr(),
+        y1.data_ptr() if y1.dim() == 4 else 0,
+        y2.data_ptr() if deferred or n2_weight is not None or act2 else 0, dw.data_ptr(),
         [address(norms[0]), address(norms[1]), 0, 0, stats1.data_ptr(), address(d_n[0]), address(d_n[1])], act1,
         pw.data_ptr(),
         [address(norms[2]), address(norms[3]), 0, 0, stats2.data_ptr(), address(d_n[2]), address(d_n[3])], act2,

@@ -21,15 +21,15 @@ class Chain(nn.Sequential):
     """``nn.Sequential``, with fewer passes over the activations in training on the native kernels of the CPU.
 
     There a `Conv2d` or `SeparableConv2d` before a `SeparableConv2d` or `CSA` leaves its last normalisation and
-    activation to that one: y is written once, and act(norm(y)) never. Results and gradients are the same up to rounding.
-    A block with hooks, or a norm that does not train, is called as any module.
+    activation to that one: y is written once, and act(norm(y)) never. Results and gradients are the same up to
+    rounding. A block with hooks, or a norm that does not train, is called as any module.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         blocks = list(self._modules.values())
         if not (self.training and input.is_cpu and torch.is_grad_enabled() and _links()):
             for block in blocks:
-                input = block(input)  # type: ignore[misc]
+                input = block(input)
             return input
         x: Any = input
         for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
@@ -44,9 +44,7 @@ def _links() -> bool:
 
 
 def _hooked(block: Any) -> bool:
-    return bool(
-        block._forward_hooks or block._forward_pre_hooks or block._backward_hooks or block._backward_pre_hooks
-    )
+    return bool(block._forward_hooks or block._forward_pre_hooks or block._backward_hooks or block._backward_pre_hooks)
 
 
 def _trains(norm: BatchNorm2d | None) -> bool:

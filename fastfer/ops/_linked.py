@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training ops that leave a normalisation to the op behind them: y is written once, and never read to be normalised alone.
+"""Training ops that leave a normalisation to the op behind them: y is written once, act(norm(y)) never.
 
-Between two fused blocks the usual ops write act(norm(y)) in a pass of its own and read dout and y in another for the sums
-of norm's backward: four passes over the activation that go here, with the memory of act(norm(y)). A `Deferred` stands
-for it on the way: y with its statistics, and what is still to be done. Both ops have true gradients, those of y and of
-the statistics as tensors of their own (`fastfer.reference._linked` has the formulas). Saved for backward: inputs, y1 of
-`separable_conv2d_train`, y; never act(norm(y)).
+Between two fused blocks the usual ops write act(norm(y)) in a pass of its own and read dout and y in another for the
+sums of norm's backward: four passes over the activation that go here, with the memory of act(norm(y)). A `Deferred`
+stands for it on the way: y with its statistics, and what is still to be done. Both ops have true gradients, those of y
+and of the statistics as tensors of their own (`fastfer.reference._linked` has the formulas). Saved for backward:
+inputs, y1 as `separable_conv2d_train`, and y, 4 bytes an element each in float32.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _fake_conv(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 def _fake_conv_backward(
     dy: Tensor, d_stats: Tensor | None, x: Tensor, y: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    mask = rest[-1]
+    mask = rest[-1]  # x, weight, bias
     dx = x.new_empty(x.shape).contiguous(memory_format=torch.channels_last) if mask[0] else x.new_empty(0)
-    return dx, *_empty(x, weight.shape if mask[1] else 0, weight.shape[0] if mask[1] else 0)
+    return dx, *_empty(x, weight.shape if mask[1] else 0, weight.shape[0] if mask[2] else 0)
 
 
 def _fake_block(x: Tensor, l_stats: Any, l_weight: Any, l_bias: Any, l_act: int, *block: Any) -> tuple[Tensor, ...]:
@@ -67,10 +67,13 @@ def _fake_block_backward(
     dout: Tensor, d_stats: Any, x: Tensor, l_stats: Tensor | None, l_weight: Any, l_bias: Any, l_act: int,
     y1: Tensor, y2: Tensor, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    *block, deferred, mask = rest
+    *block, _deferred, mask = rest
     c = x.shape[1]
     before = _empty(x, *(((3, c), c, c) if l_stats is not None else (0, 0, 0)))
-    return *_fake_separable_backward(dout, x, y1, y2, *block, True, mask), *before
+    grads = list(_fake_separable_backward(dout, x, y1, y2, *block, True, mask[:3]))  # type: ignore[call-arg]
+    if not mask[3]:
+        grads[2], grads[6] = _empty(x, 0, 0)
+    return *grads, *before
 
 
 _conv = _library.define(
@@ -80,7 +83,7 @@ _conv = _library.define(
 )  # fmt: skip
 _conv_backward = _library.define(
     "conv2d_linked_backward(Tensor dy, Tensor? d_stats, Tensor x, Tensor y, Tensor weight, Tensor stats, "
-    "int[2] stride, int[4] padding, bool[2] mask) -> (Tensor, Tensor, Tensor)",
+    "int[2] stride, int[4] padding, bool[3] mask) -> (Tensor, Tensor, Tensor)",
     "conv2d", _fake_conv_backward,
 )  # fmt: skip
 _block = _library.define(
@@ -92,12 +95,14 @@ _block_backward = _library.define(
     f"separable_conv2d_linked_backward(Tensor dout, Tensor? d_stats, Tensor x, {_BEFORE}, Tensor y1, Tensor y2, "
     "Tensor dw, Tensor? n1_weight, Tensor? n1_bias, Tensor stats1, int act1, "
     "Tensor pw, Tensor? n2_weight, Tensor? n2_bias, Tensor stats2, int act2, "
-    "int[2] stride, int[4] padding, bool deferred, bool[3] mask) -> (" + ", ".join(["Tensor"] * 12) + ")",
+    "int[2] stride, int[4] padding, bool deferred, bool[4] mask) -> (" + ", ".join(["Tensor"] * 12) + ")",
     "separable_conv", _fake_block_backward,
 )  # fmt: skip
 
 
-def _fake_gate(x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any) -> tuple[Tensor, ...]:
+def _fake_gate(
+    x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any
+) -> tuple[Tensor, ...]:
     return _fake_gate_train(x, *args)
 
 
@@ -106,13 +111,11 @@ def _fake_gate_grad(
 ) -> tuple[Tensor, ...]:
     *args, mask = rest
     before = (torch.empty_like(t) for t in (l_stats, l_weight, l_bias))
-    return *_fake_gate_backward(dout, x, *args, [True, *mask[1:]]), *before
+    return *_fake_gate_backward(dout, x, *args, [True, *mask[1:]]), *before  # type: ignore[call-arg]
 
 
 _LINK = "Tensor l_stats, Tensor l_weight, Tensor l_bias, int l_act"
-_gate = _library.define(
-    f"gate_linked(Tensor x, {_LINK}, {_ARGS}) -> (Tensor, Tensor, Tensor)", "gate", _fake_gate
-)
+_gate = _library.define(f"gate_linked(Tensor x, {_LINK}, {_ARGS}) -> (Tensor, Tensor, Tensor)", "gate", _fake_gate)
 _gate_backward = _library.define(
     f"gate_linked_backward(Tensor dout, Tensor x, {_LINK}, Tensor means, Tensor pixels, {_ARGS}, bool[3] mask) -> ("
     + ", ".join(["Tensor"] * 10) + ")",
@@ -153,8 +156,8 @@ def _conv_grad(ctx: Any, dy: Tensor | None, d_stats: Tensor | None) -> tuple[Any
         return (None,) * 8
     x, y, weight, stats = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    dy = torch.zeros_like(y) if dy is None else dy
-    grads = _conv_backward(dy, d_stats, x, y, weight, stats, ctx.stride, ctx.padding, [needs[0], any(needs[1:3])])
+    dy, mask = torch.zeros_like(y) if dy is None else dy, [needs[0], needs[1] or needs[2], needs[2]]
+    grads = _conv_backward(dy, d_stats, x, y, weight, stats, ctx.stride, ctx.padding, mask)
     return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 5
 
 
@@ -175,7 +178,7 @@ def _block_grad(ctx: Any, dout: Tensor | None, _1: Any, _2: Any, _3: Any, d_stat
     x, l_stats, l_weight, l_bias, y1, last, dw, w1, b1, stats1, pw, w2, b2, stats2 = ctx.saved_tensors
     dout = torch.zeros_like(last) if dout is None else dout
     needs = ctx.needs_input_grad
-    mask = [needs[0] or l_stats is not None, any(needs[i] for i in (5, 6, 7, 8)), any(needs[i] for i in (13, 14, 15, 16))]
+    mask = [needs[0] or l_stats is not None, any(needs[5:9]), any(needs[13:17]), needs[6] or needs[14]]
     grads = _block_backward(
         dout, d_stats, x, l_stats, l_weight, l_bias, ctx.l_act, y1, last, dw, w1, b1, stats1, ctx.act1,
         pw, w2, b2, stats2, ctx.act2, ctx.stride, ctx.padding, ctx.deferred, mask,
@@ -215,9 +218,9 @@ def deferred_conv2d(
 
 
 def linked_separable_conv2d(
-    x: Tensor | Deferred, dw_weight: Tensor, pw_weight: Tensor, *, norm1: Norm | None, act1: str | None, norm2: Norm | None,
-    act2: str | None, stride: int | Sequence[int], padding: int | Sequence[int], dw_bias: Tensor | None,
-    pw_bias: Tensor | None, defer: bool,
+    x: Tensor | Deferred, dw_weight: Tensor, pw_weight: Tensor, *, norm1: Norm | None, act1: str | None,
+    norm2: Norm | None, act2: str | None, stride: int | Sequence[int], padding: int | Sequence[int],
+    dw_bias: Tensor | None, pw_bias: Tensor | None, defer: bool,
 ) -> Tensor | Deferred:  # fmt: skip
     """`separable_conv2d` in training behind a deferred normalisation, or with its last one left to the next op.
 

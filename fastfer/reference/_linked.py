@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A normalisation left by one op to the next, in plain torch, around a backend's own functions.
 
-The first op ends with y and its statistics (3, C); the next takes z = act((y - mean)·invstd·weight + bias) for its input.
-Their gradients are those of tensors like others: with g = dz·act', s = sum(g), sx = sum(g·(y - mean)) over n values a
-channel, y gets g·weight·invstd, the statistics get (-weight·invstd·s, weight·sx, 0), weight invstd·sx and bias s; and the
-first op adds what its statistics (m, i, v) got: dy += dm/n - di·invstd³·(y - mean)/n + 2·dv·(y - mean)/(n - 1).
+The first op ends with y and its statistics (3, C); the next takes z = act((y - mean)·invstd·weight + bias) for its
+input. Their gradients are those of tensors like others: with g = dz·act', s = sum(g), sx = sum(g·(y - mean)) over n
+values a channel, y gets g·weight·invstd, the statistics get (-weight·invstd·s, weight·sx, 0), weight invstd·sx and bias
+s; and the first op adds what its statistics (m, i, v) got:
+dy += dm/n - di·invstd³·(y - mean)/n + 2·dv·(y - mean)/(n - 1).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def before_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of y, the statistics, weight and bias from that of z; the last three empty without statistics."""
     if stats is None or weight is None or bias is None:
-        return dz, *(y.new_empty(0) for _ in range(3))
+        return dz, y.new_empty(0), y.new_empty(0), y.new_empty(0)
     invstd, centred = stats[1], y - _channels(stats[0])
     g = elementwise.activation_backward(dz, centred * _channels(invstd * weight) + _channels(bias), act)
     s, sx = g.sum(_DIMS), (g * centred).sum(_DIMS)
@@ -70,7 +71,7 @@ def conv2d_linked_backward(
     """Gradients of x, weight and bias; ``backward`` is the backend's `conv2d_backward`."""
     nothing = y.new_empty(0)
     dy = deferred_backward(dy, d_stats, y, stats)
-    grads = backward(dy, x, nothing, weight, None, None, nothing, 0, stride, padding, True, mask)
+    grads = backward(dy, x, nothing, weight, None, None, nothing, 0, stride, padding, True, mask[:2])
     return tuple(grads[:3])
 
 
@@ -98,7 +99,7 @@ def separable_conv2d_linked_backward(
     z = normalised(x, l_stats, l_weight, l_bias, l_act)
     if deferred:
         dout, y2 = deferred_backward(dout, d_stats, y2, stats2), y2.new_empty(0)
-    dz, *grads = backward(dout, z, y1, y2, *block, stats2, act2, stride, padding, True, mask)
+    dz, *grads = backward(dout, z, y1, y2, *block, stats2, act2, stride, padding, True, mask[:3])
     dx, *before = before_backward(dz, x, l_stats, l_weight, l_bias, l_act)
     return dx, *grads, *before
 
@@ -115,7 +116,7 @@ def gate_linked_backward(
     backward: Function, dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int,
     *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients as the backend's `gate_backward`, then those of l_stats, l_weight and l_bias; x's is always computed."""
+    """Gradients as the backend's `gate_backward`, then those of l_stats, l_weight and l_bias; always that of x."""
     *args, mask = rest
     z = normalised(x, l_stats, l_weight, l_bias, l_act)
     dz, *grads = backward(dout, z, *args, [True, *mask[1:]])
