@@ -18,9 +18,11 @@ from bench import attention, layers
 from bench.cases import Case, of_layers, parametrize
 from bench.contenders import FASTFER, Problem, Weights, block_inference, block_training, seeded
 from bench.convolutions import conv_backward, conv_forward
-from fastfer import ops
+from fastfer import backend, ops
+from fastfer.ops._linked import Deferred, linked_separable_conv2d
 
 Compare = Callable[[Case, str], None]
+_RUNNING = {"running_mean": torch.zeros, "running_var": torch.ones}
 _TRAIN = layers.TRAIN_BATCH.__getitem__
 _INFERENCE = [
     case
@@ -96,4 +98,58 @@ def _depthwise_norm(channels: int, kernel: int, stride: int, size: int) -> Probl
     )
 ])  # fmt: skip
 def test_depthwise_norm(case: Case, contender: str, compare: Compare) -> None:
+    compare(case, contender)
+
+
+def _pair(network: str, channels: int, size: int, between: bool, act: str) -> Problem:
+    """Two blocks behind each other in training, in a `Chain`: natively the first leaves its norm to the second."""
+    generator, batch = seeded(), layers.TRAIN_BATCH[network]
+    norms = ("a2", "b2", *(("a1", "b1") if between else ()))
+    weights = {f"{block}_dw": torch.randn((channels, 1, 3, 3), generator=generator) / 3 for block in "ab"}
+    weights |= {
+        f"{block}_pw": torch.randn((channels, channels, 1, 1), generator=generator) / channels**0.5 for block in "ab"
+    }
+    for norm in norms:
+        weights[f"{norm}_weight"] = 1 + 0.1 * torch.randn(channels, generator=generator)
+        weights[f"{norm}_bias"] = 0.1 * torch.randn(channels, generator=generator)
+    running = {f"{norm}_{name}": value(channels) for norm in norms for name, value in _RUNNING.items()}
+
+    def own(x: Tensor, t: Weights) -> Tensor:
+        norm = {n: ops.Norm(*(t[f"{n}_{name}"] for name in ("weight", "bias", *_RUNNING))) for n in norms}
+        links = backend.links("cpu") and torch.is_grad_enabled()
+        y: Tensor | Deferred = x
+        for block in "ab":
+            options = {"norm1": norm.get(f"{block}1"), "act1": act if between else None, "norm2": norm[f"{block}2"]}
+            common = {**options, "act2": act, "stride": 1, "padding": 1, "dw_bias": None, "pw_bias": None}
+            if links:
+                y = linked_separable_conv2d(y, t[f"{block}_dw"], t[f"{block}_pw"], **common, defer=block == "a")
+            else:
+                y = ops.separable_conv2d(y, t[f"{block}_dw"], t[f"{block}_pw"], **common, training=True)
+        return y
+
+    def stock(x: Tensor, t: Weights) -> Tensor:
+        def norm_act(y: Tensor, norm: str) -> Tensor:
+            running = (t[f"{norm}_running_mean"], t[f"{norm}_running_var"])
+            return getattr(F, act)(F.batch_norm(y, *running, t[f"{norm}_weight"], t[f"{norm}_bias"], True))
+
+        for block in "ab":
+            x = F.conv2d(x, t[f"{block}_dw"], None, 1, 1, groups=channels)
+            x = norm_act(F.conv2d(norm_act(x, f"{block}1") if between else x, t[f"{block}_pw"]), f"{block}2")
+        return x
+
+    images = (attention.draw_image(batch, channels, size, size, seed) for seed in (1, 2))
+    return attention.training(own, stock, {**weights, **running}, *images, batch, tuple(running))
+
+
+@parametrize([
+    Case(
+        "two blocks training", network, f"{channels} @{size}x{size}", layers.TRAIN_BATCH[network], count,
+        partial(_pair, network, channels, size, between, act), (*FASTFER, "torch_nchw", "torch_channels_last"),
+    )
+    for network, channels, size, between, act, count in (
+        ("vgg16_csa", 256, 32, False, "relu", 1), ("vgg16_csa", 512, 16, False, "relu", 1),
+        ("patt_lite", 128, 56, True, "relu6", 1), ("patt_lite", 512, 14, True, "relu6", 1),
+    )
+], keep=1)  # fmt: skip
+def test_two_blocks(case: Case, contender: str, compare: Compare) -> None:
     compare(case, contender)
