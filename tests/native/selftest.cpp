@@ -13,6 +13,7 @@
 #include "engine_plan.h"
 #include "engine_planes.h"
 #include "gate.h"
+#include "linked.h"
 #include "loss.h"
 #include "pool.h"
 #include "stream.h"
@@ -221,6 +222,7 @@ void all(const std::string& isa) {
   coordinates<T>(isa);
   gates<T>(isa);
   losses<T>(isa);
+  linked<T>(isa);
   for (bool direct : {false, true}) streamed<T>(isa, direct);
 }
 
