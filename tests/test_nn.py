@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fastfer
 import fastfer.nn as ffn
+from fastfer.nn._residual import residual
 
 DTYPE = torch.float64
 FACTORY: Any = {"dtype": DTYPE}
@@ -249,3 +252,43 @@ def test_repr_says_what_the_module_does() -> None:
 def test_errors(build, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+class TestResidual:
+    def pair(self) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        return torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5, requires_grad=True) * 2
+
+    def test_in_the_memory_of_the_output_in_training_alone(self) -> None:
+        x, y = self.pair()
+        want, place = (x + y).detach(), y.data_ptr()
+        assert residual(x, y, False).data_ptr() != place
+        got = residual(x, y, True)
+        assert got.data_ptr() == place
+        assert torch.equal(got, want)
+
+    def test_gradients_and_what_is_nobodys_own(self) -> None:
+        leaf = torch.randn(2, 3, 4, 5, requires_grad=True)
+        x = torch.randn(2, 3, 4, 5, requires_grad=True)
+        residual(x, leaf * 3, True).sum().backward()
+        assert torch.equal(leaf.grad, torch.full_like(leaf, 3))
+        assert torch.equal(x.grad, torch.ones_like(x))
+        before = leaf.detach().clone()
+        residual(x, leaf, True)  # a parameter
+        with torch.no_grad():
+            residual(x, leaf * 1, True)
+        assert torch.equal(leaf, before)
+
+    @pytest.mark.parametrize("name", ["fgw_fer", "sepconv_attention", "mobilenetv3_cpsca"])
+    def test_networks_train_to_the_same_gradients(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def gradients() -> list[Tensor]:
+            torch.manual_seed(0)
+            model = fastfer.create_model(name, **({} if name == "fgw_fer" else {"dropout": 0.0}))
+            model(torch.randn(2, model.in_chans, 64, 64)).square().sum().backward()
+            return [p.grad for p in model.parameters()]
+
+        got = gradients()
+        for module in ("fastfer.nn.bottleneck", "fastfer.models.fgw_fer", "fastfer.models.sepconv_attention"):
+            monkeypatch.setattr(sys.modules[module], "residual", lambda x, y, training: x + y)
+        for a, b in zip(got, gradients(), strict=True):
+            assert torch.equal(a, b)

@@ -17,6 +17,7 @@ from fastfer.models.base import FerModel
 from fastfer.models.registry import register_model
 from fastfer.nn import CBAM, Conv2d, GlobalAvgPool, MaxPool2d, SeparableConv2d
 from fastfer.nn._checks import flag
+from fastfer.nn._residual import residual
 
 _WIDTHS = (8, 16, 32, 64, 128)
 
@@ -42,8 +43,7 @@ class FgwBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(x) + self.skip(x)
-        return y
+        return residual(self.skip(x), self.body(x), self.training)
 
 
 @register_model

@@ -18,6 +18,7 @@ from fastfer.models.base import FerModel
 from fastfer.models.registry import register_model
 from fastfer.nn import AdditiveAttention, Conv2d, DotProductAttention, MaxPool2d, SeparableConv2d
 from fastfer.nn._checks import one_of, probability
+from fastfer.nn._residual import residual
 
 _WIDTHS = (32, 64, 128)
 _DIM = _WIDTHS[-1]
@@ -68,7 +69,7 @@ class SepConvAttention(FerModel):
         h = x
         for normal, separable in zip(self.normal, self.separable, strict=True):
             h = normal(x)
-            x = h + separable(h)
+            x = residual(h, separable(h), self.training)
         return h, x
 
     def forward_features(self, x: Tensor) -> Tensor:

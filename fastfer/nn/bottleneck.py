@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastfer import _checks
 from fastfer.nn._checks import positive
 from fastfer.nn._lookup import child, tensor
+from fastfer.nn._residual import residual
 from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.norm import BatchNorm2d
 from fastfer.nn.separable_conv import DepthwiseConv2d, SeparableConv2d
@@ -100,7 +101,7 @@ class InvertedBottleneck(nn.Module):
             steps = [(expand, child(expand, "norm")), (depthwise, child(depthwise, "norm"))]
             y = self._fused(x, steps, False) if _one_mode(steps) else depthwise(expand(x))
             y = project(attention(y))
-        return x + y if self.residual else y
+        return residual(x, y, self.training) if self.residual else y
 
     def _fused(self, x: Tensor, steps: Sequence[_Step], residual: bool) -> Tensor:
         depthwise = steps[1][0]
