@@ -9,9 +9,12 @@ namespace FF_ISA {
 namespace {
 
 constexpr idx kBandOutputs = 32;       // with more of them the gathered windows are used often enough
+constexpr idx kBandColumns = 24;       // with fewer of them the tiles of a row are small
 constexpr idx kRowBandBytes = 32 << 10;
 
-FF_INLINE bool is_banded(const ConvShape& s) { return s.kh * s.kw > 1 && s.o <= kBandOutputs; }
+FF_INLINE bool is_banded(const ConvShape& s) {
+  return s.kh * s.kw > 1 && s.o <= kBandOutputs && s.ow >= kBandColumns;
+}
 
 // Rows of an image [h][w][c] with the padding that windows see: `line` elements from row to row.
 struct Band {

@@ -179,9 +179,8 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
     return min_idx(blocks.block, blocks.pixels - part / blocks.times * blocks.block) / blocks.times;
   }, static_cast<T*>(p.norm.stats));
   if (pooled) {
-    const idx times = widened<T>(s.ow, s.o).times;
-    n.fill(p.norm, s.o, times);
-    return norm_pool_pass<T>(p, pass.y, n, times);
+    n.fill(p.norm, s.o);
+    return norm_pool_pass<T>(p, pass.y, n);
   }
   const Wide v = widened<T>(blocks.pixels, s.o);
   n.fill(p.norm, s.o, v.times);
