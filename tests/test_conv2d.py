@@ -53,8 +53,8 @@ LAYERS = (
     Layer(2, 9, 4, 24, 32, (1, 3), padding=(0, 1, 0, 1)),
     Layer(2, 3, 21, 50, 8, stride=(2, 2), padding=(0, 0, 1, 1)),
 )
-"""Pads wider than the image and the kernel, strides beyond the kernel, channels around vectors, bands of one image; rows
-wide enough for bands in L1: several of an image, of odd widths and pads, beyond a vector of outputs, with strides."""
+"""Pads wider than the image and the kernel, strides beyond the kernel, channels around vectors, bands of one image;
+rows wide enough for bands in L1: several of an image, of odd widths and pads, beyond a vector of outputs, strided."""
 
 REAL = (
     Layer(1, 8, 48, 48, 8, bias=True, act="silu"),

@@ -63,9 +63,9 @@ FF_INLINE vec<T> lane_sums(const vec<T>* v) {
 }
 
 // Lanes 2i and 2i + 1: a[i] and the i-th lane of its second half.
-template <class T, int... I>
-FF_INLINE vec<T> interleave_halves(vec<T> a, Indices<I...>) {
-  return __builtin_shufflevector(a, a, ((I & 1) * static_cast<int>(lanes<T>) / 2 + I / 2)...);
+template <class V, int... I>
+FF_INLINE V interleave_halves(V a, Indices<I...>) {
+  return __builtin_shufflevector(a, a, ((I & 1) * static_cast<int>(sizeof...(I)) / 2 + I / 2)...);
 }
 
 // The first half of the lanes: a[2·R], the second: a[2·R + 1].

@@ -49,10 +49,40 @@ struct Pixels {
   }
 };
 
-// Maximum, its channel, and mean of u = x·gate over the channels of each pixel; lanes are pixels after a transpose.
+// What `channel_maxima` gives, where two pixels share a vector: the transposed vectors hold the even pixels, then the odd.
+template <class T>
+FF_NOINLINE void channel_maxima_of_pairs(const Pixels<T>& px, const T* x, const T* gate, T* max, T* mean, int32_t* channel) {
+  constexpr idx L = lanes<T>, kRows = L / 2;
+  constexpr AllLanes<T> all{};
+  const vec<T> gate_v = load(gate), channels = splat<T>(static_cast<T>(kRows));
+  for (idx first = 0; first < px.count; first += L) {
+    vec<T> u[kRows];
+    FF_UNROLL(8)
+    for (idx r = 0; r < kRows; ++r) {
+      const idx p = min_idx(first + 2 * r, (px.count - 1) / 2 * 2);
+      u[r] = load_n<T>(x + p * px.channels, px.width(p)) * gate_v;
+    }
+    transpose_bit<T, 1>(u);
+    vec<T> sum = {};
+    Best<T> best{u[0], {}};
+    FF_UNROLL(8)
+    for (idx j = 0; j < kRows; ++j) {
+      sum = sum + u[j];
+      best.take_once(u[j], splat_index<T>(j));
+    }
+    const idx n = min_idx(L, px.count - first);
+    store_n<T>(max + first, interleave_halves(best.value, all), n);
+    store_n<T>(mean + first, interleave_halves(sum / channels, all), n);
+    if (channel) store_positions<T, int32_t>(channel + first, interleave_halves(best.position, all), n);
+  }
+}
+
+// Maximum, its channel, and mean of u = x·gate over the channels of each pixel; lanes are pixels after a transpose. `gate`
+// is repeated.
 template <class T>
 FF_NOINLINE void channel_maxima(const Pixels<T>& px, const T* x, const T* gate, T* max, T* mean, int32_t* channel) {
   constexpr idx L = lanes<T>;
+  if (px.fold == 2) return channel_maxima_of_pairs(px, x, gate, max, mean, channel);
   const vec<T> channels = splat<T>(static_cast<T>(px.channels));
   for (idx first = 0; first < px.count; first += L) {
     vec<T> sum = {};
@@ -92,7 +122,7 @@ FF_NOINLINE void channel_dots_of_pairs(const Pixels<T>& px, const T* dout, const
       const idx p = min_idx(first + 2 * r, (px.count - 1) / 2 * 2), n = px.width(p), at = p * px.channels;
       products[r] = load_n<T>(dout + at, n) * (load_n<T>(x + at, n) * gate_v);
     }
-    const vec<T> sums = interleave_halves<T>(lane_sums<T, kRows>(products), AllLanes<T>{});
+    const vec<T> sums = interleave_halves(lane_sums<T, kRows>(products), AllLanes<T>{});
     store_n<T>(dots + first, sums, min_idx(L, px.count - first));
   }
 }
@@ -166,10 +196,11 @@ template <class T, class Body>
 FF_INLINE void for_row_grads(const Pixels<T>& px, const SpatialGrad<T>& g, idx first, idx end, const Body& body) {
   constexpr idx L = lanes<T>;
   idx p = first;
-  if (px.fold == 2 && g.spatial) {  // a vector of pixels at once: loading each pair's values anew takes half of the time
-    for (; p + L <= end; p += L)
-      for_pairs<T, 0>(RowGrad<T>{load(g.spatial + p), load(g.mean + p), load(g.max + p), load_positions<T, int32_t>(g.channel + p, L)},
-                      p, body);
+  if (px.fold == 2 && g.spatial) {  // a vector of pixels at once: loading each pair's values anew costs more than the rest
+    for (; p + L <= end; p += L) {
+      const ivec<T> channels = load_positions<T, int32_t>(g.channel + p, L);
+      for_pairs<T, 0>(RowGrad<T>{load(g.spatial + p), load(g.mean + p), load(g.max + p), channels}, p, body);
+    }
   }
   for (; p < end; p += px.fold) body(p, RowGrad<T>::at(px, g, p));
 }
