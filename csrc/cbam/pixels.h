@@ -196,7 +196,7 @@ template <class T, class Body>
 FF_INLINE void for_row_grads(const Pixels<T>& px, const SpatialGrad<T>& g, idx first, idx end, const Body& body) {
   constexpr idx L = lanes<T>;
   idx p = first;
-  if (px.fold == 2 && g.spatial) {  // a vector of pixels at once: loading each pair's values anew costs more than the rest
+  if (px.fold == 2 && g.spatial) {  // a vector of pixels at once, where each pair's values would be loaded anew
     for (; p + L <= end; p += L) {
       const ivec<T> channels = load_positions<T, int32_t>(g.channel + p, L);
       for_pairs<T, 0>(RowGrad<T>{load(g.spatial + p), load(g.mean + p), load(g.max + p), channels}, p, body);
