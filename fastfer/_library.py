@@ -58,11 +58,11 @@ def _is_plain() -> bool:
 class Op:
     """A registered op: ``registered`` is torch's, calling this object takes the shorter way where it can."""
 
-    __slots__ = ("family", "function", "name", "reference", "registered", "stored")
+    __slots__ = ("differentiate", "family", "name", "reference", "registered", "stored")
 
     def __init__(self, name: str, family: str, registered: Any, stored: int) -> None:
         self.name, self.family, self.registered, self.stored = name, family, registered, stored
-        self.function: Any = None
+        self.differentiate: Any = None
         self.reference: Any = getattr(importlib.import_module(f"fastfer.reference.{family}"), name)
 
     def __call__(self, *args: Any) -> Any:
@@ -78,7 +78,7 @@ class Op:
             elif isinstance(arg, Tensor):
                 return self.registered(*args)
         if differentiable and torch.is_grad_enabled():
-            return self.registered(*args) if self.function is None else self.function.apply(*args)
+            return self.registered(*args) if self.differentiate is None else self.differentiate(*args)
         return self.direct(args[0], args)
 
     def direct(self, x: Tensor, args: tuple[Any, ...]) -> Any:
@@ -169,7 +169,8 @@ def autograd(op: Op, setup: Callable[..., None], backward: Callable[..., Any]) -
         finally:
             ctx.needs_input_grad = needs
 
-    op.function = _function(f"{op.name}_eager", forward, backward)
+    # Function.apply looks for torch.func's wrappers among all arguments first: where calls are plain there are none.
+    op.differentiate = super(torch.autograd.Function, _function(f"{op.name}_eager", forward, backward)).apply
     dispatched = _function(f"{op.name}_autograd", forward_below, gradient_below)
 
     def dispatch(keys: Any, *args: Any) -> Any:

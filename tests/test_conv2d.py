@@ -47,8 +47,14 @@ LAYERS = (
     Layer(2, 3, 5, 6, 4, (2, 2), (3, 4), (0, 1, 0, 2)),
     Layer(1, 4, 2, 3, 2, (4, 6), (1, 2), (5, 7, 4, 6)),
     Layer(1, 33, 23, 6, 9, (3, 3)),
+    Layer(2, 8, 37, 26, 8, bias=True),
+    Layer(3, 16, 5, 25, 3, padding=(0, 2, 2, 0), bias=True),
+    Layer(1, 12, 9, 31, 17, (5, 3), padding=(4, 1, 0, 1)),
+    Layer(2, 9, 4, 24, 32, (1, 3), padding=(0, 1, 0, 1)),
+    Layer(2, 3, 21, 50, 8, stride=(2, 2), padding=(0, 0, 1, 1)),
 )
-"""Pads wider than the image and the kernel, strides beyond the kernel, channels around vectors, bands of one image."""
+"""Pads wider than the image and the kernel, strides beyond the kernel, channels around vectors, bands of one image;
+rows wide enough for bands in L1: several of an image, of odd widths and pads, beyond a vector of outputs, strided."""
 
 REAL = (
     Layer(1, 8, 48, 48, 8, bias=True, act="silu"),
@@ -195,13 +201,21 @@ def test_empty(cpu_backend: Variant, layer: Layer, training: bool) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
-    ("channels", "outputs", "kernel"), [(2, 8, (3, 3)), (5, 6, (3, 3)), (2, 1, (5, 5)), (3, 9, (1, 1))]
+    ("channels", "outputs", "kernel", "width"),
+    [
+        (2, 8, (3, 3), 16),
+        (5, 6, (3, 3), 16),
+        (2, 1, (5, 5), 16),
+        (3, 9, (1, 1), 16),
+        (8, 8, (3, 3), 24),
+        (16, 4, (3, 3), 26),
+    ],
 )
 def test_non_finite_as_torch(
-    variant: Variant, value: float, channels: int, outputs: int, kernel: tuple[int, int]
+    variant: Variant, value: float, channels: int, outputs: int, kernel: tuple[int, int], width: int
 ) -> None:
     """A NaN or infinity reaches what it reaches in torch: also through zero weights, and not beside its windows."""
-    layer = Layer(2, channels, 8, 16, outputs, kernel, padding=(kernel[0] // 2,) * 4, norm=False, act="none")
+    layer = Layer(2, channels, 8, width, outputs, kernel, padding=(kernel[0] // 2,) * 4, norm=False, act="none")
     case = make(layer)
     case.leaves["weight"][0, 0, 0] = 0
     for where in ("x", "upstream"):

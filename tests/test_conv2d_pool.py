@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[Any, ...], ...] = (  # n, c, h, w, o, kernel, stride, paddin
     (1, 17, 10, 9, 7, 3, 2, 1, ops.Pool(3, 2, 1)),
     (2, 3, 8, 8, 8, 3, 1, (0, 1, 2, 1), ops.Pool((3, 2), (1, 2), (1, 0, 0, 1))),
     (9, 4, 6, 6, 3, 1, 1, 0, ops.Pool(4, 3, 2)),
+    (1, 8, 9, 26, 8, 3, 1, 1, ops.Pool(3, 2, 1)),
     (1, 64, 40, 40, 64, 1, 1, 0, ops.Pool(3, 2, 1)),
 )
 NAMES = ("x", "weight", "bias", "norm weight", "norm bias")

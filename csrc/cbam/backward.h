@@ -99,8 +99,7 @@ FF_INLINE void plane_grads(const BackwardPlan<T>& b, idx i, BackwardScratch<T>& 
   const vec<T> channels = splat<T>(static_cast<T>(b.p.c));
   for_lanes<T>(count, [&](idx k, idx n) { store_n<T>(w.dmean_plane + k, load_n<T>(w.dmean_plane + k, n) / channels, n); });
   if (!d_weight) return;
-  weight_grad<T>(b.s.border, b.plane(0, i), w.padded, d_weight);
-  weight_grad<T>(b.s.border, b.plane(1, i), w.padded, d_weight + size);
+  weight_grad<T>(b.s.border, {b.plane(0, i), b.plane(1, i)}, w.padded, d_weight);
 }
 
 // dg through the MLP: davg and dmax of image i.

@@ -51,15 +51,27 @@ FF_INLINE void transpose(vec<T> (&v)[lanes<T>]) {
   transpose_bit<T, 1>(v);
 }
 
-// Lane i: the sum of the lanes of v[i].
-template <class T, int S = 1>
+// Lane i: the sum of the lanes of v[i]. With N < lanes of N lanes each: lane f·N + i is that of the f-th N lanes of v[i].
+template <class T, int N = static_cast<int>(lanes<T>), int S = 1>
 FF_INLINE vec<T> lane_sums(const vec<T>* v) {
-  if constexpr (S == lanes<T>) {
+  if constexpr (S == N) {
     return *v;
   } else {
-    const vec<T> a = lane_sums<T, 2 * S>(v), b = lane_sums<T, 2 * S>(v + S);
+    const vec<T> a = lane_sums<T, N, 2 * S>(v), b = lane_sums<T, N, 2 * S>(v + S);
     return clear_half<T, S>(a, b, AllLanes<T>{}) + set_half<T, S>(a, b, AllLanes<T>{});
   }
+}
+
+// Lanes 2i and 2i + 1: a[i] and the i-th lane of its second half.
+template <class V, int... I>
+FF_INLINE V interleave_halves(V a, Indices<I...>) {
+  return __builtin_shufflevector(a, a, ((I & 1) * static_cast<int>(sizeof...(I)) / 2 + I / 2)...);
+}
+
+// The first half of the lanes: a[2·R], the second: a[2·R + 1].
+template <int R, class V, int... I>
+FF_INLINE V spread_pair(V a, Indices<I...>) {
+  return __builtin_shufflevector(a, a, (2 * R + (I >= static_cast<int>(sizeof...(I)) / 2))...);
 }
 
 template <class T>

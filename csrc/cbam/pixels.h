@@ -49,10 +49,40 @@ struct Pixels {
   }
 };
 
-// Maximum, its channel, and mean of u = x·gate over the channels of each pixel; lanes are pixels after a transpose.
+// What `channel_maxima` gives, where two pixels share a vector: the transposed vectors hold the even pixels, then the odd.
+template <class T>
+FF_NOINLINE void channel_maxima_of_pairs(const Pixels<T>& px, const T* x, const T* gate, T* max, T* mean, int32_t* channel) {
+  constexpr idx L = lanes<T>, kRows = L / 2;
+  constexpr AllLanes<T> all{};
+  const vec<T> gate_v = load(gate), channels = splat<T>(static_cast<T>(kRows));
+  for (idx first = 0; first < px.count; first += L) {
+    vec<T> u[kRows];
+    FF_UNROLL(8)
+    for (idx r = 0; r < kRows; ++r) {
+      const idx p = min_idx(first + 2 * r, (px.count - 1) / 2 * 2);
+      u[r] = load_n<T>(x + p * px.channels, px.width(p)) * gate_v;
+    }
+    transpose_bit<T, 1>(u);
+    vec<T> sum = {};
+    Best<T> best{u[0], {}};
+    FF_UNROLL(8)
+    for (idx j = 0; j < kRows; ++j) {
+      sum = sum + u[j];
+      best.take_once(u[j], splat_index<T>(j));
+    }
+    const idx n = min_idx(L, px.count - first);
+    store_n<T>(max + first, interleave_halves(best.value, all), n);
+    store_n<T>(mean + first, interleave_halves(sum / channels, all), n);
+    if (channel) store_positions<T, int32_t>(channel + first, interleave_halves(best.position, all), n);
+  }
+}
+
+// Maximum, its channel, and mean of u = x·gate over the channels of each pixel; lanes are pixels after a transpose. `gate`
+// is repeated.
 template <class T>
 FF_NOINLINE void channel_maxima(const Pixels<T>& px, const T* x, const T* gate, T* max, T* mean, int32_t* channel) {
   constexpr idx L = lanes<T>;
+  if (px.fold == 2) return channel_maxima_of_pairs(px, x, gate, max, mean, channel);
   const vec<T> channels = splat<T>(static_cast<T>(px.channels));
   for (idx first = 0; first < px.count; first += L) {
     vec<T> sum = {};
@@ -80,10 +110,28 @@ FF_NOINLINE void channel_maxima(const Pixels<T>& px, const T* x, const T* gate, 
   }
 }
 
-// dots[p] = sum_c dout·x·gate.
+// The same where two pixels share a vector.
+template <class T>
+FF_NOINLINE void channel_dots_of_pairs(const Pixels<T>& px, const T* dout, const T* x, const T* gate, T* dots) {
+  constexpr idx L = lanes<T>, kRows = L / 2;
+  const vec<T> gate_v = load(gate);
+  for (idx first = 0; first < px.count; first += L) {
+    vec<T> products[kRows];
+    FF_UNROLL(8)
+    for (idx r = 0; r < kRows; ++r) {
+      const idx p = min_idx(first + 2 * r, (px.count - 1) / 2 * 2), n = px.width(p), at = p * px.channels;
+      products[r] = load_n<T>(dout + at, n) * (load_n<T>(x + at, n) * gate_v);
+    }
+    const vec<T> sums = interleave_halves(lane_sums<T, kRows>(products), AllLanes<T>{});
+    store_n<T>(dots + first, sums, min_idx(L, px.count - first));
+  }
+}
+
+// dots[p] = sum_c dout·x·gate; `gate` is repeated.
 template <class T>
 FF_NOINLINE void channel_dots(const Pixels<T>& px, const T* dout, const T* x, const T* gate, T* dots) {
   constexpr idx L = lanes<T>;
+  if (px.fold == 2) return channel_dots_of_pairs(px, dout, x, gate, dots);
   for (idx first = 0; first < px.count; first += L) {
     vec<T> sums[L] = {};
     for (idx c = 0; c < px.channels; c += L) {
@@ -133,6 +181,30 @@ struct RowGrad {
   }
 };
 
+template <class T, int R, class Body>
+FF_INLINE void for_pairs(const RowGrad<T>& pixels, idx p, const Body& body) {
+  constexpr AllLanes<T> all{};
+  if constexpr (R < lanes<T> / 2) {
+    body(p + 2 * R, RowGrad<T>{spread_pair<R>(pixels.spatial, all), spread_pair<R>(pixels.mean, all),
+                               spread_pair<R>(pixels.max, all), spread_pair<R>(pixels.channel, all)});
+    for_pairs<T, R + 1>(pixels, p, body);
+  }
+}
+
+// Calls body(p, row) for the rows of pixels [first, end).
+template <class T, class Body>
+FF_INLINE void for_row_grads(const Pixels<T>& px, const SpatialGrad<T>& g, idx first, idx end, const Body& body) {
+  constexpr idx L = lanes<T>;
+  idx p = first;
+  if (px.fold == 2 && g.spatial) {  // a vector of pixels at once, where each pair's values would be loaded anew
+    for (; p + L <= end; p += L) {
+      const ivec<T> channels = load_positions<T, int32_t>(g.channel + p, L);
+      for_pairs<T, 0>(RowGrad<T>{load(g.spatial + p), load(g.mean + p), load(g.max + p), channels}, p, body);
+    }
+  }
+  for (; p < end; p += px.fold) body(p, RowGrad<T>::at(px, g, p));
+}
+
 // sums[c] = sum_p du·x.
 template <class T>
 FF_NOINLINE void gate_sums(const Pixels<T>& px, const SpatialGrad<T>& grad, const T* dout, const T* x, T* sums) {
@@ -146,8 +218,7 @@ FF_NOINLINE void gate_sums(const Pixels<T>& px, const SpatialGrad<T>& grad, cons
     for (int u = 0; u < V; ++u) channels[u] = px.channel_numbers(c + u * L);
     for (idx first = 0; first < px.count; first += block) {
       Channels<T, V> sum{};
-      for (idx p = first; p < min_idx(px.count, first + block); p += px.fold) {
-        const auto row = RowGrad<T>::at(px, grad, p);
+      for_row_grads(px, grad, first, min_idx(px.count, first + block), [&](idx p, const RowGrad<T>& row) {
         const idx valid = V > 1 ? L : px.fold > 1 ? px.width(p) : n;
         FF_UNROLL(4)
         for (int u = 0; u < V; ++u) {
@@ -156,7 +227,7 @@ FF_NOINLINE void gate_sums(const Pixels<T>& px, const SpatialGrad<T>& grad, cons
           if (grad.spatial) du = row(du, channels[u]);
           sum.v[u] = fma(du, load_n<T>(x + at, valid), sum.v[u]);
         }
-      }
+      });
       FF_UNROLL(4)
       for (int u = 0; u < V; ++u) total.v[u] = total.v[u] + sum.v[u];
     }
@@ -170,15 +241,14 @@ FF_NOINLINE void gate_sums(const Pixels<T>& px, const SpatialGrad<T>& grad, cons
 template <class T>
 FF_NOINLINE void pixel_grads(const Pixels<T>& px, const SpatialGrad<T>& grad, const T* dout, const T* gate, const T* share,
                              T* dx) {
-  for (idx p = 0; p < px.count; p += px.fold) {
-    const auto row = RowGrad<T>::at(px, grad, p);
+  for_row_grads(px, grad, 0, px.count, [&](idx p, const RowGrad<T>& row) {
     const idx at = p * px.channels;
     for_lanes<T>(px.width(p), [&](idx c, idx n) {
       vec<T> du = load_n<T>(dout + at + c, n);
       if (grad.spatial) du = row(du, px.channel_numbers(c));
       store_n<T>(dx + at + c, fma(du, load_n<T>(gate + c, n), load_n<T>(share + c, n)), n);
     });
-  }
+  });
 }
 
 }  // namespace

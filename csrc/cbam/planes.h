@@ -74,44 +74,52 @@ FF_NOINLINE void correlate(const Border& b, const T* padded, const T* weight, in
   }
 }
 
-// sums[j] = plane·dy shifted by tap (i, j), for J taps of row i that start at j0; lanes are not yet added.
+// sums[p·step + j] = plane p·dy shifted by tap (i, j), for J taps of row i that start at j0; lanes are not yet added.
 template <class T, int J>
-FF_INLINE void weight_taps(const Border& b, const T* plane, const T* dy, idx i, idx j0, vec<T>* sums) {
-  vec<T> acc[J] = {};
+FF_INLINE void weight_taps(const Border& b, const T* const (&planes)[2], const T* dy, idx i, idx j0, vec<T>* sums, idx step) {
+  vec<T> acc[2][J] = {};
   for (idx y = 0; y < b.h; ++y) {
     const T* row = dy + (y + b.k - 1 - i) * b.stride + b.k - 1 - j0;
     for_lanes<T>(b.w, [&](idx x, idx n) {
-      const vec<T> v = load_n<T>(plane + y * b.w + x, n);
+      const vec<T> first = load_n<T>(planes[0] + y * b.w + x, n), second = load_n<T>(planes[1] + y * b.w + x, n);
       FF_UNROLL(8)
-      for (int j = 0; j < J; ++j) acc[j] = fma(v, load(row + x - j), acc[j]);
+      for (int j = 0; j < J; ++j) {
+        const vec<T> grad = in_register<T>(load(row + x - j));
+        acc[0][j] = fma(first, grad, acc[0][j]), acc[1][j] = fma(second, grad, acc[1][j]);
+      }
     });
   }
   FF_UNROLL(8)
-  for (int j = 0; j < J; ++j) sums[j] = acc[j];
+  for (int j = 0; j < J; ++j) sums[j] = acc[0][j], sums[step + j] = acc[1][j];
 }
 
-// Adds sum_yx dy[y,x]·plane[y + i, x + j] to d_weight[i,j]; dy is enclosed in zeros.
+// Adds sum_yx dy[y,x]·plane[y + i, x + j] to d_weight[plane,i,j]; dy is enclosed in zeros. Both planes at once: loads of dy
+// across cache lines are the limit.
 template <class T>
-FF_NOINLINE void weight_grad(const Border& b, const T* plane, const T* dy, double* d_weight) {
+FF_NOINLINE void weight_grad(const Border& b, const T* const (&planes)[2], const T* dy, double* d_weight) {
   constexpr idx L = lanes<T>;
-  vec<T> sums[2 * L] = {};
+  constexpr int kTaps = kRegisters == 32 && L >= 7 ? 7 : L >= 3 ? 3 : 1;
+  vec<T> sums[2][2 * L] = {};
   idx filled = 0, done = 0;
   const auto flush = [&](idx n) {
-    T totals[L];
-    store(totals, lane_sums<T>(sums));
-    for (idx i = 0; i < n; ++i) d_weight[done + i] += static_cast<double>(totals[i]);
-    for (idx i = 0; i < L; ++i) sums[i] = sums[L + i], sums[L + i] = vec<T>{};
+    for (int plane = 0; plane < 2; ++plane) {
+      vec<T>* v = sums[plane];
+      T totals[L];
+      store(totals, lane_sums<T>(v));
+      for (idx i = 0; i < n; ++i) d_weight[plane * b.k * b.k + done + i] += static_cast<double>(totals[i]);
+      for (idx i = 0; i < L; ++i) v[i] = v[L + i], v[L + i] = vec<T>{};
+    }
     done += n, filled -= n;
   };
   for (idx i = 0; i < b.k; ++i) {
     for (idx j = 0; j < b.k;) {
-      const idx taps = b.k - j >= 7 && L >= 7 ? 7 : 1;
-      if (taps == 7)
-        weight_taps<T, 7>(b, plane, dy, i, j, sums + filled);
+      const idx taps = b.k - j >= kTaps ? kTaps : 1;
+      if (taps == kTaps)
+        weight_taps<T, kTaps>(b, planes, dy, i, j, sums[0] + filled, 2 * L);
       else
-        weight_taps<T, 1>(b, plane, dy, i, j, sums + filled);
+        weight_taps<T, 1>(b, planes, dy, i, j, sums[0] + filled, 2 * L);
       j += taps, filled += taps;
-      if (filled >= L) flush(L);
+      while (filled >= L) flush(L);
     }
   }
   if (filled) flush(filled);

@@ -4,6 +4,7 @@
 // dx). The work is cut into chunks of images, or bands of rows of one, with partial weight gradients of their own; a
 // chunk owns rows of dx, and computes the windows of the chunk before that reach into them once more.
 #pragma once
+#include "conv2d/band_backward.h"
 #include "conv2d/forward.h"
 #include "norm/linked.h"
 
@@ -148,14 +149,7 @@ FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
     for (idx o = 0; o < s.o; ++o) p.out.db[o] = static_cast<T>(bias_parts[o]);
   }
   if (!p.dw) return;
-  for_tasks(lines, part * chunks.count < kPackParallel ? 1 : p.threads, [&](idx line) {
-    for (idx k = 0; k < ld; k += lanes<T>) {
-      T* at = parts + line * ld + k;
-      vec<T> total = load(at);
-      for (idx chunk = 1; chunk < chunks.count; ++chunk) total = total + load(at + chunk * part);
-      store(at, total);
-    }
-  });
+  fold_lines(parts, chunks.count, lines, ld, p.threads);
   unpack_gradient<T>(p.dw, parts, columns ? ld : 1, columns ? 1 : ld, s, p.threads);
 }
 
@@ -191,6 +185,8 @@ FF_INLINE void conv_backward(const Conv2dParams& p) {
     pass.after = norm.norm_act(p.act), pass.norm2 = norm.form;
     if (pointwise)
       pointwise_backward_pass(pass, a);
+    else if (is_backward_banded<T>(s))
+      band_backward_pass<T>(s, pass, times, a);
     else
       conv_backward_pass<T>({s, pass, times, pass.x, pass.w, pass.g, pass.dw, p.threads}, a);
   });

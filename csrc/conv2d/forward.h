@@ -4,8 +4,8 @@
 //   training   y is kept; with batch statistics a second pass normalises and activates
 // A 1×1 convolution of stride 1 without padding is the pointwise one.
 #pragma once
+#include "conv2d/bands.h"
 #include "conv2d/pooled.h"
-#include "conv2d/weights.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -45,8 +45,9 @@ FF_INLINE ConvBlocks conv_blocks(const ConvShape& s, idx group) {
   const idx pixels = s.n * s.oh * s.ow;
   const Wide v = is_pointwise(s) ? Wide{pixels, s.o, 1} : widened<T>(pixels, s.o);
   ConvBlocks blocks{pixels, v.times, 0, 0, v.times, v.times > 1 ? s.o : round_up_lanes<T>(s.o)};
-  while (blocks.unit % group) blocks.unit += v.times;
-  blocks.cut(block_rows<T>(Windows(s).depth() + s.o));
+  const bool banded = is_banded(s);
+  while (blocks.unit % group || (banded && blocks.unit % s.ow)) blocks.unit += v.times;
+  blocks.cut(banded ? band_rows<T>(s) * s.ow : block_rows<T>(Windows(s).depth() + s.o));
   return blocks;
 }
 
@@ -60,20 +61,6 @@ FF_INLINE void pointwise_as_conv(const ConvForward<T>& p) {
   pointwise_forward_pass(pass);
 }
 
-template <class T>
-FF_INLINE bool any_nan(const T* p, idx n) {
-  vec<T> sum = {};
-  for_lanes<T>(n, [&](idx i, idx valid) {
-    const vec<T> v = load_n<T>(p + i, valid);
-    sum = sum + (v == v ? vec<T>{} : v);
-  });
-  T lane[lanes<T>];
-  store(lane, sum);
-  bool found = false;
-  for (idx i = 0; i < lanes<T>; ++i) found |= lane[i] != lane[i];
-  return found;
-}
-
 // y = windows × weights + bias for pixels [first, first + rows), windows of `group` pixels at once.
 template <class T>
 FF_INLINE void multiply_windows(const ConvForward<T>& p, idx group, idx first, idx rows, T* a) {
@@ -84,17 +71,42 @@ FF_INLINE void multiply_windows(const ConvForward<T>& p, idx group, idx first, i
                   depth, p.w.bias, p.lo, p.hi, false});
 }
 
+// The same from bands, for pixels that are whole rows.
+template <class T>
+FF_INLINE void multiply_bands(const ConvForward<T>& p, idx first, idx pixels) {
+  const ConvShape& s = p.s;
+  const Band shape(s);
+  const idx count = pixels / s.ow, most = (min_idx(count, s.oh) - 1) * s.sh + s.kh;
+  T* band = nullptr;
+  lay_out(Scratch::task, [&](Arena& arena) { band = arena.take<T>(shape.size<T>(most)); });
+  for_image_parts(s.oh, first / s.ow, count, [&](idx image, idx row, idx rows, idx done) {
+    copy_band<T>(shape, p.x + image * s.h * s.w * s.c, row * s.sh - s.top, (rows - 1) * s.sh + s.kh, band);
+    convolve_band<T>(s, p.w, p.lo, p.hi, band, rows, p.y + (first + done * s.ow) * s.o);
+  });
+}
+
+template <class T>
+FF_INLINE void multiply_gathered(const ConvForward<T>& p, idx first, idx rows) {
+  const idx group = p.w.group, stride = block_stride<T>(Windows(p.s, group).depth());
+  const idx row = max_idx(ceil_div(stride, group), block_stride<T>(Windows(p.s).depth()));
+  T* a = nullptr;
+  lay_out(Scratch::task, [&](Arena& arena) { a = arena.take<T>(rows * row); });
+  multiply_windows(p, group, first, rows, a);
+  // A zero times what a neighbour alone sees is NaN where that is not finite.
+  if (group > 1 && any_nan<T>(p.y + first * p.s.o, rows * p.s.o)) multiply_windows(p, 1, first, rows, a);
+}
+
 template <class T>
 FF_INLINE void conv_forward_pass(const ConvForward<T>& p, const ConvBlocks& blocks) {
-  const idx o = p.s.o, group = p.w.group, stride = block_stride<T>(Windows(p.s, group).depth());
-  const idx row = max_idx(ceil_div(stride, group), block_stride<T>(Windows(p.s).depth()));
+  const idx o = p.s.o;
+  const bool banded = is_banded(p.s);
   for_tasks(blocks.count, p.threads, [&](idx b) {
     const idx first = b * blocks.block, rows = min_idx(blocks.block, blocks.pixels - first);
-    T *a = nullptr, *y = p.y + first * o;
-    lay_out(Scratch::task, [&](Arena& arena) { a = arena.take<T>(rows * row); });
-    multiply_windows(p, group, first, rows, a);
-    // A zero times what a neighbour alone sees is NaN where that is not finite.
-    if (group > 1 && any_nan<T>(y, rows * o)) multiply_windows(p, 1, first, rows, a);
+    T* y = p.y + first * o;
+    if (banded)
+      multiply_bands(p, first, rows);
+    else
+      multiply_gathered(p, first, rows);
     const idx wide = o * blocks.times, wide_rows = rows / blocks.times, part = blocks.times * blocks.stride;
     if (p.mean) moments_rows<T>(y, wide, wide_rows, wide, p.mean + b * part, p.m2 + b * part);
     if (p.z) affine_act_rows<T>(p.z + first * o, wide, y, wide, wide_rows, wide, p.scale, p.shift, p.act);
@@ -168,9 +180,8 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
   }, static_cast<T*>(p.norm.stats));
   if (p.deferred.on) return;
   if (pooled) {
-    const idx times = widened<T>(s.ow, s.o).times;
-    n.fill(p.norm, s.o, times);
-    return norm_pool_pass<T>(p, pass.y, n, times);
+    n.fill(p.norm, s.o);
+    return norm_pool_pass<T>(p, pass.y, n);
   }
   const Wide v = widened<T>(blocks.pixels, s.o);
   n.fill(p.norm, s.o, v.times);

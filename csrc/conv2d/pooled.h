@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Max pooling behind the normalisation of a convolution in training: neither act(norm(y)) nor its gradient is ever written
-// in full. Forward activates a band of rows in L2 and keeps each window's largest; backward spreads the pooled gradient
-// over a block of pixels just before the block goes through the norm's backward.
+// in full. Forward computes them window by window and keeps the largest; backward spreads the pooled gradient over a block
+// of pixels just before the block goes through the norm's backward.
 #pragma once
 #include "conv2d/op.h"
 #include "norm/passes.h"
@@ -18,49 +18,72 @@ FF_INLINE MaxPoolParams pool_of(const Conv2dParams& p) {
           nullptr, p.out, p.positions, p.dout, nullptr, p.threads};
 }
 
-// y at the maxima of output row i.
+// The largest act(norm(y)) so far, its place in the window and its y.
 template <class T>
-FF_NOINLINE void best_of_row(const MaxPoolParams& m, const T* y, idx i, const uint8_t* positions, T* best) {
-  const idx top = i * m.sh - m.top;
-  const Taps rows = taps_inside(top, m.h, m.kh);
-  for (idx j = 0; j < m.ow; ++j) {
-    const idx left = j * m.sw - m.left;
-    const Taps columns = taps_inside(left, m.w, m.kw);
-    for_lanes<T>(m.c, [&](idx c, idx n) {
-      const ivec<T> place = load_positions<T, uint8_t>(positions + j * m.c + c, n);
-      vec<T> value = {};
-      for (idx k = rows.begin; k < rows.end; ++k)
-        for (idx l = columns.begin; l < columns.end; ++l) {
-          const vec<T> v = load_n<T>(y + ((top + k) * m.w + left + l) * m.c + c, n);
-          value = place == splat_index<T>(k * m.kw + l) ? v : value;
-        }
-      store_n<T>(best + j * m.c + c, value, n);
-    });
+struct BestOfNorm {
+  Best<T> best;
+  vec<T> y;
+
+  FF_CLASS_INLINE void take(vec<T> z, ivec<T> at, vec<T> of) {
+    const vec<T> kept = z == z ? y : of;
+    y = z > best.value ? of : kept;
+    best.take(z, at);
   }
+};
+
+// Output row i: out, places and y at the maxima. Each window computes act(norm(y)) again, which costs less than storing it.
+template <class T, int K, Act A>
+FF_NOINLINE void norm_max_row(const MaxPoolParams& m, const T* image, idx i, const NormVectors<T>& norm, T* out,
+                              uint8_t* places, T* y_out) {
+  const idx top = i * m.sh - m.top, row_step = m.w * m.c;
+  const Taps rows = taps_inside(top, m.h, m.kh);
+  for_lanes<T>(m.c, [&](idx c, idx n) {
+    const vec<T> scale = load(norm.scale + c), shift = load(norm.shift + c);
+    for (idx j = 0; j < m.ow; ++j) {
+      const idx left = j * m.sw - m.left;
+      const Taps columns = taps_inside(left, m.w, m.kw);
+      const T* window = image + top * row_step + left * m.c + c;
+      BestOfNorm<T> best{};
+      const auto take = [&](idx k, idx l, bool first) {
+        const vec<T> y = load_n<T>(window + k * row_step + l * m.c, n), z = activate<A, T>(fma(y, scale, shift));
+        const ivec<T> at = splat_index<T>(k * (K ? K : m.kw) + l);
+        if (first)
+          best = {{z, at}, y};
+        else
+          best.take(z, at, y);
+      };
+      if (K > 0 && rows.end - rows.begin == K && columns.end - columns.begin == K) {
+        FF_UNROLL(4)
+        for (int k = 0; k < K; ++k) {
+          FF_UNROLL(4)
+          for (int l = 0; l < K; ++l) take(k, l, k + l == 0);
+        }
+      } else {
+        for (idx k = rows.begin; k < rows.end; ++k)
+          for (idx l = columns.begin; l < columns.end; ++l) take(k, l, k == rows.begin && l == columns.begin);
+      }
+      store_n<T>(out + j * m.c + c, best.best.value, n);
+      store_n<T>(y_out + j * m.c + c, best.y, n);
+      store_positions<T, uint8_t>(places + j * m.c + c, best.best.position, n);
+    }
+  });
 }
 
-// out, positions and best from y; `n` with vectors for `times` pixels of a row, see Wide.
+// out, positions and best from y.
 template <class T>
-FF_INLINE void norm_pool_pass(const Conv2dParams& p, const T* y, const NormVectors<T>& n, idx times) {
-  constexpr idx kBandBytes = 128 << 10;
+FF_INLINE void norm_pool_pass(const Conv2dParams& p, const T* y, const NormVectors<T>& n) {
   const MaxPoolParams m = pool_of(p);
-  const idx row = m.w * m.c, rows = kBandBytes / (max_idx(1, row) * static_cast<idx>(sizeof(T)));
-  const idx band = max_idx(1, min_idx(m.oh, (rows - m.kh) / m.sh + 1)), per_image = ceil_div(m.oh, band);
+  const idx rows = m.n * m.oh, band = band_rows(m.sh * m.w * m.c * static_cast<idx>(sizeof(T)));
   with_window(m, [&](auto, auto window) {
-    constexpr int K = decltype(window)::value;
-    for_tasks(m.n * per_image, p.threads, [&](idx task) {
-      const idx image = task / per_image, first = task % per_image * band, end = min_idx(m.oh, first + band);
-      const idx lo = max_idx(0, first * m.sh - m.top), hi = min_idx(m.h, (end - 1) * m.sh - m.top + m.kh);
-      const T* from = y + image * m.h * row;
-      T* z = nullptr;
-      lay_out(Scratch::task, [&](Arena& a) { z = a.take<T>((hi - lo) * row); });
-      affine_act_rows<T>(z, m.c * times, from + lo * row, m.c * times, (hi - lo) * m.w / times, m.c * times, n.scale, n.shift, p.act);
-      for (idx i = first; i < end; ++i) {
-        const idx at = (image * m.oh + i) * m.ow * m.c;
-        uint8_t* places = static_cast<uint8_t*>(p.positions) + at;
-        max_pool_row<T, uint8_t, K, true>(m, z - lo * row, i, static_cast<T*>(p.out) + at, places);
-        best_of_row<T>(m, from, i, places, static_cast<T*>(p.best) + at);
-      }
+    with_act(p.act, [&](auto tag) {
+      for_tasks(ceil_div(rows, band), p.threads, [&](idx task) {
+        for (idx r = task * band; r < min_idx(rows, (task + 1) * band); ++r) {
+          const idx at = r * m.ow * m.c;
+          norm_max_row<T, decltype(window)::value, decltype(tag)::value>(
+              m, y + r / m.oh * m.h * m.w * m.c, r % m.oh, n, static_cast<T*>(p.out) + at,
+              static_cast<uint8_t*>(p.positions) + at, static_cast<T*>(p.best) + at);
+        }
+      });
     });
   });
 }

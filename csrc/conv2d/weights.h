@@ -88,6 +88,19 @@ FF_INLINE void pack_outputs(T* packed, T* room, const T* w, const ConvShape& s, 
   for_panels<T>(depth, s.o, threads, [&](idx panel) { pack_rows<T>(packed, room, depth, s.o, panel); });
 }
 
+// Adds partial gradients [parts][lines][ld] in order into the first one.
+template <class T>
+FF_INLINE void fold_lines(T* values, idx parts, idx lines, idx ld, int threads) {
+  for_tasks(lines, lines * ld * parts < kPackParallel ? 1 : threads, [&](idx line) {
+    for (idx k = 0; k < ld; k += lanes<T>) {
+      T* at = values + line * ld + k;
+      vec<T> total = load(at);
+      for (idx part = 1; part < parts; ++part) total = total + load(at + part * lines * ld);
+      store(at, total);
+    }
+  });
+}
+
 // The other way: dw [o][c][kh·kw] from g[o·step_o + k·step_k].
 template <class T>
 FF_INLINE void unpack_gradient(T* dw, const T* g, idx step_o, idx step_k, const ConvShape& s, int threads) {
