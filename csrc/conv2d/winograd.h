@@ -136,15 +136,17 @@ struct Tiles {
   }
 };
 
-// Whether the products saved outweigh the transforms, those of the weights among them.
+// Whether the products saved outweigh the transforms: those of the weights do not depend on the pixels, and beyond the
+// caches cost as much as 1/16 of their number of products for each of them.
 template <class T>
 FF_INLINE bool takes_winograd(const ConvShape& s) {
-  constexpr idx kFewest = 32, kFewestTiles = 16, kMostWeights = 128 * 128;
+  constexpr idx kFewestChannels = 16, kFewestSaved = 512;
   if (sizeof(T) != sizeof(float) || s.kh != 3 || s.kw != 3 || s.sh != 1 || s.sw != 1) return false;
-  if (s.top < 0 || s.left < 0 || s.top > 2 || s.left > 2) return false;
-  const Tiles tiles(s);
-  return s.c >= kFewest && s.o >= kFewest && s.c * s.o <= kMostWeights && tiles.rows * tiles.across >= kFewestTiles &&
-         2 * tiles.down * tiles.across * kTileOut * kTileOut <= 5 * s.oh * s.ow;
+  if (s.c < kFewestChannels || s.o < kFewestChannels || s.top < 0 || s.left < 0 || s.top > 2 || s.left > 2) return false;
+  const Tiles grid(s);
+  const idx pixels = s.n * s.oh * s.ow, tiles = grid.rows * grid.across;
+  const idx saved = 9 * pixels - kTilePlaces * tiles;  // products for each pair of channels
+  return saved >= max_idx(kFewestSaved, s.c * s.o / 16) && 2 * tiles * kTileOut * kTileOut <= 5 * pixels;
 }
 
 // Elements from one place to the next of a buffer of `tiles` × `channels`: a line more than needed, so that places do not

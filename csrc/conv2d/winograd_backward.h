@@ -31,11 +31,12 @@ struct WinogradBlock {
   idx rows, in, out, in_stride, out_stride, ldg, products_ld, products_stride;
 
   FF_CLASS_INLINE WinogradBlock(const WinogradBackward<T>& p) : v(), w(), g(), products(), sums() {
-    constexpr idx kBytes = 1 << 20;
+    constexpr idx kLeast = 1 << 20, kMost = 8 << 20;
     const ConvShape& s = p.conv.s;
+    const idx bytes = max_idx(kLeast, min_idx(kMost, kTilePlaces * s.c * s.o * static_cast<idx>(sizeof(T))));
     const Tiles tiles(s);
     in = round_up_lanes<T>(s.c), out = round_up_lanes<T>(s.o), ldg = block_stride<T>(s.o);
-    rows = max_idx(1, kBytes / (kTilePlaces * tiles.across * (in + out) * static_cast<idx>(sizeof(T))));
+    rows = max_idx(1, bytes / (kTilePlaces * tiles.across * (in + out) * static_cast<idx>(sizeof(T))));
     in_stride = place_stride<T>(rows * tiles.across, in), out_stride = place_stride<T>(rows * tiles.across, out);
     products_ld = p.columns ? in : out, products_stride = place_stride<T>(p.columns ? s.o : s.c, products_ld);
     lay_out(Scratch::task, [&](Arena& a) {
