@@ -84,6 +84,7 @@ FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
   bool* direct = arena.take<bool>(chunks.count);
   PlaceWeights<T> u{arena.take<T>(tiled && p.dx ? PlaceWeights<T>::size(s.c, s.o) : 0), s.c, s.o};
   if (!packed) return;
+  // Chunks that Winograd's algorithm leaves: what is not finite spreads over a tile, only the direct sum keeps it apart.
   for (idx chunk = 0; chunk < chunks.count; ++chunk) direct[chunk] = !tiled;
   if (tiled) winograd_backward_pass<T>({p, chunks, u, parts, part, ld, columns, bias_parts, out_stride, direct}, room);
   bool any = false;

@@ -2,7 +2,7 @@
 // Forward: blocks of windows are gathered, multiplied, and measured or normalised and activated while they are in L2.
 //   inference  the norm is folded into weights and bias: one pass
 //   training   y is kept; with batch statistics a second pass normalises and activates
-// A 1×1 convolution of stride 1 without padding is the pointwise one.
+// A 1×1 convolution of stride 1 without padding is the pointwise one; large 3×3 ones of stride 1 train by Winograd's algorithm.
 #pragma once
 #include "conv2d/pooled.h"
 #include "conv2d/winograd_forward.h"
