@@ -24,6 +24,8 @@ LAYERS: tuple[tuple[Any, ...], ...] = (  # n, c, h, w, o, kernel, stride, paddin
     (9, 4, 6, 6, 3, 1, 1, 0, ops.Pool(4, 3, 2)),
     (1, 8, 9, 26, 8, 3, 1, 1, ops.Pool(3, 2, 1)),
     (1, 64, 40, 40, 64, 1, 1, 0, ops.Pool(3, 2, 1)),
+    (2, 32, 13, 11, 33, 3, 1, 1, ops.Pool(2)),
+    (3, 16, 12, 12, 24, 3, 1, (0, 1, 2, 1), ops.Pool(3, 2, 1)),
 )
 NAMES = ("x", "weight", "bias", "norm weight", "norm bias")
 layers = pytest.mark.parametrize(
@@ -114,8 +116,9 @@ def test_inference_is_the_two_ops(cpu_backend: Variant) -> None:
     assert torch.equal(out, apart)
 
 
-def test_bits_do_not_depend_on_threads(kernel_variant: Variant, threads: None) -> None:
-    layer, results = (5, 8, 24, 23, 16, 3, 1, 1, ops.Pool(2)), []
+@pytest.mark.parametrize("channels", [8, 16])
+def test_bits_do_not_depend_on_threads(kernel_variant: Variant, channels: int, threads: None) -> None:
+    layer, results = (5, channels, 24, 23, 16, 3, 1, 1, ops.Pool(2)), []
     for count in (1, 2, 3, 7):
         torch.set_num_threads(count)
         leaves, running = leaves_of(layer, torch.float32), running_of(layer, torch.float32)

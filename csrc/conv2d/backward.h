@@ -6,56 +6,12 @@
 #pragma once
 #include "conv2d/band_backward.h"
 #include "conv2d/forward.h"
+#include "conv2d/winograd_backward.h"
 #include "norm/linked.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
-
-template <class T>
-struct ConvBackward {
-  ConvShape s;
-  PointwiseBackward<T> out;    // from dout to dy, `times` pixels as one row, see Wide; and db
-  idx times;
-  const T *x, *weight;
-  T *dx, *dw;                  // null where not wanted
-  int threads;
-};
-
-// Rows [begin, end) of output and of dx that a chunk owns, over all images, and where it begins to compute for dx.
-struct ConvChunk {
-  idx halo, begin, end, dx_begin, dx_end;
-};
-
-struct ConvChunks {
-  idx count, bands;            // bands of an image; 1: chunks are of whole images
-
-  FF_CLASS_INLINE ConvChunk at(const ConvShape& s, idx chunk) const {
-    if (bands == 1) {
-      const idx first = s.n * chunk / count, last = s.n * (chunk + 1) / count;
-      return {first * s.oh, first * s.oh, last * s.oh, first * s.h, last * s.h};
-    }
-    const idx image = chunk / bands, band = chunk % bands;
-    const idx begin = s.oh * band / bands, end = s.oh * (band + 1) / bands, reach = (s.kh - 1) / s.sh;
-    const auto dx_row = [&](idx row) { return min_idx(s.h, max_idx(0, row * s.sh - s.top)); };
-    return {image * s.oh + max_idx(0, begin - reach), image * s.oh + begin, image * s.oh + end,
-            image * s.h + (band == 0 ? 0 : dx_row(begin)), image * s.h + (band == bands - 1 ? s.h : dx_row(end))};
-  }
-};
-
-template <class T>
-FF_INLINE ConvChunks conv_chunks(const ConvShape& s) {
-  const idx wanted = backward_chunks<T>(s.n * s.oh * s.ow, s.c * s.kh * s.kw, s.o);
-  if (wanted <= s.n || s.n == 0) return {wanted, 1};
-  const idx bands = max_idx(1, min_idx(ceil_div(wanted, s.n), s.oh / (2 * s.kh)));
-  return {s.n * bands, bands};
-}
-
-// Whether the window's values, or else the outputs, are the columns of the weight gradient: what fills vectors better.
-template <class T>
-FF_INLINE bool windows_are_columns(idx depth, idx o) {
-  return ceil_div(depth, lanes<T>) * o < ceil_div(o, lanes<T>) * depth;
-}
 
 // A chunk's blocks; its partial weight gradient is `part`, of rows of `ld`.
 template <class T>
@@ -117,7 +73,8 @@ template <class T>
 FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
   const ConvShape& s = p.s;
   const Windows windows(s);
-  const ConvChunks chunks = conv_chunks<T>(s);
+  const bool tiled = takes_winograd<T>(s) && p.times == 1;
+  const ConvChunks chunks = conv_chunks<T>(s, tiled ? kTileOut : 1);
   const idx depth = windows.depth(), out_stride = round_up_lanes<T>(s.o);
   const bool columns = windows_are_columns<T>(depth, s.o);
   const idx ld = columns ? round_up_lanes<T>(depth) : out_stride, lines = columns ? s.o : depth;
@@ -126,12 +83,20 @@ FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
   T* room = arena.take<T>(p.dx ? depth * s.o : 0);
   T* parts = arena.take<T>(chunks.count * part);
   double* bias_parts = arena.take<double>(chunks.count * out_stride);
+  bool* direct = arena.take<bool>(chunks.count);
+  PlaceWeights<T> u{arena.take<T>(tiled && p.dx ? PlaceWeights<T>::size(s.c, s.o) : 0), s.c, s.o};
   if (!packed) return;
-  if (p.dx) pack_outputs<T>(packed, room, p.weight, s, p.threads);
+  // Chunks that Winograd's algorithm leaves: what is not finite spreads over a tile, only the direct sum keeps it apart.
+  for (idx chunk = 0; chunk < chunks.count; ++chunk) direct[chunk] = !tiled;
+  if (tiled) winograd_backward_pass<T>({p, chunks, u, parts, part, ld, columns, bias_parts, out_stride, direct}, room);
+  bool any = false;
+  for (idx chunk = 0; chunk < chunks.count; ++chunk) any |= direct[chunk];
+  if (any && p.dx) pack_outputs<T>(packed, room, p.weight, s, p.threads);
 
   const idx block = max_idx(p.times, block_rows<T>(2 * (depth + s.o)) / p.times * p.times);
   const idx lda = block_stride<T>(depth), ldg = p.times > 1 ? s.o : block_stride<T>(s.o);
-  for_tasks(chunks.count, p.threads, [&](idx chunk) {
+  for_tasks(any ? chunks.count : 0, p.threads, [&](idx chunk) {
+    if (!direct[chunk]) return;
     const ConvChunk rows = chunks.at(s, chunk);
     T *a = nullptr, *g = nullptr, *sums = nullptr;
     lay_out(Scratch::task, [&](Arena& task) {
@@ -185,7 +150,7 @@ FF_INLINE void conv_backward(const Conv2dParams& p) {
     pass.after = norm.norm_act(p.act), pass.norm2 = norm.form;
     if (pointwise)
       pointwise_backward_pass(pass, a);
-    else if (is_backward_banded<T>(s))
+    else if (is_backward_banded<T>(s) && !takes_winograd<T>(s))
       band_backward_pass<T>(s, pass, times, a);
     else
       conv_backward_pass<T>({s, pass, times, pass.x, pass.w, pass.g, pass.dw, p.threads}, a);

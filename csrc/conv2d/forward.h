@@ -2,10 +2,11 @@
 // Forward: blocks of windows are gathered, multiplied, and measured or normalised and activated while they are in L2.
 //   inference  the norm is folded into weights and bias: one pass
 //   training   y is kept; with batch statistics a second pass normalises and activates
-// A 1×1 convolution of stride 1 without padding is the pointwise one.
+// A 1×1 convolution of stride 1 without padding is the pointwise one; large 3×3 ones of stride 1 train by Winograd's algorithm.
 #pragma once
 #include "conv2d/bands.h"
 #include "conv2d/pooled.h"
+#include "conv2d/winograd_forward.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -113,6 +114,28 @@ FF_INLINE void conv_forward_pass(const ConvForward<T>& p, const ConvBlocks& bloc
   });
 }
 
+// The block by the direct sum.
+template <class T>
+FF_NOINLINE void multiply_directly(const ConvForward<T>& p, idx first, idx rows) {
+  const idx depth = Windows(p.s).depth(), most = block_rows<T>(depth + p.s.o);
+  T* a = nullptr;
+  lay_out(Scratch::task, [&](Arena& arena) { a = arena.take<T>(most * block_stride<T>(depth)); });
+  for (idx done = 0; done < rows; done += most) multiply_windows(p, 1, first + done, min_idx(most, rows - done), a);
+}
+
+template <class T>
+FF_INLINE void conv_winograd_pass(const ConvForward<T>& p, const TileBlocks& blocks, const PlaceWeights<T>& u, idx stride) {
+  const idx o = p.s.o;
+  transform_windows(u, p.w.single, p.s, p.threads);
+  winograd_forward_pass<T>({p.s, blocks, p.x, p.w.bias, u, p.y, p.threads}, [&](idx b, idx first, idx rows) {
+    T* y = p.y + first * o;
+    // A value that is not finite spreads over its tile: only the direct sum keeps it to its windows.
+    if (!all_finite(y, rows * o)) multiply_directly(p, first, rows);
+    if (p.mean) moments_rows<T>(y, o, rows, o, p.mean + b * stride, p.m2 + b * stride);
+    if (p.z) affine_act_rows<T>(p.z + first * o, o, y, o, rows, o, p.scale, p.shift, p.act);
+  });
+}
+
 template <class T>
 FF_INLINE void conv_inference(const Conv2dParams& p) {
   const ConvShape& s = p.shape;
@@ -147,14 +170,19 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
   const bool measure = p.deferred.on || (p.norm.weight && p.batch_stats), pointwise = is_pointwise(s);
   const idx group = pointwise ? 1 : pixel_group<T>(s);
   const ConvBlocks blocks = conv_blocks<T>(s, group);
+  const bool tiled = takes_winograd<T>(s);
+  const TileBlocks tiles = tile_blocks<T>(s);
+  const idx parts = tiled ? tiles.count : blocks.count * blocks.times;
+  PlaceWeights<T> u{nullptr, s.o, s.c};
   ConvForward<T> pass{};
   NormVectors<T> n;
   lay_out(Scratch::shared, [&](Arena& a) {
     pass.w.take(a, s, group);
     if (measure) {
-      pass.mean = a.take<T>(blocks.count * blocks.times * blocks.stride);
-      pass.m2 = a.take<T>(blocks.count * blocks.times * blocks.stride);
+      pass.mean = a.take<T>(parts * blocks.stride);
+      pass.m2 = a.take<T>(parts * blocks.stride);
     }
+    u.u = a.take<T>(tiled ? u.size(s.o, s.c) : 0);
     n.take(a, p.norm, s.o);
   });
   copy_padded(pass.w.bias, static_cast<const T*>(p.bias), s.o);
@@ -172,10 +200,13 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
   }
   if (pointwise)
     pointwise_as_conv(pass);
+  else if (tiled)
+    conv_winograd_pass(pass, tiles, u, blocks.stride);
   else
     conv_forward_pass(pass, blocks);
   if (!measure && !pooled) return;
-  if (measure) merge_moments(pass.mean, pass.m2, blocks.count * blocks.times, blocks.stride, s.o, p.norm.eps, [&](idx part) {
+  if (measure) merge_moments(pass.mean, pass.m2, parts, blocks.stride, s.o, p.norm.eps, [&](idx part) {
+    if (tiled) return tiles.pixels(part);
     return min_idx(blocks.block, blocks.pixels - part / blocks.times * blocks.block) / blocks.times;
   }, static_cast<T*>(p.norm.stats));
   if (p.deferred.on) return;

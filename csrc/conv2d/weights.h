@@ -76,15 +76,21 @@ struct ForwardWeights {
   }
 };
 
-// B[o][k] = w[o][k], packed; `room` is of o·depth.
+// room [o][kh·kw][c] = w.
 template <class T>
-FF_INLINE void pack_outputs(T* packed, T* room, const T* w, const ConvShape& s, int threads) {
+FF_INLINE void order_taps(T* room, const T* w, const ConvShape& s, int threads) {
   const idx taps = s.kh * s.kw, depth = taps * s.c;
-  const int team = s.o * depth < kPackParallel ? 1 : threads;
-  for_tasks(s.o, team, [&](idx o) {
+  for_tasks(s.o, s.o * depth < kPackParallel ? 1 : threads, [&](idx o) {
     for (idx tap = 0; tap < taps; ++tap)
       for (idx c = 0; c < s.c; ++c) room[o * depth + tap * s.c + c] = w[o * depth + c * taps + tap];
   });
+}
+
+// B[o][k] = w[o][k], packed; `room` is of o·depth.
+template <class T>
+FF_INLINE void pack_outputs(T* packed, T* room, const T* w, const ConvShape& s, int threads) {
+  const idx depth = s.kh * s.kw * s.c;
+  order_taps(room, w, s, threads);
   for_panels<T>(depth, s.o, threads, [&](idx panel) { pack_rows<T>(packed, room, depth, s.o, panel); });
 }
 

@@ -114,14 +114,18 @@ class Dense {
   std::string name_;
 };
 
-// Pointwise, grouped and general windows, pads beyond the image, gaps between windows, bands of one image.
+// Pointwise, grouped and general windows, pads beyond the image, gaps between windows, bands of one image, Winograd's
+// tiles.
 const ConvShape kConvShapes[] = {
     conv_shape(2, 9, 8, 1, 8, 3, 3, 1, 1, 1, 1, 1, 1), conv_shape(1, 8, 9, 3, 5, 3, 3, 2, 2, 0, 0, 1, 1),
     conv_shape(3, 4, 5, 17, 33, 1, 1, 1, 1, 0, 0, 0, 0), conv_shape(2, 7, 6, 2, 3, 5, 3, 2, 1, 4, 0, 1, 2),
     conv_shape(1, 9, 16, 2, 1, 7, 7, 1, 1, 3, 3, 3, 3), conv_shape(2, 6, 12, 8, 8, 3, 3, 1, 1, 1, 1, 1, 1),
     conv_shape(2, 5, 6, 4, 19, 2, 2, 3, 4, 0, 1, 0, 2), conv_shape(1, 2, 3, 5, 2, 4, 6, 1, 2, 5, 7, 4, 6),
     conv_shape(2, 19, 26, 8, 8, 3, 3, 1, 1, 1, 1, 1, 1), conv_shape(1, 5, 25, 16, 3, 3, 3, 1, 1, 0, 2, 2, 0),
-    conv_shape(1, 9, 50, 3, 17, 3, 3, 2, 2, 0, 0, 1, 1), conv_shape(1, 29, 11, 16, 9, 3, 3, 1, 1, 1, 1, 1, 1), conv_shape(0, 5, 5, 4, 6, 3, 3, 1, 1, 1, 1, 1, 1),
+    conv_shape(1, 9, 50, 3, 17, 3, 3, 2, 2, 0, 0, 1, 1), conv_shape(1, 29, 11, 16, 9, 3, 3, 1, 1, 1, 1, 1, 1),
+    conv_shape(0, 5, 5, 4, 6, 3, 3, 1, 1, 1, 1, 1, 1),
+    conv_shape(2, 9, 10, 17, 33, 3, 3, 1, 1, 1, 1, 1, 1), conv_shape(3, 7, 8, 16, 40, 3, 3, 1, 1, 2, 0, 1, 2),
+    conv_shape(1, 45, 20, 16, 18, 3, 3, 1, 1, 0, 1, 2, 1),
 };
 
 // out = maxpool(act(norm(convolution))) with windows `w` over the convolution's output, forward and backward.
@@ -189,6 +193,7 @@ void dense(const std::string& isa) {
   pooled_dense<T>(isa, conv_shape(1, 8, 9, 5, 33, 3, 3, 1, 1, 1, 1, 1, 1), 3, 1, 1, 2);
   pooled_dense<T>(isa, conv_shape(1, 90, 24, 2, 16, 3, 3, 1, 1, 1, 1, 1, 1), 3, 2, 1, 0);
   pooled_dense<T>(isa, conv_shape(0, 5, 5, 4, 6, 3, 3, 1, 1, 1, 1, 1, 1), 2, 2, 0, 1);
+  pooled_dense<T>(isa, conv_shape(2, 13, 11, 16, 20, 3, 3, 1, 1, 1, 1, 1, 1), 2, 2, 0, 3);
 }
 
 }  // namespace
