@@ -32,11 +32,11 @@ def depthwise_conv2d_bwd(
 ) -> None: ...
 def depthwise_norm_fwd(
     wide: bool, train: bool, shape: list[int], x: int, weight: int, bias: int, norm: list[int], eps: float, act: int,
-    batch_stats: bool, out: int, y: int, threads: int,
+    batch_stats: bool, out: int, y: int, threads: int, link: list[int],
 ) -> None: ...  # fmt: skip
 def depthwise_norm_bwd(
     wide: bool, shape: list[int], dout: int, x: int, y: int, weight: int, norm: list[int], act: int, batch_stats: bool,
-    dx: int, d_weight: int, d_bias: int, threads: int,
+    dx: int, d_weight: int, d_bias: int, threads: int, link: list[int],
 ) -> None: ...  # fmt: skip
 def pointwise_conv2d_fwd(
     wide: bool, rows: int, inputs: int, outputs: int, x: int, w: int, bias: int, y: int, threads: int

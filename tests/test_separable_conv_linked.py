@@ -62,7 +62,15 @@ CHAINS: dict[str, tuple[Any, tuple[int, int, int, int]]] = {
         lambda: [Conv2d(12, 20, 1, norm=True, act="relu"), block(20, 20, act2=None), block(20, 7)],
         (3, 12, 9, 10),
     ),
-    "ends-unlinked": (lambda: [block(10, 12), DepthwiseConv2d(12, 3, 1, 1, bias=False, norm=True)], (3, 10, 8, 9)),
+    "depthwise": (
+        lambda: [
+            Conv2d(10, 24, 1, bias=False, norm=True, act="hardswish"),
+            DepthwiseConv2d(24, 5, 2, 2, bias=False, norm=True, act="hardswish"),
+            block(24, 12),
+            DepthwiseConv2d(12, 3, 1, 1, bias=False, norm=True),
+        ],
+        (3, 10, 18, 19),
+    ),
 }
 
 
@@ -300,5 +308,8 @@ def test_opcheck(cpu_backend: Variant) -> None:
         norm2 = (None, None, ones, ones) if defer else (ones, ones, ones, ones)
         args = (dw, None, None, None, None, None, 0.0, 0, pw, None, *norm2, 1e-5, 0, [1, 1], [1, 1, 1, 1], defer)
         torch.library.opcheck(namespace.separable_conv2d_linked.default, (*values, *args), **pick)
+    wide = torch.ones(18)
+    depthwise = (dw, None, wide, wide, wide, wide, 1e-5, 3, [1, 1], [1, 1, 1, 1])
+    torch.library.opcheck(namespace.depthwise_norm_linked.default, (*values, *depthwise), **pick)
     gates = (torch.randn(1, 1, 3), None, None, None, 0, 6, torch.randn(1, 2, 1, 1), torch.randn(1), False, True)
     torch.library.opcheck(namespace.gate_linked.default, (*values, *gates), **pick)

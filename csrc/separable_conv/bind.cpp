@@ -31,11 +31,11 @@ void bind_separable_conv(py::module_& m) {
         });
   m.def("depthwise_norm_fwd",
         [](bool wide, bool train, const ShapeList& s, Address x, Address w, Address bias, const NormList& n, double eps,
-           int act, bool batch_stats, Address out, Address y, int threads) {
+           int act, bool batch_stats, Address out, Address y, int threads, const LinkList& link) {
           DepthwiseParams p{};
           p.shape = shape(s), p.x = pointer(x), p.w = pointer(w), p.bias = pointer(bias), p.norm = norm_params(n, eps);
           p.act = static_cast<Act>(act), p.batch_stats = batch_stats, p.out = pointer(out), p.y = pointer(y);
-          p.threads = threads;
+          p.threads = threads, p.before = before_params(link);
           if (train)
             run(depthwise_norm_train_f32, depthwise_norm_train_f64, wide, p);
           else
@@ -43,11 +43,12 @@ void bind_separable_conv(py::module_& m) {
         });
   m.def("depthwise_norm_bwd",
         [](bool wide, const ShapeList& s, Address dout, Address x, Address y, Address w, const NormList& n, int act,
-           bool batch_stats, Address dx, Address dw, Address db, int threads) {
+           bool batch_stats, Address dx, Address dw, Address db, int threads, const LinkList& link) {
           DepthwiseParams p{};
           p.shape = shape(s), p.dout = pointer(dout), p.x = pointer(x), p.y = pointer(y), p.w = pointer(w);
           p.norm = norm_params(n, 0), p.act = static_cast<Act>(act), p.batch_stats = batch_stats;
           p.dx = pointer(dx), p.dw = pointer(dw), p.db = pointer(db), p.threads = threads;
+          p.before = before_params(link);
           run(depthwise_norm_bwd_f32, depthwise_norm_bwd_f64, wide, p);
         });
   m.def("pointwise_conv2d_fwd",

@@ -39,20 +39,22 @@ template <class T>
 FF_INLINE void depthwise_norm_training(const DepthwiseParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw;
-  const Bands bands = forward_bands<T>(s);
+  const Bands bands = forward_bands<T>(s, p.before.weight);
   const Wide v = widened<T>(s.n * s.oh * s.ow, s.c);
   T *w = nullptr, *bias = nullptr, *mean = nullptr, *m2 = nullptr;
   NormVectors<T> n;
+  Before<T> before;
   lay_out(Scratch::shared, [&](Arena& a) {
     w = a.take<T>(taps * stride), bias = a.take<T>(stride);
     if (p.batch_stats) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
-    n.take(a, p.norm, s.c);
+    n.take(a, p.norm, s.c), before.take(a, p.before, s.c);
   });
+  before.fill(p.before, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
   constant_stats<T>(p.norm, s.c, p.batch_stats);
   T* y = static_cast<T*>(p.y);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, y, mean, m2, p.threads, {}});
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, y, mean, m2, p.threads, before});
   if (p.batch_stats)
     merge_moments(mean, m2, bands.count, stride, s.c, p.norm.eps,
                   [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm.stats));
@@ -66,9 +68,10 @@ FF_INLINE void depthwise_norm_backward(const DepthwiseParams& p) {
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw;
   const Wide v = widened<T>(s.n * s.oh * s.ow, s.c);
   const T *dout = static_cast<const T*>(p.dout), *y = static_cast<const T*>(p.y);
+  Before<T> before;
   lay_out(Scratch::shared, [&](Arena& a) {
     NormBackward<T> norm;
-    norm.take(a, p.norm, s.c, v);
+    norm.take(a, p.norm, s.c, v), before.take(a, p.before, s.c, kDepthwiseChunks);
     T* w = a.take<T>(taps * stride);
     DepthwiseBackward<T> pass{};
     pass.s = s, pass.threads = p.threads;
@@ -78,9 +81,11 @@ FF_INLINE void depthwise_norm_backward(const DepthwiseParams& p) {
       pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
       pass.x = static_cast<const T*>(p.x), pass.w = w, pass.dy = dout, pass.y = y;
       pass.norm = norm.form, pass.after = norm.norm_act(p.act);
+      before.fill(p.before, s.c), pass.before = before;
     }
     if (p.dx || p.dw) depthwise_backward_pass(pass, a);
   });
+  before.finish(p.before, s.c, kDepthwiseChunks);
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ struct DepthwiseParams {
   bool batch_stats;
   void* out;                 // act(norm(y)) [n,oh,ow,c]
   const void* dout;
+  BeforeParams before;       // training; backward wants dx
 };
 
 struct PointwiseParams {

@@ -356,3 +356,13 @@ def separable_conv2d_linked(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
 def separable_conv2d_linked_backward(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
     """As `fastfer.reference._linked` composes it of these kernels."""
     return _linked.separable_conv2d_linked_backward(partial(separable_conv2d_backward, launch), *args)
+
+
+def depthwise_norm_linked(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
+    """As `fastfer.reference._linked` composes it of these kernels."""
+    return _linked.depthwise_norm_linked(partial(depthwise_norm_train, launch), *args)
+
+
+def depthwise_norm_linked_backward(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
+    """As `fastfer.reference._linked` composes it of these kernels."""
+    return _linked.depthwise_norm_linked_backward(partial(depthwise_norm_backward, launch), *args)

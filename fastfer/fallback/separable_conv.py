@@ -288,3 +288,5 @@ def separable_conv2d_backward(
 
 separable_conv2d_linked = partial(_linked.separable_conv2d_linked, separable_conv2d_train)
 separable_conv2d_linked_backward = partial(_linked.separable_conv2d_linked_backward, separable_conv2d_backward)
+depthwise_norm_linked = partial(_linked.depthwise_norm_linked, depthwise_norm_train)
+depthwise_norm_linked_backward = partial(_linked.depthwise_norm_linked_backward, depthwise_norm_backward)

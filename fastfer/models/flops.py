@@ -107,6 +107,7 @@ _MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
     "conv2d_pool_train": _conv2d,
     "conv2d_linked": lambda x, weight, *rest: _positions(x, weight, *rest[4:6]) * math.prod(weight),
     "separable_conv2d_linked": lambda x, *rest: _separable(x, *rest[4:]),
+    "depthwise_norm_linked": lambda x, *rest: _depthwise_norm(x, *rest[4:]),
     "gate_linked": lambda x, *rest: _gate(x, *rest[4:]),
     "channel_gate": _channel_gate,
     "channel_gate_train": _channel_gate,

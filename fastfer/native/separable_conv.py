@@ -65,8 +65,9 @@ def depthwise_conv2d_backward(
 
 
 def _norm_run(
-    train: bool, batch_stats: bool, x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor,
-    n_mean: Tensor, n_var: Tensor, eps: float, act: int, stride: list[int], padding: list[int],
+    train: bool, batch_stats: bool, before: list[int], x: Tensor, weight: Tensor, bias: Tensor | None,
+    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float, act: int,
+    stride: list[int], padding: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     shape = _shape(x, weight, stride, padding)
     x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
@@ -77,27 +78,50 @@ def _norm_run(
     _C.depthwise_norm_fwd(
         x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), address(bias),
         [*(t.data_ptr() for t in norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(), y.data_ptr(),
-        num_threads(),
+        num_threads(), before,
     )  # fmt: skip
     return out, y, stats
 
 
 def depthwise_norm(*args: Any) -> Tensor:
     """act(norm(depthwise(x))) with running statistics, in one pass; arguments as the op's."""
-    return _norm_run(False, False, *args)[0]
+    return _norm_run(False, False, NO_LINK, *args)[0]
 
 
 def depthwise_norm_train(*args: Any) -> tuple[Tensor, ...]:
     """act(norm(y)), the depthwise output y, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance."""
     *block, batch_stats = args
-    return _norm_run(True, batch_stats, *block)
+    return _norm_run(True, batch_stats, NO_LINK, *block)
 
 
-def depthwise_norm_backward(
-    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor, act: int,
-    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+def depthwise_norm_backward(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of x; weight, bias and norm's two; ``mask`` is [x, the others], those not asked for are empty."""
+    return _norm_backward(NO_LINK, *args)
+
+
+def depthwise_norm_linked(
+    x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *block: Any
+) -> tuple[Tensor, ...]:
+    """As `depthwise_norm_train` of the normalised x; see `fastfer.reference._linked`."""
+    before = l_stats, l_weight.contiguous(), l_bias.contiguous()
+    return _norm_run(True, True, link(before, l_act, (), False, None), x, *block)
+
+
+def depthwise_norm_linked_backward(
+    dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *rest: Any
+) -> tuple[Tensor, ...]:
+    """Gradients as `depthwise_norm_backward`, then those of l_stats, l_weight and l_bias; always that of x."""
+    *block, mask = rest
+    before = l_stats, l_weight.contiguous(), l_bias.contiguous()
+    grads = [torch.empty_like(t) for t in before]
+    linked = link(before, l_act, grads, False, None)
+    return *_norm_backward(linked, dout, x, *block, True, [True, mask[1]]), *grads  # type: ignore[call-arg]
+
+
+def _norm_backward(
+    before: list[int], dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor,
+    stats: Tensor, act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
     shape = _shape(x, weight, stride, padding)
     dout, x, weight = nhwc(dout), nhwc(x), weight.contiguous()
     norm = n_weight.contiguous(), n_bias.contiguous()
@@ -107,7 +131,7 @@ def depthwise_norm_backward(
     _C.depthwise_norm_bwd(
         x.dtype == torch.float64, shape, dout.data_ptr(), x.data_ptr(), y.data_ptr(), weight.data_ptr(),
         [norm[0].data_ptr(), norm[1].data_ptr(), 0, 0, stats.data_ptr(), *map(address, d_norm)], act, batch_stats,
-        address(dx), address(dw), address(db), num_threads(),
+        address(dx), address(dw), address(db), num_threads(), before,
     )  # fmt: skip
     return _or_empty(x, dx, dw, db, *d_norm)
 

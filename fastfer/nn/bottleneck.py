@@ -13,6 +13,7 @@ from fastfer import _checks
 from fastfer.nn._checks import positive
 from fastfer.nn._lookup import child, tensor
 from fastfer.nn._residual import residual
+from fastfer.nn.chain import chained, hooked
 from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.norm import BatchNorm2d
 from fastfer.nn.separable_conv import DepthwiseConv2d, SeparableConv2d
@@ -86,7 +87,8 @@ class InvertedBottleneck(nn.Module):
         expand, body = child(self, "expand"), child(self, "body")
         y: Tensor
         if isinstance(expand, nn.Identity) or not pays(expand.in_channels):
-            y = body(expand(x))
+            whole = isinstance(body, SeparableConv2d) or hooked(body) or not self.training
+            y = chained(x, expand, *([body] if whole else body))
         elif isinstance(body, SeparableConv2d):
             steps = [
                 (expand, child(expand, "norm")),

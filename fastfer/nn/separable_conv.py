@@ -14,7 +14,7 @@ from fastfer.nn._checks import positive
 from fastfer.nn._lookup import child, tensor
 from fastfer.nn.conv2d import reset_conv
 from fastfer.nn.norm import BatchNorm2d, make_norm
-from fastfer.ops._linked import Deferred, linked_separable_conv2d
+from fastfer.ops._linked import Deferred, linked_depthwise_conv2d, linked_separable_conv2d
 from fastfer.ops.elementwise import activation
 from fastfer.ops.norm import batch_norm
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
@@ -64,6 +64,13 @@ class DepthwiseConv2d(nn.Module):
             act=self.act,
             training=norm is not None and norm.training,
         )
+
+    def linked(self, x: Deferred) -> Tensor:
+        """In training, behind a normalisation left to this op: see `Chain`."""
+        return linked_depthwise_conv2d(
+            x, tensor(self, "weight"), tensor(self, "bias"), child(self, "norm").step(), self.act, self.stride,
+            self.padding,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return (

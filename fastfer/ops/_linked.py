@@ -20,7 +20,16 @@ from fastfer import _checks, _library
 from fastfer.ops.conv2d import _check_weight
 from fastfer.ops.gate import _ARGS, _SIGMOID, _fake_gate_backward, _fake_gate_train, check_csa
 from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
-from fastfer.ops.separable_conv import _NORMS, _fake_separable_backward, _fake_separable_train, block_arguments
+from fastfer.ops.separable_conv import (
+    _NORM,
+    _NORMS,
+    _fake_depthwise_norm_backward,
+    _fake_depthwise_norm_train,
+    _fake_separable_backward,
+    _fake_separable_train,
+    block_arguments,
+    depthwise_arguments,
+)
 
 _BEFORE = "Tensor? l_stats, Tensor? l_weight, Tensor? l_bias, int l_act"
 
@@ -114,13 +123,60 @@ def _fake_gate_grad(
     return *_fake_gate_backward(dout, x, *args, [True, *mask[1:]]), *before  # type: ignore[call-arg]
 
 
+def _fake_depthwise(
+    x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, weight: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _fake_depthwise_norm_train(x, weight, *rest)
+
+
+def _fake_depthwise_grad(
+    dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *rest: Any
+) -> tuple[Tensor, ...]:
+    *block, mask = rest
+    before = (torch.empty_like(t) for t in (l_stats, l_weight, l_bias))
+    return *_fake_depthwise_norm_backward(dout, x, *block, [True, mask[1]]), *before
+
+
 _LINK = "Tensor l_stats, Tensor l_weight, Tensor l_bias, int l_act"
+_depthwise = _library.define(
+    f"depthwise_norm_linked({_NORM.replace('Tensor x', f'Tensor x, {_LINK}')}) -> (Tensor, Tensor, Tensor)",
+    "separable_conv", _fake_depthwise, stored=2,
+)  # fmt: skip
+_depthwise_backward = _library.define(
+    f"depthwise_norm_linked_backward(Tensor dout, Tensor x, {_LINK}, Tensor y, Tensor weight, Tensor n_weight, "
+    "Tensor n_bias, Tensor stats, int act, int[2] stride, int[4] padding, bool[2] mask) -> ("
+    + ", ".join(["Tensor"] * 8) + ")",
+    "separable_conv", _fake_depthwise_grad,
+)  # fmt: skip
 _gate = _library.define(f"gate_linked(Tensor x, {_LINK}, {_ARGS}) -> (Tensor, Tensor, Tensor)", "gate", _fake_gate)
 _gate_backward = _library.define(
     f"gate_linked_backward(Tensor dout, Tensor x, {_LINK}, Tensor means, Tensor pixels, {_ARGS}, bool[3] mask) -> ("
     + ", ".join(["Tensor"] * 10) + ")",
     "gate", _fake_gate_grad,
 )  # fmt: skip
+
+
+def _depthwise_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, *before, ctx.l_act, weight, _, n_weight, n_bias, _, _, _, ctx.act, ctx.stride, ctx.padding = inputs
+    _, y, stats = output
+    ctx.save_for_backward(x, *before, y, weight, n_weight, n_bias, stats)
+    ctx.mark_non_differentiable(y, stats)
+    ctx.set_materialize_grads(False)
+
+
+def _depthwise_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
+    result: list[Tensor | None] = [None] * 15
+    if dout is None:
+        return tuple(result)
+    x, l_stats, l_weight, l_bias, *saved = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    mask = [True, any(needs[5:9])]
+    grads = _depthwise_backward(
+        dout, x, l_stats, l_weight, l_bias, ctx.l_act, *saved, ctx.act, ctx.stride, ctx.padding, mask
+    )
+    for index, grad in zip((0, 5, 6, 7, 8, 1, 2, 3), grads, strict=True):
+        result[index] = grad if needs[index] else None
+    return tuple(result)
 
 
 def _gate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -190,8 +246,9 @@ def _block_grad(ctx: Any, dout: Tensor | None, _1: Any, _2: Any, _3: Any, d_stat
 
 _library.autograd(_conv, _conv_setup, _conv_grad)
 _library.autograd(_block, _block_setup, _block_grad)
+_library.autograd(_depthwise, _depthwise_setup, _depthwise_grad)
 _library.autograd(_gate, _gate_setup, _gate_grad)
-for _op in (_conv, _block, _gate):
+for _op in (_conv, _block, _depthwise, _gate):
     _library.autocast(_op, "x", lower=_op is not _gate)
 
 
@@ -240,6 +297,20 @@ def linked_separable_conv2d(
         update_running(norm1, stats1)
         update_running(norm2, stats2.detach())
     return Deferred(out, stats2, norm2.weight, norm2.bias, code) if defer and norm2 is not None else out
+
+
+def linked_depthwise_conv2d(
+    x: Deferred, weight: Tensor, bias: Tensor | None, norm: Norm, act: str | None, stride: int | Sequence[int],
+    padding: int | Sequence[int],
+) -> Tensor:  # fmt: skip
+    """`depthwise_conv2d` with a norm in training behind a deferred one; arguments and errors as there."""
+    args, height, width = depthwise_arguments(x.y, weight, bias, norm, act, stride, padding)
+    check_batch("depthwise_conv2d", (x.y.shape[0], x.y.shape[1], height, width))
+    out, _, stats = _depthwise(*x, *args[1:])
+    if out.numel():
+        update_running(norm, stats)
+    y: Tensor = out
+    return y
 
 
 def linked_csa(

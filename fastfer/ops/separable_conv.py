@@ -264,6 +264,24 @@ def _differentiable(args: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor))
 
 
+def depthwise_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None, act: str | None, stride: int | Sequence[int],
+    padding: int | Sequence[int],
+) -> tuple[tuple[Any, ...], int, int]:  # fmt: skip
+    """The registered op's arguments, checked, and the output's height and width."""
+    op = "depthwise_conv2d"
+    _checks.image(op, "x", x)
+    strides, pads = _checks.pair(op, "stride", stride), _checks.padding4(op, padding)
+    height, width = _check_depthwise(op, x, weight, strides, pads, "weight")
+    if bias is not None:
+        _checks.like(op, "bias", bias, x, (x.shape[1],))
+    code = _checks.act_code(op, act)
+    if norm is not None:
+        check_norm(op, "norm", norm, x, x.shape[1])
+    tensors = norm[:4] if norm is not None else (None,) * 4
+    return (x, weight, bias, *tensors, norm.eps if norm else 0.0, code, strides, pads), height, width
+
+
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0, *, norm: Norm | None = None, act: str | None = None, training: bool = False,
@@ -275,23 +293,15 @@ def depthwise_conv2d(
     Returns channels_last (N, C, OH, OW).
     Raises TypeError or ValueError naming the argument. Source: Howard et al. 2017, eq. 3.
     """
-    op = "depthwise_conv2d"
-    _checks.image(op, "x", x)
-    strides, pads = _checks.pair(op, "stride", stride), _checks.padding4(op, padding)
-    height, width = _check_depthwise(op, x, weight, strides, pads, "weight")
-    if bias is not None:
-        _checks.like(op, "bias", bias, x, (x.shape[1],))
-    code = _checks.act_code(op, act)
+    args, height, width = depthwise_arguments(x, weight, bias, norm, act, stride, padding)
     if norm is None:
-        y: Tensor = _depthwise(x, weight, bias, strides, pads)
+        y: Tensor = _depthwise(*args[:3], *args[-2:])
         return activation(y, act)
-    check_norm(op, "norm", norm, x, x.shape[1])
-    args = x, weight, bias, *norm[:4], norm.eps, code, strides, pads
     if not training and not _differentiable(args):
         y = _depthwise_norm(*args)
         return y
     if training:
-        check_batch(op, (x.shape[0], x.shape[1], height, width))
+        check_batch("depthwise_conv2d", (x.shape[0], x.shape[1], height, width))
     y, _, stats = _depthwise_norm_train(*args, training)
     if training and y.numel():
         update_running(norm, stats)

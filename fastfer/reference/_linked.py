@@ -104,6 +104,26 @@ def separable_conv2d_linked_backward(
     return dx, *grads, *before
 
 
+def depthwise_norm_linked(
+    train: Function, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *block: Any
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Results as the backend's `depthwise_norm_train`, ``train``."""
+    results: tuple[Tensor, ...] = train(normalised(x, l_stats, l_weight, l_bias, l_act), *block, True)
+    return results
+
+
+def depthwise_norm_linked_backward(
+    backward: Function, dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int,
+    *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients as the backend's `depthwise_norm_backward`, then those of l_stats, l_weight and l_bias."""
+    *block, mask = rest
+    z = normalised(x, l_stats, l_weight, l_bias, l_act)
+    dz, *grads = backward(dout, z, *block, True, [True, mask[1]])
+    dx, *before = before_backward(dz, x, l_stats, l_weight, l_bias, l_act)
+    return dx, *grads, *before
+
+
 def gate_linked(
     train: Function, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any
 ) -> tuple[Tensor, ...]:  # fmt: skip
