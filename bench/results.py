@@ -67,7 +67,7 @@ class Results:
 
     @property
     def allocators(self) -> list[str]:
-        return [machine["allocator"] for machine in self.machines]
+        return list(dict.fromkeys(machine["allocator"] for machine in self.machines))
 
     def of(self, work: str, allocator: str, network: str | None = None) -> list[Row]:
         """Rows of one table."""
