@@ -163,7 +163,7 @@ class Session:
         expected = problem.oracle()
         for name, result in results.items():
             backend = backend_of(name)
-            if backend and not (found := fastfer.backends()[backend]).available:
+            if backend and not (found := fastfer.list_backends()[backend]).available:
                 result.unavailable = found.reason
                 continue
             try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A separable block's work at one shape, as fastfer and stock PyTorch do it from the same weights and inputs.
 
-A `Problem` knows how to build each contender, what a float64 oracle (`fastfer.reference`) says the result is, and how
+A `Problem` knows how to build each contender, what a float64 oracle (`backends.reference`) says the result is, and how
 much arithmetic and memory traffic the work needs at least. Contenders:
 
 - fastfer_native, fastfer_numba: the public functions, or the backward op, on that backend; channels_last.

@@ -24,7 +24,7 @@ def allocator() -> str:
 
 def isa(contender: str) -> str:
     """Instruction set that a contender's kernels were chosen for."""
-    if backend_of(contender) == "native" and fastfer.backends()["native"].available:
+    if backend_of(contender) == "native" and fastfer.list_backends()["native"].available:
         from fastfer import _C
 
         return _C.isa()

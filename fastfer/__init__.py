@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastfer import backend, engine, models, nn, ops, runtime
-    from fastfer.backend import backends, use
+    from fastfer.backend import list_backends, use
     from fastfer.engine.compiler import compile
     from fastfer.models import create_model, list_models, model_info
 
 _MODULES = ("backend", "engine", "models", "nn", "ops", "runtime")
 _NAMES = {
-    "backends": "fastfer.backend",
     "compile": "fastfer.engine.compiler",
     "create_model": "fastfer.models",
+    "list_backends": "fastfer.backend",
     "list_models": "fastfer.models",
     "model_info": "fastfer.models",
     "use": "fastfer.backend",
 }
 
 __all__ = [
-    "backend", "backends", "compile", "create_model", "engine", "list_models", "model_info", "models", "nn",
+    "backend", "compile", "create_model", "engine", "list_backends", "list_models", "model_info", "models", "nn",
     "ops", "runtime", "use",
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ dtype, and all others, what is kept for backward or belongs to parameters, the d
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,7 +63,7 @@ class Op:
     def __init__(self, name: str, family: str, registered: Any, stored: int) -> None:
         self.name, self.family, self.registered, self.stored = name, family, registered, stored
         self.differentiate: Any = None
-        self.reference: Any = getattr(importlib.import_module(f"fastfer.reference.{family}"), name)
+        self.reference: Any = getattr(importlib.import_module(f"fastfer.backends.reference.{family}"), name)
 
     def __call__(self, *args: Any) -> Any:
         if not _is_plain():
@@ -139,6 +139,16 @@ def _body(op: Op, device: str) -> Callable[..., Any]:
         return op.run(device, args)
 
     return body
+
+
+def placed(
+    needs: Sequence[bool], places: Sequence[int] = (), grads: Sequence[Tensor] = ()
+) -> tuple[Tensor | None, ...]:
+    """What backward returns: one entry an input, ``grads`` at their ``places`` where they are needed, else None."""
+    result: list[Tensor | None] = [None] * len(needs)
+    for place, grad in zip(places, grads, strict=True):
+        result[place] = grad if needs[place] else None
+    return tuple(result)
 
 
 def autograd(op: Op, setup: Callable[..., None], backward: Callable[..., Any]) -> None:

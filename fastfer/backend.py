@@ -31,7 +31,7 @@ FAMILIES = (
     "attention",
     "loss",
 )
-_PACKAGES = {"native": "native", "numba": "fallback", "cuda": "cuda", "cupy": "cuda", "reference": "reference"}
+_PACKAGES = {"native": "native", "numba": "numba", "cuda": "cuda", "cupy": "cuda", "reference": "reference"}
 _ORDER = {"cpu": ("native", "numba", "reference"), "cuda": ("cuda", "cupy", "reference")}
 
 
@@ -57,7 +57,7 @@ def _probe(name: str) -> tuple[bool, str]:
     if name == "numba":
         found = importlib.util.find_spec("numba") is not None
         return found, "Numba kernels" if found else "numba is not installed: pip install 'fastfer[numba]'"
-    launcher: Any = importlib.import_module("fastfer.cuda.loader")
+    launcher: Any = importlib.import_module("fastfer.backends.cuda.loader")
     available, reason = launcher.availability(name)
     return bool(available), str(reason)
 
@@ -83,7 +83,7 @@ def _backend(name: str) -> Backend:
     return _probed[name]
 
 
-def backends() -> dict[str, Backend]:
+def list_backends() -> dict[str, Backend]:
     """Every backend by name, available or not, with the reason."""
     return {name: _backend(name) for name in _PACKAGES}
 
@@ -161,8 +161,8 @@ def links(device: str) -> bool:
 def _load(name: str, family: str) -> Any:
     """The family's functions on the backend; None where it has no module for it."""
     if name in _ORDER["cuda"] and name != "reference":
-        return importlib.import_module("fastfer.cuda.loader").implementation(name, family)
-    module = f"fastfer.{_PACKAGES[name]}.{family}"
+        return importlib.import_module("fastfer.backends.cuda.loader").implementation(name, family)
+    module = f"fastfer.backends.{_PACKAGES[name]}.{family}"
     return importlib.import_module(module) if importlib.util.find_spec(module) is not None else None
 
 

@@ -81,7 +81,7 @@ def collect() -> dict[str, Any]:
         "cuda_devices": [torch.cuda.get_device_name(i) for i in devices],
         "backends": {
             name: {"available": entry.available, "devices": list(entry.devices), "detail": entry.reason}
-            for name, entry in backend.backends().items()
+            for name, entry in backend.list_backends().items()
         },
         "families": {device: backend.plan(device) for device in (("cpu", "cuda") if devices else ("cpu",))},
         "environment": {key: os.environ[key] for key in ("FASTFER_BACKEND", "FASTFER_ISA") if key in os.environ},

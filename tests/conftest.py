@@ -67,7 +67,7 @@ class Variant:
 
 def native_calls() -> dict[tuple[str, str], int]:
     """Calls by (kernel, ISA) so far; empty without the extension."""
-    if not backend.backends()["native"].available:
+    if not backend.list_backends()["native"].available:
         return {}
     return {(name, isa): n for name, calls in _extension().kernels().items() for isa, n in calls.items()}
 
@@ -83,7 +83,7 @@ def variants(every_isa: bool = True) -> list[Any]:
     """Parameters: each CPU backend, or the forced one; native for each ISA of this CPU, or the best or forced one."""
     forced, parameters = forced_backend(), []
     for name in CPU_BACKENDS if forced is None else (forced,):
-        entry = backend.backends()[name]
+        entry = backend.list_backends()[name]
         if not entry.available:
             skip = pytest.mark.skip(reason=f"backend {name}: {entry.reason}")
             parameters.append(pytest.param(Variant(name), id=name, marks=skip))

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastfer._checks import ACTIVATIONS
-from fastfer.cuda.elementwise import run
-from fastfer.cuda.loader import DTYPES, Bound, Launch
+from fastfer.backends.cuda.elementwise import run
+from fastfer.backends.cuda.loader import DTYPES, Bound, Launch
 
 CODES = range(len(ACTIVATIONS))
 TYPES = tuple(DTYPES)

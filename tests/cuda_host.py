@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from fastfer import backend
-from fastfer.cuda.loader import Bound, Launch
+from fastfer.backends.cuda.loader import Bound, Launch
 
 HERE = Path(__file__).resolve().parent
 SHIM = HERE / "cuda_shim"
@@ -116,7 +116,7 @@ class HostLaunch(Launch):
 def families() -> list[str]:
     """The families with CUDA functions."""
     names = backend.FAMILIES if FAMILIES.is_file() else ()
-    return [name for name in names if importlib.util.find_spec(f"fastfer.cuda.{name}") is not None]
+    return [name for name in names if importlib.util.find_spec(f"fastfer.backends.cuda.{name}") is not None]
 
 
 @contextmanager
@@ -124,6 +124,6 @@ def active(library: HostLibrary, names: Sequence[str]) -> Iterator[None]:
     """CPU tensors go through the CUDA families' functions to kernels on the host machine, the rest through torch."""
     with backend.use("reference"):
         for family in names:
-            module = importlib.import_module(f"fastfer.cuda.{family}")
+            module = importlib.import_module(f"fastfer.backends.cuda.{family}")
             backend._resolved[family, "cpu"] = Bound(module, HostLaunch(library))
         yield

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
-from fastfer.cuda.loader import Bound, Launch
+from fastfer.backends.cuda.loader import Bound, Launch
 
 EPS = 1e-3
 SILU, HARDSWISH, SIGMOID = (ACTIVATIONS.index(name) for name in ("silu", "hardswish", "sigmoid"))
@@ -27,8 +27,8 @@ class Check:
     def __init__(
         self, launch: Launch, family: str, dtype: torch.dtype, device: str = "cpu", eps: float | None = None
     ) -> None:
-        module = importlib.import_module(f"fastfer.cuda.{family}")
-        self.got, self.want = Bound(module, launch), importlib.import_module(f"fastfer.reference.{family}")
+        module = importlib.import_module(f"fastfer.backends.cuda.{family}")
+        self.got, self.want = Bound(module, launch), importlib.import_module(f"fastfer.backends.reference.{family}")
         self.family, self.dtype, self.device, self.eps = family, dtype, device, eps or torch.finfo(dtype).eps
         self.compute = torch.float64 if dtype == torch.float64 else torch.float32
         self.generator = torch.Generator().manual_seed(5)

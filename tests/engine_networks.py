@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from engine_bytes import Network
 from torch import Tensor
 
-from fastfer.reference import elementwise
+from fastfer.backends.reference import elementwise
 
 ACTS = ("none", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid")
 

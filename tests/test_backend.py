@@ -23,16 +23,16 @@ def restored() -> Iterator[None]:
 
 
 def best() -> str:
-    return next(name for name in CPU_BACKENDS if backend.backends()[name].available)
+    return next(name for name in CPU_BACKENDS if backend.list_backends()[name].available)
 
 
 def unavailable(monkeypatch: pytest.MonkeyPatch, name: str, reason: str = "not here") -> None:
-    before = backend.backends()[name]
+    before = backend.list_backends()[name]
     monkeypatch.setitem(backend._probed, name, backend.Backend(name, before.devices, False, reason))
 
 
 def test_every_backend_is_listed_with_a_reason() -> None:
-    listed = fastfer.backends()
+    listed = fastfer.list_backends()
     assert set(listed) == {"native", "numba", "reference", "cuda", "cupy"}
     for name, entry in listed.items():
         assert entry.name == name
@@ -71,12 +71,12 @@ def test_context_manager_restores_after_an_error() -> None:
 
 @pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_forced_backend_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not fastfer.backends()[name].available:
-        pytest.skip(fastfer.backends()[name].reason)
+    if not fastfer.list_backends()[name].available:
+        pytest.skip(fastfer.list_backends()[name].reason)
     called = []
     with fastfer.use(name):
         for other in CPU_BACKENDS:
-            if fastfer.backends()[other].available:
+            if fastfer.list_backends()[other].available:
                 with fastfer.use(other):
                     module = backend.implementation("elementwise", "cpu")
                 original = module.activation
@@ -87,7 +87,7 @@ def test_forced_backend_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_family_without_module_runs_on_reference() -> None:
     for name in CPU_BACKENDS:
-        if fastfer.backends()[name].available:
+        if fastfer.list_backends()[name].available:
             with fastfer.use(name):
                 assert backend.plan()["cbam"] in (name, "reference")
 
@@ -114,7 +114,7 @@ def test_missing_backend_raises_with_its_reason(monkeypatch: pytest.MonkeyPatch)
 def test_automatic_choice_falls_back_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     unavailable(monkeypatch, "native")
     backend._set({})
-    rest = next(name for name in ("numba", "reference") if backend.backends()[name].available)
+    rest = next(name for name in ("numba", "reference") if backend.list_backends()[name].available)
     assert backend.plan()["elementwise"] == rest
     unavailable(monkeypatch, "numba")
     backend._set({})

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import fastfer
 from fastfer._checks import ACTIVATIONS
-from fastfer.cuda import loader
-from fastfer.cuda.loader import Bound
+from fastfer.backends.cuda import loader
+from fastfer.backends.cuda.loader import Bound
 
 SILU = ACTIVATIONS.index("silu")
 LOADERS = ("cuda", "cupy")
@@ -173,7 +173,7 @@ class Foreign:
 def test_arrays() -> None:
     need("cupy")
     cupy = importlib.import_module("cupy")
-    arrays = importlib.import_module("fastfer.cupy.arrays")
+    arrays = importlib.import_module("fastfer.arrays")
     x = torch.randn(4, 6, 5, device="cuda")
     dy = torch.randn_like(x)
     want_y, want_dx = cuda_cases.expected(x, dy, SILU)

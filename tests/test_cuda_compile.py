@@ -16,8 +16,8 @@ import pytest
 from cuda_host import HostLibrary
 from cuda_resources import ARCHS, find_nvcc
 
-from fastfer import jit
 from fastfer._checks import ACTIVATIONS
+from fastfer.backends.cuda import jit
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 HEADERS = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.glob("*/*.cuh"))
@@ -167,7 +167,7 @@ def nvrtc() -> Nvrtc:
 @pytest.mark.parametrize("arch", ["80", "90a"])  # the front end is what differs from nvcc
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_instance_compiles_with_nvrtc(nvrtc: Nvrtc, source: str, arch: str, host_kernels: HostLibrary) -> None:
-    """With the source text, the options and the names that fastfer.jit gives to CuPy, and the option CuPy adds."""
+    """With the source text, the options and the names backends.cuda.jit gives CuPy, and the option CuPy adds."""
     if int(arch.rstrip("a")) not in nvrtc.supported():
         pytest.skip(f"this NVRTC does not compile for sm_{arch}")
     names = instances(host_kernels, source)

@@ -12,10 +12,9 @@ import pytest
 import torch
 from cuda_host import HostLaunch, HostLibrary
 
-from fastfer import jit
 from fastfer._checks import ACTIVATIONS
-from fastfer.cuda import elementwise, loader
-from fastfer.cuda.loader import Bound
+from fastfer.backends.cuda import elementwise, jit, loader
+from fastfer.backends.cuda.loader import Bound
 
 
 @pytest.fixture(scope="module")

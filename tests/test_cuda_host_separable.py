@@ -13,8 +13,8 @@ from tolerance import assert_close
 from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
-from fastfer.cuda import separable_conv as on_cuda
-from fastfer.reference import separable_conv as reference
+from fastfer.backends.cuda import separable_conv as on_cuda
+from fastfer.backends.reference import separable_conv as reference
 
 EPS, HARDSWISH, RELU = 1e-3, ACTIVATIONS.index("hardswish"), ACTIVATIONS.index("relu")
 WINDOWS = ((3, 1), (3, 2), (5, 1))

@@ -12,7 +12,7 @@ from properties import Row
 from test_properties import ROWS
 
 import fastfer
-from fastfer.cuda import loader
+from fastfer.backends.cuda import loader
 
 if not torch.cuda.is_available():
     pytest.skip(f"torch {torch.__version__} sees no CUDA device", allow_module_level=True)

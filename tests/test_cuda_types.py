@@ -10,8 +10,8 @@ import torch
 from cuda_host import HostLaunch, HostLibrary, families
 from cuda_types import CASES, SILU, Check
 
-from fastfer.cuda import elementwise
-from fastfer.cuda.loader import DTYPES
+from fastfer.backends.cuda import elementwise
+from fastfer.backends.cuda.loader import DTYPES
 
 
 @pytest.fixture(scope="module")

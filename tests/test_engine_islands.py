@@ -16,7 +16,9 @@ import fastfer
 from fastfer.engine.islands import Islands
 from fastfer.models import create_model
 
-pytestmark = pytest.mark.skipif(not fastfer.backends()["native"].available, reason=fastfer.backends()["native"].reason)
+pytestmark = pytest.mark.skipif(
+    not fastfer.list_backends()["native"].available, reason=fastfer.list_backends()["native"].reason
+)
 
 
 ISLANDS = [f"aten.{op}" for op in ("gelu", "add", "layer_norm", "reshape", "view", "mean", "softmax")]

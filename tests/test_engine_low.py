@@ -19,7 +19,9 @@ from fastfer.engine.compiler import graph_of
 from fastfer.engine.graph import Graph
 from fastfer.models import create_model
 
-pytestmark = pytest.mark.skipif(not fastfer.backends()["native"].available, reason=fastfer.backends()["native"].reason)
+pytestmark = pytest.mark.skipif(
+    not fastfer.list_backends()["native"].available, reason=fastfer.list_backends()["native"].reason
+)
 
 
 def test_calibration_finds_the_range_of_every_value() -> None:

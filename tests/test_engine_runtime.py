@@ -29,7 +29,9 @@ from fastfer.engine.record import recorded
 from fastfer.engine.trace import traced
 from fastfer.models import create_model, list_models
 
-pytestmark = pytest.mark.skipif(not fastfer.backends()["native"].available, reason=fastfer.backends()["native"].reason)
+pytestmark = pytest.mark.skipif(
+    not fastfer.list_backends()["native"].available, reason=fastfer.list_backends()["native"].reason
+)
 
 
 @pytest.fixture(scope="module")

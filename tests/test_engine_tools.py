@@ -22,7 +22,9 @@ from fastfer.engine import compare, peers
 from fastfer.engine.peers import Peer, Subject
 from fastfer.models import create_model, save_weights
 
-pytestmark = pytest.mark.skipif(not fastfer.backends()["native"].available, reason=fastfer.backends()["native"].reason)
+pytestmark = pytest.mark.skipif(
+    not fastfer.list_backends()["native"].available, reason=fastfer.list_backends()["native"].reason
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastfer import backend, ops
 from fastfer._checks import ACTIVATIONS, HALF_DTYPES
-from fastfer.cuda.loader import DTYPES
+from fastfer.backends.cuda.loader import DTYPES
 from fastfer.models import create_model
 
 BY_ROW = pytest.mark.parametrize("row", [r for r in ROWS if r.name not in ACTIVATIONS], ids=lambda row: row.name)
@@ -142,7 +142,7 @@ def test_every_family_takes_them(kernels: Kernels) -> None:
         assert backend.half_storage("cpu")
     assert not backend.half_storage("meta")
     for name in ("reference", "numba", "native"):
-        if backend.backends()[name].available:
+        if backend.list_backends()[name].available:
             with backend.use(name):
                 assert not backend.half_storage("cpu")
 

@@ -20,7 +20,7 @@ from interpreter import python
 from fastfer import backend, ops
 
 pytestmark = pytest.mark.skipif(
-    not backend.backends()["native"].available, reason=f"native: {backend.backends()['native'].reason}"
+    not backend.list_backends()["native"].available, reason=f"native: {backend.list_backends()['native'].reason}"
 )
 ORDER = {"x86_64": ["baseline", "avx2", "avx512", "avx512bf16"], "aarch64": ["baseline", "neon"]}
 # As Linux names them in /proc/cpuinfo.

@@ -60,7 +60,7 @@ def without_dropout(model: FerModel) -> FerModel:
 
 @pytest.fixture(params=["native", "numba"])
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    entry = fastfer.backends()[request.param]
+    entry = fastfer.list_backends()[request.param]
     if not entry.available:
         pytest.skip(f"backend {entry.name}: {entry.reason}")
     with fastfer.use(entry.name):

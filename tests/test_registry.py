@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="no csrc beside the tests: not a checkout")
 ROLES = {  # what every family has, and what one with kernels has besides
-    "every": ("fastfer/ops/{}.py", "fastfer/reference/{}.py", "tests/test_{}.py"),
+    "every": ("fastfer/ops/{}.py", "fastfer/backends/reference/{}.py", "tests/test_{}.py"),
     "native": (
         "csrc/{}/op.h",
         "csrc/{}/cpu.cpp",
         "csrc/{}/bind.cpp",
-        "fastfer/native/{}.py",
-        "fastfer/fallback/{}.py",
+        "fastfer/backends/native/{}.py",
+        "fastfer/backends/numba/{}.py",
         "bench/bench_{}.py",
     ),
 }
@@ -66,8 +66,8 @@ def test_there_are_kernels() -> None:
 
 
 def test_the_list_is_what_is_compiled() -> None:
-    if not backend.backends()["native"].available:
-        pytest.skip(backend.backends()["native"].reason)
+    if not backend.list_backends()["native"].available:
+        pytest.skip(backend.list_backends()["native"].reason)
     from fastfer import _C
 
     assert sorted(_C.kernels()) == sorted(kernels())
@@ -84,14 +84,14 @@ def test_missing_files_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "csrc/pool/op.h").touch()
     missing = missing_files(tmp_path, ["pool"], ["pool"])
     assert "bench/bench_pool.py" in missing
-    assert "fastfer/reference/pool.py" in missing
+    assert "fastfer/backends/reference/pool.py" in missing
     assert "csrc/pool/op.h" not in missing
 
 
 def test_stems_are_those_of_the_families() -> None:
     """No module of a backend, no op and no benchmark under a name that is no family."""
     shared = {"__init__", "__pycache__", "memory", "statistics"}
-    for folder in ("ops", "reference", "native", "fallback"):
+    for folder in ("ops", "backends/reference", "backends/native", "backends/numba"):
         stems = {path.stem for path in (ROOT / "fastfer" / folder).glob("*.py") if not path.stem.startswith("_")}
         assert stems - shared <= set(backend.FAMILIES), f"fastfer/{folder}: {stems - shared - set(backend.FAMILIES)}"
 
@@ -103,10 +103,10 @@ def test_kernel(kernel: str) -> None:
     missing = []
     for package in ("reference", "native"):
         if (
-            not (ROOT / "fastfer" / package / f"{family}.py").is_file()
-            or f"def {function}(" not in (ROOT / "fastfer" / package / f"{family}.py").read_text()
+            not (ROOT / "fastfer" / "backends" / package / f"{family}.py").is_file()
+            or f"def {function}(" not in (ROOT / "fastfer" / "backends" / package / f"{family}.py").read_text()
         ):
-            missing.append(f"function {function} in fastfer/{package}/{family}.py")
+            missing.append(f"function {function} in fastfer/backends/{package}/{family}.py")
     if not re.search(rf'"{op}(_\w+)?"|ops\.{op}\(', text_of_tests(family)):
         missing.append(f"a test of {op} in tests/test_{family}*.py")
     bench = ROOT / "bench" / f"bench_{family}.py"
@@ -118,14 +118,14 @@ def test_kernel(kernel: str) -> None:
 def test_backends_of_a_family_have_the_same_functions() -> None:
     for family in native_families():
         names = {op + SUFFIX[direction] for op, direction, _ in map(parts, kernels()) if family_of_op(op) == family}
-        for package in ("reference", "native", "fallback"):
-            if package == "native" and not backend.backends()["native"].available:
+        for package in ("reference", "native", "numba"):
+            if package == "native" and not backend.list_backends()["native"].available:
                 continue
-            if package == "fallback" and not backend.backends()["numba"].available:
+            if package == "numba" and not backend.list_backends()["numba"].available:
                 continue
-            module = importlib.import_module(f"fastfer.{package}.{family}")
+            module = importlib.import_module(f"fastfer.backends.{package}.{family}")
             lacking = sorted(name for name in names if not callable(getattr(module, name, None)))
-            assert not lacking, f"fastfer/{package}/{family}.py lacks {', '.join(lacking)}"
+            assert not lacking, f"fastfer/backends/{package}/{family}.py lacks {', '.join(lacking)}"
 
 
 def family_of_op(op: str) -> str:

@@ -20,7 +20,7 @@ pytest.importorskip("accelerate", reason="the trainer's packages are not install
 
 from train_runs import arguments, read_metrics, tiny
 
-from fastfer.reference import norm
+from fastfer.backends.reference import norm
 from fastfer.train import InputError, TrainConfig, train
 from fastfer.train.__main__ import main
 from fastfer.train.placement import Placement

@@ -25,7 +25,7 @@ RUNNING = {
 
 @pytest.fixture(params=["native", "numba"])
 def cpu_backend(request: pytest.FixtureRequest):
-    entry = fastfer.backends()[request.param]
+    entry = fastfer.list_backends()[request.param]
     if not entry.available:
         pytest.skip(f"backend {entry.name}: {entry.reason}")
     with fastfer.use(entry.name):

@@ -157,7 +157,7 @@ FF_INLINE void band_backward_pass(const ConvShape& s, const PointwiseBackward<T>
     BandBackwardChunk<T> work{b, parts + chunk * part, g, x, sums, bias_parts + chunk * wide};
     fill_zero(work.db, wide);
     const idx begin = all * chunk / chunks, end = all * (chunk + 1) / chunks;
-    for_image_parts(s.oh, begin, end - begin, [&](idx image, idx first, idx count, idx) {
+    for_parts(s.oh, begin, end - begin, [&](idx image, idx first, idx count, idx) {
       for (idx r = 0; r < count; r += rows) work.run(image, first + r, min_idx(rows, count - r));
     });
     if (out.dw && !work.began) fill_zero(work.part, part);

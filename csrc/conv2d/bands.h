@@ -36,16 +36,6 @@ FF_INLINE idx band_rows(const ConvShape& s) {
   return max_idx(1, ceil_div(s.oh, max_idx(1, ceil_div(s.oh, most))));
 }
 
-// Calls body(image, row, count, done) for the parts of images that rows [first, first + count) of `height` each make up.
-template <class Body>
-FF_INLINE void for_image_parts(idx height, idx first, idx count, const Body& body) {
-  for (idx done = 0; done < count;) {
-    const idx row = (first + done) % height, part = min_idx(height - row, count - done);
-    body((first + done) / height, row, part, done);
-    done += part;
-  }
-}
-
 // Calls body(row, from) for `rows` rows of a band that starts at image row `first`, from < 0 where there is only padding,
 // and makes the columns beside the image zero.
 template <class T, class Body>

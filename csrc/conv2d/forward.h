@@ -80,7 +80,7 @@ FF_INLINE void multiply_bands(const ConvForward<T>& p, idx first, idx pixels) {
   const idx count = pixels / s.ow, most = (min_idx(count, s.oh) - 1) * s.sh + s.kh;
   T* band = nullptr;
   lay_out(Scratch::task, [&](Arena& arena) { band = arena.take<T>(shape.size<T>(most)); });
-  for_image_parts(s.oh, first / s.ow, count, [&](idx image, idx row, idx rows, idx done) {
+  for_parts(s.oh, first / s.ow, count, [&](idx image, idx row, idx rows, idx done) {
     copy_band<T>(shape, p.x + image * s.h * s.w * s.c, row * s.sh - s.top, (rows - 1) * s.sh + s.kh, band);
     convolve_band<T>(s, p.w, p.lo, p.hi, band, rows, p.y + (first + done * s.ow) * s.o);
   });

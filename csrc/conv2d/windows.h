@@ -27,13 +27,13 @@ struct Windows {
   }
 };
 
-// Calls body(row, column, count, done) for the parts of rows that windows [first, first + count) are made of; row counts
-// over all images.
+// Calls body(line, at, count, done) for the parts of lines of `length` each that elements [first, first + count) are made
+// of: of windows in rows, or rows in images.
 template <class Body>
-FF_INLINE void for_row_parts(idx width, idx first, idx count, const Body& body) {
+FF_INLINE void for_parts(idx length, idx first, idx count, const Body& body) {
   for (idx done = 0; done < count;) {
-    const idx column = (first + done) % width, part = min_idx(width - column, count - done);
-    body((first + done) / width, column, part, done);
+    const idx at = (first + done) % length, part = min_idx(length - at, count - done);
+    body((first + done) / length, at, part, done);
     done += part;
   }
 }
@@ -55,7 +55,7 @@ template <class T>
 FF_NOINLINE void gather_windows(const Windows& s, const T* x, idx first, idx count, T* dst, idx stride) {
   const idx run = s.run(), L = lanes<T>;
   const T* x_end = x + s.n * s.h * s.w * s.c;
-  for_row_parts(s.ow, first, count, [&](idx row, idx column, idx columns, idx done) {
+  for_parts(s.ow, first, count, [&](idx row, idx column, idx columns, idx done) {
     idx in_first = column, in_end = column + columns;
     s.inside(0, &in_first, &in_end);
     s.inside(s.kw - 1, &in_first, &in_end);
@@ -133,7 +133,7 @@ FF_INLINE void add_windows(T* to, const T* from, idx step, idx count, idx channe
 // and not kh·kw times. stride leaves a vector's room after each.
 template <class T>
 FF_NOINLINE void scatter_windows(const Windows& s, const T* src, idx stride, idx first, idx count, T* dx, idx begin, idx end) {
-  for_row_parts(s.ow, first, count, [&](idx row, idx column, idx columns, idx done) {
+  for_parts(s.ow, first, count, [&](idx row, idx column, idx columns, idx done) {
     const idx x_first = max_idx(0, column * s.sw - s.left), last = column + columns - 1;
     const idx x_end = min_idx(s.w, last * s.sw - s.left + s.kw);
     for (idx k = 0; k < s.kh; ++k) {

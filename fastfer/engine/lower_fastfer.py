@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of fastfer's own ops; formulas are those of ``fastfer.reference``, norms are folded in float64."""
+"""Handlers of fastfer's own ops; formulas are those of ``fastfer.backends.reference``, norms are folded in float64."""
 
 from __future__ import annotations
 

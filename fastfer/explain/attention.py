@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastfer._checks import act_code
+from fastfer.backends.reference.attention import additive_attention_train
+from fastfer.backends.reference.coordinate import KINDS as COORDINATE_KINDS
+from fastfer.backends.reference.coordinate import coordinate_attention_train
 from fastfer.models.patt_lite import PatchAttention
 from fastfer.nn import CBAM, CSA, AdditiveAttention, CoordinateAttention, DotProductAttention, ScSE, SpatialAttention
 from fastfer.nn._checks import weight_and_bias
-from fastfer.reference.attention import additive_attention_train
-from fastfer.reference.coordinate import KINDS as COORDINATE_KINDS
-from fastfer.reference.coordinate import coordinate_attention_train
 
 Maps = dict[str, dict[str, Tensor]]
 """Kind of attention -> module's name -> maps (N, H, W), each at the module's own resolution."""

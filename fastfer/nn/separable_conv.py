@@ -141,42 +141,31 @@ class SeparableConv2d(nn.Module):
         self.norm2 = make_norm(op, "norm2", norm2, out_channels, factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm1, norm2, dw, pw = (child(self, name) for name in ("norm1", "norm2", "depthwise", "pointwise"))
-        modes = {norm.training for norm in (norm1, norm2) if norm is not None}
+        norms = child(self, "norm1"), child(self, "norm2")
+        modes = {norm.training for norm in norms if norm is not None}
         if len(modes) == 2:
             return self._one_norm_frozen(x)
-        return separable_conv2d(
-            x,
-            tensor(dw, "weight"),
-            tensor(pw, "weight"),
-            dw_bias=tensor(dw, "bias"),
-            norm1=norm1.step() if norm1 is not None else None,
-            act1=self.act1,
-            pw_bias=tensor(pw, "bias"),
-            norm2=norm2.step() if norm2 is not None else None,
-            act2=self.act2,
-            stride=dw.stride,
-            padding=dw.padding,
-            training=True in modes,
-        )
+        return separable_conv2d(x, **self._arguments(), training=True in modes)
 
     def linked(self, x: Tensor | Deferred, defer: bool) -> Tensor | Deferred:
         """In training, behind a normalisation left to this op, or with the last one left to the next: see `Chain`."""
+        return linked_separable_conv2d(x, **self._arguments(), defer=defer)
+
+    def _arguments(self) -> dict[str, Any]:
+        """The op's, but for x and how it runs; a norm in training counts the batch."""
         norm1, norm2, dw, pw = (child(self, name) for name in ("norm1", "norm2", "depthwise", "pointwise"))
-        return linked_separable_conv2d(
-            x,
-            tensor(dw, "weight"),
-            tensor(pw, "weight"),
-            dw_bias=tensor(dw, "bias"),
-            norm1=norm1.step() if norm1 is not None else None,
-            act1=self.act1,
-            pw_bias=tensor(pw, "bias"),
-            norm2=norm2.step() if norm2 is not None else None,
-            act2=self.act2,
-            stride=dw.stride,
-            padding=dw.padding,
-            defer=defer,
-        )
+        return {
+            "dw_weight": tensor(dw, "weight"),
+            "pw_weight": tensor(pw, "weight"),
+            "dw_bias": tensor(dw, "bias"),
+            "norm1": norm1.step() if norm1 is not None else None,
+            "act1": self.act1,
+            "pw_bias": tensor(pw, "bias"),
+            "norm2": norm2.step() if norm2 is not None else None,
+            "act2": self.act2,
+            "stride": dw.stride,
+            "padding": dw.padding,
+        }
 
     def _one_norm_frozen(self, x: Tensor) -> Tensor:
         """Step by step: the fused op has one training flag, and here one norm trains while the other does not."""

@@ -4,7 +4,7 @@
 Between two fused blocks the usual ops write act(norm(y)) in a pass of its own and read dout and y in another for the
 sums of norm's backward: four passes over the activation that go here, with the memory of act(norm(y)). A `Deferred`
 stands for it on the way: y with its statistics, and what is still to be done. Both ops have true gradients, those of y
-and of the statistics as tensors of their own (`fastfer.reference._linked` has the formulas). Saved for backward:
+and of the statistics as tensors of their own (`backends.reference._linked` has the formulas). Saved for backward:
 inputs, y1 as `separable_conv2d_train`, and y, 4 bytes an element each in float32.
 """
 
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastfer import _checks, _library
-from fastfer.ops.conv2d import _check_weight
+from fastfer import _library
+from fastfer.ops.conv2d import conv_arguments, fake_image
 from fastfer.ops.gate import _ARGS, _SIGMOID, _fake_gate_backward, _fake_gate_train, check_csa
-from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
+from fastfer.ops.norm import Norm, check_batch, update_running
 from fastfer.ops.separable_conv import (
     _NORM,
     _NORMS,
@@ -49,11 +49,7 @@ def _empty(like: Tensor, *sizes: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_conv(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    stride, padding = rest[4], rest[5]
-    height = (x.shape[2] + padding[0] + padding[2] - weight.shape[2]) // stride[0] + 1
-    width = (x.shape[3] + padding[1] + padding[3] - weight.shape[3]) // stride[1] + 1
-    y = x.new_empty((x.shape[0], weight.shape[0], height, width)).contiguous(memory_format=torch.channels_last)
-    return y, x.new_empty((3, weight.shape[0]))
+    return fake_image(x, weight, rest[4], rest[5]), x.new_empty((3, weight.shape[0]))
 
 
 def _fake_conv_backward(
@@ -165,18 +161,15 @@ def _depthwise_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
 
 
 def _depthwise_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    result: list[Tensor | None] = [None] * 15
     if dout is None:
-        return tuple(result)
+        return _library.placed(ctx.needs_input_grad)
     x, l_stats, l_weight, l_bias, *saved = ctx.saved_tensors
     needs = ctx.needs_input_grad
     mask = [True, any(needs[5:9])]
     grads = _depthwise_backward(
         dout, x, l_stats, l_weight, l_bias, ctx.l_act, *saved, ctx.act, ctx.stride, ctx.padding, mask
     )
-    for index, grad in zip((0, 5, 6, 7, 8, 1, 2, 3), grads, strict=True):
-        result[index] = grad if needs[index] else None
-    return tuple(result)
+    return _library.placed(needs, (0, 5, 6, 7, 8, 1, 2, 3), grads)
 
 
 def _gate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -187,18 +180,15 @@ def _gate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 
 def _gate_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    result: list[Tensor | None] = [None] * 15
     if dout is None:
-        return tuple(result)
+        return _library.placed(ctx.needs_input_grad)
     x, l_stats, l_weight, l_bias, *saved, sw, sb = ctx.saved_tensors
     needs = ctx.needs_input_grad
     mask = [True, any(needs[5:9]), any(needs[11:13])]
     grads = _gate_backward(
         dout, x, l_stats, l_weight, l_bias, ctx.l_act, *saved, ctx.act, ctx.gate_act, sw, sb, ctx.linear, ctx.pool, mask
     )
-    for index, grad in zip((0, 5, 6, 7, 8, 11, 12, 1, 2, 3), grads, strict=True):
-        result[index] = grad if needs[index] else None
-    return tuple(result)
+    return _library.placed(needs, (0, 5, 6, 7, 8, 11, 12, 1, 2, 3), grads)
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -228,9 +218,8 @@ def _block_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _block_grad(ctx: Any, dout: Tensor | None, _1: Any, _2: Any, _3: Any, d_stats: Tensor | None) -> tuple[Any, ...]:
-    result: list[Tensor | None] = [None] * 24
     if dout is None and d_stats is None:
-        return tuple(result)
+        return _library.placed(ctx.needs_input_grad)
     x, l_stats, l_weight, l_bias, y1, last, dw, w1, b1, stats1, pw, w2, b2, stats2 = ctx.saved_tensors
     dout = torch.zeros_like(last) if dout is None else dout
     needs = ctx.needs_input_grad
@@ -239,9 +228,7 @@ def _block_grad(ctx: Any, dout: Tensor | None, _1: Any, _2: Any, _3: Any, d_stat
         dout, d_stats, x, l_stats, l_weight, l_bias, ctx.l_act, y1, last, dw, w1, b1, stats1, ctx.act1,
         pw, w2, b2, stats2, ctx.act2, ctx.stride, ctx.padding, ctx.deferred, mask,
     )  # fmt: skip
-    for index, grad in zip((0, 5, 6, 7, 8, 13, 14, 15, 16, 1, 2, 3), grads, strict=True):
-        result[index] = grad if needs[index] else None
-    return tuple(result)
+    return _library.placed(needs, (0, 5, 6, 7, 8, 13, 14, 15, 16, 1, 2, 3), grads)
 
 
 _library.autograd(_conv, _conv_setup, _conv_grad)
@@ -257,17 +244,9 @@ def deferred_conv2d(
     padding: int | Sequence[int],
 ) -> Deferred:  # fmt: skip
     """`conv2d` in training, its normalisation and activation left to the next op; arguments and errors as there."""
-    op = "conv2d"
-    _checks.image(op, "x", x)
-    out, kh, kw = _check_weight(op, x, weight)
-    if bias is not None:
-        _checks.like(op, "bias", bias, x, (out,))
-    strides, pads = _checks.pair(op, "stride", stride), _checks.padding4(op, padding)
-    code = _checks.act_code(op, act)
-    height = _checks.out_size(op, x.shape[2], pads[0], pads[2], kh, strides[0], "height")
-    width = _checks.out_size(op, x.shape[3], pads[1], pads[3], kw, strides[1], "width")
-    check_norm(op, "norm", norm, x, out)
-    check_batch(op, (x.shape[0], out, height, width))
+    args, height, width = conv_arguments(x, weight, bias, norm, act, stride, padding)
+    check_batch("conv2d", (x.shape[0], weight.shape[0], height, width))
+    *_, code, strides, pads = args
     y, stats = _conv(x, weight, bias, norm.running_mean, norm.running_var, norm.eps, strides, pads)
     if y.numel():
         update_running(norm, stats.detach())

@@ -108,15 +108,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    result: list[Tensor | None] = [None] * 24
     if dout is None:
-        return tuple(result)
+        return _library.placed(ctx.needs_input_grad)
     needs = ctx.needs_input_grad
     mask = [needs[0], any(needs[i] for i in _LEAVES[1:])]
     grads = _inverted_bottleneck_backward(dout, *ctx.saved_tensors, *ctx.options, mask)
-    for index, grad in zip(_LEAVES, grads, strict=True):
-        result[index] = grad if needs[index] else None
-    return tuple(result)
+    return _library.placed(needs, _LEAVES, grads)
 
 
 _library.autograd(_inverted_bottleneck_train, _setup, _grad)

@@ -30,11 +30,15 @@ def _nhwc(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
 
-def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    stride, padding = rest[7], rest[8]
+def fake_image(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """A convolution's output with no values."""
     height = (x.shape[2] + padding[0] + padding[2] - weight.shape[2]) // stride[0] + 1
     width = (x.shape[3] + padding[1] + padding[3] - weight.shape[3]) // stride[1] + 1
     return _nhwc(x.new_empty((x.shape[0], weight.shape[0], height, width)))
+
+
+def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return fake_image(x, weight, rest[7], rest[8])
 
 
 def _fake_train(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -148,6 +152,26 @@ def _check_weight(op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:
     return weight.shape[0], weight.shape[2], weight.shape[3]
 
 
+def conv_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None, act: str | None, stride: int | Sequence[int],
+    padding: int | Sequence[int],
+) -> tuple[tuple[Any, ...], int, int]:  # fmt: skip
+    """The registered op's arguments, checked, and the convolution's height and width."""
+    op = "conv2d"
+    _checks.image(op, "x", x)
+    out, kh, kw = _check_weight(op, x, weight)
+    if bias is not None:
+        _checks.like(op, "bias", bias, x, (out,))
+    strides, pads = _checks.pair(op, "stride", stride), _checks.padding4(op, padding)
+    code = _checks.act_code(op, act)
+    height = _checks.out_size(op, x.shape[2], pads[0], pads[2], kh, strides[0], "height")
+    width = _checks.out_size(op, x.shape[3], pads[1], pads[3], kw, strides[1], "width")
+    if norm is not None:
+        check_norm(op, "norm", norm, x, out)
+    tensors = norm[:4] if norm is not None else (None,) * 4
+    return (x, weight, bias, *tensors, norm.eps if norm else 0.0, code, strides, pads), height, width
+
+
 def conv2d(
     x: Tensor,
     weight: Tensor,
@@ -167,25 +191,13 @@ def conv2d(
     pool the windows of a `max_pool2d` behind it, or None.
     Raises TypeError or ValueError naming the argument.
     """
-    op = "conv2d"
-    _checks.image(op, "x", x)
-    out, kh, kw = _check_weight(op, x, weight)
-    if bias is not None:
-        _checks.like(op, "bias", bias, x, (out,))
-    strides, pads = _checks.pair(op, "stride", stride), _checks.padding4(op, padding)
-    code = _checks.act_code(op, act)
-    height = _checks.out_size(op, x.shape[2], pads[0], pads[2], kh, strides[0], "height")
-    width = _checks.out_size(op, x.shape[3], pads[1], pads[3], kw, strides[1], "width")
-    if norm is not None:
-        check_norm(op, "norm", norm, x, out)
-    window = check_pool(op, pool, height, width) if pool is not None else None
-    tensors = (x, weight, bias, *(norm[:4] if norm else (None,) * 4))
-    args = (*tensors, norm.eps if norm else 0.0, code, strides, pads)
+    args, height, width = conv_arguments(x, weight, bias, norm, act, stride, padding)
+    window = check_pool("conv2d", pool, height, width) if pool is not None else None
     batch_stats = training and norm is not None
     if batch_stats:
-        check_batch(op, (x.shape[0], out, height, width))
+        check_batch("conv2d", (x.shape[0], weight.shape[0], height, width))
     y: Tensor
-    if not batch_stats and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+    if not batch_stats and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:7])):
         y = _conv2d(*args)
         return y if pool is None else max_pool2d(y, *pool)
     if window is not None and norm is not None and window[0][0] * window[0][1] <= 256:

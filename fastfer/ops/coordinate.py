@@ -117,16 +117,13 @@ def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
 
 
 def _attention_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    result: list[Tensor | None] = [None] * 15
     if dout is None:
-        return tuple(result)
+        return _library.placed(ctx.needs_input_grad)
     *saved, h_weight, w_weight = ctx.saved_tensors
     needs = ctx.needs_input_grad
     mask = [needs[0], any(needs[i] for i in _PARAMS)]
     grads = _attention_backward(dout, *saved, ctx.act, h_weight, w_weight, ctx.kind, ctx.batch_stats, mask)
-    for index, grad in zip((0, *_PARAMS), grads, strict=True):
-        result[index] = grad if needs[index] else None
-    return tuple(result)
+    return _library.placed(needs, (0, *_PARAMS), grads)
 
 
 _library.autograd(_pool, _pool_setup, _pool_grad)

@@ -66,16 +66,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    result: list[Tensor | None] = [None] * 11
     if dout is None:
-        return tuple(result)
+        return _library.placed(ctx.needs_input_grad)
     *saved, sw, sb = ctx.saved_tensors
     needs = ctx.needs_input_grad
     mask = [needs[0], any(needs[1:5]), any(needs[7:9])]
     grads = _gate_backward(dout, *saved, ctx.act, ctx.gate_act, sw, sb, ctx.linear, ctx.pool, mask)
-    for index, grad in zip((0, 1, 2, 3, 4, 7, 8), grads, strict=True):
-        result[index] = grad if needs[index] else None
-    return tuple(result)
+    return _library.placed(needs, (0, 1, 2, 3, 4, 7, 8), grads)
 
 
 _library.autograd(_gate_train, _setup, _grad)

@@ -18,7 +18,11 @@ from fastfer import _checks, _library, backend
 
 _FAMILY = "norm"
 _ARGS = "Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, int act"
-_native: Any = importlib.import_module("fastfer.native.statistics") if backend.backends()["native"].available else None
+_native: Any = (
+    importlib.import_module("fastfer.backends.native.statistics")
+    if backend.list_backends()["native"].available
+    else None
+)
 
 
 class Norm(NamedTuple):

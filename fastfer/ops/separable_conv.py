@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
+from fastfer.backends.reference.separable_conv import recomputes
 from fastfer.ops.elementwise import activation
 from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
-from fastfer.reference.separable_conv import recomputes
 
 _FAMILY = "separable_conv"
 _CL = torch.channels_last
@@ -217,7 +217,7 @@ def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
 
 def _separable_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     if dout is None:
-        return (None,) * 20
+        return _library.placed(ctx.needs_input_grad)
     x, y1, y2, dw, w1, b1, stats1, pw, w2, b2, stats2 = ctx.saved_tensors
     needs = ctx.needs_input_grad
     mask = [needs[0], any(needs[i] for i in (1, 2, 3, 4)), any(needs[i] for i in (9, 10, 11, 12))]
@@ -225,10 +225,7 @@ def _separable_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, .
         dout, x, y1, y2, dw, w1, b1, stats1, ctx.act1, pw, w2, b2, stats2, ctx.act2, ctx.stride, ctx.padding,
         ctx.batch_stats, mask,
     )  # fmt: skip
-    result: list[Tensor | None] = [None] * 20
-    for index, grad in zip((0, 1, 2, 3, 4, 9, 10, 11, 12), grads, strict=True):
-        result[index] = grad if needs[index] else None
-    return tuple(result)
+    return _library.placed(needs, (0, 1, 2, 3, 4, 9, 10, 11, 12), grads)
 
 
 _library.autograd(_depthwise, _depthwise_setup, _depthwise_grad)

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 import fastfer
+from fastfer.backends.reference.norm import synchronised
 from fastfer.data import FaceCrop, Shards, Split, YuNet, load_dataset
 from fastfer.data.face import Picture
 from fastfer.data.files import write_text
 from fastfer.models import FerModel, load_weights, save_weights
-from fastfer.reference.norm import synchronised
 from fastfer.train import outputs, state
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.evaluate import Evaluator, Scores

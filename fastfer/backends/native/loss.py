@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Centre loss, triplet loss and cross-entropy on the native kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastfer import _C
+from fastfer.backend import num_threads
+from fastfer.backends.native.memory import address
+
+
+def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
+    """``labels`` dense; IndexError unless all are in [0, classes)."""
+    labels = labels.contiguous()
+    bad = _C.first_outside(labels.data_ptr(), labels.shape[0], classes)
+    if bad >= 0:
+        raise IndexError(f"{op}: labels: expected 0 <= label < {classes}, got {int(labels[bad])}")
+    return labels
+
+
+def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+    """½ sum_n |x_n - c_y(n)|²."""
+    (count, dim), classes = features.shape, centers.shape[0]
+    features, centers, labels = features.contiguous(), centers.contiguous(), _labels("center_loss", labels, classes)
+    loss = features.new_empty(())
+    _C.center_loss_fwd(
+        features.dtype == torch.float64, count, dim, classes, features.data_ptr(), labels.data_ptr(),
+        centers.data_ptr(), loss.data_ptr(), num_threads(),
+    )  # fmt: skip
+    return loss
+
+
+def center_loss_backward(
+    dloss: Tensor, features: Tensor, labels: Tensor, centers: Tensor, mask: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of features and centers; those not in ``mask`` are empty."""
+    (count, dim), classes = features.shape, centers.shape[0]
+    features, centers, labels = features.contiguous(), centers.contiguous(), _labels("center_loss", labels, classes)
+    d_features, d_centers = (
+        torch.empty_like(t) if wanted else None for wanted, t in zip(mask, (features, centers), strict=True)
+    )
+    _C.center_loss_bwd(
+        features.dtype == torch.float64, count, dim, classes, dloss.data_ptr(), features.data_ptr(), labels.data_ptr(),
+        centers.data_ptr(), address(d_features), address(d_centers), num_threads(),
+    )  # fmt: skip
+    none = features.new_empty(0)
+    return none if d_features is None else d_features, none.clone() if d_centers is None else d_centers
+
+
+def _triplet(features: Tensor, labels: Tensor, margin: float, train: bool) -> tuple[Tensor, Tensor, Tensor]:
+    count, dim = features.shape
+    features, labels = features.contiguous(), labels.contiguous()
+    loss = features.new_empty(())
+    pairs, slopes = (labels.new_empty((count, 2)), features.new_empty((count, 2))) if train else (labels, features)
+    _C.triplet_loss_fwd(
+        features.dtype == torch.float64, count, dim, features.data_ptr(), labels.data_ptr(), margin, loss.data_ptr(),
+        pairs.data_ptr() if train else 0, slopes.data_ptr() if train else 0, num_threads(),
+    )  # fmt: skip
+    return loss, pairs, slopes
+
+
+def triplet_loss(features: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Mean over anchors a of max(0, margin + max_p |a - p| - min_n |a - n|)."""
+    return _triplet(features, labels, margin, False)[0]
+
+
+def triplet_loss_train(features: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, hardest positive and negative (N, 2) and slopes (N, 2), as in ``fastfer.backends.reference.loss``."""
+    return _triplet(features, labels, margin, True)
+
+
+def triplet_loss_backward(dloss: Tensor, features: Tensor, pairs: Tensor, slopes: Tensor) -> Tensor:
+    """Gradient of the features."""
+    count, dim = features.shape
+    features = features.contiguous()
+    d_features = torch.empty_like(features)
+    _C.triplet_loss_bwd(
+        features.dtype == torch.float64, count, dim, dloss.data_ptr(), features.data_ptr(), pairs.data_ptr(),
+        slopes.data_ptr(), d_features.data_ptr(), num_threads(),
+    )  # fmt: skip
+    return d_features
+
+
+def _entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, train: bool
+) -> tuple[Tensor, Tensor]:
+    (count, classes), soft = logits.shape, target.is_floating_point()
+    target = target.contiguous() if soft else _labels("cross_entropy", target, classes)
+    logits, weight = logits.contiguous(), None if weight is None else weight.contiguous()
+    loss = logits.new_empty(())
+    grad = torch.empty_like(logits) if train else logits
+    _C.cross_entropy_fwd(
+        logits.dtype == torch.float64, count, classes, logits.data_ptr(), 0 if soft else target.data_ptr(),
+        target.data_ptr() if soft else 0, address(weight), smoothing, loss.data_ptr(),
+        grad.data_ptr() if train else 0, num_threads(),
+    )  # fmt: skip
+    return loss, grad
+
+
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
+    """Mean cross-entropy."""
+    return _entropy(logits, target, weight, smoothing, False)[0]
+
+
+def cross_entropy_train(
+    logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Loss and its gradient by the logits (N, K)."""
+    return _entropy(logits, target, weight, smoothing, True)

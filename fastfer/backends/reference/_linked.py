@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A normalisation left by one op to the next, in plain torch, around a backend's own functions.
+
+The first op ends with y and its statistics (3, C); the next takes z = act((y - mean)·invstd·weight + bias) for its
+input. Their gradients are those of tensors like others: with g = dz·act', s = sum(g), sx = sum(g·(y - mean)) over n
+values a channel, y gets g·weight·invstd, the statistics get (-weight·invstd·s, weight·sx, 0), weight invstd·sx and bias
+s; and the first op adds what its statistics (m, i, v) got:
+dy += dm/n - di·invstd³·(y - mean)/n + 2·dv·(y - mean)/(n - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastfer.backends.reference import elementwise
+from fastfer.backends.reference.norm import nhwc, norm_act, statistics
+
+_DIMS = (0, 2, 3)
+Function = Callable[..., Any]
+
+
+def _channels(v: Tensor) -> Tensor:
+    return v.view(1, -1, 1, 1)
+
+
+def normalised(y: Tensor, stats: Tensor | None, weight: Tensor | None, bias: Tensor | None, act: int) -> Tensor:
+    """z of the input y; y itself without statistics."""
+    return y if stats is None else nhwc(norm_act(y, weight, bias, stats, act).to(y.dtype))
+
+
+def before_backward(
+    dz: Tensor, y: Tensor, stats: Tensor | None, weight: Tensor | None, bias: Tensor | None, act: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of y, the statistics, weight and bias from that of z; the last three empty without statistics."""
+    if stats is None or weight is None or bias is None:
+        return dz, y.new_empty(0), y.new_empty(0), y.new_empty(0)
+    invstd, centred = stats[1], y - _channels(stats[0])
+    g = elementwise.activation_backward(dz, centred * _channels(invstd * weight) + _channels(bias), act)
+    s, sx = g.sum(_DIMS), (g * centred).sum(_DIMS)
+    d_stats = torch.stack([-weight * invstd * s, weight * sx, torch.zeros_like(s)])
+    return nhwc((g * _channels(weight * invstd)).to(dz.dtype)), d_stats, invstd * sx, s
+
+
+def deferred_backward(dy: Tensor, d_stats: Tensor | None, y: Tensor, stats: Tensor) -> Tensor:
+    """The whole gradient of y: what it got itself, and through its statistics."""
+    if d_stats is None:
+        return dy
+    count = max(y.numel() // y.shape[1], 1)
+    bend = 2 * d_stats[2] / max(count - 1, 1) - d_stats[1] * stats[1] ** 3 / count
+    through = _channels(d_stats[0] / count) + _channels(bend) * (y - _channels(stats[0]))
+    return nhwc((dy + through).to(dy.dtype))
+
+
+def conv2d_linked(
+    train: Function, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float,
+    stride: list[int], padding: list[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The convolution's output and its statistics; ``train`` is the backend's `conv2d_train`."""
+    y = train(x, weight, bias, None, None, None, None, eps, 0, stride, padding, True)[0]
+    return y, statistics(y, mean, var, eps, True)
+
+
+def conv2d_linked_backward(
+    backward: Function, dy: Tensor, d_stats: Tensor | None, x: Tensor, y: Tensor, weight: Tensor, stats: Tensor,
+    stride: list[int], padding: list[int], mask: list[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x, weight and bias; ``backward`` is the backend's `conv2d_backward`."""
+    nothing = y.new_empty(0)
+    dy = deferred_backward(dy, d_stats, y, stats)
+    grads = backward(dy, x, nothing, weight, None, None, nothing, 0, stride, padding, True, mask[:2])
+    return tuple(grads[:3])
+
+
+def separable_conv2d_linked(
+    train: Function, x: Tensor, l_stats: Tensor | None, l_weight: Tensor | None, l_bias: Tensor | None, l_act: int,
+    *block: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Results as the backend's `separable_conv2d_train`, ``train``; deferred, the first is y2, and y2 is empty."""
+    *args, deferred = block
+    z = normalised(x, l_stats, l_weight, l_bias, l_act)
+    if not deferred:
+        results: tuple[Tensor, ...] = train(z, *args, True)
+        return results
+    mean, var, eps = args[12:15]
+    y, y1, y2, stats1, _ = train(z, *args[:10], None, None, None, None, eps, 0, *args[16:], True)
+    return y, y1, y2, stats1, statistics(y, mean, var, eps, True)
+
+
+def separable_conv2d_linked_backward(
+    backward: Function, dout: Tensor, d_stats: Tensor | None, x: Tensor, l_stats: Tensor | None,
+    l_weight: Tensor | None, l_bias: Tensor | None, l_act: int, y1: Tensor, y2: Tensor, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients as the backend's `separable_conv2d_backward`, then those of l_stats, l_weight and l_bias."""
+    *block, stats2, act2, stride, padding, deferred, mask = rest
+    z = normalised(x, l_stats, l_weight, l_bias, l_act)
+    if deferred:
+        dout, y2 = deferred_backward(dout, d_stats, y2, stats2), y2.new_empty(0)
+    dz, *grads = backward(dout, z, y1, y2, *block, stats2, act2, stride, padding, True, mask[:3])
+    dx, *before = before_backward(dz, x, l_stats, l_weight, l_bias, l_act)
+    return dx, *grads, *before
+
+
+def depthwise_norm_linked(
+    train: Function, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *block: Any
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Results as the backend's `depthwise_norm_train`, ``train``."""
+    results: tuple[Tensor, ...] = train(normalised(x, l_stats, l_weight, l_bias, l_act), *block, True)
+    return results
+
+
+def depthwise_norm_linked_backward(
+    backward: Function, dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int,
+    *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients as the backend's `depthwise_norm_backward`, then those of l_stats, l_weight and l_bias."""
+    *block, mask = rest
+    z = normalised(x, l_stats, l_weight, l_bias, l_act)
+    dz, *grads = backward(dout, z, *block, True, [True, mask[1]])
+    dx, *before = before_backward(dz, x, l_stats, l_weight, l_bias, l_act)
+    return dx, *grads, *before
+
+
+def gate_linked(
+    train: Function, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Results as the backend's `gate_train`, ``train``."""
+    results: tuple[Tensor, ...] = train(normalised(x, l_stats, l_weight, l_bias, l_act), *args)
+    return results
+
+
+def gate_linked_backward(
+    backward: Function, dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int,
+    *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients as the backend's `gate_backward`, then those of l_stats, l_weight and l_bias; always that of x."""
+    *args, mask = rest
+    z = normalised(x, l_stats, l_weight, l_bias, l_act)
+    dz, *grads = backward(dout, z, *args, [True, *mask[1:]])
+    dx, *before = before_backward(dz, x, l_stats, l_weight, l_bias, l_act)
+    return dx, *grads, *before

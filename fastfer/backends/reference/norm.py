@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch normalisation (Ioffe & Szegedy 2015) followed by an activation, forward and backward, in plain torch.
+
+Backward of y -> z = w·(y - mean)·invstd + b over n values a channel:
+dy = w·invstd·(dz - sum(dz)/n - (y - mean)·invstd²·sum(dz·(y - mean))/n); with running statistics the sums drop out.
+Within `synchronised` the batch is that of several processes together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fastfer.backends.reference import elementwise
+
+_DIMS = (0, 2, 3)
+_total: Callable[[Tensor], Tensor] | None = None
+
+
+@contextmanager
+def synchronised(total: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Batch statistics, and the sums of their backward, over all processes; ``total`` sums a tensor over them."""
+    global _total
+    before, _total = _total, total
+    try:
+        yield
+    finally:
+        _total = before
+
+
+def over_batch(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
+    """Sums over a batch and their number of values, at least 1: of this process, or of all within `synchronised`."""
+    if _total is None:
+        return sums, max(count, 1)
+    both = _total(torch.cat([sums.double().flatten(), sums.new_tensor([count], dtype=torch.float64)]))
+    return both[:-1].view(sums.shape).to(sums.dtype), both[-1].clamp(min=1)
+
+
+def _channels(v: Tensor) -> Tensor:
+    return v.view(1, -1, 1, 1)
+
+
+def nhwc(y: Tensor) -> Tensor:
+    """A channels_last copy."""
+    return torch.empty_like(y, memory_format=torch.channels_last).copy_(y)
+
+
+def norm_act(y: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Tensor, act: int) -> Tensor:
+    """act((y - mean)·invstd·weight + bias) with ``stats`` as `statistics` gives them; act(y) without a weight."""
+    if weight is not None and bias is not None:
+        y = (y - _channels(stats[0])) * _channels(stats[1] * weight) + _channels(bias)
+    return elementwise.apply(y, act)
+
+
+def statistics(y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, batch_stats: bool) -> Tensor:
+    """(3, C): mean, 1/sqrt(var + eps), unbiased variance, of ``y`` or the running ones; empty without a norm."""
+    if mean is None or var is None:
+        return y.new_empty(0)
+    if not batch_stats:
+        return torch.stack([mean, (var + eps).rsqrt(), var])
+    if not y.numel():
+        return y.new_zeros((3, y.shape[1]))
+    wide, count = y.double(), y.numel() // y.shape[1]
+    if _total is None:
+        batch_mean, biased = wide.mean(_DIMS), wide.var(_DIMS, correction=0)
+        return torch.stack([batch_mean, (biased + eps).rsqrt(), biased * count / max(count - 1, 1)]).to(y.dtype)
+    sums, values = over_batch(wide.sum(_DIMS), count)
+    squares, _ = over_batch((wide - _channels(sums / values)).square().sum(_DIMS), count)
+    biased = squares / values
+    unbiased = squares / torch.as_tensor(values - 1).clamp(min=1)
+    return torch.stack([sums / values, (biased + eps).rsqrt(), unbiased]).to(y.dtype)
+
+
+def norm_act_backward(
+    dz: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Tensor, act: int, batch_stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, norm weight and norm bias (empty without norm)."""
+    if weight is None or bias is None:
+        return (elementwise.activation_backward(dz, y, act) if act else dz), dz.new_empty(0), dz.new_empty(0)
+    mean, invstd = _channels(stats[0]), _channels(stats[1])
+    xhat = (y - mean) * invstd
+    g = elementwise.activation_backward(dz, xhat * _channels(weight) + _channels(bias), act)
+    sum_g, sum_gx = g.sum(_DIMS), (g * xhat).sum(_DIMS)
+    centred = g
+    if batch_stats:
+        (all_g, all_gx), count = over_batch(torch.stack([sum_g, sum_gx]), y.numel() // y.shape[1])
+        centred = g - (_channels(all_g) + xhat * _channels(all_gx)) / count
+    return centred * invstd * _channels(weight), sum_gx, sum_g
+
+
+def batch_norm_train(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int, batch_stats: bool
+) -> tuple[Tensor, Tensor]:
+    """Output (N, C, H, W), channels_last, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance.
+
+    x (N, C, H, W), the four tensors (C,). ``batch_stats`` takes mean and biased variance from the batch's n = N·H·W
+    values a channel, otherwise mean and var are constants.
+    """
+    stats = statistics(x, mean, var, eps, batch_stats)
+    return nhwc(norm_act(x, weight, bias, stats, act)), stats
+
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int) -> Tensor:
+    """act((x - mean) / sqrt(var + eps) · weight + bias), channel by channel; arguments as `batch_norm_train`."""
+    return batch_norm_train(x, weight, bias, mean, var, eps, act, False)[0]
+
+
+def batch_norm_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool, mask: list[bool]
+) -> tuple[Tensor, ...]:
+    """Gradients of x, weight and bias; ``mask`` asks for x's and for the parameters', the others are empty."""
+    dx, d_weight, d_bias = norm_act_backward(dout, x, weight, bias, stats, act, batch_stats)
+    params = (d_weight, d_bias) if mask[1] else (x.new_empty(0), x.new_empty(0))
+    return nhwc(dx) if mask[0] else x.new_empty(0), *params
