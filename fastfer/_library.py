@@ -43,6 +43,9 @@ def _plain_keys() -> frozenset[tuple[int, int]]:
 
 
 _PLAIN = _plain_keys()
+_MARK = _C.DispatchKey.NestedTensor
+"""Excluded in this thread inside `dispatched`: `_keys` sees it, so that calls outside are not slowed by asking. No op
+of this package takes nested tensors."""
 
 
 def _is_plain() -> bool:
@@ -67,6 +70,8 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         if not _is_plain():
+            if _C._dispatch_tls_is_dispatch_key_excluded(_MARK):
+                return self.registered(*args)
             if torch.compiler.is_exporting():  # standard operators only, so that the graph runs without this package
                 return self.reference(*args)
             return self.registered(*args)
@@ -102,16 +107,9 @@ class Op:
 
 @contextmanager
 def dispatched() -> Iterator[None]:
-    """Every call inside is one of the registered op as a whole, which ``torch.export`` and function modes see.
-
-    The method is swapped, so that calls outside are not slowed by asking.
-    """
-    usual = Op.__call__
-    setattr(Op, "__call__", lambda op, *args: op.registered(*args))  # noqa: B010
-    try:
+    """Every call that this thread makes inside is one of the registered op, which ``torch.export`` and modes see."""
+    with _C._ExcludeDispatchKeyGuard(_C.DispatchKeySet(_MARK)):
         yield
-    finally:
-        setattr(Op, "__call__", usual)  # noqa: B010
 
 
 def define(schema: str, family: str, fake: Callable[..., Any], stored: int = 1) -> Op:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastfer
 from fastfer import _library, ops
 
 
@@ -58,6 +61,50 @@ def test_plain_calls_skip_the_dispatcher(leaves: list[Tensor], monkeypatch: pyte
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             block(*leaves)
+
+
+def test_dispatched_calls_are_this_threads_alone(leaves: list[Tensor]) -> None:
+    """Blocks that overlap in two threads, each leaving while the other is inside."""
+    barrier, plain, seen = threading.Barrier(2, timeout=30), [], []
+
+    def other() -> None:
+        barrier.wait()  # the first is inside
+        plain.append(_library._is_plain())
+        with _library.dispatched():
+            barrier.wait()
+            barrier.wait()  # the first has left
+            with Seen() as names:
+                block(*leaves)
+            seen.append(names.names)
+        plain.append(_library._is_plain())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with _library.dispatched():
+        assert not _library._is_plain()
+        barrier.wait()
+        barrier.wait()
+    assert _library._is_plain()
+    barrier.wait()
+    thread.join()
+    assert plain == [True, True]
+    assert seen == [["fastfer::separable_conv2d_train"]]
+
+
+def test_engines_compiled_in_several_threads_leave_the_ops_and_the_model_as_they_were() -> None:
+    model = fastfer.create_model("fgw_fer").train()
+    own = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Dropout(0.5)).train()
+
+    def work(_: int) -> None:
+        for _ in range(3):
+            fastfer.compile(model, threads=1)
+            fastfer.compile(own, (1, 8, 8), threads=1)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert all(module.training for net in (model, own) for module in net.modules())
+    exported = torch.export.export(model.eval(), (torch.zeros(2, 1, 48, 48),), strict=False)
+    assert not [node.name for node in exported.graph.nodes if "fastfer" in str(node.target)]
 
 
 def test_vmap_autocast_and_the_profiler_see_the_op(leaves: list[Tensor]) -> None:

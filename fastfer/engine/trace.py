@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import operator
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -70,16 +72,31 @@ class Program:
     scalars: dict[Ref, Callable[[int], int]] = field(default_factory=dict)
 
 
+_tracing = threading.RLock()
+"""Held while a model is traced: ``torch.export`` keeps its state for the process, and the model's mode is changed."""
+
+
+def _after_fork() -> None:
+    """The child has none of the parent's threads, so nobody would ever release a lock that one of them holds."""
+    global _tracing
+    _tracing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and back to its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """Every module in evaluation mode, and back to its own mode afterwards; one thread of the process at a time."""
+    with _tracing:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 def example_batch(model: nn.Module, size: tuple[int, ...]) -> Tensor:
