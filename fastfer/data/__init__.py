@@ -11,6 +11,7 @@ from fastfer.data.audit import duplicate_mask
 from fastfer.data.augment import Augment
 from fastfer.data.face import Face, FaceCrop, FaceDetector, FaceNotFoundError, YuNet
 from fastfer.data.folds import fraction_parts, group_folds, stratified_folds
+from fastfer.data.input_spec import InputSpec
 from fastfer.data.labels import BASIC_NAMES, CLASS_NAMES, FER2013_CODES, canonical_name, class_index
 from fastfer.data.lazy import LazySplit
 from fastfer.data.loading import Folds, list_datasets, list_layouts, load_dataset, load_folds, load_lazily
@@ -23,8 +24,8 @@ from fastfer.data.split import DataError, Split
 
 __all__ = [
     "BASIC_NAMES", "CLASS_NAMES", "FER2013_CODES", "Augment", "Batch", "DataError", "DataOptions", "Face", "FaceCrop",
-    "FaceDetector", "FaceNotFoundError", "Folds", "LazySplit", "Manifest", "Preprocess", "Sample", "ShardLoader",
-    "ShardWriter", "Shards", "Split", "YuNet", "canonical_name", "class_index", "drawn", "duplicate_mask", "fer2013",
-    "fraction_parts", "group_folds", "index_shards", "list_datasets", "list_layouts", "load_dataset", "load_folds",
-    "load_lazily", "stratified_folds", "write_shards",
+    "FaceDetector", "FaceNotFoundError", "Folds", "InputSpec", "LazySplit", "Manifest", "Preprocess", "Sample",
+    "ShardLoader", "ShardWriter", "Shards", "Split", "YuNet", "canonical_name", "class_index", "drawn",
+    "duplicate_mask", "fer2013", "fraction_parts", "group_folds", "index_shards", "list_datasets", "list_layouts",
+    "load_dataset", "load_folds", "load_lazily", "stratified_folds", "write_shards",
 ]  # fmt: skip

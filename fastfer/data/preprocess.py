@@ -72,7 +72,7 @@ class Preprocess:
         colour, equalise = settings.get("colour", "stored"), settings.get("equalise", False)
         counts = torch.zeros(1, 1, dtype=torch.int64)
         for batch in _batches(source) if isinstance(source, Split) else source:
-            counts = counts + pixels.histogram(_tone(_batch(batch), colour, equalise)).cpu()
+            counts = counts + pixels.histogram(_tone(as_batch(batch), colour, equalise)).cpu()
         if not counts.any():
             raise ValueError("source: expected images to take mean and standard deviation of, got none")
         mean, std = [], []
@@ -134,7 +134,7 @@ class Preprocess:
 
     def pixels(self, images: Tensor) -> Tensor:
         """All but the last step, for images of one size: uint8 (N, H, W) or (N, C, H, W) -> uint8 (N, C, H, W)."""
-        x = _tone(_batch(images), self.colour, self.equalise)
+        x = _tone(as_batch(images), self.colour, self.equalise)
         if self.size is not None:
             x = pixels.resize(x, self.size)
         if self.colour == "rgb" and x.shape[1] == 1:
@@ -174,10 +174,10 @@ class Preprocess:
 def _batches(split: Split) -> Iterator[Tensor]:
     """Of few images, as the histogram makes int64 of its input."""
     for start in range(0, len(split), 1024):
-        yield _batch(split.images[start : start + 1024])
+        yield as_batch(split.images[start : start + 1024])
 
 
-def _batch(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
+def as_batch(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
     """Stored images as (N, C, H, W)."""
     x = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     if x.dtype != torch.uint8 or x.ndim not in (3, 4):

@@ -150,11 +150,12 @@ def soft_mode(source: Source) -> str | None:
     return source.soft_mode if has_soft else None
 
 
-def image_size(source: Source) -> tuple[int, int]:
-    """(H, W) of the stored images; of shards, of their first."""
+def image_shape(source: Source) -> tuple[int, int, int]:
+    """(C, H, W) of the stored images; of shards, of their first."""
     if isinstance(source, Split):
-        return source.images.shape[-2], source.images.shape[-1]
-    return next(iter(source.records())).decode().shape[:2]
+        return source.channels, source.images.shape[-2], source.images.shape[-1]
+    height, width, *channels = next(iter(source.records())).decode().shape
+    return (channels[0] if channels else 1), height, width
 
 
 def _last(images: int, batch_size: int) -> int:

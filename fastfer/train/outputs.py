@@ -17,7 +17,7 @@ from fastfer.models import FerModel
 from fastfer.train import report
 from fastfer.train.config import TrainConfig
 from fastfer.train.evaluate import Scores
-from fastfer.train.feed import Source, class_counts, image_size
+from fastfer.train.feed import Source, class_counts, image_shape
 from fastfer.train.loop import EpochResult, Trainer
 from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
@@ -70,10 +70,12 @@ def row(epoch: int, stage: int, result: EpochResult, scores: Scores, names: Sequ
 
 def metadata(run: Run) -> dict[str, Any]:
     """Header of the weight files: what a user of the weights has to know."""
+    stored = image_shape(run.source)
     return {
         "classes": list(run.names),
         "preprocess": run.preprocess.to_json(),
-        "input": list(run.preprocess.size or image_size(run.source)),
+        "stored": list(stored),
+        "input": list(run.preprocess.size or stored[1:]),
         "data": run.config.data,
         "protocol": run.source.protocol,
         "epoch": run.last["epoch"],
