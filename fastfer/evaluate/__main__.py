@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from fastfer.data import Split, list_datasets
+from fastfer.data import list_datasets
 from fastfer.evaluate.cost import measure_cost
 from fastfer.evaluate.groups import groups_of, read_groups
 from fastfer.evaluate.run import class_order, evaluate
-from fastfer.evaluate.source import PARTS, Weights, load, load_parts, parse_options
+from fastfer.evaluate.source import PARTS, Loaded, Weights, face_crop, load, load_parts, parse_options, uncropped
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -29,6 +29,11 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--option", action="append", default=[], metavar="NAME=VALUE",
         help="option of the data set, as load_dataset takes it, e.g. classes=7; may be repeated",
     )  # fmt: skip
+    options.add_argument(
+        "--face-model", type=Path, metavar="FILE",
+        help="OpenCV's YuNet, for networks that were trained on faces cut out of whole pictures",
+    )  # fmt: skip
+    options.add_argument("--uncropped", action="store_true", help="the images are such faces already")
     options.add_argument("--out", type=Path, help="output folder (default: WEIGHTS-DATA-SPLIT... beside the weights)")
     options.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     options.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -37,23 +42,25 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 def prepare(
     args: argparse.Namespace, with_train: bool, purpose: str | None = None
-) -> tuple[Weights, Split, Split | None, Path]:  # fmt: skip
-    """Weights, split, training set or None, and the output folder, checked and not yet made. ValueError, OSError."""
+) -> tuple[Weights, Loaded, Path]:  # fmt: skip
+    """Weights, images, and the output folder, checked and not yet made. ValueError, OSError."""
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"threads: expected 1 or more, got {args.threads}")
         torch.set_num_threads(args.threads)
     device = _device(args.device)
-    weights = load(args.weights)
+    weights = uncropped(load(args.weights)) if args.uncropped else load(args.weights)
+    crop = face_crop(weights, args.face_model)
     weights.model.to(device)
     name = "-".join(filter(None, (args.weights.stem, args.data, args.split, purpose)))
     out = args.out or args.weights.parent / name
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"out: expected a folder that can be written to, got {existing}")
-    split, train = load_parts(args.data, args.root, args.split, parse_options(args.option), with_train)
-    class_order(weights.model, split.names)
-    return weights, split, train, out
+    asked = parse_options(args.option)
+    loaded = load_parts(weights, args.data, args.root, args.split, asked, with_train, crop)
+    class_order(weights.model, loaded.split.names)
+    return weights, loaded, out
 
 
 def _device(name: str) -> torch.device:
@@ -88,19 +95,21 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.batch_size < 2 or args.seconds < 0:
         raise ValueError(f"batch-size, seconds: expected 2, 0 or more, got {args.batch_size}, {args.seconds}")
-    weights, split, train, out = prepare(args, with_train=True)
+    weights, loaded, out = prepare(args, with_train=True)
+    split = loaded.split
     groups = groups_of(args.data, args.root, split.ids)
     if args.groups is not None:
         groups |= read_groups(args.groups, split.ids)
     found = evaluate(
         weights.model, split, weights.preprocess,
-        train=train, groups=groups, flip=args.flip_test, batch_size=args.batch_size,
+        train=loaded.train, groups=groups, flip=args.flip_test, batch_size=args.batch_size,
     )  # fmt: skip
     shape = tuple(weights.preprocess(torch.from_numpy(split.images[:1])).shape[1:])
     cost = measure_cost(weights.model, shape, args.weights.stat().st_size, args.seconds)  # type: ignore[arg-type]
     protocol = {
         "data": args.data, "split": args.split, "protocol": split.protocol,
-        "image_shape": list(split.images.shape[1:]), "flip": args.flip_test, "batch_size": args.batch_size,
+        "notes": list(loaded.notes), "image_shape": list(split.images.shape[1:]), "flip": args.flip_test,
+        "batch_size": args.batch_size,
     }  # fmt: skip
     paths = files.write(out, files.content(weights, found, cost, protocol))
     lines = [("all images", found.metrics)]
@@ -111,6 +120,10 @@ def _run(args: argparse.Namespace) -> int:
             f"{name}: {scores.images} images, accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}, "
             f"calibration error {scores.calibration_error:.4f}"
         )
+    if found.trained_on:
+        print(f"caution: the network was trained on {found.trained_on} of these {len(split)} images")
+    for note in loaded.notes:
+        print(f"note: {note}")
     print(f"wrote {', '.join(path.name for path in paths)} to {out}")
     return 0
 

@@ -60,13 +60,16 @@ def _protocol(report: Mapping[str, Any]) -> str:
         ("data", f"{report['data']}, {report['split']}: {report['metrics']['images']:,} images"),
         ("how the split was made", report["protocol"] or "the data set's own"),
         ("classes", ", ".join(report["classes"])),
-        ("images", f"{'×'.join(map(str, report['image_shape']))} as stored"),
+        ("images", f"{'×'.join(map(str, report['image_shape']))}, as the training images were stored"),
         ("crop", _words(report["preprocess"].get("crop")) or "none: images are used as they are stored"),
         ("preprocessing", _words({k: v for k, v in report["preprocess"].items() if k != "crop"})),
         ("test-time flip", "logits of image and mirror image averaged" if report["flip"] else "no"),
         ("trained on", "; ".join(filter(None, known)) or "the weight file does not say"),
         ("calibration error", "expected, 15 bins of equal width"),
     ]
+    if report["trained_on"]:
+        items.append(("caution", f"the network was trained on {report['trained_on']:,} of these images"))
+    items += [("note", note) for note in report["notes"]]
     if trained.get("data") == report["data"] and report["split"] == "validation":
         items.append(("caution", "the epoch was chosen on a validation set of this data, so the figure is optimistic"))
     if report["options"].get("attention") == "batch":

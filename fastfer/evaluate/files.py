@@ -27,14 +27,14 @@ from fastfer.evaluate.source import Weights
 from fastfer.models.info import published_accuracies
 
 CARD_FILE = "model_card.md"
-_TRAINED = ("data", "protocol", "epoch", "validation", "config", "start")
+_TRAINED = ("data", "protocol", "split", "epoch", "validation", "config", "start")
 """Entries of a weight file's header that say how it came about."""
 
 
 def content(weights: Weights, evaluation: Evaluation, cost: Cost, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """What report.json holds.
 
-    ``protocol`` has "data", "split", "protocol", "image_shape", "flip" and "batch_size".
+    ``protocol`` has "data", "split", "protocol", "notes", "image_shape", "flip" and "batch_size".
     """
     model, metadata = weights.model, weights.metadata
     groups = {name: {g: asdict(m) for g, m in found.items()} for name, found in evaluation.groups.items()}
@@ -45,6 +45,7 @@ def content(weights: Weights, evaluation: Evaluation, cost: Cost, protocol: Mapp
         **protocol,
         "classes": list(evaluation.classes),
         "metrics": asdict(evaluation.metrics),
+        "trained_on": evaluation.trained_on,
         "duplicates": evaluation.duplicates,
         "without_duplicates": evaluation.without_duplicates and asdict(evaluation.without_duplicates),
         "groups": groups,

@@ -22,12 +22,14 @@ from fastfer.models import FerModel
 class Evaluation:
     """``without_duplicates`` leaves out the images that are in the training set too; None without a training set.
 
-    ``duplicates`` counts them. ``groups``: of each attribute the groups and their metrics. ``logits`` (N, K) are in the
-    order of ``classes``, those of the split.
+    ``duplicates`` counts them by their pixels, ``trained_on`` by their names, None where the images have none.
+    ``groups``: of each attribute the groups and their metrics. ``logits`` (N, K) are in the order of ``classes``, those
+    of the split.
     """
 
     classes: tuple[str, ...]
     metrics: Metrics
+    trained_on: int | None
     duplicates: int | None
     without_duplicates: Metrics | None
     groups: dict[str, dict[str, Metrics]]
@@ -64,17 +66,27 @@ def evaluate(
     logits = predict(model, torch.from_numpy(split.images), preprocess, flip=flip, batch_size=batch_size)
     seconds = time.perf_counter() - start
     logits, labels, classes = logits[:, order], torch.from_numpy(split.labels), len(split.names)
-    copies = None if train is None else duplicate_mask(split, train)
+    copies, trained_on = None, None
+    if train is not None:
+        copies, trained_on = duplicate_mask(split, train), _named_alike(split, train)
     kept = None if copies is None else torch.from_numpy(~copies)
     return Evaluation(
         classes=split.names,
         metrics=measure(logits, labels, classes),
+        trained_on=trained_on,
         duplicates=None if copies is None else int(copies.sum()),
         without_duplicates=None if kept is None or not kept.any() else measure(logits[kept], labels[kept], classes),
         groups={name: _by_group(logits, labels, classes, members) for name, members in (groups or {}).items()},
         images_per_second=len(split) / seconds,
         logits=logits,
     )
+
+
+def _named_alike(split: Split, train: Split) -> int | None:
+    if split.ids is None or train.ids is None:
+        return None
+    known = set(train.ids)
+    return sum(each in known for each in split.ids)
 
 
 def class_order(model: FerModel, names: Sequence[str]) -> list[int]:

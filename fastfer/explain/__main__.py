@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if args.right < 1 or args.seed < 0:
             raise ValueError(f"right, seed: expected 1, 0 or more, got {args.right}, {args.seed}")
-        weights, split, _, out = prepare(args, with_train=False, purpose="explained")
+        weights, loaded, out = prepare(args, with_train=False, purpose="explained")
+        split = loaded.split
         found = explain(
             weights.model, split, weights.preprocess, right=args.right, seed=args.seed, layer=args.layer
         )  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 
 import fastfer
 from fastfer.data import Preprocess, Split
+from fastfer.data.split_record import SplitRecord
 from fastfer.models import FerModel
 from fastfer.train import report
 from fastfer.train.config import TrainConfig
@@ -39,6 +40,7 @@ class Run(Protocol):
     model: FerModel
     placement: Placement
     preprocess: Preprocess
+    data: str
     source: Source
     names: tuple[str, ...]
     validation_split: Split
@@ -76,12 +78,20 @@ def metadata(run: Run) -> dict[str, Any]:
         "preprocess": run.preprocess.to_json(),
         "stored": list(stored),
         "input": list(run.preprocess.size or stored[1:]),
-        "data": run.config.data,
+        "data": run.data,
         "protocol": run.source.protocol,
+        "split": split_record(run).to_json(),
         "epoch": run.last["epoch"],
         "validation": {key: run.last[key] for key in ("accuracy", "macro_f1")},
         "config": {key: value for key, value in asdict(run.config).items() if key not in _PRIVATE},
     }
+
+
+def split_record(run: Run) -> SplitRecord:
+    """Which images the run trains and is validated on."""
+    train = run.source if isinstance(run.source, Split) else len(run.source)
+    parts: dict[str, Split | int] = {"train": train, "validation": run.validation_split}
+    return SplitRecord.of(run.data, run.config.data_options, parts, run.config.train_images)
 
 
 def content(run: Run) -> dict[str, Any]:
@@ -90,7 +100,7 @@ def content(run: Run) -> dict[str, Any]:
     return {
         "model": config.model,
         "parameters": sum(p.numel() for p in run.model.parameters()),
-        "data": config.data,
+        "data": run.data,
         "classes": list(names),
         "images": {"train": class_counts(run.source), "validation": run.validation_split.counts()},
         "protocol": {"train": run.source.protocol, "validation": run.validation_split.protocol},
@@ -106,6 +116,7 @@ def content(run: Run) -> dict[str, Any]:
         "backends": fastfer.backend.plan(),
         "seed": config.seed,
         "preprocess": run.preprocess.to_json(),
+        "split": split_record(run).to_json(),
         "fingerprints": run.fingerprints,
         "config": asdict(config),
         "environment": {

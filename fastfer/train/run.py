@@ -22,6 +22,7 @@ from fastfer.backends.reference.norm import synchronised
 from fastfer.data import FaceCrop, Shards, Split, YuNet, load_dataset
 from fastfer.data.face import Picture
 from fastfer.data.files import write_text
+from fastfer.data.split_record import dataset_name
 from fastfer.models import FerModel, load_weights, save_weights
 from fastfer.train import outputs, state
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
@@ -86,6 +87,7 @@ class _Run:
         _check_same_run(config, record)
 
         self.source, self.validation_split = _load(config)
+        self.data = dataset_name(config.data, config.root, config.data_options.layout)
         self.fingerprints = {
             "train": self.source.fingerprint(), "validation": self.validation_split.fingerprint()
         }  # fmt: skip

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastfer import backend, compile
-from fastfer.data import Preprocess
+from fastfer.data import InputSpec, Preprocess
 from fastfer.models import load_weights, read_metadata
 from fastfer.train.options import Distill
 
@@ -33,8 +33,10 @@ class Teacher:
         if known is None or sorted(known) != sorted(names):
             raise ValueError(f"teacher: expected the classes {', '.join(names)}, got {known} in {path}")
         self._order = torch.tensor([known.index(name) for name in names], device=device)
-        its = Preprocess.from_metadata(header)
-        self._channels = self._model.in_chans
+        spec = InputSpec.from_metadata(header)
+        its = spec.preprocess
+        self._channels, *size = spec.shape(self._model.in_chans, self._model.input_size)
+        self._size = (size[0], size[1])
         if len(preprocess.mean) not in (1, self._channels):
             raise ValueError(
                 f"teacher: expected a network of {len(preprocess.mean)} channels, got {self._channels} in {path}"
@@ -43,13 +45,13 @@ class Teacher:
             raise ValueError(
                 f"teacher: input.equalise: expected {its.equalise} as in {path}, got {preprocess.equalise}"
             )
+        if None not in (its.crop, preprocess.crop) and its.crop != preprocess.crop:
+            raise ValueError(f"teacher: input.crop_margin: expected {its.crop} as in {path}, got {preprocess.crop}")
         own_mean, own_std, its_mean, its_std = (
             torch.tensor(values, device=device).view(1, -1, 1, 1)
             for values in (preprocess.mean, preprocess.std, its.mean, its.std)
         )
         self._scale, self._offset = own_std / its_std, (own_mean - its_mean) / its_std
-        size = its.size or header.get("input") or self._model.input_size
-        self._size = (int(size[0]), int(size[1]))
         self._run: Callable[[Tensor], Tensor] = self._model
         if device.type == "cpu" and backend.plan("cpu")["conv2d"] == "native":
             shape = (1, self._channels, *self._size)
