@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fastfer import _memory
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -53,16 +55,18 @@ class Engine:
 
     def __init__(
         self,
-        data: bytes | bytearray,
+        data: bytes | bytearray | memoryview,
         *,
         threads: int | None = None,
         dtype: str | None = None,
         strict: bool | None = None,
     ) -> None:
-        """``data`` are the bytes of an engine file. Raises ValueError for others."""
+        """``data`` are the bytes of an engine file, of which a copy is kept. Raises ValueError for others."""
         from fastfer.engine import metadata as fields
 
         extension = native()
+        if not isinstance(data, bytes):
+            data = memoryview(data).tobytes()
         early = fields.peeked(data)
         self.dtype = str(early.get("dtype", "float32")) if dtype is None else dtype
         self.strict = early.get("strict") is True if strict is None else strict
@@ -92,27 +96,25 @@ class Engine:
 
         Raises TypeError or ValueError naming what was expected.
         """
-        if type(x).__module__ == "numpy":
-            return self._with_numpy(x)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(x, torch.Tensor):
             return self._with_torch(torch, x)
+        if _is_array(x):
+            return self._with_numpy(x)
         raise TypeError(f"engine: x: expected a numpy.ndarray or a torch.Tensor, got {type(x).__name__}")
 
     def _with_numpy(self, x: Any) -> Any:
         import numpy as np
 
-        kind = self._kind(x.dtype.name, x.shape)
-        images = np.ascontiguousarray(x)
+        kind, images = self._kind(x.dtype.name, x.shape), _memory.dense_array(x)
         outputs = [np.empty((len(x), *shape), np.float32) for shape in self.output_shapes]
         self._plan.run(images.ctypes.data, kind, len(x), [output.ctypes.data for output in outputs])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _with_torch(self, torch: Any, x: Any) -> Any:
-        if not x.is_cpu:
-            raise ValueError(f"engine: x: expected a tensor on the CPU, got one on {x.device}")
-        kind, images, count = self._kind(str(x.dtype)[6:], x.shape), x.contiguous(), x.shape[0]
-        outputs = [torch.empty((count, *shape)) for shape in self.output_shapes]
+        images = _memory.dense("engine", "x", x)
+        kind, count = self._kind(str(x.dtype)[6:], x.shape), x.shape[0]
+        outputs = [_memory.empty(torch, "engine", (count, *shape)) for shape in self.output_shapes]
         self._plan.run(images.data_ptr(), kind, count, [output.data_ptr() for output in outputs])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -144,9 +146,13 @@ class Engine:
 
         from fastfer.engine.profile import Profile
 
-        images = np.zeros((1, *self.input_shape), np.float32) if x is None else np.ascontiguousarray(x)
-        kind = self._kind(images.dtype.name, images.shape)
-        rows = self._plan.profile(images.ctypes.data, kind, repeats)
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f"engine: profile: repeats: expected an int >= 1, got {repeats!r}")
+        image = np.zeros((1, *self.input_shape), np.float32) if x is None else as_array("engine: profile", "x", x)
+        kind = self._kind(image.dtype.name, image.shape)
+        if len(image) != 1:
+            raise ValueError(f"engine: profile: x: expected one image (1, C, H, W), got shape {image.shape}")
+        rows = self._plan.profile(image.ctypes.data, kind, repeats)
         return Profile.of(rows, self.metadata.get("model"), self._plan.image_threads)
 
     def save(self, path: str | Path) -> None:
@@ -163,6 +169,26 @@ class Engine:
         return f"Engine({name}: {self.input_shape} -> {self.output_shapes}, {self.dtype}, threads={self.threads})"
 
 
+def _is_array(x: Any) -> bool:
+    """Whether it is a numpy array, of which a mask would be lost."""
+    numpy = sys.modules.get("numpy")
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())
+    return numpy is not None and isinstance(x, numpy.ndarray) and not isinstance(x, masked)
+
+
+def as_array(op: str, arg: str, x: Any) -> Any:
+    """A numpy array or a torch tensor on the CPU as a numpy array of dense memory. Raises as `Engine.__call__`."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        t = _memory.dense(op, arg, x.detach())
+        if t.dtype in (torch.bfloat16, torch.float16) or t.dtype.is_complex:
+            raise TypeError(f"{op}: {arg}: expected dtype float32 or uint8, got {str(t.dtype)[6:]}")
+        return t.numpy()
+    if not _is_array(x):
+        raise TypeError(f"{op}: {arg}: expected a numpy.ndarray or a torch.Tensor, got {type(x).__name__}")
+    return _memory.dense_array(x)
+
+
 def native() -> Any:
     """The extension, on FASTFER_ISA; ImportError where it was not built, ValueError for an impossible ISA."""
     try:
@@ -172,23 +198,34 @@ def native() -> Any:
     from fastfer import _isa
 
     isa = os.environ.get("FASTFER_ISA")
-    if isa is not None and "fastfer.backend" not in sys.modules:  # which has set it already
+    if isa and "fastfer.backend" not in sys.modules:  # which has set it already
         _isa.force(_C, isa)
     return _C
 
 
 def default_threads(threads: int | None = None) -> int:
-    """``threads``, else ``FASTFER_NUM_THREADS``, else torch's number where torch is loaded, else the process's CPUs."""
+    """``threads``, else ``FASTFER_NUM_THREADS``, else torch's number where torch is loaded, else the process's CPUs.
+
+    Raises ValueError above `most_threads`: threads that wait for each other on few CPUs take minutes for an image.
+    """
+    most = most_threads()
     if threads is not None:
-        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-            raise ValueError(f"engine: threads: expected an int >= 1, got {threads!r}")
+        if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= most:
+            raise ValueError(f"engine: threads: expected an int of 1 to {most}, got {threads!r}")
         return threads
     asked = os.environ.get("FASTFER_NUM_THREADS")
-    if asked is not None:
-        if not asked.isdigit() or int(asked) < 1:
-            raise ValueError(f"FASTFER_NUM_THREADS: expected a positive integer, got {asked!r}")
+    if asked:
+        if not asked.isascii() or not asked.isdigit() or not 1 <= int(asked[:9]) <= most or len(asked) > 9:
+            raise ValueError(f"FASTFER_NUM_THREADS: expected an integer of 1 to {most}, got {asked!r}")
         return int(asked)
     torch = sys.modules.get("torch")
-    if torch is not None:
-        return int(torch.get_num_threads())
+    return min(int(torch.get_num_threads()) if torch is not None else _cpus(), most)
+
+
+def most_threads() -> int:
+    """As many threads as an engine takes: four for each CPU of the process, or 64."""
+    return max(64, 4 * _cpus())
+
+
+def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -44,11 +44,11 @@ def test_calibration_finds_the_range_of_every_value() -> None:
             [torch.zeros(1, 1, 48, 47)],
             r"batch 0: expected float32 images \(N, 1, 48, 48\), got float32 \(1, 1, 48, 47\)",
         ),
-        ([torch.zeros(1, 1, 48, 48), "face"], "batch 1: expected float32 images .* got str"),
+        ([torch.zeros(1, 1, 48, 48), "face"], r"batch 1: expected a numpy.ndarray or a torch.Tensor, got str"),
     ],
 )
 def test_calibration_that_is_refused(images: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         fastfer.compile(create_model("fgw_fer"), dtype="int8", calibration=images)
 
 

@@ -181,7 +181,7 @@ def test_pixels_need_mean_and_std() -> None:
         ({"model": nn.Conv2d(1, 1, 1)}, TypeError, "example: expected an input or its shape for a model that is not"),
         ({"example": (1, 48)}, ValueError, r"example: expected a shape \(N, C, H, W\) or \(C, H, W\), got \(1, 48\)"),
         ({"dtype": "float16"}, ValueError, "dtype: expected one of float32, bfloat16, int8, got 'float16'"),
-        ({"threads": 0}, ValueError, "threads: expected an int >= 1, got 0"),
+        ({"threads": 0}, ValueError, "threads: expected an int of 1 to [0-9]+, got 0"),
         ({"mean": [0.5]}, ValueError, "std: expected a list of numbers, got None"),
         ({"mean": [0.5, 0.5], "std": [1, 1]}, ValueError, "mean: expected 1 numbers, one a channel, got 2"),
         ({"mean": [0.5], "std": [0]}, ValueError, "std above 0"),
@@ -331,7 +331,7 @@ def test_default_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.default_threads() == 3
     assert runtime.default_threads(1) == 1
     monkeypatch.setenv("FASTFER_NUM_THREADS", "many")
-    with pytest.raises(ValueError, match="FASTFER_NUM_THREADS: expected a positive integer, got 'many'"):
+    with pytest.raises(ValueError, match=r"FASTFER_NUM_THREADS: expected an integer of 1 to [0-9]+, got 'many'"):
         runtime.default_threads()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastfer.engine.file import Ranges, to_bytes
 from fastfer.engine.graph import Array, Graph, Shape
-from fastfer.runtime import native
+from fastfer.runtime import as_array, native
 
 COVERED = 0.95
 """Share of the images whose extremes lie within a range. On 3,589 faces trained FGW-FER and sepconv_attention choose
@@ -26,13 +26,13 @@ def calibrated(graph: Graph, images: Iterable[Any], threads: int) -> Ranges:
     """(least, largest) of each value, in the order of ``graph.values``.
 
     ``images`` gives float32 batches (N, C, H, W), arrays or tensors, or pairs with such a batch first. Raises
-    ValueError where there are none, where one does not fit, and where a value is not finite.
+    ValueError where there are none, where one does not fit, and where a value is not finite; TypeError for no array.
     """
     shape = graph.values[graph.input]
     plan = native().EnginePlan(to_bytes(graph, {}), threads, apart=True)
     found = []
     for number, item in enumerate(images):
-        batch = np.ascontiguousarray(_batch(item, shape, number))
+        batch = _batch(item, shape, number)
         if not np.isfinite(batch).all():
             raise ValueError(f"compile: calibration: batch {number}: expected finite images, got NaN or infinity")
         for image in batch:
@@ -51,9 +51,12 @@ def calibrated(graph: Graph, images: Iterable[Any], threads: int) -> Ranges:
 def _batch(item: Any, shape: Shape, number: int) -> Array:
     """The images of what a loader gave."""
     batch = item[0] if isinstance(item, (list, tuple)) else item
-    array = batch.detach().cpu().numpy() if hasattr(batch, "detach") else batch
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape[1:] != tuple(shape):
-        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    if hasattr(batch, "cpu"):
+        batch = batch.detach().cpu()
+    array: Array = as_array("compile: calibration", f"batch {number}", batch)
+    if array.dtype != np.float32 or array.shape[1:] != tuple(shape):
         want = f"(N, {shape.channels}, {shape.height}, {shape.width})"
-        raise ValueError(f"compile: calibration: batch {number}: expected float32 images {want}, got {got}")
+        raise ValueError(
+            f"compile: calibration: batch {number}: expected float32 images {want}, got {array.dtype} {array.shape}"
+        )
     return array

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastfer import _memory
 from fastfer.engine import lower_aten, lower_attention, lower_fastfer, lower_shape  # noqa: F401 - they register handlers
 from fastfer.engine import metadata as fields
 from fastfer.engine.calibrate import calibrated
@@ -70,6 +71,8 @@ def compile(
         raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
     if fallback not in ("error", "torch"):
         raise ValueError(f"compile: fallback: expected 'error' or 'torch', got {fallback!r}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _memory.check("compile", name, tensor)
     size = _size(model, example)
     names = class_names if class_names is not None else getattr(model, "class_names", None)
     header: dict[str, Any] = {

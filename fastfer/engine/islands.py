@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastfer import _memory
 from fastfer.engine import metadata as fields
 from fastfer.engine import views
 from fastfer.engine.file import to_bytes
@@ -118,7 +119,10 @@ class Islands(Engine):
         self.input_shape = Shape(*program.sizes[program.input][1:])
         self.output_shapes = tuple(program.sizes[ref][1:] for ref in program.outputs)
         self.class_names = fields.class_names(self.metadata, self.output_shapes)
-        scale, shift = (torch.tensor(v).view(1, -1, 1, 1) for v in fields.normalisation(self.metadata))
+        scale, shift = (
+            torch.tensor(v, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
+            for v in fields.normalisation(self.metadata)
+        )
         self._scale, self._shift = scale, shift
         self._kinds = ("float32", "uint8") if scale.numel() else ("float32",)
         self._program = program
@@ -151,18 +155,19 @@ class Islands(Engine):
         return {key: sum(engine.memory[key] for engine in engines) for key in ("weights", "activations")}
 
     def _with_numpy(self, x: Any) -> Any:
-        y = self._with_torch(torch, torch.from_numpy(x.copy()))
+        self._kind(x.dtype.name, x.shape)
+        y = self._with_torch(torch, torch.from_numpy(_memory.dense_array(x).copy()))
         return tuple(t.numpy() for t in y) if isinstance(y, tuple) else y.numpy()
 
     def _with_torch(self, torch: Any, x: Any) -> Any:
-        if not x.is_cpu:
-            raise ValueError(f"engine: x: expected a tensor on the CPU, got one on {x.device}")
+        x = _memory.dense("engine", "x", x)
+        _memory.empty(torch, "engine", (0,))  # raises inside a mode whose tensors have no memory
         kind = self._kind(str(x.dtype).removeprefix("torch."), x.shape)
         images = x.float() * self._scale + self._shift if kind == "uint8" else x.detach()
         program, count = self._program, len(x)
         values: dict[Ref, Any] = {program.input: images, **self._constants}
         values.update({ref: size(count) for ref, size in program.scalars.items()})
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for part in self.parts:
                 _run(part, values)
         outputs = tuple(values[ref] for ref in program.outputs)

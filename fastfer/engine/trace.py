@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastfer import _library
+from fastfer import _library, _memory
 from fastfer.engine.views import BATCH
 
 
@@ -145,6 +145,7 @@ def _program(exported: Any) -> Program:
             ref = new(node)
             if node.name in held:
                 program.constants[ref] = state[held[node.name]]
+                _memory.check("compile", held[node.name], program.constants[ref])
             else:
                 program.input = ref
         elif node.target is operator.getitem and node.args[0] in parts:
@@ -162,10 +163,20 @@ def _program(exported: Any) -> Program:
             known = parts.get(node, {0: refs.get(node)})
             outputs = tuple(known.get(i) for i in range(max(known, default=-1) + 1))
             args, kwargs = (mapped(part, torch.fx.Node, refs.__getitem__) for part in (node.args, node.kwargs))
+            kwargs = _settled(node, kwargs)
             program.calls.append(writes.seen(Call(node.target, args, kwargs, outputs, _where(node))))
     (results,) = nodes[-1].args
     program.outputs = tuple(writes.current(refs[result]) for result in results)
     return program
+
+
+def _settled(node: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a call that makes a tensor of none, with the dtype that it had in the trace: torch's default."""
+    arguments = node.target._schema.arguments
+    made = {"dtype", "layout", "device"} <= {a.name for a in arguments} and str(arguments[0].type) != "Tensor"
+    if not made or kwargs.get("dtype") is not None:
+        return kwargs
+    return {**kwargs, "dtype": node.meta["val"].dtype}
 
 
 def _size_of(value: Any) -> Callable[[int], int]:
