@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastfer.data import FaceCrop, Preprocess
 from fastfer.models import (
     FerModel,
     create_model,
@@ -180,6 +181,7 @@ def test_pixels_and_metadata(tmp_path: Path) -> None:
     assert header == {
         "fastfer": 1, "model": "tiny", "options": model.options, "classes": ["neutral", "happiness", "für"],
         "input": [1, 9, 7], "pixels": True, "licence": "CC0", "preprocess": NUMBERS, **NUMBERS,
+        "before": ["convert to grey", "resize to 9×7"],
     }  # fmt: skip
     assert session.get_inputs()[0].shape == ["batch", 1, 9, 7]
     assert session.get_outputs()[0].shape == ["batch", 3]
@@ -189,6 +191,54 @@ def test_pixels_and_metadata(tmp_path: Path) -> None:
         want = model((pixels / 255 - 0.5) / 0.25)
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-4)
     assert str(Path.cwd()) not in path.read_bytes().decode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored"),
+    [
+        ({"equalise": True}, [1, 9, 7]),
+        ({"equalise": True, "size": (8, 8)}, [1, 9, 7]),
+        ({"size": (8, 8), "colour": "grey"}, [3, 12, 5]),
+        ({"size": (6, 20)}, [1, 9, 7]),
+    ],
+)
+def test_pixels_go_through_every_step_of_the_preprocessing(
+    tmp_path: Path, settings: dict[str, Any], stored: list[int]
+) -> None:
+    """Trained with equalisation and a resize, the graph alone gives the logits that evaluation gives."""
+    torch.manual_seed(0)
+    model, path = Tiny().eval(), tmp_path / "model.onnx"
+    preprocess = Preprocess((0.5,), (0.25,), **settings)
+    result = to_onnx(model, path, {"preprocess": preprocess.to_json(), "stored": stored}, pixels=True)
+    assert result["before"][-1] == f"resize to {stored[1]}×{stored[2]}"
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    pixels = torch.randint(60, 190, (5, *stored), dtype=torch.uint8)
+    pixels[1] = 77  # one level has no histogram to stretch
+    (got,) = session.run(None, {"images": pixels.numpy()})
+    with torch.no_grad():
+        want = model(preprocess(pixels))
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_of_a_network_in_colour(tmp_path: Path) -> None:
+    """Faces stored in grey that training repeated as RGB."""
+    model, path = trained("patt_lite", num_classes=3), tmp_path / "model.onnx"
+    preprocess = Preprocess.symmetric(3, size=(224, 224), colour="rgb")
+    to_onnx(model, path, {"preprocess": preprocess.to_json(), "stored": [1, 48, 48]}, pixels=True)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    pixels = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
+    (got,) = session.run(None, {"images": pixels.numpy()})
+    with torch.no_grad():
+        close(torch.from_numpy(got), model(preprocess(pixels)))
+
+
+def test_a_graph_of_floats_says_what_comes_before(tmp_path: Path) -> None:
+    preprocess = Preprocess((0.5,), (0.25,), size=(8, 8), equalise=True, crop=FaceCrop(0.2))
+    result = to_onnx(Tiny(), tmp_path / "m.onnx", {"preprocess": preprocess.to_json(), "stored": [1, 9, 9]})
+    assert result["before"] == [
+        "cut out the face with a margin of 0.2", "resize to 9×9", "convert to grey", "equalise the histogram",
+        "resize to 8×8", "(x / 255 - 0.5) / 0.25",
+    ]  # fmt: skip
 
 
 def test_a_wrong_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,14 +262,18 @@ def test_bad_input(tmp_path: Path) -> None:
     model = create_model("fgw_fer")
     with pytest.raises(ValueError, match="pixels: expected metadata with 'mean' and 'std'"):
         to_onnx(model, path, pixels=True)
-    with pytest.raises(ValueError, match=r"mean: expected 1 numbers, one a channel, got \[0.1, 0.2, 0.3\]"):
+    with pytest.raises(ValueError, match=r"mean and std: expected one of each per channel, got \(0.1, 0.2, 0.3\)"):
         to_onnx(model, path, {"mean": [0.1, 0.2, 0.3], "std": [1]}, pixels=True)
+    with pytest.raises(ValueError, match="expected mean and std of 1 channels"):
+        to_onnx(model, path, {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]})
+    with pytest.raises(ValueError, match="input: expected at most 1,048,576 pixels, got 4096×4096"):
+        to_onnx(model, path, {"input": [4096, 4096]})
     with pytest.raises(ValueError, match="classes: expected 7 names, got"):
         to_onnx(model, path, {"classes": ["a"]})
-    with pytest.raises(ValueError, match=r"input: expected \(H, W\), got \[0, 48\]"):
+    with pytest.raises(ValueError, match=r"input: expected 2 or 3 numbers of 1 to 4096, got \[0, 48\]"):
         to_onnx(model, path, {"input": [0, 48]})
-    with pytest.raises(ValueError, match="mean and std: expected both or none"):
-        to_program(model, mean=[0.5])
+    with pytest.raises(ValueError, match=r"input: expected 2 or 3 numbers of 1 to 4096, got \[100000, 100000\]"):
+        to_onnx(model, path, {"input": [100_000, 100_000]})
     assert not list(tmp_path.iterdir())
 
 

@@ -62,6 +62,7 @@ def test_a_split_is_brought_to_the_form_of_training() -> None:
         ({}, None, None),
         ({"input": [48, 40]}, (48, 40), (1, 48, 40)),
         ({"input": [1, 48, 40]}, (48, 40), (1, 48, 40)),
+        ({"stored": [1, 48, 40]}, (48, 40), (1, 48, 40)),
         ({"preprocess": {"size": [64, 64]}}, (64, 64), None),
         ({"preprocess": {"size": [64, 64]}, "config": {"data_options": {"size": 48}}}, (64, 64), (1, 48, 48)),
         ({"preprocess": {"size": [64, 64]}, "stored": [3, 9, 8]}, (64, 64), (3, 9, 8)),
@@ -82,6 +83,7 @@ def test_older_files_say_what_they_can(entries: dict[str, Any], size: Any, store
         ({"input": 48}, "input: expected 2 or 3 numbers"),
         ({"stored": [48, 48]}, "stored: expected 3 numbers of 1 to 4096"),
         ({"stored": [1, 48, 10**400]}, "stored: expected 3 numbers of 1 to 4096"),
+        ({"stored": [1, 9, 7], "input": [48, 48]}, r"input: expected \(9, 7\) .*, got \(48, 48\)"),
         ({"preprocess": {"size": [64, 64]}, "input": [48, 48]}, r"input: expected \(64, 64\) .*, got \(48, 48\)"),
     ],
 )

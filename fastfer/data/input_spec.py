@@ -42,17 +42,13 @@ class InputSpec:
     def from_metadata(cls, header: Mapping[str, Any]) -> InputSpec:
         """Of the header of a weight file. TypeError or ValueError where it does not say, or contradicts itself."""
         preprocess = Preprocess.from_metadata(header)
-        said = None if header.get("input") is None else _sides("input", header["input"], (2, 3))[-2:]
-        if said is not None and preprocess.size is not None and said != preprocess.size:
-            raise ValueError(f"input: expected {preprocess.size} as preprocess.size says, got {said}")
-        size = preprocess.size or said
-        stored = header.get("stored")
-        form = _guessed(header, preprocess, said) if stored is None else _sides("stored", stored, (3,))
-        return cls(
-            preprocess,
-            None if size is None else (size[0], size[1]),
-            None if form is None else (form[0], form[1], form[2]),
-        )
+        said = input_size(header)
+        form = None if header.get("stored") is None else _sides("stored", header["stored"], (3,))
+        stored = None if form is None else (form[0], form[1], form[2])
+        size = preprocess.size or (None if stored is None else stored[1:])  # what is not resized stays as it was stored
+        if None not in (said, size) and said != size:
+            raise ValueError(f"input: expected {size} as preprocess.size or stored says, got {said}")
+        return cls(preprocess, size or said, stored or _guessed(header, preprocess, said))
 
     def shape(self, channels: int, usual: tuple[int, int]) -> tuple[int, int, int]:
         """(C, H, W) of the network's input: ``channels`` are the network's, ``usual`` its size where none is said."""
@@ -100,6 +96,17 @@ class InputSpec:
         """
         return None if self.preprocess.equalise else (self.preprocess.mean, self.preprocess.std)
 
+    def to_stored(self) -> tuple[str, ...]:
+        """In words what makes an image one as the training images were stored."""
+        steps = []
+        if self.preprocess.crop is not None:
+            steps.append(f"cut out the face with a margin of {self.preprocess.crop.margin:g}")
+        if self.stored is not None:
+            channels, height, width = self.stored
+            steps.append("convert to grey" if channels == 1 else "three channels")
+            steps.append(f"resize to {height}×{width}")
+        return tuple(steps)
+
     def before(self, pixels: bool) -> tuple[str, ...]:
         """In words what has to be done to an image before a network that takes it as float, or as bytes of its size.
 
@@ -124,9 +131,17 @@ class InputSpec:
         return tuple(steps)
 
 
+def input_size(header: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(H, W) of the network's input by the entry "input", (H, W) or (C, H, W); None without one."""
+    if header.get("input") is None:
+        return None
+    *_, height, width = _sides("input", header["input"], (2, 3))
+    return height, width
+
+
 def _guessed(
-    header: Mapping[str, Any], preprocess: Preprocess, said: tuple[int, ...] | None
-) -> tuple[int, ...] | None:  # fmt: skip
+    header: Mapping[str, Any], preprocess: Preprocess, said: tuple[int, int] | None
+) -> tuple[int, int, int] | None:  # fmt: skip
     """The form of the training images where the header, of an older file, does not name it: from what it does say."""
     grey = preprocess.colour == "grey" or preprocess.equalise
     channels = 1 if grey else len(preprocess.mean)
@@ -135,7 +150,7 @@ def _guessed(
     config = header.get("config")
     options = config.get("data_options") if isinstance(config, Mapping) else None
     side = options.get("size") if isinstance(options, Mapping) else None
-    return None if side is None else (channels, *_sides("data_options.size", [side, side], (2,)))
+    return None if side is None else (channels, *_sides("data_options.size", [side, side], (2,)))  # type: ignore[return-value]
 
 
 def _sides(name: str, value: object, lengths: tuple[int, ...]) -> tuple[int, ...]:

@@ -65,9 +65,9 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     # float64 holds every sum exactly; lower precisions of matmul (TF32, bfloat16) do not concern it.
     with torch.autocast(images.device.type, enabled=False):
         if images.shape[3] != size[1]:
-            images = _rounded(images.double() @ _weights(images.shape[3], size[1], images.device).T)
+            images = _rounded(images.double() @ resize_weights(images.shape[3], size[1], images.device).T)
         if images.shape[2] != size[0]:
-            images = _rounded(_weights(images.shape[2], size[0], images.device) @ images.double())
+            images = _rounded(resize_weights(images.shape[2], size[0], images.device) @ images.double())
     return images
 
 
@@ -76,7 +76,7 @@ def _rounded(sums: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _weights(source: int, target: int, device: torch.device) -> Tensor:
+def resize_weights(source: int, target: int, device: torch.device) -> Tensor:
     """float64 (target, source): the weight of each source pixel in each target pixel, a multiple of 2⁻²²."""
     scale = source / target
     reach = max(scale, 1.0)

@@ -17,7 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("weights", type=Path, help="weight file (.safetensors)")
     parser.add_argument("out", type=Path, help="file to write (.onnx)")
-    parser.add_argument("--pixels", action="store_true", help="take uint8 pixels: the graph does the preprocessing")
+    parser.add_argument(
+        "--pixels",
+        action="store_true",
+        help="take uint8 images as the training images were stored: the graph does the preprocessing",
+    )
     args = parser.parse_args(argv)
     from fastfer.export.onnx import to_onnx
     from fastfer.models import load_weights, read_metadata
@@ -37,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"wrote {args.out}: {result['bytes'] / 1e6:.2f} MB, logits within {result['largest_error']:.1e} of the "
         f"network's in ONNX Runtime\noperators: {', '.join(result['operators'])}"
     )
+    if result["before"]:
+        print(f"before the network an image needs: {', '.join(result['before'])}")
     return 0
 
 

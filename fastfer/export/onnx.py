@@ -2,8 +2,8 @@
 """ONNX files of the networks: standard operators, any batch, class names and preprocessing in the metadata.
 
 Input "images" (N, C, H, W), output "logits" (N, K). Metadata entries are JSON texts: "fastfer" (version of this layout,
-1), "model", "options", "classes", "mean", "std", "input" (C, H, W), "pixels" (true where the graph takes uint8), and
-whatever else the weight file's header says.
+1), "model", "options", "classes", "mean", "std", "input" (C, H, W of what the graph takes), "pixels" (true where that
+is uint8), "before" (in words, what has to be done to an image before), and whatever else the weight file's header says.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastfer.data import InputSpec
 from fastfer.data.files import replace_atomically
-from fastfer.export.program import example, prepared, smallest_batch, to_program
+from fastfer.data.input_spec import input_size
+from fastfer.export.program import example, pixel_shape, prepared, smallest_batch, to_program
 from fastfer.export.simplify import simplify
 from fastfer.models import FerModel
 
 LAYOUT = 1
 OPSET = 18
+_LARGEST = 1 << 20  # pixels of an image; the networks are made for up to 224×224
 _TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 
 
@@ -39,22 +42,26 @@ def to_onnx(
     """Write ``model`` to ``path`` in ONNX, checked against ONNX Runtime; the file appears whole or not at all.
 
     ``metadata`` are JSON values by name, as `read_metadata` gives them; its "input" ends in the images' (H, W), by
-    default the network's published ones. With ``pixels`` the graph takes uint8 images of that size, and does the rest
-    of the preprocessing itself, with the mean and std of metadata; else float images that are preprocessed.
+    default the network's published ones. With ``pixels`` the graph takes uint8 images in the form of the training
+    images ("stored" in metadata, else "input") and does all of the preprocessing itself but the face crop; else float
+    images that are preprocessed.
     Returns {"operators": names, "largest_error": of a logit, relative to the largest logit or 1, "batches": sizes
-    compared, "bytes": of the file}.
+    compared, "bytes": of the file, "before": what has to be done to an image before, in words}.
 
     Raises ImportError naming the extra for missing packages, TypeError or ValueError for input that does not fit,
     ExportError where ONNX Runtime's logits differ.
     """
     _require_packages()
-    header = _header(model, metadata or {}, pixels)
-    numbers = (header["mean"], header["std"]) if pixels else (None, None)
-    size = (header["input"][1], header["input"][2])
-    module = prepared(model, *numbers)
+    spec = _spec(model, metadata or {})
+    if pixels and spec is None:
+        raise ValueError("to_onnx: pixels: expected metadata with 'mean' and 'std' to preprocess with, got none")
+    header = _header(model, metadata or {}, spec, pixels)
+    taken: tuple[int, int, int] = header["input"]
+    inside = spec if pixels else None
+    module = prepared(model, inside)
     with _quiet():
-        program = to_program(model, *numbers, size=size)
-        images = example(model, smallest_batch(model) + 1, size, pixels)
+        program = to_program(model, inside, size=taken[1:])
+        images = example(model, smallest_batch(model) + 1, taken, pixels)
         exported = torch.onnx.export(
             program, (images,), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=["images"], output_names=["logits"],
@@ -65,10 +72,16 @@ def to_onnx(
     _name(proto, header)
     with replace_atomically(path) as temporary:
         exported.save(temporary)
-        error, batches = _compare(model, module, temporary, lambda n: example(model, n, size, pixels, seed=n))
+        error, batches = _compare(model, module, temporary, lambda n: example(model, n, taken, pixels, seed=n))
         written = temporary.stat().st_size
     operators = sorted({node.op_type for node in proto.graph})
-    return {"operators": operators, "largest_error": error, "batches": batches, "bytes": written}
+    return {
+        "operators": operators,
+        "largest_error": error,
+        "batches": batches,
+        "bytes": written,
+        "before": header["before"],
+    }
 
 
 def _require_packages() -> None:
@@ -81,16 +94,29 @@ def _require_packages() -> None:
         raise ImportError(f"{error}; ONNX export needs more packages: pip install 'fastfer[onnx]'") from error
 
 
-def _header(model: FerModel, metadata: Mapping[str, Any], pixels: bool) -> dict[str, Any]:
+def _spec(model: FerModel, metadata: Mapping[str, Any]) -> InputSpec | None:
+    """What ``metadata`` say of the images; None where they say nothing of their preprocessing."""
     if not isinstance(model, FerModel):
         raise TypeError(f"to_onnx: model: expected a fastfer model, got {type(model).__name__}")
-    described = metadata.get("preprocess") or metadata
-    mean, std = described.get("mean"), described.get("std")
-    if pixels and not (mean and std):
-        raise ValueError("to_onnx: pixels: expected metadata with 'mean' and 'std' to preprocess with, got none")
-    size = tuple(metadata.get("input") or model.input_size)[-2:]
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"to_onnx: input: expected (H, W), got {metadata.get('input')!r}")
+    if not any(metadata.get(key) for key in ("preprocess", "mean", "std")):
+        return None
+    try:
+        spec = InputSpec.from_metadata(metadata)
+        spec.shape(model.in_chans, model.input_size)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"to_onnx: metadata: {error}") from None
+    return spec
+
+
+def _header(
+    model: FerModel, metadata: Mapping[str, Any], spec: InputSpec | None, pixels: bool
+) -> dict[str, Any]:  # fmt: skip
+    if spec is None:
+        shape = (model.in_chans, *(input_size(metadata) or model.input_size))
+    else:
+        shape = pixel_shape(model, spec) if pixels else spec.shape(model.in_chans, model.input_size)
+    if shape[1] * shape[2] > _LARGEST:
+        raise ValueError(f"to_onnx: input: expected at most {_LARGEST:,} pixels, got {shape[1]}×{shape[2]}")
     classes = model.class_names or metadata.get("classes")
     if classes is not None and len(classes) != model.num_classes:
         raise ValueError(f"to_onnx: classes: expected {model.num_classes} names, got {list(classes)!r}")
@@ -99,10 +125,11 @@ def _header(model: FerModel, metadata: Mapping[str, Any], pixels: bool) -> dict[
         "model": model.name,
         "options": model.options,
         "classes": None if classes is None else list(classes),
-        "mean": mean,
-        "std": std,
-        "input": [model.in_chans, *size],
+        "mean": None if spec is None else list(spec.preprocess.mean),
+        "std": None if spec is None else list(spec.preprocess.std),
+        "input": shape,
         "pixels": pixels,
+        "before": [] if spec is None else list(spec.to_stored() if pixels else spec.before(pixels=False)),
     }
     return {**metadata, **own}
 
