@@ -70,7 +70,8 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         if not _is_plain():
-            if _C._dispatch_tls_is_dispatch_key_excluded(_MARK):
+            # Dynamo cannot trace the look at the mark, which only the engine's own tracing sets.
+            if not torch.compiler.is_dynamo_compiling() and _C._dispatch_tls_is_dispatch_key_excluded(_MARK):
                 return self.registered(*args)
             if torch.compiler.is_exporting():  # standard operators only, so that the graph runs without this package
                 return self.reference(*args)
