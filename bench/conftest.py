@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verify, then time: options, the fixture of every benchmark, and what a result file says about the machine.
 
-Options: ``--bench-threads N`` (default: torch's), ``--bench-smoke`` or ``FASTFER_BENCH_SMOKE=1`` (one small shape a
-table, one short round: does everything still run and agree?).
+Options, from the conftest.py of the root: ``--bench-threads N`` (default: torch's), ``--bench-smoke`` or
+``FASTFER_BENCH_SMOKE=1`` (one small shape a table, one short round: does everything still run and agree?).
 """
 
 from __future__ import annotations
@@ -22,12 +22,6 @@ from bench.contenders import backend_of
 
 _REPLAY = cases.Replay()
 _SESSION = pytest.StashKey[cases.Session]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("fastfer")
-    group.addoption("--bench-threads", type=int, default=None, help="threads of every contender; default: torch's")
-    group.addoption("--bench-smoke", action="store_true", help="one small shape a table, one short round")
 
 
 def pytest_configure(config: pytest.Config) -> None:

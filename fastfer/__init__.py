@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastfer._version import __version__
+
 if TYPE_CHECKING:
     from fastfer import backend, engine, models, nn, ops, runtime
     from fastfer.backend import list_backends, use
@@ -26,16 +28,25 @@ _NAMES = {
 }
 
 __all__ = [
-    "backend", "compile", "create_model", "engine", "list_backends", "list_models", "model_info", "models", "nn",
-    "ops", "runtime", "use",
-]  # fmt: skip
+    "__version__",
+    "backend",
+    "compile",
+    "create_model",
+    "engine",
+    "list_backends",
+    "list_models",
+    "model_info",
+    "models",
+    "nn",
+    "ops",
+    "runtime",
+    "use",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = _version()
-    elif name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _NAMES:
+        value: Any = getattr(importlib.import_module(_NAMES[name]), name)
     elif name in _MODULES:
         value = importlib.import_module(f"fastfer.{name}")
     else:
@@ -45,13 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("fastfer")
-    except PackageNotFoundError:
-        return "0+unknown"
+    return sorted({*globals(), *__all__})
