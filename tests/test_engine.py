@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastfer.engine.compiler import graph_of
+from fastfer.engine.convert import UncoveredError
 from fastfer.engine.graph import Graph
-from fastfer.engine.lower import UncoveredError
 from fastfer.models import FerModel, create_model
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"

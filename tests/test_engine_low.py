@@ -61,10 +61,10 @@ def test_low_precision(dtype: str, limit: float, tmp_path: Path) -> None:
     assert (engine.dtype, engine.metadata["dtype"]) == (dtype, dtype)
     error = float((engine(x) - want).abs().max() / want.abs().max())
     assert 1e-5 < error < limit
-    engine.save(tmp_path / "low.ffe")
-    again = runtime.load(tmp_path / "low.ffe", threads=1)
+    engine.save(tmp_path / "into.ffe")
+    again = runtime.load(tmp_path / "into.ffe", threads=1)
     torch.testing.assert_close(again(x), engine(x), rtol=0, atol=0)
-    close(runtime.load(tmp_path / "low.ffe", dtype="float32")(x), want)
+    close(runtime.load(tmp_path / "into.ffe", dtype="float32")(x), want)
 
 
 def test_int8_needs_calibration() -> None:

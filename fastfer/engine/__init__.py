@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inference engine: a trained network becomes one native call.
 
-``compile`` traces a model (`trace`, `record`), makes a graph of it (`lower`), folds norms into it (`fuse`) and writes
+``compile`` traces a model (`trace`, `record`), makes a graph of it (`convert`), folds norms into it (`fuse`) and writes
 it as bytes (`file`); the native plan does the rest, and `fastfer.runtime` runs it without torch.
 """
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastfer.engine.compiler import compile
-    from fastfer.engine.lower import UncoveredError
+    from fastfer.engine.convert import UncoveredError
     from fastfer.runtime import Engine, load
 
 __all__ = ["Engine", "UncoveredError", "compile", "load"]
 
 _NAMES = {
     "Engine": "fastfer.runtime",
-    "UncoveredError": "fastfer.engine.lower",
+    "UncoveredError": "fastfer.engine.convert",
     "compile": "fastfer.engine.compiler",
     "load": "fastfer.runtime",
 }

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastfer import _memory
-from fastfer.engine import lower_aten, lower_attention, lower_fastfer, lower_shape  # noqa: F401 - they register handlers
+from fastfer.engine import convert_aten, convert_attention, convert_fastfer, convert_shape  # noqa: F401 - they register handlers
 from fastfer.engine import metadata as fields
 from fastfer.engine.calibrate import calibrated
+from fastfer.engine.convert import UncoveredError, converted
 from fastfer.engine.file import to_bytes
 from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Graph
-from fastfer.engine.lower import UncoveredError, lowered
 from fastfer.engine.record import recorded
 from fastfer.engine.trace import Program, traced
 from fastfer.models import FerModel
@@ -32,7 +32,7 @@ def program_of(model: nn.Module, size: tuple[int, ...]) -> Program:
 
 def graph_of(model: nn.Module, size: tuple[int, ...]) -> Graph:
     """The graph of a model for images of (C, H, W) = ``size``, norms folded in float64."""
-    return fused(lowered(program_of(model, size)))
+    return fused(converted(program_of(model, size)))
 
 
 def compile(
@@ -51,7 +51,7 @@ def compile(
 ) -> Engine:
     """The engine of a trained network: convolutions with their norms folded in, one native call for a batch.
 
-    ``model`` is any fastfer model, or a torch module of one image input made of ops that a plan has (`lower_aten` and
+    ``model`` is any fastfer model, or a torch module of one image input made of ops that a plan has (`convert_aten` and
     its neighbours); it is taken in evaluation mode, and later changes of it do not reach the engine. ``example`` is an
     input or its shape, (N, C, H, W) or (C, H, W), by default the published size of a fastfer model. ``threads``
     defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the
@@ -88,7 +88,7 @@ def compile(
     fields.normalisation(header, size[0])
     program = program_of(model, size)
     try:
-        graph = fused(lowered(program))
+        graph = fused(converted(program))
     except UncoveredError:
         if fallback == "error":
             raise

@@ -13,10 +13,10 @@ from torch import Tensor
 from fastfer import _memory
 from fastfer.engine import metadata as fields
 from fastfer.engine import views
+from fastfer.engine.convert import Conversion
 from fastfer.engine.file import to_bytes
 from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Shape
-from fastfer.engine.lower import Lowering
 from fastfer.engine.trace import Call, Program, Ref, mapped
 from fastfer.engine.views import Uncovered, View
 from fastfer.runtime import Engine, default_threads
@@ -27,7 +27,7 @@ class Segment:
     """Calls of one plan, from a single tensor; ``results`` are what later segments, or the outputs, need of it."""
 
     source: Ref
-    lowering: Lowering
+    conversion: Conversion
     calls: list[Call] = field(default_factory=list)
     results: dict[Ref, View] = field(default_factory=dict)
     engine: Engine | None = None
@@ -45,12 +45,12 @@ def _started(program: Program, source: Ref) -> Segment | None:
     sizes = program.sizes[source]
     if len(sizes) not in (2, 4) or sizes[0] != views.BATCH:
         return None
-    lowering = Lowering((sizes[0], *sizes[1:], *(1,) * (4 - len(sizes))))
+    conversion = Conversion((sizes[0], *sizes[1:], *(1,) * (4 - len(sizes))))
     form = views.image if len(sizes) == 4 else views.vector
-    lowering.known.update(program.constants)
-    lowering.known.update({ref: size(views.BATCH) for ref, size in program.scalars.items()})
-    lowering.known[source] = form(0, lowering.graph.values[0])
-    return Segment(source, lowering)
+    conversion.known.update(program.constants)
+    conversion.known.update({ref: size(views.BATCH) for ref, size in program.scalars.items()})
+    conversion.known[source] = form(0, conversion.graph.values[0])
+    return Segment(source, conversion)
 
 
 def partition(program: Program) -> list[Segment | Call]:
@@ -84,15 +84,15 @@ def _grown(program: Program, at: int, needed_after: list[set[Ref]]) -> Segment |
         if not _reads(call, program) <= own:
             break
         try:
-            segment.lowering.call(call)
+            segment.conversion.call(call)
         except Uncovered:
             break
         own.update(ref for ref in call.outputs if ref is not None)
         segment.calls.append(call)
         leaving = (own - {segment.source}) & needed_after[at + count]
-        if all(isinstance(segment.lowering.known[ref], View) for ref in leaving) and leaving:
-            best, nodes = count, len(segment.lowering.graph.nodes)
-            segment.results = {ref: segment.lowering.known[ref] for ref in sorted(leaving, key=lambda r: r.number)}
+        if all(isinstance(segment.conversion.known[ref], View) for ref in leaving) and leaving:
+            best, nodes = count, len(segment.conversion.graph.nodes)
+            segment.results = {ref: segment.conversion.known[ref] for ref in sorted(leaving, key=lambda r: r.number)}
     del segment.calls[best:]
     return segment if best and nodes else None
 
@@ -133,7 +133,7 @@ class Islands(Engine):
                 part.engine = self._built(part)
 
     def _built(self, segment: Segment) -> Engine:
-        graph = segment.lowering.graph
+        graph = segment.conversion.graph
         graph.outputs = tuple(view.value for view in segment.results.values())
         shapes = [list(graph.values[value]) for value in graph.outputs]
         return Engine(to_bytes(fused(graph), {"outputs": shapes, "dtype": self.dtype}), threads=self._count)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
 from fastfer.engine import views
+from fastfer.engine.convert import Conversion, Lazy, covers, numbers
+from fastfer.engine.convert_fastfer import attention, pointwise
 from fastfer.engine.graph import Node
-from fastfer.engine.lower import Lazy, Lowering, covers, numbers
-from fastfer.engine.lower_fastfer import attention, pointwise
 from fastfer.engine.views import Uncovered, View
 
 _SIGMOID = ACTIVATIONS.index("sigmoid")
@@ -47,11 +47,11 @@ class Weighted(Lazy):
     scores: View
     x: View
 
-    def summed(self, low: Lowering, dims: Any, keepdim: bool) -> View:
+    def summed(self, into: Conversion, dims: Any, keepdim: bool) -> View:
         """Additive attention: the scores are v · tanh(W [x; h] + b), and their map is no longer needed."""
         if keepdim or [self.x.dim(i) for i in dims] != [1]:
             raise Uncovered("a sum that is not over the tokens of an attention")
-        nodes = _chain(low, self.scores.value, ("conv", "affine", "affine", "conv", "concat"))
+        nodes = _chain(into, self.scores.value, ("conv", "affine", "affine", "conv", "concat"))
         if nodes is None or not _is_tanh(nodes[2], nodes[1]):
             raise Uncovered("attention weights that are not v · tanh(W [x; h] + b)")
         score, _, _, hidden, joined = nodes
@@ -63,14 +63,14 @@ class Weighted(Lazy):
         (memory,) = (
             (i for i in joined.inputs if i != self.x.value) if len(set(joined.inputs)) > 1 else joined.inputs[:1]
         )
-        h = views.tokens(memory, low.graph.values[memory])
+        h = views.tokens(memory, into.graph.values[memory])
         tensors = [weight, hidden.weight("bias"), score.weight("weight"), score.weight("bias")]
-        return low.view(views.vector, low.add("additive_attention", [h, self.x], (), tensors))
+        return into.view(views.vector, into.add("additive_attention", [h, self.x], (), tensors))
 
 
-def _chain(low: Lowering, value: int, ops: tuple[str, ...]) -> list[Node] | None:
+def _chain(into: Conversion, value: int, ops: tuple[str, ...]) -> list[Node] | None:
     """The nodes that made ``value``, each the first input of the one before, if they are these ops."""
-    writers, nodes = {node.output: node for node in low.graph.nodes}, []
+    writers, nodes = {node.output: node for node in into.graph.nodes}, []
     for op in ops:
         node = writers.get(value)
         if node is None or node.op != op:
@@ -98,10 +98,10 @@ def weighted(a: Any, b: Any) -> Weighted:
 
 
 @covers("aten.matmul", "aten.bmm", "aten.mm")
-def _matmul(low: Lowering, self: Any, **rest: Any) -> Any:
+def _matmul(into: Conversion, self: Any, **rest: Any) -> Any:
     (other,) = rest.values()
     if isinstance(self, Softmax) and isinstance(self.scores, Scores) and isinstance(other, View):
-        return attention(low, self.scores.q, self.scores.k, other, self.scores.scale)
+        return attention(into, self.scores.q, self.scores.k, other, self.scores.scale)
     if isinstance(self, View) and isinstance(other, View):
         keys = views.permuted(other, [0, 2, 1]) if len(other.axes) == 3 else other
         if len(self.axes) == 3 and keys == views.tokens(other.value, other.shape):
@@ -109,12 +109,12 @@ def _matmul(low: Lowering, self: Any, **rest: Any) -> Any:
     if isinstance(self, View) and isinstance(other, Tensor) and other.dim() == 2:
         last = len(self.axes) - 1
         if views.is_pixelwise(self, last):
-            return pointwise(low, self, last, numbers(other).T, np.zeros(other.shape[1]))
+            return pointwise(into, self, last, numbers(other).T, np.zeros(other.shape[1]))
     raise Uncovered("a product that is neither a linear layer nor an attention over tokens")
 
 
 @covers("aten.softmax", "aten._softmax")
-def _softmax(low: Lowering, self: Any, dim: int, **rest: Any) -> Softmax:
+def _softmax(into: Conversion, self: Any, dim: int, **rest: Any) -> Softmax:
     if isinstance(self, Scores) and dim in (-1, 2):
         return Softmax(self)
     if isinstance(self, View) and len(self.axes) == 3 and self.dim(dim) == 1 and self.shape.channels == 1:
@@ -124,9 +124,9 @@ def _softmax(low: Lowering, self: Any, dim: int, **rest: Any) -> Softmax:
 
 @covers("aten.scaled_dot_product_attention")
 def _scaled_dot_product_attention(
-    low: Lowering, query: View, key: View, value: View, attn_mask: Any, dropout_p: float, is_causal: bool, scale: Any,
-    enable_gqa: bool,
+    into: Conversion, query: View, key: View, value: View, attn_mask: Any, dropout_p: float, is_causal: bool,
+    scale: Any, enable_gqa: bool,
 ) -> View:  # fmt: skip
     if attn_mask is not None or dropout_p or is_causal or len(query.axes) != 3:
         raise Uncovered("attention with a mask, dropout or several heads")
-    return attention(low, query, key, value, query.shape.channels**-0.5 if scale is None else float(scale))
+    return attention(into, query, key, value, query.shape.channels**-0.5 if scale is None else float(scale))

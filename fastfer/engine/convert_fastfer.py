@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
 from fastfer.engine import views
+from fastfer.engine.convert import Conversion, covers, numbers
 from fastfer.engine.graph import MAX, MEAN, Array, vector
-from fastfer.engine.lower import Lowering, covers, numbers
 from fastfer.engine.views import Uncovered, View
 
 _SIGMOID, _HARDSWISH = ACTIVATIONS.index("sigmoid"), ACTIVATIONS.index("hardswish")
@@ -36,127 +36,127 @@ def folded(weight: Array, bias: Array | None, scale: Array, shift: Array) -> tup
 
 
 def convolution(
-    low: Lowering, x: View, weight: Array, bias: Array | None, stride: Any, padding: Any, groups: int, act: int = 0
+    into: Conversion, x: View, weight: Array, bias: Array | None, stride: Any, padding: Any, groups: int, act: int = 0
 ) -> View:
     """A convolution with four-sided padding; a pointwise one takes channels and pixels in any dimensions."""
     kh, kw = weight.shape[2:]
     bias = np.zeros(weight.shape[0]) if bias is None else bias
     attrs = (kh, kw, *stride, *padding, groups, act)
     if (kh, kw, *stride, *padding) == (1, 1, 1, 1, 0, 0, 0, 0) and views.is_pixelwise(x, 1):
-        return pointwise(low, x, 1, weight, bias, groups, act)
-    return low.image("conv", x, attrs, [weight, bias])
+        return pointwise(into, x, 1, weight, bias, groups, act)
+    return into.image("conv", x, attrs, [weight, bias])
 
 
-def pointwise(low: Lowering, x: View, dim: int, weight: Array, bias: Array, groups: int = 1, act: int = 0) -> View:
+def pointwise(into: Conversion, x: View, dim: int, weight: Array, bias: Array, groups: int = 1, act: int = 0) -> View:
     """A 1×1 convolution of the channels, which are dimension ``dim`` of the tensor."""
-    value = low.add("conv", [x], (1, 1, 1, 1, 0, 0, 0, 0, groups, act), [weight, bias])
-    shape = low.graph.values[value]
+    value = into.add("conv", [x], (1, 1, 1, 1, 0, 0, 0, 0, groups, act), [weight, bias])
+    shape = into.graph.values[value]
     axes = list(x.axes)
     axes[dim] = View(value, shape, ()).present("C")
     return View(value, shape, tuple(axes))
 
 
 def _block(
-    low: Lowering, x: View, weight: Tensor, bias: Tensor | None, norm: Any, eps: float, act: int,
+    into: Conversion, x: View, weight: Tensor, bias: Tensor | None, norm: Any, eps: float, act: int,
     stride: Any = (1, 1), padding: Any = (0, 0, 0, 0), groups: int = 1,
 ) -> View:  # fmt: skip
     """Convolution, norm (weight, bias, mean, var; weight None for none), activation."""
     kernel, offset = numbers(weight), numbers(bias) if bias is not None else None
     if norm[0] is not None:
         kernel, offset = folded(kernel, offset, *norm_affine(norm[0], norm[1], norm[2], norm[3], eps))
-    return convolution(low, x, kernel, offset, stride, padding, groups, act)
+    return convolution(into, x, kernel, offset, stride, padding, groups, act)
 
 
 @covers("fastfer.conv2d")
 def _conv2d(
-    low: Lowering, x: View, weight: Tensor, bias: Any, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
+    into: Conversion, x: View, weight: Tensor, bias: Any, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
     eps: float, act: int, stride: Any, padding: Any,
 ) -> View:  # fmt: skip
-    return _block(low, x, weight, bias, (n_weight, n_bias, n_mean, n_var), eps, act, stride, padding)
+    return _block(into, x, weight, bias, (n_weight, n_bias, n_mean, n_var), eps, act, stride, padding)
 
 
 @covers("fastfer.separable_conv2d")
 def _separable(
-    low: Lowering, x: View, dw: Tensor, dw_bias: Any, n1_weight: Any, n1_bias: Any, n1_mean: Any, n1_var: Any,
+    into: Conversion, x: View, dw: Tensor, dw_bias: Any, n1_weight: Any, n1_bias: Any, n1_mean: Any, n1_var: Any,
     eps1: float, act1: int, pw: Tensor, pw_bias: Any, n2_weight: Any, n2_bias: Any, n2_mean: Any, n2_var: Any,
     eps2: float, act2: int, stride: Any, padding: Any,
 ) -> View:  # fmt: skip
     norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var), (n2_weight, n2_bias, n2_mean, n2_var)
-    y = _block(low, x, dw, dw_bias, norm1, eps1, act1, stride, padding, dw.shape[0])
-    return _block(low, y, pw, pw_bias, norm2, eps2, act2)
+    y = _block(into, x, dw, dw_bias, norm1, eps1, act1, stride, padding, dw.shape[0])
+    return _block(into, y, pw, pw_bias, norm2, eps2, act2)
 
 
 @covers("fastfer.inverted_bottleneck")
 def _inverted_bottleneck(
-    low: Lowering, x: View, expand: Tensor, n1_weight: Any, n1_bias: Any, n1_mean: Any, n1_var: Any, eps1: float,
+    into: Conversion, x: View, expand: Tensor, n1_weight: Any, n1_bias: Any, n1_mean: Any, n1_var: Any, eps1: float,
     dw: Tensor, n2_weight: Any, n2_bias: Any, n2_mean: Any, n2_var: Any, eps2: float, project: Any, n3_weight: Any,
     n3_bias: Any, n3_mean: Any, n3_var: Any, eps3: float, act: int, residual: bool, stride: Any, padding: Any,
 ) -> View:  # fmt: skip
-    y = _block(low, x, expand, None, (n1_weight, n1_bias, n1_mean, n1_var), eps1, act)
-    y = _block(low, y, dw, None, (n2_weight, n2_bias, n2_mean, n2_var), eps2, act, stride, padding, dw.shape[0])
+    y = _block(into, x, expand, None, (n1_weight, n1_bias, n1_mean, n1_var), eps1, act)
+    y = _block(into, y, dw, None, (n2_weight, n2_bias, n2_mean, n2_var), eps2, act, stride, padding, dw.shape[0])
     if project is None:
         return y
-    y = _block(low, y, project, None, (n3_weight, n3_bias, n3_mean, n3_var), eps3, 0)
-    return low.seen_as(y, low.add("add", [y, x], [0])) if residual else y
+    y = _block(into, y, project, None, (n3_weight, n3_bias, n3_mean, n3_var), eps3, 0)
+    return into.seen_as(y, into.add("add", [y, x], [0])) if residual else y
 
 
 @covers("fastfer.depthwise_norm")
 def _depthwise_norm(
-    low: Lowering, x: View, weight: Tensor, bias: Any, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
+    into: Conversion, x: View, weight: Tensor, bias: Any, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
     eps: float, act: int, stride: Any, padding: Any,
 ) -> View:  # fmt: skip
     norm = (n_weight, n_bias, n_mean, n_var)
-    return _block(low, x, weight, bias, norm, eps, act, stride, padding, weight.shape[0])
+    return _block(into, x, weight, bias, norm, eps, act, stride, padding, weight.shape[0])
 
 
 @covers("fastfer.depthwise_conv2d")
-def _depthwise(low: Lowering, x: View, weight: Tensor, bias: Any, stride: Any, padding: Any) -> View:
-    return _block(low, x, weight, bias, (None,), 0.0, 0, stride, padding, weight.shape[0])
+def _depthwise(into: Conversion, x: View, weight: Tensor, bias: Any, stride: Any, padding: Any) -> View:
+    return _block(into, x, weight, bias, (None,), 0.0, 0, stride, padding, weight.shape[0])
 
 
 @covers("fastfer.pointwise_conv2d")
-def _pointwise(low: Lowering, x: View, weight: Tensor, bias: Any) -> View:
-    return _block(low, x, weight, bias, (None,), 0.0, 0)
+def _pointwise(into: Conversion, x: View, weight: Tensor, bias: Any) -> View:
+    return _block(into, x, weight, bias, (None,), 0.0, 0)
 
 
 @covers("fastfer.batch_norm")
-def _batch_norm(low: Lowering, x: View, weight: Any, bias: Any, mean: Any, var: Any, eps: float, act: int) -> View:
-    return low.affine(x, *norm_affine(weight, bias, mean, var, eps), act)
+def _batch_norm(into: Conversion, x: View, weight: Any, bias: Any, mean: Any, var: Any, eps: float, act: int) -> View:
+    return into.affine(x, *norm_affine(weight, bias, mean, var, eps), act)
 
 
 @covers("fastfer.activation")
-def _activation(low: Lowering, x: View, act: int) -> View:
-    return low.pixelwise("act", x, [act])
+def _activation(into: Conversion, x: View, act: int) -> View:
+    return into.pixelwise("act", x, [act])
 
 
 @covers("fastfer.max_pool2d")
-def _max_pool2d(low: Lowering, x: View, kernel: Any, stride: Any, padding: Any) -> View:
-    return low.image("max_pool", x, (*kernel, *stride, *padding))
+def _max_pool2d(into: Conversion, x: View, kernel: Any, stride: Any, padding: Any) -> View:
+    return into.image("max_pool", x, (*kernel, *stride, *padding))
 
 
-def pooled(low: Lowering, x: View, kind: int) -> View:
+def pooled(into: Conversion, x: View, kind: int) -> View:
     """Mean or maximum over the image: (N, C, H, W) -> (N, C)."""
-    return low.view(views.vector, low.add("global_pool", [x], [kind]))
+    return into.view(views.vector, into.add("global_pool", [x], [kind]))
 
 
 @covers("fastfer.global_avg_pool")
-def _global_avg_pool(low: Lowering, x: View) -> View:
-    return pooled(low, x, MEAN)
+def _global_avg_pool(into: Conversion, x: View) -> View:
+    return pooled(into, x, MEAN)
 
 
 @covers("fastfer.global_max_pool")
-def _global_max_pool(low: Lowering, x: View) -> tuple[View, ...]:
-    return (pooled(low, x, MAX),)
+def _global_max_pool(into: Conversion, x: View) -> tuple[View, ...]:
+    return (pooled(into, x, MAX),)
 
 
 @covers("fastfer.global_avg_max_pool")
-def _global_avg_max_pool(low: Lowering, x: View) -> tuple[View, ...]:
-    return pooled(low, x, MEAN), pooled(low, x, MAX)
+def _global_avg_max_pool(into: Conversion, x: View) -> tuple[View, ...]:
+    return pooled(into, x, MEAN), pooled(into, x, MAX)
 
 
 @covers("fastfer.gate")
 def _gate(
-    low: Lowering, x: View, w1: Any, b1: Any, w2: Any, b2: Any, act: int, gate_act: int, sw: Any, sb: Any,
+    into: Conversion, x: View, w1: Any, b1: Any, w2: Any, b2: Any, act: int, gate_act: int, sw: Any, sb: Any,
     linear: bool, pool: bool,
 ) -> View:  # fmt: skip
     mlp = [numbers(t) for t in (w1, b1, w2, b2) if t is not None]
@@ -167,15 +167,15 @@ def _gate(
     if form[1] and form[0] and gate_act != _SIGMOID:
         raise Uncovered(f"a channel gate of {ACTIVATIONS[gate_act]} beside a pixel gate")
     if form == (4, 0, False):
-        return low.image("se", x, (act, gate_act), mlp)
+        return into.image("se", x, (act, gate_act), mlp)
     if form == (1, 0, False) and gate_act == _SIGMOID:
-        return low.image("eca", x, (), mlp)
+        return into.image("eca", x, (), mlp)
     if form == (0, 2, False):
-        return low.image("sa", x, (0, 1, 1), pixel)
+        return into.image("sa", x, (0, 1, 1), pixel)
     if form == (1, 2, False):
-        return low.image("csa", x, (pool,), [*mlp, *pixel])
+        return into.image("csa", x, (pool,), [*mlp, *pixel])
     if form == (4, 2, True):
-        return low.image("scse", x, (act,), [*mlp, *pixel])
+        return into.image("scse", x, (act,), [*mlp, *pixel])
     raise Uncovered(f"a gate of {len(mlp)} channel tensors and {len(pixel)} pixel tensors")
 
 
@@ -187,28 +187,30 @@ def _spatial(
 
 
 @covers("fastfer.cbam")
-def _cbam(low: Lowering, x: View, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor, **norm: Any) -> View:
+def _cbam(
+    into: Conversion, x: View, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor, **norm: Any
+) -> View:
     mlp = [numbers(t) for t in (w1, b1, w2, b2)]
-    return low.image("cbam", x, weight.shape[2:], [*mlp, *_spatial(weight, **norm)])
+    return into.image("cbam", x, weight.shape[2:], [*mlp, *_spatial(weight, **norm)])
 
 
 @covers("fastfer.spatial_gate")
-def _spatial_gate(low: Lowering, x: View, weight: Tensor, **norm: Any) -> View:
-    return low.image("sa", x, (0, *weight.shape[2:]), _spatial(weight, **norm))
+def _spatial_gate(into: Conversion, x: View, weight: Tensor, **norm: Any) -> View:
+    return into.image("sa", x, (0, *weight.shape[2:]), _spatial(weight, **norm))
 
 
 @covers("fastfer.channel_gate")
-def _channel_gate(low: Lowering, x: View, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> View:
+def _channel_gate(into: Conversion, x: View, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> View:
     """mlp(mean) + mlp(max): the second layer is linear, so one product takes the sum of the hidden units."""
-    hidden = [pointwise(low, pooled(low, x, kind), 1, numbers(w1), numbers(b1), act=_RELU) for kind in (MEAN, MAX)]
-    both = low.seen_as(hidden[0], low.add("add", hidden, [0]))
-    gate = pointwise(low, both, 1, numbers(w2), 2 * numbers(b2), act=_SIGMOID)
-    return low.seen_as(x, low.add("mul", [x, gate], [0]))
+    hidden = [pointwise(into, pooled(into, x, kind), 1, numbers(w1), numbers(b1), act=_RELU) for kind in (MEAN, MAX)]
+    both = into.seen_as(hidden[0], into.add("add", hidden, [0]))
+    gate = pointwise(into, both, 1, numbers(w2), 2 * numbers(b2), act=_SIGMOID)
+    return into.seen_as(x, into.add("mul", [x, gate], [0]))
 
 
 @covers("fastfer.coordinate_attention")
 def _coordinate_attention(
-    low: Lowering, x: View, weight: Tensor, bias: Tensor, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
+    into: Conversion, x: View, weight: Tensor, bias: Tensor, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
     eps: float, act: int, h_weight: Tensor, h_bias: Tensor, w_weight: Tensor, w_bias: Tensor, kind: int,
 ) -> View:  # fmt: skip
     if act != _HARDSWISH:
@@ -216,14 +218,14 @@ def _coordinate_attention(
     offset = numbers(bias) * (2 if kind == 2 else 1)
     squeeze = folded(numbers(weight), offset, *norm_affine(n_weight, n_bias, n_mean, n_var, eps))
     gates = [numbers(t) for t in (h_weight, h_bias, w_weight, w_bias)]
-    return low.image("coordinate", x, (kind,), [*squeeze, *gates])
+    return into.image("coordinate", x, (kind,), [*squeeze, *gates])
 
 
 @covers("fastfer.cpsca_pool")
-def _cpsca_pool(low: Lowering, x: View) -> tuple[View, ...]:
+def _cpsca_pool(into: Conversion, x: View) -> tuple[View, ...]:
     def line(axis: int, kind: int) -> View:
-        value = low.add("line_pool", [x], [axis, kind])
-        shape = low.graph.values[value]
+        value = into.add("line_pool", [x], [axis, kind])
+        shape = into.graph.values[value]
         return View(value, shape, ("N", *(View(value, shape, ()).present(c) for c in ("CW" if axis else "CH"))))
 
     return line(0, MEAN), line(0, MAX), line(1, MEAN), line(1, MAX)
@@ -237,24 +239,24 @@ def _check_tokens(*tensors: View) -> None:
             raise Uncovered(f"attention over dimensions {t.axes}, expected each image's pixels as tokens (N, HW, C)")
 
 
-def attention(low: Lowering, q: View, k: View, v: View, scale: float) -> View:
+def attention(into: Conversion, q: View, k: View, v: View, scale: float) -> View:
     """softmax(scale · q kᵀ) v of tokens (N, T, D), keys and values one tensor."""
     if k != v:
         raise Uncovered("attention whose keys are not its values")
     _check_tokens(q, k)
-    return low.view(views.tokens, low.add("dot_attention", [q, k], [0], [vector([scale])]))
+    return into.view(views.tokens, into.add("dot_attention", [q, k], [0], [vector([scale])]))
 
 
 @covers("fastfer.dot_product_attention")
-def _dot_product_attention(low: Lowering, q: View, k: View, v: View, scale: Any, factor: float) -> View:
+def _dot_product_attention(into: Conversion, q: View, k: View, v: View, scale: Any, factor: float) -> View:
     rate = factor if scale is None else factor * float(numbers(scale).reshape(()))
-    return attention(low, q, k, v, rate)
+    return attention(into, q, k, v, rate)
 
 
 @covers("fastfer.additive_attention")
 def _additive_attention(
-    low: Lowering, x: View, h: View, weight: Tensor, bias: Tensor, v: Tensor, v_bias: Tensor
+    into: Conversion, x: View, h: View, weight: Tensor, bias: Tensor, v: Tensor, v_bias: Tensor
 ) -> View:
     _check_tokens(x, h)
     tensors = [numbers(t) for t in (weight, bias, v, v_bias)]
-    return low.view(views.vector, low.add("additive_attention", [h, x], (), tensors))
+    return into.view(views.vector, into.add("additive_attention", [h, x], (), tensors))

@@ -8,50 +8,50 @@ from math import prod
 from typing import Any
 
 from fastfer.engine import views
-from fastfer.engine.lower import Lowering, covers
+from fastfer.engine.convert import Conversion, covers
 from fastfer.engine.views import Uncovered, View
 
 
 @covers(
     "aten.contiguous", "aten.clone", "aten.alias", "aten.detach", "aten.lift_fresh_copy",
 )  # fmt: skip
-def _same(low: Lowering, self: View, **rest: Any) -> View:
+def _same(into: Conversion, self: View, **rest: Any) -> View:
     return self
 
 
 @covers("aten.to", "aten._to_copy")
-def _to(low: Lowering, self: View, dtype: Any = None, **rest: Any) -> View:
+def _to(into: Conversion, self: View, dtype: Any = None, **rest: Any) -> View:
     if dtype is not None and not dtype.is_floating_point:
         raise Uncovered(f"a conversion to {dtype}")
     return self
 
 
 @covers("aten.flatten")
-def _flatten(low: Lowering, self: View, start_dim: int, end_dim: int) -> View:
+def _flatten(into: Conversion, self: View, start_dim: int, end_dim: int) -> View:
     first, last = self.dim(start_dim), self.dim(end_dim)
     joined = prod(self.sizes[first : last + 1])
     return views.reshaped(self, (*self.sizes[:first], joined, *self.sizes[last + 1 :]))
 
 
 @covers("aten.unflatten")
-def _unflatten(low: Lowering, self: View, dim: int, sizes: Sequence[int]) -> View:
+def _unflatten(into: Conversion, self: View, dim: int, sizes: Sequence[int]) -> View:
     at = self.dim(dim)
     return views.reshaped(self, (*self.sizes[:at], *sizes, *self.sizes[at + 1 :]))
 
 
 @covers("aten.view", "aten.reshape", "aten._unsafe_view")
-def _reshape(low: Lowering, self: View, **rest: Any) -> View:
+def _reshape(into: Conversion, self: View, **rest: Any) -> View:
     (sizes,) = rest.values()
     return views.reshaped(self, sizes)
 
 
 @covers("aten.view_as", "aten.reshape_as")
-def _reshape_as(low: Lowering, self: View, other: View) -> View:
+def _reshape_as(into: Conversion, self: View, other: View) -> View:
     return views.reshaped(self, other.sizes)
 
 
 @covers("aten.expand")
-def _expand(low: Lowering, self: View, size: Sequence[int], implicit: bool = False) -> View:
+def _expand(into: Conversion, self: View, size: Sequence[int], implicit: bool = False) -> View:
     """Only what leaves every size as it is: products and sums repeat by themselves."""
     kept = (1,) * (len(size) - len(self.sizes)) + self.sizes
     if len(size) != len(self.sizes) or any(new not in (-1, old) for new, old in zip(size, kept, strict=True)):
@@ -60,17 +60,17 @@ def _expand(low: Lowering, self: View, size: Sequence[int], implicit: bool = Fal
 
 
 @covers("aten.unsqueeze")
-def _unsqueeze(low: Lowering, self: View, dim: int) -> View:
+def _unsqueeze(into: Conversion, self: View, dim: int) -> View:
     return views.unsqueezed(self, dim)
 
 
 @covers("aten.squeeze")
-def _squeeze(low: Lowering, self: View, dim: Any = None) -> View:
+def _squeeze(into: Conversion, self: View, dim: Any = None) -> View:
     return views.squeezed(self, None if dim is None else [dim] if isinstance(dim, int) else dim)
 
 
 @covers("aten.transpose", "aten.swapaxes")
-def _transpose(low: Lowering, self: View, **rest: Any) -> View:
+def _transpose(into: Conversion, self: View, **rest: Any) -> View:
     order = list(range(len(self.axes)))
     a, b = (self.dim(i) for i in rest.values())
     order[a], order[b] = b, a
@@ -78,24 +78,24 @@ def _transpose(low: Lowering, self: View, **rest: Any) -> View:
 
 
 @covers("aten.t", "aten.numpy_T", "aten.mT")
-def _matrix_transpose(low: Lowering, self: View) -> View:
+def _matrix_transpose(into: Conversion, self: View) -> View:
     return views.permuted(self, [*range(len(self.axes) - 2), len(self.axes) - 1, len(self.axes) - 2])
 
 
 @covers("aten.permute")
-def _permute(low: Lowering, self: View, dims: Sequence[int]) -> View:
+def _permute(into: Conversion, self: View, dims: Sequence[int]) -> View:
     return views.permuted(self, dims)
 
 
 @covers("aten.select")
-def _select(low: Lowering, self: View, dim: int, index: int) -> View:
+def _select(into: Conversion, self: View, dim: int, index: int) -> View:
     if self.sizes[self.dim(dim)] != 1:
         raise Uncovered(f"a selection from dimension {self.dim(dim)} of {self.sizes}")
     return views.squeezed(self, [dim])
 
 
 @covers("aten.slice")
-def _slice(low: Lowering, self: View, dim: int, start: Any, end: Any, step: int) -> View:
+def _slice(into: Conversion, self: View, dim: int, start: Any, end: Any, step: int) -> View:
     size = self.sizes[self.dim(dim)]
     if (start or 0) > 0 or (end is not None and end < size) or step != 1:
         raise Uncovered(f"a part of dimension {self.dim(dim)} of {self.sizes}")

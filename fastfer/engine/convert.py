@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of torch ops into the nodes of a graph.
+"""Conversion of calls of torch ops into the nodes of a graph.
 
-A handler, registered with `covers` under an op's name, takes the `Lowering` and the op's arguments by name, in which
+A handler, registered with `covers` under an op's name, takes the `Conversion` and the op's arguments by name, in which
 activations are `View` and constants torch tensors; it returns a View, a tuple of them, or raises `Uncovered`.
 """
 
@@ -25,9 +25,9 @@ HANDLERS: dict[str, Handler] = {}
 class Lazy:
     """A tensor that has no value in the graph, only together with the calls that follow: scores of an attention."""
 
-    def through(self, low: Lowering, name: str, values: dict[str, Any]) -> Any:
+    def through(self, into: Conversion, name: str, values: dict[str, Any]) -> Any:
         """What an op makes of arguments of which this is one."""
-        return HANDLERS[name](low, **values)
+        return HANDLERS[name](into, **values)
 
 
 class UncoveredError(NotImplementedError):
@@ -49,7 +49,7 @@ def numbers(t: Tensor) -> Array:
     return vector(t.detach().double().cpu().numpy())
 
 
-class Lowering:
+class Conversion:
     """A graph under construction, and what each tensor of the program has become in it."""
 
     def __init__(self, input_shape: Sequence[int]) -> None:
@@ -96,7 +96,7 @@ class Lowering:
         return HANDLERS[name](self, **values) if lazy is None else lazy.through(self, name, values)
 
     def call(self, call: Call) -> None:
-        """Lower one call. Raises Uncovered with the reason."""
+        """Convert one call. Raises Uncovered with the reason."""
         values = mapped(call.bound(), Ref, self.known.__getitem__)
         results = self.handled(call.name, values) if _views(values) else _constant(call, self.known)
         for ref, result in zip(call.outputs, results if isinstance(results, tuple) else (results,), strict=False):
@@ -121,18 +121,18 @@ def _views(value: Any) -> bool:
     return isinstance(value, (View, Lazy))
 
 
-def lowered(program: Program) -> Graph:
+def converted(program: Program) -> Graph:
     """The graph of a whole program. Raises UncoveredError naming the op that has no place in it."""
-    lowering = Lowering(program.sizes[program.input])
-    lowering.known.update(program.constants)
-    lowering.known[program.input] = lowering.input
+    conversion = Conversion(program.sizes[program.input])
+    conversion.known.update(program.constants)
+    conversion.known[program.input] = conversion.input
     for call in program.calls:
         try:
-            lowering.call(call)
+            conversion.call(call)
         except Uncovered as reason:
             raise UncoveredError(f'compile: {call}: {reason}; fallback="torch" runs it in torch') from None
-    lowering.graph.outputs = tuple(output_value(lowering.known[ref]) for ref in program.outputs)
-    return lowering.graph
+    conversion.graph.outputs = tuple(output_value(conversion.known[ref]) for ref in program.outputs)
+    return conversion.graph
 
 
 def output_value(result: Any) -> int:

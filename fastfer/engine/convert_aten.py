@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
 from fastfer.engine import views
+from fastfer.engine.convert import Conversion, Lazy, covers, numbers
+from fastfer.engine.convert_attention import Scores, Softmax, Weighted, weighted
+from fastfer.engine.convert_fastfer import convolution, norm_affine, pointwise
+from fastfer.engine.convert_joined import Joined
 from fastfer.engine.graph import MAX, MEAN, Array
-from fastfer.engine.lower import Lazy, Lowering, covers, numbers
-from fastfer.engine.lower_attention import Scores, Softmax, Weighted, weighted
-from fastfer.engine.lower_fastfer import convolution, norm_affine, pointwise
-from fastfer.engine.lower_joined import Joined
 from fastfer.engine.views import Uncovered, View
 
 _SIGMOID = ACTIVATIONS.index("sigmoid")
@@ -34,14 +34,14 @@ def _sides(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     return y, x, y, x
 
 
-def _dense(low: Lowering, input: View, weight: Tensor, bias: Any, stride: Any, padding: Any, groups: int) -> View:
+def _dense(into: Conversion, input: View, weight: Tensor, bias: Any, stride: Any, padding: Any, groups: int) -> View:
     offset = None if bias is None else numbers(bias)
-    return convolution(low, input, numbers(weight), offset, _pair(stride), padding, groups)
+    return convolution(into, input, numbers(weight), offset, _pair(stride), padding, groups)
 
 
 @covers("aten.conv2d")
 def _conv2d(
-    low: Lowering, input: View, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    into: Conversion, input: View, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> View:
     if _pair(dilation) != (1, 1):
         raise Uncovered(f"dilation {tuple(dilation)}")
@@ -50,12 +50,12 @@ def _conv2d(
         sides = (spans[0] // 2, spans[1] // 2, spans[0] - spans[0] // 2, spans[1] - spans[1] // 2)
     else:
         sides = _sides(padding)
-    return _dense(low, input, weight, bias, stride, sides, groups)
+    return _dense(into, input, weight, bias, stride, sides, groups)
 
 
 @covers("aten.conv1d")
 def _conv1d(
-    low: Lowering, input: View, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    into: Conversion, input: View, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> View:
     """A convolution along the channels of a vector (N, 1, C), as a product with a band matrix."""
     size, channels = weight.shape[2], input.shape.channels
@@ -66,43 +66,43 @@ def _conv1d(
     for tap in range(size):
         band += taps[tap] * np.eye(channels, k=tap - size // 2)
     offset = np.zeros(channels) if bias is None else np.full(channels, numbers(bias).item())
-    return pointwise(low, input, 2, band, offset)
+    return pointwise(into, input, 2, band, offset)
 
 
 @covers("aten.linear")
-def _linear(low: Lowering, input: View, weight: Any, bias: Any) -> View:
+def _linear(into: Conversion, input: View, weight: Any, bias: Any) -> View:
     if not isinstance(weight, Tensor):
         raise Uncovered("a linear layer whose weight depends on the input")
     matrix = numbers(weight)
     offset = np.zeros(len(matrix)) if bias is None else numbers(bias)
     last = len(input.axes) - 1
     if views.is_pixelwise(input, last):
-        return pointwise(low, input, last, matrix, offset)
+        return pointwise(into, input, last, matrix, offset)
     c, h, w = input.shape
     if input.axes == ("N", input.present("CHW")):
         kernel = matrix.reshape(-1, c, h, w)
-        value = low.add("conv", [input], (h, w, 1, 1, 0, 0, 0, 0, 1, 0), [kernel, offset])
-        return low.view(views.vector, value)
+        value = into.add("conv", [input], (h, w, 1, 1, 0, 0, 0, 0, 1, 0), [kernel, offset])
+        return into.view(views.vector, value)
     raise Uncovered(f"a linear layer over dimensions {input.axes}, expected its last to be the channels")
 
 
 @covers("aten.batch_norm")
 def _batch_norm(
-    low: Lowering, input: View, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
+    into: Conversion, input: View, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
     momentum: float, eps: float, cudnn_enabled: bool,
 ) -> View:  # fmt: skip
     if training or running_mean is None:
         raise Uncovered("a norm with the statistics of the batch")
     if not views.is_pixelwise(input, 1):
         raise Uncovered(f"a norm of dimensions {input.axes}, expected the channels as the second")
-    return low.affine(input, *norm_affine(weight, bias, running_mean, running_var, eps))
+    return into.affine(input, *norm_affine(weight, bias, running_mean, running_var, eps))
 
 
 def _activation(act: str) -> Any:
     code = ACTIVATIONS.index(act)
 
-    def handler(low: Lowering, self: View, inplace: bool = False) -> View:
-        return low.pixelwise("act", self, [code])
+    def handler(into: Conversion, self: View, inplace: bool = False) -> View:
+        return into.pixelwise("act", self, [code])
 
     return handler
 
@@ -112,22 +112,22 @@ for _name in ACTIVATIONS[1:]:
 
 
 @covers("aten.hardtanh", "aten.clamp")
-def _hardtanh(low: Lowering, self: View, **bounds: Any) -> View:
+def _hardtanh(into: Conversion, self: View, **bounds: Any) -> View:
     low_bound, high = list(bounds.values())
     acts = {(0, 6): "relu6", (0, None): "relu"}
     if (low_bound, high) not in acts:
         raise Uncovered(f"bounds {low_bound} and {high}, expected 0 and 6")
-    return low.pixelwise("act", self, [ACTIVATIONS.index(acts[low_bound, high])])
+    return into.pixelwise("act", self, [ACTIVATIONS.index(acts[low_bound, high])])
 
 
 @covers("aten.tanh")
-def _tanh(low: Lowering, self: View) -> View:
+def _tanh(into: Conversion, self: View) -> View:
     """2 sigmoid(2x) - 1."""
-    return low.affine(low.affine(self, 2, 0, _SIGMOID), 2, -1)
+    return into.affine(into.affine(self, 2, 0, _SIGMOID), 2, -1)
 
 
 @covers("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout")
-def _dropout(low: Lowering, input: View, p: float, train: bool) -> View:
+def _dropout(into: Conversion, input: View, p: float, train: bool) -> View:
     if train:
         raise Uncovered("dropout in training mode")
     return input
@@ -152,50 +152,50 @@ def _window(x: View, kernel: Any, stride: Any, padding: Any, ceil: bool) -> tupl
 
 @covers("aten.max_pool2d")
 def _max_pool2d(
-    low: Lowering, self: View, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+    into: Conversion, self: View, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> View:
     if _pair(dilation) != (1, 1):
         raise Uncovered(f"dilation {tuple(dilation)}")
-    return low.image("max_pool", self, _window(self, kernel_size, stride, padding, ceil_mode))
+    return into.image("max_pool", self, _window(self, kernel_size, stride, padding, ceil_mode))
 
 
 @covers("aten.avg_pool2d")
 def _avg_pool2d(
-    low: Lowering, self: View, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool,
+    into: Conversion, self: View, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool,
     divisor_override: Any,
 ) -> View:  # fmt: skip
     if divisor_override is not None or (ceil_mode and count_include_pad and any(_pair(padding))):
         raise Uncovered("a divisor of its own, or padding both counted and rounded up")
     counted = count_include_pad and not ceil_mode
-    return low.image("avg_pool", self, (*_window(self, kernel_size, stride, padding, ceil_mode), counted))
+    return into.image("avg_pool", self, (*_window(self, kernel_size, stride, padding, ceil_mode), counted))
 
 
-def _adaptive(low: Lowering, x: View, sizes: Sequence[int], kind: int) -> View:
+def _adaptive(into: Conversion, x: View, sizes: Sequence[int], kind: int) -> View:
     h, w = x.shape[1:]
     oh, ow = _pair(sizes)
     if (oh, ow) == (1, 1) and views.is_image(x):
-        return low.view(views.image, low.add("global_pool", [x], [kind]))
+        return into.view(views.image, into.add("global_pool", [x], [kind]))
     if h % oh or w % ow:
         raise Uncovered(f"adaptive pooling of {h}×{w} to {oh}×{ow}, expected windows of one size")
     window = (h // oh, w // ow, h // oh, w // ow, 0, 0, 0, 0)
-    return low.image("max_pool", x, window) if kind == MAX else low.image("avg_pool", x, (*window, 0))
+    return into.image("max_pool", x, window) if kind == MAX else into.image("avg_pool", x, (*window, 0))
 
 
 @covers("aten.adaptive_avg_pool2d")
-def _adaptive_avg_pool2d(low: Lowering, self: View, output_size: Any) -> View:
-    return _adaptive(low, self, output_size, MEAN)
+def _adaptive_avg_pool2d(into: Conversion, self: View, output_size: Any) -> View:
+    return _adaptive(into, self, output_size, MEAN)
 
 
 @covers("aten.adaptive_max_pool2d")
-def _adaptive_max_pool2d(low: Lowering, self: View, output_size: Any) -> tuple[View, ...]:
-    return (_adaptive(low, self, output_size, MAX),)
+def _adaptive_max_pool2d(into: Conversion, self: View, output_size: Any) -> tuple[View, ...]:
+    return (_adaptive(into, self, output_size, MAX),)
 
 
 _REDUCTIONS = {"C": ("channel_pool", (2,), (3,)), "HW": ("global_pool", (MEAN,), (MAX,)),
                "W": ("line_pool", (0, MEAN), (0, MAX)), "H": ("line_pool", (1, MEAN), (1, MAX))}  # fmt: skip
 
 
-def reduce(low: Lowering, x: View, dims: Sequence[int], keepdim: bool, kind: int) -> View:
+def reduce(into: Conversion, x: View, dims: Sequence[int], keepdim: bool, kind: int) -> View:
     """Mean or maximum over dimensions."""
     letters, axes = views.reduced(x, dims, keepdim)
     if "N" in letters:
@@ -207,13 +207,13 @@ def reduce(low: Lowering, x: View, dims: Sequence[int], keepdim: bool, kind: int
     for part in (pixels, "C" if "C" in letters else ""):
         if part:
             op, *attrs = _REDUCTIONS[part]
-            y = low.pixelwise(op, y, attrs[kind])
+            y = into.pixelwise(op, y, attrs[kind])
     return replace(y, axes=axes)
 
 
 def _reduction(kind: int) -> Any:
-    def handler(low: Lowering, self: View, dim: Any = (), keepdim: bool = False, dtype: Any = None) -> View:
-        return reduce(low, self, [dim] if isinstance(dim, int) else dim or (), keepdim, kind)
+    def handler(into: Conversion, self: View, dim: Any = (), keepdim: bool = False, dtype: Any = None) -> View:
+        return reduce(into, self, [dim] if isinstance(dim, int) else dim or (), keepdim, kind)
 
     return handler
 
@@ -223,18 +223,18 @@ covers("aten.amax")(_reduction(MAX))
 
 
 @covers("aten.max")
-def _max(low: Lowering, self: View, dim: int | None = None, keepdim: bool = False, other: Any = None) -> Any:
+def _max(into: Conversion, self: View, dim: int | None = None, keepdim: bool = False, other: Any = None) -> Any:
     if other is not None:
         raise Uncovered("the larger of two tensors")
-    return reduce(low, self, () if dim is None else (dim,), keepdim, MAX)
+    return reduce(into, self, () if dim is None else (dim,), keepdim, MAX)
 
 
 @covers("aten.sum")
-def _sum(low: Lowering, self: Any, dim: Any = (), keepdim: bool = False, dtype: Any = None) -> View:
+def _sum(into: Conversion, self: Any, dim: Any = (), keepdim: bool = False, dtype: Any = None) -> View:
     if isinstance(self, Weighted):
-        return self.summed(low, dim or (), keepdim)
-    mean = reduce(low, self, dim or (), keepdim, MEAN)
-    return low.affine(mean, prod(map(self.size, views.reduced(self, dim or (), keepdim)[0])), 0)
+        return self.summed(into, dim or (), keepdim)
+    mean = reduce(into, self, dim or (), keepdim, MEAN)
+    return into.affine(mean, prod(map(self.size, views.reduced(self, dim or (), keepdim)[0])), 0)
 
 
 def _channelwise(x: View, constant: Any) -> Array | float | None:
@@ -258,7 +258,7 @@ def _ordered(op: str, a: View, b: View) -> tuple[View, View]:
     raise Uncovered(f"{op} of dimensions {a.axes} and {b.axes}")
 
 
-def _sum_of(low: Lowering, a: Any, b: Any, sign: float, first: float = 1.0) -> View:
+def _sum_of(into: Conversion, a: Any, b: Any, sign: float, first: float = 1.0) -> View:
     """first · a + sign · b, at most one of them a constant."""
     if not isinstance(a, View):
         a, b, first, sign = b, a, sign, first
@@ -266,15 +266,15 @@ def _sum_of(low: Lowering, a: Any, b: Any, sign: float, first: float = 1.0) -> V
         shift = _channelwise(a, b)
         if shift is None:
             raise Uncovered(f"a constant of shape {tuple(b.shape)} added, expected a number or one a channel")
-        return low.affine(a, first, sign * shift)
-    parts = [t if rate == 1 else low.affine(t, rate, 0) for t, rate in ((a, first), (b, sign))]
+        return into.affine(a, first, sign * shift)
+    parts = [t if rate == 1 else into.affine(t, rate, 0) for t, rate in ((a, first), (b, sign))]
     large, small = _ordered("sum", *parts)
-    return low.seen_as(large, low.add("add", [large, small], [0]))
+    return into.seen_as(large, into.add("add", [large, small], [0]))
 
 
 def _additive(first: float, second: float) -> Any:
-    def handler(low: Lowering, self: Any, other: Any, alpha: float = 1) -> View:
-        return _sum_of(low, self, other, second * alpha, first)
+    def handler(into: Conversion, self: Any, other: Any, alpha: float = 1) -> View:
+        return _sum_of(into, self, other, second * alpha, first)
 
     return handler
 
@@ -284,12 +284,12 @@ for _name, _signs in (("add", (1, 1)), ("sub", (1, -1)), ("rsub", (-1, 1))):
 
 
 @covers("aten.neg")
-def _neg(low: Lowering, self: View) -> View:
-    return low.affine(self, -1, 0)
+def _neg(into: Conversion, self: View) -> View:
+    return into.affine(self, -1, 0)
 
 
 @covers("aten.mul")
-def _mul(low: Lowering, self: Any, other: Any) -> Any:
+def _mul(into: Conversion, self: Any, other: Any) -> Any:
     a, b = (self, other) if isinstance(self, (View, Lazy)) else (other, self)
     if isinstance(a, Scores) and not isinstance(b, (View, Lazy)):
         return a.scaled(b)
@@ -301,20 +301,20 @@ def _mul(low: Lowering, self: Any, other: Any) -> Any:
         scale = _channelwise(a, b)
         if scale is None:
             raise Uncovered(f"a constant factor of shape {tuple(b.shape)}, expected a number or one a channel")
-        return low.affine(a, scale, 0)
+        return into.affine(a, scale, 0)
     large, small = _ordered("product", a, b)
-    return low.seen_as(large, low.add("mul", [large, small], [0]))
+    return into.seen_as(large, into.add("mul", [large, small], [0]))
 
 
 @covers("aten.div")
-def _div(low: Lowering, self: Any, other: Any, rounding_mode: Any = None) -> Any:
+def _div(into: Conversion, self: Any, other: Any, rounding_mode: Any = None) -> Any:
     if isinstance(other, (View, Lazy)) or rounding_mode is not None:
         raise Uncovered("division by something that depends on the input")
-    return _mul(low, self, 1 / other)
+    return _mul(into, self, 1 / other)
 
 
 @covers("aten.cat")
-def _cat(low: Lowering, tensors: Sequence[View], dim: int) -> View | Joined:
+def _cat(into: Conversion, tensors: Sequence[View], dim: int) -> View | Joined:
     first = tensors[0]
     if not all(isinstance(t, View) for t in tensors):
         raise Uncovered("a concatenation with a constant or with scores")
@@ -326,6 +326,6 @@ def _cat(low: Lowering, tensors: Sequence[View], dim: int) -> View | Joined:
     others = {(*t.axes[:at], *t.axes[at + 1 :]) for t in tensors}
     if len(others) != 1 or any(t.axes[at] not in ("C", "") or t.axes[at] != t.present("C") for t in tensors):
         raise Uncovered(f"tensors joined along dimension {at} of {first.axes}, expected the channels")
-    value = low.add("concat", tensors)
-    shape = low.graph.values[value]
+    value = into.add("concat", tensors)
+    shape = into.graph.values[value]
     return View(value, shape, (*first.axes[:at], "C", *first.axes[at + 1 :]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastfer._checks import ACTIVATIONS
-from fastfer.engine.lower import HANDLERS, Lazy, Lowering, covers
+from fastfer.engine.convert import HANDLERS, Conversion, Lazy, covers
 from fastfer.engine.views import Uncovered, View
 
 _SPLITS = ("aten.split_with_sizes", "aten.split")
@@ -25,10 +25,10 @@ class Joined(Lazy):
     def sizes(self) -> list[int]:
         return [part.sizes[self.dim] for part in self.parts]
 
-    def through(self, low: Lowering, name: str, values: dict[str, Any]) -> Any:
+    def through(self, into: Conversion, name: str, values: dict[str, Any]) -> Any:
         """Part by part for an op that treats each pixel alone; a second tensor must be joined the same way."""
         if name in _SPLITS:
-            return HANDLERS[name](low, **values)
+            return HANDLERS[name](into, **values)
         weight = values.get("weight")
         pointwise = name in _POINTWISE or (name == "aten.conv2d" and tuple(weight.shape[2:]) == (1, 1))  # type: ignore[union-attr]
         others = [value for value in values.values() if isinstance(value, (View, Lazy))]
@@ -37,12 +37,12 @@ class Joined(Lazy):
         parts = []
         for index in range(len(self.parts)):
             own = {key: v.parts[index] if isinstance(v, Joined) else v for key, v in values.items()}
-            parts.append(HANDLERS[name](low, **own))
+            parts.append(HANDLERS[name](into, **own))
         return Joined(tuple(parts), self.dim)
 
 
 @covers(*_SPLITS)
-def _split(low: Lowering, self: Any, dim: int = 0, **rest: Any) -> tuple[View, ...]:
+def _split(into: Conversion, self: Any, dim: int = 0, **rest: Any) -> tuple[View, ...]:
     (sizes,) = rest.values()
     if isinstance(self, Joined) and dim == self.dim and _parts(sizes, sum(self.sizes())) == self.sizes():
         return self.parts
