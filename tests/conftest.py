@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cuda_host
+import grid
 import pytest
 import torch
 
@@ -18,6 +19,11 @@ from fastfer import backend
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU_BACKENDS = ("native", "numba", "reference")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    grid.thin(items)
 
 
 def _extension() -> Any:

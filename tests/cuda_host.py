@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -36,6 +37,14 @@ _FLAGS = (
 )
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time compiles into ``folder``: the others then find the objects there."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class HostLibrary:
     """The kernels of ``sources`` (.cu files that list families of ``families``), built into ``folder``.
 
@@ -63,8 +72,8 @@ class HostLibrary:
                     made.rename(target)
             return str(target)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(build, (*sources, SHIM / "machine.cpp", SHIM / "library.cpp")))
+        with _alone(folder), ThreadPoolExecutor(os.cpu_count()) as threads:
+            objects = list(threads.map(build, (*sources, SHIM / "machine.cpp", SHIM / "library.cpp")))
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             self._compile(*shlex.split(compiler), "-shared", *objects, "-o", f"{scratch}/kernels.so")
             self._library = ctypes.CDLL(f"{scratch}/kernels.so")

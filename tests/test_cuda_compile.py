@@ -46,6 +46,7 @@ def instances(host_kernels: HostLibrary, source: str) -> list[str]:
     return [name for name in host_kernels.names() if name.partition("<")[0] in own]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_kernel_spills_or_grows(source: str, arch: str, tmp_path: Path, host_kernels: HostLibrary) -> None:
@@ -79,6 +80,7 @@ ptxas info    : Used 40 registers, used 1 barriers, 8704 bytes smem, 380 bytes c
     assert cuda_resources.parse(log) == {"activation_fwd<bf16, Act::silu, 8, 256>": (40, 8704, 24)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("header", HEADERS)
 def test_header_stands_alone(header: str, tmp_path: Path) -> None:
     source = tmp_path / "header.cu"
@@ -97,6 +99,7 @@ def test_packs_move_16_bytes_at_once(tmp_path: Path, host_kernels: HostLibrary) 
         assert re.search(r"st\.global\.(v4\.[ufb]32|v2\.[ufb]64)", body)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("header", HEADERS)
 def test_headers_are_nvrtc_clean(header: str) -> None:
     """A header includes only headers of csrc/cuda: NVRTC finds no system header."""
@@ -164,6 +167,7 @@ def nvrtc() -> Nvrtc:
     pytest.skip("libnvrtc is not installed")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ["80", "90a"])  # the front end is what differs from nvcc
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_instance_compiles_with_nvrtc(nvrtc: Nvrtc, source: str, arch: str, host_kernels: HostLibrary) -> None:
