@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from fastfer import _isa
+from fastfer import _environment
 
 FAMILIES = (
     "elementwise",
@@ -67,11 +66,11 @@ def _force_isa(name: str) -> None:
     available, reason = _probe("native")
     if not available:
         raise RuntimeError(f"FASTFER_ISA={name} was asked for, but the native backend is not available: {reason}")
-    _isa.force(importlib.import_module("fastfer._C"), name)
+    _environment.force_isa(importlib.import_module("fastfer._C"), name)
 
 
-if "FASTFER_ISA" in os.environ:
-    _force_isa(os.environ["FASTFER_ISA"])
+if _ISA := _environment.variable("FASTFER_ISA"):
+    _force_isa(_ISA)
 
 _probed: dict[str, Backend] = {}
 
@@ -111,7 +110,7 @@ _names: dict[tuple[str, str], str] = {}
 def _current() -> dict[str, str]:
     global _forced
     if _forced is None:
-        _forced = _parse(os.environ.get("FASTFER_BACKEND", "auto"))
+        _forced = _parse(_environment.variable("FASTFER_BACKEND") or "auto")
     return _forced
 
 
@@ -186,14 +185,12 @@ def plan(device: str = "cpu") -> dict[str, str]:
     return {family: _names[family, device] for family in FAMILIES}
 
 
-_ENV_THREADS = os.environ.get("FASTFER_NUM_THREADS")
-if _ENV_THREADS is not None and not (_ENV_THREADS.isdigit() and int(_ENV_THREADS) > 0):
-    raise ValueError(f"FASTFER_NUM_THREADS: expected a positive integer, got {_ENV_THREADS!r}")
+_ENV_THREADS = _environment.num_threads()
 
 
 def num_threads() -> int:
     """Threads that CPU kernels use: ``FASTFER_NUM_THREADS``, else ``torch.get_num_threads()``."""
-    return int(_ENV_THREADS) if _ENV_THREADS else torch.get_num_threads()
+    return _ENV_THREADS or torch.get_num_threads()
 
 
 def release_memory() -> None:

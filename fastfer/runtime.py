@@ -195,37 +195,29 @@ def native() -> Any:
         from fastfer import _C
     except ImportError as error:
         raise ImportError(f"the engine needs fastfer's native extension, which was not built: {error}") from error
-    from fastfer import _isa
+    from fastfer import _environment
 
-    isa = os.environ.get("FASTFER_ISA")
+    isa = _environment.variable("FASTFER_ISA")
     if isa and "fastfer.backend" not in sys.modules:  # which has set it already
-        _isa.force(_C, isa)
+        _environment.force_isa(_C, isa)
     return _C
 
 
 def default_threads(threads: int | None = None) -> int:
     """``threads``, else ``FASTFER_NUM_THREADS``, else torch's number where torch is loaded, else the process's CPUs.
 
-    Raises ValueError above `most_threads`: threads that wait for each other on few CPUs take minutes for an image.
+    Raises ValueError above `fastfer._environment.most_threads`: threads that wait for each other on few CPUs take minutes
+    for an image.
     """
-    most = most_threads()
+    from fastfer import _environment
+
+    most = _environment.most_threads()
     if threads is not None:
         if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= most:
             raise ValueError(f"engine: threads: expected an int of 1 to {most}, got {threads!r}")
         return threads
-    asked = os.environ.get("FASTFER_NUM_THREADS")
-    if asked:
-        if not asked.isascii() or not asked.isdigit() or not 1 <= int(asked[:9]) <= most or len(asked) > 9:
-            raise ValueError(f"FASTFER_NUM_THREADS: expected an integer of 1 to {most}, got {asked!r}")
-        return int(asked)
+    asked = _environment.num_threads()
+    if asked is not None:
+        return asked
     torch = sys.modules.get("torch")
-    return min(int(torch.get_num_threads()) if torch is not None else _cpus(), most)
-
-
-def most_threads() -> int:
-    """As many threads as an engine takes: four for each CPU of the process, or 64."""
-    return max(64, 4 * _cpus())
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(int(torch.get_num_threads()) if torch is not None else _environment.cpus(), most)

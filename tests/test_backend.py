@@ -138,8 +138,8 @@ def test_environment() -> None:
     ("environment", "message"),
     [
         ({"FASTFER_BACKEND": "fast"}, "ValueError: backend: expected one of auto, .* got 'fast'"),
-        ({"FASTFER_NUM_THREADS": "0"}, "ValueError: FASTFER_NUM_THREADS: expected a positive integer, got '0'"),
-        ({"FASTFER_NUM_THREADS": "two"}, "ValueError: FASTFER_NUM_THREADS: expected a positive integer, got 'two'"),
+        ({"FASTFER_NUM_THREADS": "0"}, "ValueError: FASTFER_NUM_THREADS: expected an integer of 1 to \\d+, got '0'"),
+        ({"FASTFER_NUM_THREADS": "two"}, "ValueError: FASTFER_NUM_THREADS: expected an integer of 1 to \\d+, got 'two'"),
     ],
 )
 def test_bad_environment(environment: dict[str, str], message: str) -> None:
@@ -148,6 +148,16 @@ def test_bad_environment(environment: dict[str, str], message: str) -> None:
     run = python("import fastfer; fastfer.backend.plan()", **environment)
     assert run.returncode != 0
     assert re.search(message, run.stderr), run.stderr
+
+
+@pytest.mark.parametrize(
+    "code", ["import fastfer; from fastfer import runtime", "from fastfer import runtime; import fastfer"]
+)
+def test_an_empty_variable_counts_as_not_set(code: str) -> None:
+    names = ("FASTFER_BACKEND", "FASTFER_ISA", "FASTFER_NUM_THREADS", "FASTFER_HUGE_PAGES")
+    code += "; runtime.default_threads(); import torch; fastfer.ops.relu(torch.ones(3))"
+    run = python(code, **dict.fromkeys(names, ""))
+    assert run.returncode == 0, run.stderr
 
 
 def test_missing_backend_in_the_environment_raises() -> None:

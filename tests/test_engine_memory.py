@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import fastfer
-from fastfer import runtime
+from fastfer import _environment, runtime
 
 pytestmark = pytest.mark.skipif(
     not fastfer.list_backends()["native"].available, reason=fastfer.list_backends()["native"].reason
@@ -230,7 +230,7 @@ def test_threads_that_are_refused(threads: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_as_many_threads_as_are_allowed_answer() -> None:
     model, x = network()
-    engine = fastfer.compile(model, x, threads=runtime.most_threads())
+    engine = fastfer.compile(model, x, threads=_environment.most_threads())
     close(engine(x), logits(model, x))
     close(engine(x[:1]), logits(model, x)[:1])
 

@@ -9,16 +9,15 @@ only their storage cannot be resized.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastfer import _C
+from fastfer import _C, _environment
 
-_SETTING = os.environ.get("FASTFER_HUGE_PAGES", "1")
+_SETTING = _environment.variable("FASTFER_HUGE_PAGES") or "1"
 if _SETTING not in ("0", "1"):
     raise ValueError(f"FASTFER_HUGE_PAGES: expected 0 or 1, got {_SETTING!r}")
 _LARGE = 1 << 20 if _SETTING == "1" else 1 << 62
