@@ -33,6 +33,7 @@ from numba.np.ufunc import parallel
 from torch import Tensor
 
 from fastfer.backend import num_threads
+from fastfer.backends.numba._cache import seal
 from fastfer.backends.numba._span import SpanType, intrinsic, make_span
 
 # Numba's annotations leave out many of its options.
@@ -109,8 +110,7 @@ def _call(typingctx: Any, address: Any, context_address: Any, i: Any) -> Any:
 def _named(function: Callable[..., Any], suffix: str) -> Callable[..., Any]:
     """The function under a name, and so a cache file, of its own for these sources, this CPU and ``suffix``.
 
-    Numba drops a cached kernel when its own file changes, not when one that it calls into does; and it writes the index
-    before the code, so a process that starts meanwhile could run the code of an older version or another dtype.
+    Numba drops a cached kernel when its own file changes, not when one that it calls into does.
     """
     name = f"{function.__name__}_{suffix}_{_VERSION.hexdigest()[:12]}"
     copy = FunctionType(function.__code__, function.__globals__, name)
@@ -131,10 +131,11 @@ def _parallel(address: int, context: int, count: int) -> None:
 def _cached(function: Callable[..., Any], **options: Any) -> Any:
     """Compile at first use, kept on disk where the package's or the user's cache folder can be written."""
     function = _named(function, "loop")
-    try:
-        return numba.njit(function, cache=True, no_cfunc_wrapper=True, **_OPTIONS, **options)
-    except RuntimeError:
-        return numba.njit(function, no_cfunc_wrapper=True, **_OPTIONS, **options)
+    compiled = numba.njit(function, no_cfunc_wrapper=True, **_OPTIONS, **options)
+    with contextlib.suppress(RuntimeError):  # no writable place
+        compiled.enable_caching()
+        seal(compiled)
+    return compiled
 
 
 _serial_loop, _parallel_loop = _cached(_serial), _cached(_parallel, parallel=True)
@@ -195,6 +196,7 @@ class kernel:  # noqa: N801 - a decorator
                 callback: Any = ccallback.CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
                 with contextlib.suppress(RuntimeError):  # no writable place
                     callback.enable_caching()
+                    seal(callback)
                 callback.compile()
                 self._callbacks[dtype] = callback
         return self._callbacks[dtype]
