@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "core/huge_pages.h"
@@ -57,13 +58,14 @@ void free_capsule(PyObject* capsule) {
     managed->deleter(managed);
 }
 
-py::capsule huge_empty(bool wide, std::vector<int64_t> shape, std::vector<int64_t> strides) {
-  size_t bytes = wide ? 8 : 4;
-  for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
+py::capsule huge_empty(bool f64, std::vector<int64_t> shape, std::vector<int64_t> strides) {
+  size_t bytes = f64 ? 8 : 4;
+  for (const int64_t size : shape)
+    if (size < 0 || __builtin_mul_overflow(bytes, static_cast<size_t>(size), &bytes)) throw std::bad_alloc();
   auto owner = std::make_unique<Owner>();
   owner->shape = std::move(shape), owner->strides = std::move(strides);
   owner->managed = {{huge_acquire(bytes), {kDlCpu, 0}, static_cast<int32_t>(owner->shape.size()),
-                     {kDlFloat, static_cast<uint8_t>(wide ? 64 : 32), 1}, owner->shape.data(), owner->strides.data(), 0},
+                     {kDlFloat, static_cast<uint8_t>(f64 ? 64 : 32), 1}, owner->shape.data(), owner->strides.data(), 0},
                     owner.get(), free_owner};
   PyObject* capsule = PyCapsule_New(&owner->managed, "dltensor", free_capsule);
   if (!capsule) {
@@ -77,12 +79,7 @@ py::capsule huge_empty(bool wide, std::vector<int64_t> shape, std::vector<int64_
 }  // namespace
 
 void bind_memory(py::module_& m) {
-  m.def("huge_empty", huge_empty, "DLPack capsule of an uninitialised float32 or (wide) float64 tensor on huge pages.");
-  m.def("huge_use", [] {
-    const HugeUse use = huge_use();
-    return py::make_tuple(use.used, use.idle, use.peak);
-  }, "Bytes of large activations in use, idle, and most ever in use.");
-  m.def("scratch_bytes", scratch_bytes, "Scratch memory held by all threads.");
+  m.def("huge_empty", huge_empty, "DLPack capsule of an uninitialised float32 or (f64) float64 tensor on huge pages.");
   m.def("release_memory", [] {
     huge_trim();
     scratch_release();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/huge_pages.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <cstdint>
@@ -13,19 +14,22 @@ namespace ff {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;
+constexpr size_t kLargest = size_t{1} << 62;  // rounding a size up to pages cannot overflow
 
-struct Pool {
+struct Blocks {
   std::mutex mutex;
   std::multimap<size_t, void*> idle;       // by size
   std::unordered_map<void*, size_t> used;  // sizes
   size_t used_bytes = 0, idle_bytes = 0, peak_bytes = 0;
 };
 
-// Never destroyed: tensors may be freed after static destructors have run.
-Pool& pool() {
-  static Pool* instance = new Pool;
-  return *instance;
-}
+// Never destroyed: tensors may be freed after static destructors have run. Made when the library is loaded.
+Blocks* const blocks = new Blocks;
+
+// The lock is held across fork(): another thread may hold it at that moment, and the child, which does not have that
+// thread, would wait for it for ever.
+[[maybe_unused]] const int registered = pthread_atfork(
+    [] { blocks->mutex.lock(); }, [] { blocks->mutex.unlock(); }, [] { blocks->mutex.unlock(); });
 
 void* map_aligned(size_t bytes) {
   const size_t room = bytes + kPage;
@@ -40,7 +44,7 @@ void* map_aligned(size_t bytes) {
 }
 
 // Gives idle blocks back, largest first, until at most `keep` bytes stay.
-void trim_to(Pool& p, size_t keep) {
+void trim_to(Blocks& p, size_t keep) {
   while (p.idle_bytes > keep) {
     const auto last = std::prev(p.idle.end());
     munmap(last->second, last->first);
@@ -51,13 +55,14 @@ void trim_to(Pool& p, size_t keep) {
 
 // Bytes that may stay idle: half more than the largest total ever in use at once, less what is in use. Sizes change within
 // a training step; with room for the largest total alone, 44 blocks of a step of FGW-FER cost 1 ms of page faults.
-size_t idle_room(const Pool& p) { return p.peak_bytes + p.peak_bytes / 2 - p.used_bytes; }
+size_t idle_room(const Blocks& p) { return p.peak_bytes + p.peak_bytes / 2 - p.used_bytes; }
 
 }  // namespace
 
 void* huge_acquire(size_t bytes) {
+  if (bytes > kLargest) throw std::bad_alloc();
   bytes = (bytes + kPage - 1) / kPage * kPage;
-  Pool& p = pool();
+  Blocks& p = *blocks;
   const std::lock_guard<std::mutex> lock(p.mutex);
   void* block = nullptr;
   size_t size = bytes;
@@ -77,7 +82,7 @@ void* huge_acquire(size_t bytes) {
 }
 
 void huge_release(void* block) {
-  Pool& p = pool();
+  Blocks& p = *blocks;
   const std::lock_guard<std::mutex> lock(p.mutex);
   const auto found = p.used.find(block);
   if (found == p.used.end()) return;
@@ -89,16 +94,10 @@ void huge_release(void* block) {
 }
 
 void huge_trim() {
-  Pool& p = pool();
+  Blocks& p = *blocks;
   const std::lock_guard<std::mutex> lock(p.mutex);
   trim_to(p, 0);
   p.peak_bytes = p.used_bytes;
-}
-
-HugeUse huge_use() {
-  Pool& p = pool();
-  const std::lock_guard<std::mutex> lock(p.mutex);
-  return {p.used_bytes, p.idle_bytes, p.peak_bytes};
 }
 
 }  // namespace ff

@@ -6,16 +6,11 @@
 
 namespace ff {
 
-// Bytes (at least `bytes`), 2 MiB aligned; contents undefined. Throws std::bad_alloc.
+// Memory of at least `bytes` bytes, 2 MiB aligned; contents undefined. Throws std::bad_alloc.
 void* huge_acquire(size_t bytes);
 // Returns a block to be reused; blocks beyond one and a half times the largest total ever in use at once go back.
 void huge_release(void* block);
 // Returns all blocks that are not in use to the kernel.
 void huge_trim();
-
-struct HugeUse {
-  size_t used, idle, peak;
-};
-HugeUse huge_use();
 
 }  // namespace ff

@@ -5,6 +5,7 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -67,6 +68,12 @@ const Runtime* runtime() {
   return current;
 }
 
+// Whether this process is a forked child. OpenMP's threads do not survive a fork, but the runtime's records of them do: a
+// region in the child of a process that had run one waits for ever. So a child runs alone, as PyTorch's data loader asks
+// of its workers anyway. Registered when the library is loaded: the parent's regions may be torch's alone.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
 struct Region {
   const Runtime* runtime;
   idx tasks;
@@ -84,7 +91,8 @@ void run_share(void* data) {
 }  // namespace
 
 void parallel_for(idx tasks, int threads, TaskFn fn, void* context) {
-  const Runtime* openmp = tasks > 1 && threads > 1 ? runtime() : nullptr;
+  const bool alone = tasks <= 1 || threads <= 1 || forked.load(std::memory_order_relaxed);
+  const Runtime* openmp = alone ? nullptr : runtime();
   if (!openmp || openmp->in_parallel()) {
     for (idx task = 0; task < tasks; ++task) fn(context, task);
     return;
