@@ -206,8 +206,8 @@ def native() -> Any:
 def default_threads(threads: int | None = None) -> int:
     """``threads``, else ``FASTFER_NUM_THREADS``, else torch's number where torch is loaded, else the process's CPUs.
 
-    Raises ValueError above `fastfer._environment.most_threads`: threads that wait for each other on few CPUs take minutes
-    for an image.
+    Raises ValueError above `_environment.most_threads`: threads that wait for each other on few CPUs take minutes for
+    an image.
     """
     from fastfer import _environment
 

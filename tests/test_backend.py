@@ -139,7 +139,10 @@ def test_environment() -> None:
     [
         ({"FASTFER_BACKEND": "fast"}, "ValueError: backend: expected one of auto, .* got 'fast'"),
         ({"FASTFER_NUM_THREADS": "0"}, "ValueError: FASTFER_NUM_THREADS: expected an integer of 1 to \\d+, got '0'"),
-        ({"FASTFER_NUM_THREADS": "two"}, "ValueError: FASTFER_NUM_THREADS: expected an integer of 1 to \\d+, got 'two'"),
+        (
+            {"FASTFER_NUM_THREADS": "two"},
+            "ValueError: FASTFER_NUM_THREADS: expected an integer of 1 to \\d+, got 'two'",
+        ),
     ],
 )
 def test_bad_environment(environment: dict[str, str], message: str) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled kernels on disk, each file with a digest of its content.
 
-Numba trusts what it finds. A file that a full disk cut short, or in which a bit turned over, makes every later call fail
-until somebody deletes it, or is run as machine code. Here a file that does not fit its digest counts as missing, so
-that the kernel is compiled again and the file replaced.
+Numba trusts what it finds. A file that a full disk cut short, or in which a bit turned over, makes every later call
+fail until somebody deletes it, or is run as machine code. Here a file that does not fit its digest counts as missing,
+so that the kernel is compiled again and the file replaced.
 """
 
 from __future__ import annotations
