@@ -16,6 +16,8 @@ from pathlib import Path
 
 from fastfer.data import DataError, list_datasets, load_dataset
 from fastfer.data.check import check, to_text
+from fastfer.data.files import printable
+from fastfer.data.labels import CODE_TABLES
 from fastfer.data.loading import find_dataset
 from fastfer.data.options import DataOptions
 from fastfer.data.registry import DATASETS
@@ -32,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     check_.add_argument("--data", default="auto", help=f"auto or one of {', '.join(list_datasets())} (default: auto)")
     check_.add_argument("--layout", default="auto", help="layout, where several are there (default: auto)")
     check_.add_argument("--label-source", choices=["label.csv", "fer2013new.csv"], help="FERPlus: whose votes")
-    check_.add_argument("--codes", choices=["fer2013", "alphabetical"], help="Parquet: meaning of integer labels")
+    check_.add_argument("--codes", help=f"meaning of numbers: {', '.join(CODE_TABLES)}, or 0=neutral,1=happy")
+    check_.add_argument("--classes", help="6, 7, 8 or names such as happy,sad")
     check_.add_argument("--json", action="store_true", help="print the report as JSON")
     check_.set_defaults(run=_check)
     sheet = commands.add_parser("sheet", help="write a contact sheet, one row of images per class")
@@ -57,14 +60,16 @@ def _layouts(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     """0 for a sound data set, 1 for one with problems; DataError for what is none."""
-    options = DataOptions(layout=args.layout, label_source=args.label_source, codes=args.codes, skip_corrupt=True)
+    options = DataOptions(
+        layout=args.layout, label_source=args.label_source, codes=args.codes, classes=args.classes, skip_corrupt=True
+    )
     found = find_dataset(args.data, args.root, args.layout)
     try:
         report = check(args.root, args.data, options)
     except DataError as error:
         what = f"{found.dataset.name}, layout {found.layout.name}, at {found.place}"
         failure = {"dataset": found.dataset.name, "layout": found.layout.name, "problems": [str(error)], "ok": False}
-        print(json.dumps(failure, indent=2) if args.json else f"{what}\nPROBLEM: {error}")
+        print(json.dumps(failure, indent=2) if args.json else printable(what) + "\nPROBLEM: " + printable(str(error)))
         return 1
     print(json.dumps(report.as_dict(), indent=2) if args.json else to_text(report))
     return 1 if report.problems else 0
@@ -87,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except (DataError, ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,8 @@ from fastfer.data.manifest import Manifest, Sample
 from fastfer.data.options import DataOptions, LabelMode
 from fastfer.data.parts import divide
 from fastfer.data.split import DataError, SoftMode
-from fastfer.data.votes import judge
-
-_LISTED = re.compile(r"(?:train|test)_[0-9]+|fer[0-9]+")
+from fastfer.data.subset import read_subset
+from fastfer.data.votes import EVERY_IMAGE, SOFT, judge
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,11 @@ class Prepared:
 def prepare(dataset: Dataset, manifest: Manifest, options: DataOptions) -> Prepared:
     """Leave out images of other classes, which have no place in proportions either. DataError for unknown classes."""
     try:
-        names = class_list(options.classes, manifest.names, dataset.seven)
+        names = class_list(options.classes, manifest.names, manifest.seven)
     except ValueError as error:
         raise DataError(str(error)) from error
-    strata = np.array([_stratum(sample, names) for sample in manifest.samples], np.int64)
+    mode = _common_mode(options)
+    strata = np.array([_stratum(sample, names, mode) for sample in manifest.samples], np.int64)
     if any(sample.votes for sample in manifest.samples):
         return Prepared(dataset, manifest, names, strata)
     kept = np.flatnonzero(strata >= 0)
@@ -49,9 +48,16 @@ def prepare(dataset: Dataset, manifest: Manifest, options: DataOptions) -> Prepa
 
 
 def assemble(
-    prepared: Prepared, options: DataOptions, parts: Sequence[str], transform: images.Transform | None = None
+    prepared: Prepared,
+    options: DataOptions,
+    parts: Sequence[str],
+    transform: images.Transform | None = None,
+    mixed_size: int | None = None,
 ) -> dict[str, LazySplit]:
-    """The ``parts`` of the data set, in the form that ``options`` asks for. DataError for a part that it lacks."""
+    """The ``parts`` of the data set, in the form that ``options`` asks for. DataError for a part that it lacks.
+
+    ``mixed_size`` is the side to resize to where the images differ in size and ``options`` give none.
+    """
     dataset, manifest = prepared.dataset, prepared.manifest
     division = divide(
         manifest, prepared.strata, options, dataset.usual_split, dataset.by_subject, "validation" in parts
@@ -63,10 +69,8 @@ def assemble(
             f"it has {', '.join(division.parts)}"
         )
     chosen = {part: [manifest.samples[int(i)] for i in division.parts[part]] for part in parts}
-    channels, shape = images.common_form(
-        [sample for part in parts for sample in chosen[part]], options.channels, options.size, transform is not None
-    )
-    form = (channels, shape, options.size, transform)
+    every = [sample for part in parts for sample in chosen[part]]
+    form = images.common_form(every, options.channels, options.size, transform, mixed_size)
     return {part: _split(part, chosen[part], prepared, division.rule, options, form) for part in parts}
 
 
@@ -76,16 +80,15 @@ def _split(
     prepared: Prepared,
     rule: str,
     options: DataOptions,
-    form: tuple[int, tuple[int, int] | None, int | None, images.Transform | None],
+    form: images.Form,
 ) -> LazySplit:
     manifest, names = prepared.manifest, prepared.names
     notes = [f"{manifest.dataset} ({manifest.layout})", *manifest.notes, f"{part}: {rule}"]
     if options.subset is not None and part != "train":
-        samples, note = _subset(samples, Path(options.subset))
+        samples, note = read_subset(samples, Path(options.subset))
         notes.append(note)
     voted = any(sample.votes for sample in samples)
-    # Validation and test are by majority whatever the training labels are, as in the reference reader.
-    mode: LabelMode = (options.label_mode or "majority") if part == "train" else "majority"
+    mode = (options.label_mode or "majority") if part == "train" else _common_mode(options)
     soft = None
     if voted:
         notes.append(f"labels by {mode}")
@@ -93,17 +96,27 @@ def _split(
         samples = [samples[i] for i in kept]
     else:
         labels = np.array([names.index(str(sample.label)) for sample in samples], np.int64)
-    soft_mode: SoftMode = "crossentropy" if mode == "majority" else mode
-    if mode == "majority":
+    soft_mode: SoftMode = mode if mode in ("probability", "multi_target") else "crossentropy"
+    if part != "train" or mode not in SOFT:
         soft = None
-    return LazySplit(samples, labels, names, soft, soft_mode, "; ".join(notes), *form)
+    if form.note:
+        notes.append(form.note)
+    return LazySplit(samples, labels, names, soft, soft_mode, "; ".join(notes), form)
 
 
-def _stratum(sample: Sample, names: tuple[str, ...]) -> int:
-    """Class of the sample among ``names``, by majority where it has votes; -1 where it has none."""
+def _common_mode(options: DataOptions) -> LabelMode:
+    """The label mode of validation and test: by majority whatever the training labels are, as in the reference reader,
+    but for the modes that keep every image.
+    """
+    mode = options.label_mode
+    return mode if mode in EVERY_IMAGE and mode is not None else "majority"
+
+
+def _stratum(sample: Sample, names: tuple[str, ...], mode: LabelMode) -> int:
+    """Class of the sample among ``names``, by ``mode`` where it has votes; -1 where it has none."""
     if sample.votes is None:
         return names.index(sample.label) if sample.label in names else -1
-    verdict = judge(sample.votes, "majority")
+    verdict = judge(sample.votes, mode)
     name = None if verdict is None else CLASS_NAMES[verdict.label]
     return names.index(name) if name in names else -1
 
@@ -123,26 +136,3 @@ def _labels_of_votes(
         labels.append(columns.index(verdict.label))
         soft.append(among / among.sum())
     return kept, np.array(labels, np.int64), np.array(soft, np.float32).reshape(-1, len(names))
-
-
-def _subset(samples: Sequence[Sample], path: Path) -> tuple[list[Sample], str]:
-    """The samples that the list names, and a note of how many of its names were there."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"subset: cannot read {path} ({error})") from error
-    listed = {_listed_name(line) for line in lines if line.strip()}
-    chosen = [sample for sample in samples if _listed_name(sample.id) in listed]
-    if not chosen:
-        raise DataError(f"subset: none of the {len(listed)} names of {path} is among the {len(samples)} images")
-    return chosen, f"subset {path.name}: {len(chosen)} of {len(listed)} listed images"
-
-
-def _listed_name(text: str) -> str:
-    """What a line of a list and an image's name have in common: ``4/test_0006_aligned.jpg 4 3`` -> ``test_0006``.
-
-    The published lists spell one name in four ways, with class folder, class prefix, suffix or labels around it.
-    """
-    name = text.split()[0].replace("\\", "/").rsplit("/", 1)[-1]
-    match = _LISTED.search(name)
-    return match[0] if match else Path(name).stem

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from fastfer.data.audit import Audit
+from fastfer.data.files import printable
 from fastfer.data.images import decode
+from fastfer.data.inventory import Inventory
 from fastfer.data.labels import CLASS_NAMES
 from fastfer.data.loading import find_dataset, read_manifest
 from fastfer.data.manifest import PARTS, Manifest, Sample
@@ -33,6 +35,7 @@ class Report:
     unusable    missing and corrupt images, rows that cannot be read
     problems    what is wrong; a sound data set has none
     remarks     what is worth knowing: the published flaws of a set, an excerpt
+    inventory   the files below the root, and what became of each
     """
 
     dataset: str
@@ -51,10 +54,12 @@ class Report:
     unusable: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    inventory: Inventory | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values, with ``ok``."""
-        return {**asdict(self), "ok": not self.problems}
+        files = None if self.inventory is None else self.inventory.as_dict()
+        return {**asdict(replace(self, inventory=None)), "inventory": files, "ok": not self.problems}
 
 
 def check(root: str | Path, name: str = "auto", options: DataOptions | None = None) -> Report:
@@ -79,6 +84,10 @@ def check(root: str | Path, name: str = "auto", options: DataOptions | None = No
     _compare_counts(report, known)
     _compare_copies(report, audit, known)
     _tell(report, manifest)
+    if manifest.inventory is not None:
+        report.inventory = manifest.inventory
+        report.problems += [*manifest.inventory.refusals(), *manifest.inventory.doubts()]
+        report.remarks += manifest.inventory.remarks()
     return report
 
 
@@ -185,6 +194,8 @@ def to_text(report: Report) -> str:
     )
     lines += [f"  {pair}: {n}" for pair, n in report.copies.items()]
     lines.append(f"conflicting labels: {len(report.conflicts)} groups; blank images: {len(report.blank)}")
+    if report.inventory is not None:
+        lines += ["", *report.inventory.lines(), ""]
     lines += [f"remark: {text}" for text in report.remarks] + [f"PROBLEM: {text}" for text in report.problems]
     lines.append("sound" if not report.problems else f"{len(report.problems)} problems")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

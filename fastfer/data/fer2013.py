@@ -14,13 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from fastfer.data import pixel_csv
-from fastfer.data.class_folders import all_expressions, class_images, class_names, first_image, split_folders
+from fastfer.data.class_folders import (
+    class_folders,
+    class_images,
+    expressions,
+    image_names,
+    is_class_tree,
+    split_folders,
+)
 from fastfer.data.images import decode, probe
-from fastfer.data.labels import BASIC_NAMES, FER2013_CODES, canonical_name, class_index
-from fastfer.data.layouts import Layout, Request, files_named, search
+from fastfer.data.labels import BASIC_NAMES, FER2013_CODES, class_index
+from fastfer.data.layouts import Layout, Request, files_named, is_expression, search
 from fastfer.data.manifest import Manifest, Problems, Sample
 from fastfer.data.pixel_csv import PART_OF_USAGE, SIDE, USAGES
 from fastfer.data.split import DataError, Split
+from fastfer.data.tree import Tree
 
 CSV_NAMES: tuple[str, ...] = ("fer2013.csv", "icml_face_data.csv")
 FILE_NAMES: tuple[str, ...] = tuple(folder + name for name in CSV_NAMES for folder in ("", "fer2013/"))
@@ -64,12 +72,13 @@ def load(root: str | Path, usages: Sequence[str] = ("Training", "PublicTest")) -
     return splits
 
 
-def find_csvs(root: Path) -> list[Path]:
-    """fer2013.csv or icml_face_data.csv in ``root`` or a folder or two below; or ``root`` itself."""
+def find_csvs(tree: Tree) -> list[Path]:
+    """fer2013.csv or icml_face_data.csv in the root or a folder or two below; or the root itself."""
+    root = tree.root
     if root.is_file():
         other = root.suffix == ".parquet" or root.name.startswith(_OTHER_SETS) or _lacks_usage(root)
         return [] if other else [root]
-    return files_named(root, CSV_NAMES)
+    return files_named(tree, CSV_NAMES)
 
 
 def _read_csv(path: Path, request: Request) -> Manifest:
@@ -78,14 +87,14 @@ def _read_csv(path: Path, request: Request) -> Manifest:
         if not any(sample.split == part for sample in samples):
             usage = next(usage for usage, of in PART_OF_USAGE.items() if of == part)
             raise DataError(f"{path}: no row with Usage {usage}; rows per Usage: {dict(present)}")
-    return Manifest("fer2013", "csv", path, samples, BASIC_NAMES)
+    return Manifest("fer2013", "csv", path, samples, BASIC_NAMES, sources=(path,))
 
 
-def _find_train_csv(root: Path) -> list[Path]:
+def _find_train_csv(tree: Tree) -> list[Path]:
     """The competition's train.csv, which has no Usage; beside the whole file it says nothing new."""
-    if root.is_file():
-        return [root] if _lacks_usage(root) else []
-    return [] if find_csvs(root) else [path for path in files_named(root, ["train.csv"]) if _lacks_usage(path)]
+    if tree.root.is_file():
+        return [tree.root] if _lacks_usage(tree.root) else []
+    return [] if find_csvs(tree) else [path for path in files_named(tree, ["train.csv"]) if _lacks_usage(path)]
 
 
 def _lacks_usage(path: Path) -> bool:
@@ -95,40 +104,41 @@ def _lacks_usage(path: Path) -> bool:
 def _read_train_csv(path: Path, request: Request) -> Manifest:
     samples, _ = pixel_csv.read_samples(path, FER2013_CODES, {"train"}, request.problems, with_usage=False)
     note = "the competition's train.csv: Training rows only (test.csv has no labels)"
-    return Manifest("fer2013", "train-csv", path, samples, BASIC_NAMES, (note,))
+    return Manifest("fer2013", "train-csv", path, samples, BASIC_NAMES, (note,), sources=(path,))
 
 
-def _find_folders(root: Path) -> list[Path]:
-    return search(root, _is_folder_layout)
+def _find_folders(tree: Tree) -> list[Path]:
+    return search(tree, lambda folder: _is_folder_layout(tree, folder))
 
 
-def _is_folder_layout(root: Path) -> bool:
+def _is_folder_layout(tree: Tree, root: Path) -> bool:
     """Split folders of the seven classes; file names with FER2013's prefixes, or numbered 48x48 grey images."""
-    first = first_image(root) if _is_tree_of_seven(root) else None
-    if first is None:
+    if not _is_tree_of_seven(tree, root):
         return False
-    if _PREFIX.match(first.path.name):
+    if any(map(_PREFIX.match, image_names(tree, root))):
         return True
-    numbered = re.fullmatch(r"(im)?[0-9]+", first.path.stem) is not None
-    return numbered and probe(Sample(first.path, None, first.id)) == (True, (SIDE, SIDE))
+    images = class_images(tree, class_folders(tree, root), root)
+    first = next((image for image in images if is_expression(image.label)), None)
+    numbered = first is not None and re.fullmatch(r"(im)?[0-9]+", first.path.stem) is not None
+    return first is not None and numbered and probe(Sample(first.path, None, first.id)) == (True, (SIDE, SIDE))
 
 
-def _is_tree_of_seven(root: Path) -> bool:
-    names = class_names(root)
+def _is_tree_of_seven(tree: Tree, root: Path) -> bool:
     return (
-        len(split_folders(root)) > 1
-        and all_expressions(names)
-        and {canonical_name(name) for name in names} <= set(BASIC_NAMES)
+        len(split_folders(tree, root)) > 1
+        and is_class_tree(tree, root)
+        and expressions(class_folders(tree, root)) <= set(BASIC_NAMES)
     )
 
 
-def _find_other_folders(root: Path) -> list[Path]:
-    return search(root, lambda folder: _is_tree_of_seven(folder) and first_image(folder) is not None)
+def _find_other_folders(tree: Tree) -> list[Path]:
+    return search(tree, lambda folder: _is_tree_of_seven(tree, folder))
 
 
 def _read_folders(root: Path, request: Request) -> Manifest:
     """The split is that of the file names; only where they carry none, that of the folders."""
-    found = list(class_images(root))
+    folders = class_folders(request.tree, root)
+    found = list(class_images(request.tree, folders, root))
     prefixes = [_PREFIX.match(image.path.name) for image in found]
     named = sum(prefix is not None for prefix in prefixes)
     if 0 < named < len(found):
@@ -141,13 +151,14 @@ def _read_folders(root: Path, request: Request) -> Manifest:
     for image, prefix in zip(found, prefixes, strict=True):
         part = image.part if prefix is None else PART_OF_USAGE[prefix[1]]
         moved += prefix is not None and (image.part == "train") != (part == "train")
-        samples.append(Sample(image.path, canonical_name(image.label), image.id, part))
+        samples.append(Sample(image.path, image.expression(), image.id, part))
     notes = []
     if not named:
         notes.append("split by folder: the file names do not say the official split")
     if moved:
         notes.append(f"split by file name: {moved} images lie in another split's folder")
-    return Manifest("fer2013", "folders", root, samples, BASIC_NAMES, tuple(notes))
+    classes = tuple(folder.path for folder in folders)
+    return Manifest("fer2013", "folders", root, samples, BASIC_NAMES, tuple(notes), classes=classes)
 
 
 LAYOUTS: tuple[Layout, ...] = (

@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from fastfer.data import fer2013, pixel_csv
-from fastfer.data.class_folders import all_expressions, class_images, class_names, first_image
-from fastfer.data.files import refuse_lfs_pointer
-from fastfer.data.labels import CLASS_NAMES, canonical_name
+from fastfer.data.class_folders import class_folders, class_images, image_names, is_class_tree
+from fastfer.data.files import file_inside, refuse_lfs_pointer
+from fastfer.data.labels import CLASS_NAMES
 from fastfer.data.layouts import Layout, Request, search
 from fastfer.data.manifest import Manifest, Sample
 from fastfer.data.pixel_csv import PART_OF_USAGE
 from fastfer.data.split import DataError
+from fastfer.data.tree import Tree
 from fastfer.data.votes import COLUMNS
 
 VOTES_NAME = "fer2013new.csv"
@@ -78,49 +79,57 @@ def _votes(fields: list[str], where: str) -> tuple[int, ...]:
     return tuple(int(text) for text in fields)
 
 
-def _find_folders(root: Path) -> list[Path]:
-    return search(root, lambda folder: any((folder / name / "label.csv").is_file() for name in FOLDERS))
+def _find_folders(tree: Tree) -> list[Path]:
+    return search(tree, lambda folder: any((folder / name / "label.csv").is_file() for name in FOLDERS))
 
 
 def _read_folders(root: Path, request: Request) -> Manifest:
     """The reference layout; votes by label.csv, or by name from fer2013new.csv beside the folders or above them."""
     source = request.options.label_source or "label.csv"
-    by_name = _votes_by_name(root) if source == VOTES_NAME else {}
+    sources = []
+    by_name = {}
+    if source == VOTES_NAME:
+        sources.append(_votes_file(root))
+        by_name = {name: votes for _, _, name, votes in read_votes(sources[0]) if name}
     samples = []
     for name, part in FOLDERS.items():
         folder = root / name
-        if part not in request.wanted or not folder.is_dir():
+        if not folder.is_dir():
             continue
+        if part not in request.wanted:
+            request.leave_out(f"{part} images, which were not asked for", *request.tree.images(folder))
+            continue
+        sources.append(folder / "label.csv")
         rows = {image: (where, votes) for where, image, votes in _read_label_csv(folder / "label.csv")}
         for image, (where, votes) in rows.items():  # of a repeated name the last row counts: it made the file
             if by_name and image not in by_name:
                 raise DataError(f"{where}: {image} is not named in {VOTES_NAME}")
-            path = folder / image
+            path = file_inside(folder, image, where)
             if not path.is_file():
                 request.problems.add(f"{path} is missing")
                 continue
             samples.append(Sample(path, None, image, part, votes=by_name.get(image, votes)))
-    return Manifest("ferplus", "folders", root, samples, CLASS_NAMES, (f"votes of {source}",))
+    return Manifest("ferplus", "folders", root, samples, CLASS_NAMES, (f"votes of {source}",), sources=tuple(sources))
 
 
-def _votes_by_name(root: Path) -> dict[str, tuple[int, ...]]:
+def _votes_file(root: Path) -> Path:
     candidates = [root / VOTES_NAME, root.parent / VOTES_NAME]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise DataError(f"label_source: no {VOTES_NAME} at {candidates[0]} or {candidates[1]}")
-    return {name: votes for _, _, name, votes in read_votes(path) if name}
+    return path
 
 
-def _find_csvs(root: Path) -> list[Path]:
+def _find_csvs(tree: Tree) -> list[Path]:
     """Folders with fer2013new.csv and FER2013's csv beside it or one folder below."""
-    return search(root, lambda folder: (folder / VOTES_NAME).is_file() and bool(fer2013.find_csvs(folder)))
+    return search(tree, lambda folder: (folder / VOTES_NAME).is_file() and bool(fer2013.find_csvs(Tree(folder))))
 
 
 def _read_csvs(root: Path, request: Request) -> Manifest:
     """Row k of one file is row k of the other; the number in an image's name is not the row's."""
     if request.options.label_source == "label.csv":
         raise DataError(f"label_source: layout csv has the votes of {VOTES_NAME} only")
-    csvs = fer2013.find_csvs(root)
+    csvs = fer2013.find_csvs(Tree(root))
     if len(csvs) > 1:
         raise DataError(f"{root}: expected one csv of faces beside {VOTES_NAME}, found {', '.join(map(str, csvs))}")
     faces, labels = pixel_csv.read_rows(csvs[0]), read_votes(root / VOTES_NAME)
@@ -140,25 +149,28 @@ def _read_csvs(root: Path, request: Request) -> Manifest:
                 samples.append(Sample(face, None, f"{name} row {row.number}", PART_OF_USAGE[usage], votes=votes))
     if (extra := next(labels, None)) is not None:
         raise DataError(f"{extra[0]}: more rows than {csvs[0]}; the two files must have the same rows")
-    return Manifest("ferplus", "csv", root, samples, CLASS_NAMES, (f"votes of {VOTES_NAME}, joined by row",))
+    sources = (csvs[0], root / VOTES_NAME)
+    notes = (f"votes of {VOTES_NAME}, joined by row",)
+    return Manifest("ferplus", "csv", root, samples, CLASS_NAMES, notes, sources=sources)
 
 
-def _find_class_folders(root: Path) -> list[Path]:
-    return search(root, _is_class_layout, depth=3)
+def _find_class_folders(tree: Tree) -> list[Path]:
+    return search(tree, lambda folder: _is_class_layout(tree, folder), depth=3)
 
 
-def _is_class_layout(root: Path) -> bool:
-    names = class_names(root)
-    first = first_image(root) if all_expressions(names) else None
-    return first is not None and _IMAGE_NAME.match(first.path.name) is not None
+def _is_class_layout(tree: Tree, root: Path) -> bool:
+    return is_class_tree(tree, root) and any(map(_IMAGE_NAME.match, image_names(tree, root)))
 
 
 def _read_class_folders(root: Path, request: Request) -> Manifest:
     options = request.options
     if options.label_source is not None or options.label_mode not in (None, "majority"):
         raise DataError("label_mode, label_source: class folders hold labels without votes; give neither")
-    samples = [Sample(each.path, canonical_name(each.label), each.id, each.part) for each in class_images(root)]
-    return Manifest("ferplus", "class-folders", root, samples, CLASS_NAMES, ("labels by folder, votes unknown",))
+    folders = class_folders(request.tree, root)
+    found = class_images(request.tree, folders, root)
+    samples = [Sample(each.path, each.expression(), each.id, each.part) for each in found]
+    notes, classes = ("labels by folder, votes unknown",), tuple(folder.path for folder in folders)
+    return Manifest("ferplus", "class-folders", root, samples, CLASS_NAMES, notes, classes=classes)
 
 
 LAYOUTS: tuple[Layout, ...] = (

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
+from pathlib import Path, PurePosixPath
 
 from fastfer._files import replace_atomically
 from fastfer.data.split import DataError
@@ -12,7 +13,7 @@ LFS_MARK = b"version https://git-lfs"
 """How Git LFS's stand-in for a file begins."""
 
 
-__all__ = ["replace_atomically", "write_text"]
+__all__ = ["file_inside", "printable", "reference", "refuse_lfs_pointer", "replace_atomically", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -30,3 +31,32 @@ def refuse_lfs_pointer(path: Path) -> None:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if pointer:
         raise DataError(f"{path} is a Git-LFS pointer, not the data: run `git lfs pull` where it came from")
+
+
+def file_inside(folder: Path, name: str, where: str) -> Path:
+    """The file that a list calls ``name``, in ``folder`` or below. DataError for a name that leads anywhere else.
+
+    Lists come with data sets from elsewhere; ``../../.ssh/id`` or an absolute name would read files of the user's.
+    """
+    plain = PurePosixPath(name.replace("\\", "/"))
+    if not plain.parts or plain.is_absolute() or ".." in plain.parts or ":" in plain.parts[0] or "\0" in name:
+        raise DataError(f"{where}: expected the name of a file in {folder} or below, got {printable(name)[:100]!r}")
+    if max(len(part.encode(errors="surrogateescape")) for part in plain.parts) > 255 or len(plain.parts) > 16:
+        raise DataError(f"{where}: expected a file's name, got {len(name)} letters")
+    return folder / plain
+
+
+def reference(path: str | Path) -> dict[str, str]:
+    """{"name", "sha256"} of a file, for reports and weight files: what it was, without where it lay.
+
+    Of a folder of shards the digest is that of its list, which holds those of the files.
+    """
+    path = Path(path)
+    file = path / "shards.json" if path.is_dir() else path
+    with file.open("rb") as content:
+        return {"name": path.name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters and broken letters escaped, so that a name cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

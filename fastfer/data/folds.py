@@ -68,6 +68,28 @@ def fraction_parts(
     return part_of
 
 
+def draw_per_class(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Indices, ascending, of ``count`` images at random: of each class its share, and one where there is room for all.
+
+    Shares are rounded so that the greatest remainders round up. ValueError for more images than there are.
+    """
+    if not 0 <= count <= len(labels):
+        raise ValueError(f"count: expected 0 to {len(labels)}, got {count}")
+    classes, sizes = np.unique(labels, return_counts=True)
+    least = np.full(len(classes), int(count >= len(classes)))
+    due = sizes * (count / max(len(labels), 1))
+    taken = np.maximum(np.floor(due).astype(np.int64), least)
+    while taken.sum() != count:  # a few steps: each class is off by less than two
+        step = 1 if taken.sum() < count else -1
+        free = (taken < sizes) if step > 0 else (taken > least)
+        taken[np.argmax(np.where(free, (due - taken) * step, -np.inf))] += step
+    chosen = [
+        _shuffled(np.flatnonzero(labels == label), seed, int(label) + 2)[:number]
+        for label, number in zip(classes, taken, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
 def _shuffled(indices: NDArray[np.int64], seed: int, stream: int) -> NDArray[np.int64]:
     """``indices`` in a random order: by raw PCG64 words, whose sequence no release of numpy changes.
 

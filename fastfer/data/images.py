@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +15,16 @@ from PIL import Image, ImageOps
 
 from fastfer.data import pixels
 from fastfer.data.files import LFS_MARK
+from fastfer.data.formats import open_image
 from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
 
 Pixels = NDArray[np.uint8]
 Transform = Callable[[Pixels], Pixels]
 Cache = dict[str, Pixels]
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp"})
 
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
 _WIDE_MODES = frozenset({"I", "I;16", "I;16B"})
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-def is_image(path: Path) -> bool:
-    """Whether the name is that of an image; hidden files (.DS_Store, ._photo.jpg) are none."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def decode(sample: Sample, channels: int | None = None) -> Pixels:
@@ -43,7 +37,7 @@ def decode(sample: Sample, channels: int | None = None) -> Pixels:
             return _convert(ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, channels)
     except FileNotFoundError:
         raise DataError(f"{_place(sample)} is missing") from None
-    except _PIL_ERRORS as error:
+    except Exception as error:  # Pillow's readers raise nearly anything for damaged files: struct.error, KeyError, ...
         raise DataError(f"{_place(sample)} is not a readable image ({_reason(sample, error)})") from error
 
 
@@ -55,7 +49,7 @@ def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:
         with _opened(sample) as image:
             size = (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
             return image.mode in _GREY_MODES, size
-    except _PIL_ERRORS:
+    except Exception:  # as in decode
         return None
 
 
@@ -68,63 +62,82 @@ def resize(image: Pixels, side: int) -> Pixels:
     return np.ascontiguousarray(resized.numpy())
 
 
-def load(sample: Sample, channels: int, size: int | None, transform: Transform | None) -> Pixels:
-    """The image as a network's data set holds it: (H, W) grey or (3, H, W); ``transform`` comes before the resize."""
-    image = decode(sample, channels)
-    if transform is not None:
+@dataclass(frozen=True)
+class Form:
+    """What all images of a data set come to.
+
+    channels   1 or 3
+    shape      (height, width), None where only ``transform`` knows it
+    size       side that images are resized to; None where they are one size already
+    transform  comes before the resize
+    note       for the protocol
+    """
+
+    channels: int
+    shape: tuple[int, int] | None
+    size: int | None = None
+    transform: Transform | None = None
+    note: str = ""
+
+
+def load(sample: Sample, form: Form) -> Pixels:
+    """The image as a network's data set holds it: (H, W) grey or (3, H, W)."""
+    image = decode(sample, form.channels)
+    if form.transform is not None:
         try:
-            image = transform(image)
+            image = form.transform(image)
         except (ValueError, RuntimeError) as error:  # no face found, for one
             raise DataError(f"{_place(sample)}: {error}") from error
-    if size is not None:
-        image = resize(image, size)
-    return image if channels == 1 else np.ascontiguousarray(image.transpose(2, 0, 1))
+    if form.size is not None:
+        image = resize(image, form.size)
+    return image if form.channels == 1 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def common_form(
-    samples: Sequence[Sample], channels: int | None, size: int | None, transformed: bool
-) -> tuple[int, tuple[int, int] | None]:
-    """(channels, (height, width)) that all images get; None for a shape that only ``transform`` knows.
+    samples: Sequence[Sample],
+    channels: int | None,
+    size: int | None,
+    transform: Transform | None,
+    mixed_size: int | None = None,
+) -> Form:
+    """The form that all images get: that of ``channels`` and ``size`` where given, else their own.
 
-    DataError where the images differ in size and no ``size`` is given.
+    ``mixed_size`` is the size where none is given and they differ; DataError where that is None too.
     """
     if size is not None and channels is not None:
-        return channels, (size, size)
+        return Form(channels, (size, size), size, transform)
     found = [header for sample in samples if (header := probe(sample)) is not None]
     channels = channels or (1 if all(grey for grey, _ in found) else 3)
     if size is not None:
-        return channels, (size, size)
-    if transformed:
-        return channels, None
+        return Form(channels, (size, size), size, transform)
+    if transform is not None:
+        return Form(channels, None, mixed_size, transform)
     shapes = sorted({shape for _, shape in found})
-    if len(shapes) > 1:
-        shown = ", ".join(f"{width}x{height}" for height, width in shapes[:4])
+    if len(shapes) < 2:
+        return Form(channels, shapes[0] if shapes else None)
+    shown = ", ".join(f"{width}x{height}" for height, width in shapes[:4]) + (", ..." if len(shapes) > 4 else "")
+    if mixed_size is None:
         raise DataError(
-            f"size: the images differ in size ({shown}{', ...' if len(shapes) > 4 else ''}); give the side in pixels "
-            "to which they are resized"
+            f"size: the images differ in size ({shown}); give the side in pixels to which they are resized (option "
+            "size of the data set: --data-options.size in training, --option size=... elsewhere)"
         )
-    return channels, shapes[0] if shapes else None
+    note = f"images of several sizes ({shown}) resized to {mixed_size}x{mixed_size}"
+    return Form(channels, (mixed_size, mixed_size), mixed_size, note=note)
 
 
 def load_all(
-    samples: Sequence[Sample],
-    channels: int,
-    shape: tuple[int, int] | None,
-    size: int | None,
-    transform: Transform | None,
-    unusable: list[str],
-    cache: Cache | None = None,
+    samples: Sequence[Sample], form: Form, unusable: list[str], cache: Cache | None = None
 ) -> tuple[Pixels, NDArray[np.int64]]:
     """All images as one array (N, H, W) or (N, 3, H, W), and the indices of the samples they are.
 
     What cannot be read is left out and named in ``unusable``; ``cache`` keeps images by id.
     """
-    _check_memory(len(samples), channels, shape)
+    _check_memory(len(samples), form.channels, form.shape)
     images: list[Pixels] = []
     kept: list[int] = []
     for index, sample in enumerate(samples):
         try:
-            image = cache[sample.id] if cache and sample.id in cache else load(sample, channels, size, transform)
+            image = cache[sample.id] if cache and sample.id in cache else load(sample, form)
         except DataError as error:
             unusable.append(str(error))
             continue
@@ -134,16 +147,12 @@ def load_all(
             raise DataError(f"{_place(sample)}: shape {image.shape} after {images[0].shape}; give a size")
         images.append(image)
         kept.append(index)
-    empty = (0, *(shape or (1, 1))) if channels == 1 else (0, 3, *(shape or (1, 1)))
+    empty = (0, *(form.shape or (1, 1))) if form.channels == 1 else (0, 3, *(form.shape or (1, 1)))
     return np.stack(images) if images else np.empty(empty, np.uint8), np.array(kept, np.int64)
 
 
 def _opened(sample: Sample) -> Image.Image:
-    if isinstance(sample.image, bytes):
-        return Image.open(io.BytesIO(sample.image))
-    if isinstance(sample.image, np.ndarray):
-        return Image.fromarray(sample.image)
-    return Image.open(sample.image)
+    return Image.fromarray(sample.image) if isinstance(sample.image, np.ndarray) else open_image(sample.image)
 
 
 def _orientation(image: Image.Image) -> int:

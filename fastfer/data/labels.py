@@ -32,6 +32,21 @@ CK_PLUS_CODES: tuple[str, ...] = (
 RAF_DB_CODES: tuple[str, ...] = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 """Name of RAF-DB's codes 1 to 7, in that order."""
 
+AFFECTNET_CODES: tuple[str, ...] = (
+    "neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt",
+)  # fmt: skip
+"""Name of AffectNet's codes 0 to 7; 8 is none, 9 uncertain and 10 no face."""
+
+CODE_TABLES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "fer2013": (0, FER2013_CODES),
+    "ferplus": (0, CLASS_NAMES),
+    "ck_plus": (0, CK_PLUS_CODES),
+    "affectnet": (0, AFFECTNET_CODES),
+    "raf_db": (1, RAF_DB_CODES),
+    "alphabetical": (0, tuple(sorted(FER2013_CODES))),
+}
+"""{word: (first code, names)}: what the option ``codes`` takes; alphabetical is the order of FER2013's folders."""
+
 _ALIASES: dict[str, tuple[str, ...]] = {
     "neutral": ("ne", "neutrality"),
     "happiness": ("happy", "ha", "joy"),
@@ -51,6 +66,28 @@ def canonical_name(name: str) -> str:
         return _CANONICAL[name.strip().lower()]
     except KeyError:
         raise ValueError(f"unknown expression {name!r}: expected one of {', '.join(sorted(_CANONICAL))}") from None
+
+
+def code_names(text: str) -> dict[int, str]:
+    """{number: class name} of a word of CODE_TABLES, or of pairs like ``0=neutral,1=happy``. ValueError for others."""
+    if text in CODE_TABLES:
+        first, names = CODE_TABLES[text]
+        return {code: canonical_name(name) for code, name in enumerate(names, start=first)}
+    found: dict[int, str] = {}
+    for pair in text.split(","):
+        number, equals, name = pair.partition("=")
+        if not equals or not number.strip().isdecimal() or len(number) > 9 or not name.strip():
+            raise ValueError(
+                f"codes: expected one of {', '.join(CODE_TABLES)}, or pairs such as 0=neutral,1=happy; got {text!r}"
+            )
+        code = int(number)
+        if code in found:
+            raise ValueError(f"codes: expected each number once, got {code} twice in {text!r}")
+        try:
+            found[code] = canonical_name(name)
+        except ValueError:  # a name of the user's own
+            found[code] = name.strip()
+    return found
 
 
 def class_index(name: str, names: tuple[str, ...] = BASIC_NAMES) -> int:

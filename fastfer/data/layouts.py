@@ -3,34 +3,55 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastfer.data.images import is_image
-from fastfer.data.labels import BASIC_NAMES
+from fastfer.data.labels import canonical_name
 from fastfer.data.manifest import PARTS, Manifest, Problems
 from fastfer.data.options import DataOptions
 from fastfer.data.split import DataError
+from fastfer.data.tree import Tree
+
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "train_set": "train",
+    "val": "validation", "valid": "validation", "validation": "validation", "val_set": "validation",
+    "dev": "validation", "eval": "validation",
+    "test": "test", "testing": "test", "test_set": "test",
+}  # fmt: skip
+"""Part that a folder's name stands for, in lower case."""
 
 
 @dataclass(frozen=True)
 class Request:
     """What a reader is asked for, and where it reports.
 
-    parts  the parts that must be there, others may be left out; None where all images are wanted, whatever there is
+    parts     the parts that must be there, others may be left out; None where all images are wanted, whatever there is
+    tree      the files below the root
+    left_out  {reason: images that the layout knows and does not take}
     """
 
     options: DataOptions
     problems: Problems
+    tree: Tree
     parts: frozenset[str] | None = None
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     @property
     def wanted(self) -> frozenset[str]:
         """Parts whose images are to be read."""
         return frozenset(PARTS) if self.parts is None else self.parts
+
+    def leave_out(self, reason: str, *paths: Path) -> None:
+        """Account for images that are known and not taken."""
+        self.left_out.setdefault(reason, []).extend(paths)
+
+    def wants(self, part: str | None, path: Path) -> bool:
+        """Whether the image ``path`` of ``part`` is to be read; accounts for it where it is not."""
+        if part is None or part in self.wanted:
+            return True
+        self.leave_out(f"{part} images, which were not asked for", path)
+        return False
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,7 @@ class Layout:
 
     name    short name for ``layout=``
     expects the files, in words, for messages
-    find    root -> the files or folders that show this layout; empty where it is not this one, several where it is
+    find    tree -> the files or folders that show this layout; empty where it is not this one, several where it is
             there more than once
     read    (place found, request) -> manifest
     last    a last resort: considered where the data set was named and shows no other layout
@@ -47,7 +68,7 @@ class Layout:
 
     name: str
     expects: str
-    find: Callable[[Path], list[Path]]
+    find: Callable[[Tree], list[Path]]
     read: Callable[[Path, Request], Manifest]
     last: bool = False
 
@@ -59,7 +80,6 @@ class Dataset:
     usual_split  the split rule where none is asked for; None: official where the files show one, else it must be given
     options      names of the options that only this data set takes
     by_subject   random and k-fold splits must not part a subject's images
-    seven        the classes that ``classes=7`` means
     """
 
     name: str
@@ -67,16 +87,16 @@ class Dataset:
     usual_split: str | None
     options: frozenset[str] = frozenset()
     by_subject: bool = False
-    seven: tuple[str, ...] = BASIC_NAMES
 
 
 @dataclass(frozen=True)
 class Found:
-    """A layout recognised at ``place``."""
+    """A layout recognised at ``place``, which is the root of ``tree`` or lies below it."""
 
     dataset: Dataset
     layout: Layout
     place: Path
+    tree: Tree
 
 
 def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> Found:
@@ -90,12 +110,14 @@ def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> 
         raise DataError(f"layout: expected auto or one of {known}, got {layout!r}")
     if not root.exists():
         raise DataError(f"root: {root} does not exist; looked for: {_list(root, wanted)}")
-    found = _find(root, [(d, each) for d, each in wanted if not each.last])
+    tree = Tree(root)
+    found = _find(tree, [(d, each) for d, each in wanted if not each.last])
     found = [each for each in found if each.dataset.name != "image_folder"] or found
     if not found and len(datasets) == 1:
-        found = _find(root, [(d, each) for d, each in wanted if each.last])
+        found = _find(tree, [(d, each) for d, each in wanted if each.last])
     if not found:
-        raise DataError(f"root: {root} holds none of: {_list(root, wanted)}")
+        hint = "".join(f"; {folder} cannot be read: {why}" for folder, why in tree.unreadable.items())
+        raise DataError(f"root: {root} holds none of: {_list(root, wanted)}{hint}")
     if len(found) > 1:
         shown = "; ".join(f"{each.dataset.name} {each.layout.name} at {each.place}" for each in found)
         raise DataError(
@@ -104,8 +126,8 @@ def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> 
     return found[0]
 
 
-def _find(root: Path, layouts: Sequence[tuple[Dataset, Layout]]) -> list[Found]:
-    return [Found(dataset, each, place) for dataset, each in layouts for place in each.find(root)]
+def _find(tree: Tree, layouts: Sequence[tuple[Dataset, Layout]]) -> list[Found]:
+    return [Found(dataset, each, place, tree) for dataset, each in layouts for place in each.find(tree)]
 
 
 def _list(root: Path, wanted: Sequence[tuple[Dataset, Layout]]) -> str:
@@ -114,56 +136,37 @@ def _list(root: Path, wanted: Sequence[tuple[Dataset, Layout]]) -> str:
     )
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """Folders in ``folder``, sorted; hidden ones and __MACOSX left out. Empty where it is no folder."""
-    return sorted(Path(entry) for entry in _entries(folder) if entry.is_dir() and entry.name != "__MACOSX")
+def is_part(folder: Path) -> bool:
+    """Whether the folder's name is that of one part, such as train, or of one class: never a whole data set."""
+    return folder.name.lower() in SPLIT_FOLDERS or is_expression(folder.name)
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Image files in ``folder`` itself, sorted by name."""
-    return sorted(Path(entry) for entry in _entries(folder) if is_image(Path(entry.name)) and entry.is_file())
+def is_expression(name: str) -> bool:
+    """Whether ``name`` is an expression in any spelling."""
+    try:
+        canonical_name(name)
+    except ValueError:
+        return False
+    return True
 
 
-def search(root: Path, shows: Callable[[Path], bool], depth: int = 2) -> list[Path]:
-    """``root`` and its subfolders to ``depth`` that ``shows`` accepts, and none below one that it accepts.
+def search(tree: Tree, shows: Callable[[Path], bool], depth: int = 2) -> list[Path]:
+    """The root and folders below it to ``depth`` that ``shows`` accepts, and none below one that it accepts.
 
-    Archives add a folder or two of their own, so a data set may lie deeper than the folder that a user names.
+    Archives add a folder or two of their own, so a data set may lie deeper than the folder that a user names. One
+    part of a data set would pass for a whole one, so folders named like a part are not looked into.
     """
-    if not root.is_dir():
-        return []
-    if shows(root):
-        return [root]
-    return [found for child in subfolders(root) for found in search(child, shows, depth - 1)] if depth else []
+
+    def below(folder: Path, left: int) -> list[Path]:
+        if shows(folder):
+            return [folder]
+        inner = [child for child in tree.folders(folder) if not is_part(child)] if left else []
+        return [found for child in inner for found in below(child, left - 1)]
+
+    return below(tree.root, depth) if tree.root.is_dir() else []
 
 
-def files_named(root: Path, names: Sequence[str], depth: int = 2) -> list[Path]:
-    """Files of these names in ``root`` and its subfolders to ``depth``, the outermost of each branch."""
-    folders = search(root, lambda folder: any((folder / name).is_file() for name in names), depth)
+def files_named(tree: Tree, names: Sequence[str], depth: int = 2) -> list[Path]:
+    """Files of these names in the root and folders below it to ``depth``, the outermost of each branch."""
+    folders = search(tree, lambda folder: any((folder / name).is_file() for name in names), depth)
     return [folder / name for folder in folders for name in names if (folder / name).is_file()]
-
-
-def named_images(folder: Path, pattern: re.Pattern[str]) -> tuple[dict[str, tuple[Path, re.Match[str]]], int]:
-    """({matched part of the name: (file, match)}, number of images that do not match) of the images in ``folder``.
-
-    DataError where two files have the same matched part: a set that lies there twice, in two formats or crops.
-    """
-    found: dict[str, tuple[Path, re.Match[str]]] = {}
-    strange = 0
-    for path in images_in(folder):
-        match = pattern.search(path.name)
-        if match is None:
-            strange += 1
-        elif match[0] in found:
-            other = found[match[0]][0]
-            raise DataError(f"{folder} holds {match[0]} twice: {other} and {path}; keep one of the two sets")
-        else:
-            found[match[0]] = path, match
-    return found, strange
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in ``folder``, hidden entries (.DS_Store, ._photo.jpg) left out."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]

@@ -11,16 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfer.data import images
+from fastfer.data.folds import draw_per_class
 from fastfer.data.manifest import Sample, settle
 from fastfer.data.split import SoftMode, Split
 
 
 @dataclass(frozen=True)
 class LazySplit:
-    """Labels as in ``Split``; images as files, bytes or pixels that ``load`` and ``decode`` turn into arrays.
-
-    channels is 1 or 3; shape is (height, width) of the loaded images, None where only ``transform`` knows it.
-    """
+    """Labels as in ``Split``; images as files, bytes or pixels that ``load`` and ``decode`` turn into arrays."""
 
     samples: Sequence[Sample]
     labels: NDArray[np.int64]
@@ -28,17 +26,14 @@ class LazySplit:
     soft: NDArray[np.float32] | None
     soft_mode: SoftMode
     protocol: str
-    channels: int
-    shape: tuple[int, int] | None
-    size: int | None
-    transform: images.Transform | None
+    form: images.Form
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def load(self, index: int) -> images.Pixels:
         """Image ``index``: uint8 (H, W) or (3, H, W). DataError where it is missing or corrupt."""
-        return images.load(self.samples[index], self.channels, self.size, self.transform)
+        return images.load(self.samples[index], self.form)
 
     def __getitem__(self, index: int) -> tuple[images.Pixels, int]:
         """(image, label), so that a torch DataLoader takes this as a map-style data set."""
@@ -64,15 +59,21 @@ class LazySplit:
         soft = None if self.soft is None else self.soft[:count]
         return replace(self, samples=self.samples[:count], labels=self.labels[:count], soft=soft)
 
+    def draw(self, count: int | None, seed: int) -> LazySplit:
+        """``count`` images at random, of each class its share, in their order; all of them for None or so many."""
+        if count is None or count >= len(self):
+            return self
+        chosen = draw_per_class(self.labels, count, seed)
+        soft = None if self.soft is None else self.soft[chosen]
+        return replace(self, samples=[self.samples[int(i)] for i in chosen], labels=self.labels[chosen], soft=soft)
+
     def decode(self, skip_corrupt: bool = False, cache: images.Cache | None = None) -> Split:
         """All images in memory. DataError that names and counts those that are missing or corrupt, or skips them.
 
         ``cache`` keeps decoded images by id, for splits that share them.
         """
         unusable: list[str] = []
-        pixels, kept = images.load_all(
-            self.samples, self.channels, self.shape, self.size, self.transform, unusable, cache
-        )
+        pixels, kept = images.load_all(self.samples, self.form, unusable, cache)
         note = settle(unusable, f"{len(self)} images", skip_corrupt)
         chosen = [self.samples[int(index)] for index in kept]
         subjects = tuple(sample.subject for sample in chosen if sample.subject is not None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from fastfer.data import drawn
 from fastfer.data.assemble import Prepared, assemble, prepare
 from fastfer.data.audit import remove_duplicates
 from fastfer.data.images import Cache, Transform
+from fastfer.data.inventory import Inventory, take_inventory
 from fastfer.data.layouts import Dataset, Found, Request, recognise
 from fastfer.data.lazy import LazySplit
 from fastfer.data.manifest import PARTS, Manifest, Problems, settle
@@ -44,6 +46,7 @@ def load_dataset(
     parts: Sequence[str] = ("train", "validation"),
     options: DataOptions | None = None,
     transform: Transform | None = None,
+    mixed_size: int | None = None,
     **changes: Any,
 ) -> dict[str, Split]:
     """{part: Split} of the data set ``name``, read from ``root`` where it needs one; "auto" recognises the data set.
@@ -51,26 +54,28 @@ def load_dataset(
     Args:
         name: one of list_datasets(), or auto
         root: file or folder where the data set lies
-        train_images: take so many training images from the start instead of all
+        train_images: take so many training images instead of all, drawn by ``options.seed``, of each class its share
         validation_images: the same for validation
         parts: of train, validation, test: those wanted
         options: labels, split and form of the images; single ones may be given by name (``split="10-fold"``)
         transform: applied to each decoded image, uint8 (H, W) or (H, W, 3), before it is resized: a face crop
+        mixed_size: side in pixels that images are resized to where they differ in size and ``options`` give none:
+            the one that the network is shown anyway
 
     DataError (a ValueError) for an unknown name, option or layout, for a missing or needless root, for a part that the
     data set lacks, and for anything wrong in the files.
     """
     limits = {"train": train_images, "validation": validation_images}
     for part, count in limits.items():
-        if count is not None and count < 1:
-            raise DataError(f"{part}_images: expected 1 or more, got {count}")
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise DataError(f"{part}_images: expected 1 or more, got {count!r}")
     chosen = _options(options, changes)
     if canonical_dataset(name) == "drawn":
         return _load_drawn(root, limits, parts, chosen, transform)
     found = find_dataset(name, root, chosen.layout)
-    lazy = _lazily(found, parts, chosen, transform)
-    cut = {part: split.first(limits.get(part)) for part, split in lazy.items()}
-    return _decoded(found.dataset.name, cut, chosen)
+    lazy = _lazily(found, parts, chosen, transform, mixed_size)
+    drawn_parts = {part: split.draw(limits.get(part), chosen.seed) for part, split in lazy.items()}
+    return _decoded(found.dataset.name, drawn_parts, chosen)
 
 
 def load_lazily(
@@ -94,7 +99,7 @@ class Folds(Sequence[dict[str, Split]]):
 
     def __init__(self, prepared: Prepared, options: DataOptions, transform: Transform | None) -> None:
         self._prepared, self._options, self._transform = prepared, options, transform
-        self._count = fold_count(prepared.manifest, options, prepared.dataset.usual_split)
+        self._count = fold_count(prepared.manifest, options, prepared.dataset.usual_split, prepared.dataset.by_subject)
         self._cache: Cache = {}
         self._fold(0)
 
@@ -143,17 +148,38 @@ def read_manifest(found: Found, options: DataOptions, parts: Iterable[str] | Non
     """
     _check_options(found.dataset, options)
     problems = Problems(options.skip_corrupt)
-    request = Request(options, problems, None if parts is None else frozenset(parts))
+    request = Request(options, problems, found.tree, None if parts is None else frozenset(parts))
     manifest = found.layout.read(found.place, request)
+    manifest = replace(manifest, unusable=tuple(problems.found), left_out=request.left_out)
+    manifest = replace(manifest, inventory=take_inventory(found.tree, found.place, manifest, problems.files))
     if not manifest.samples and not problems.found:
         raise DataError(f"{found.dataset.name} ({found.layout.name}): no image found in {found.place}")
-    return replace(manifest, unusable=tuple(problems.found))
+    return manifest
 
 
 def _settled(manifest: Manifest, options: DataOptions) -> Manifest:
+    """The manifest with notes of what is left out; DataError for unusable images and for files that went unread."""
     total = len(manifest.samples) + len(manifest.unusable)
-    note = settle(manifest.unusable, f"{total} images of {manifest.root}", options.skip_corrupt)
-    return replace(manifest, notes=(*manifest.notes, note)) if note else manifest
+    notes = [settle(manifest.unusable, f"{total} images of {manifest.root}", options.skip_corrupt)]
+    if manifest.inventory is not None:
+        notes.append(_settle_inventory(manifest.inventory, options.skip_corrupt))
+    return replace(manifest, notes=(*manifest.notes, *filter(None, notes)))
+
+
+def _settle_inventory(inventory: Inventory, skip: bool) -> str:
+    """Raise DataError for what was not read, or warn where it is skipped; returns a note of it. Warns of doubts."""
+    if doubts := [*inventory.doubts(), *inventory.remarks()]:
+        warnings.warn(f"{inventory.root}: {'; '.join(doubts)}", stacklevel=2)
+    refusals = "; ".join(inventory.refusals())
+    if not refusals:
+        return ""
+    if not skip:
+        raise DataError(
+            f"{inventory.root} is not read whole: {refusals} (python -m fastfer.data check lists all files, "
+            "skip_corrupt goes on without these)"
+        )
+    warnings.warn(f"skipped: {refusals}", stacklevel=2)
+    return f"not read: {refusals}"
 
 
 def _decoded(
@@ -179,7 +205,11 @@ def find_dataset(name: str, root: str | Path | None, layout: str = "auto") -> Fo
 
 
 def _lazily(
-    found: Found, parts: Sequence[str], options: DataOptions, transform: Transform | None
+    found: Found,
+    parts: Sequence[str],
+    options: DataOptions,
+    transform: Transform | None,
+    mixed_size: int | None = None,
 ) -> dict[str, LazySplit]:
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
@@ -189,7 +219,7 @@ def _lazily(
     # What is held out for validation comes from the training set.
     wanted = {*parts, *(("train",) if "validation" in parts else ())}
     manifest = _settled(read_manifest(found, options, wanted if only else None), options)
-    return assemble(prepare(found.dataset, manifest, options), options, parts, transform)
+    return assemble(prepare(found.dataset, manifest, options), options, parts, transform, mixed_size)
 
 
 def _options(options: DataOptions | None, changes: dict[str, Any]) -> DataOptions:
@@ -209,7 +239,7 @@ def _check_options(dataset: Dataset, options: DataOptions) -> None:
 def _check_counts(split: Split, part: str, name: str, options: DataOptions) -> None:
     """Training needs every class; so does the validation set of FER2013, where an empty class means a broken file."""
     if part == "train" or (name == "fer2013" and options.subset is None):
-        split.require_every_class(f"{name}, first {len(split)} images of {part}")
+        split.require_every_class(f"{name}, {len(split)} images of {part}")
     if not len(split):
         raise DataError(f"{name}: no image left in {part}")
 

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastfer.data.labels import BASIC_NAMES
 from fastfer.data.split import DataError
+
+if TYPE_CHECKING:
+    from fastfer.data.inventory import Inventory
 
 PARTS: tuple[str, ...] = ("train", "validation", "test")
 _T = TypeVar("_T")
@@ -39,11 +43,15 @@ class Sample:
 
 
 class Problems:
-    """Collects what is wrong with single images, so that all of them are named and counted at once."""
+    """Collects what is wrong with single images, so that all of them are named and counted at once.
+
+    files  images that are there and left out for it
+    """
 
     def __init__(self, skip: bool) -> None:
         self.skip = skip
         self.found: list[str] = []
+        self.files: set[Path] = set()
 
     def attempt(self, read: Callable[[], _T]) -> _T | None:
         """The result of ``read``, or None where it raises DataError and such images are to be skipped."""
@@ -55,9 +63,11 @@ class Problems:
             self.found.append(str(error))
             return None
 
-    def add(self, message: str) -> None:
-        """Note a problem; ``settle`` tells it."""
+    def add(self, message: str, file: Path | None = None) -> None:
+        """Note a problem, and the image ``file`` that is left out for it; ``settle`` tells it."""
         self.found.append(message)
+        if file is not None:
+            self.files.add(file)
 
 
 def settle(unusable: Sequence[str], what: str, skip: bool) -> str:
@@ -84,7 +94,12 @@ class Manifest:
     samples          in a fixed order
     names            classes of the set, in canonical order
     notes            what a reader of the results has to know: label source, what was left out
+    sources          files that labels were read from
+    seven            the classes that ``classes=7`` means
+    classes          folders that stand for one class each
     unusable         what is wrong with single images, which are not among the samples
+    left_out         {reason: images that the layout knows and does not take}
+    inventory        everything below the root, and which of it this manifest accounts for
     """
 
     dataset: str
@@ -93,4 +108,9 @@ class Manifest:
     samples: Sequence[Sample]
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    sources: tuple[Path, ...] = ()
+    seven: tuple[str, ...] = BASIC_NAMES
+    classes: tuple[Path, ...] = ()
     unusable: tuple[str, ...] = ()
+    left_out: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    inventory: Inventory | None = None

@@ -3,24 +3,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
+from fastfer.data.labels import code_names
 from fastfer.data.split import DataError
 
-LabelMode = Literal["majority", "crossentropy", "probability", "multi_target"]
+LabelMode = Literal["majority", "argmax", "votes", "crossentropy", "probability", "multi_target"]
+LABEL_MODES: tuple[LabelMode, ...] = ("majority", "argmax", "votes", "crossentropy", "probability", "multi_target")
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """Options of ``load_dataset``. None stands for the data set's own usual; an option foreign to a set is refused.
 
+    Lists may be given as text too, and are tuples afterwards.
+
     Args:
         layout: how the files lie, see ``list_layouts``; auto recognises it and refuses what is ambiguous
-        classes: 6 (the basic expressions), 7 (CK+: with contempt; else: with neutral), 8, or class names; images of
-            other classes are left out
+        classes: 6 (the basic expressions), 7 (with neutral; CK+ without neutral faces: with contempt), 8, or class
+            names, as a list or as happy,sad; images of other classes are left out
         split: official; N-fold (10-fold); leave-one-subject-out; or proportions of training, validation and test
             (8-1-1, 7-1-2) or of the first two (90-10)
         fold: which fold of a k-fold split is the validation set, from 0
@@ -29,24 +35,27 @@ class DataOptions:
             and tested
         validation: where an official split has no validation set: auto or a fraction like 0.1 holds out that much of
             the training set (auto: a tenth), test validates on the test set, as many papers did
-        label_mode: FERPlus: how votes become training labels; validation and test are always by majority
+        label_mode: FERPlus: how votes become labels, see fastfer.data.votes; argmax and votes keep every image and hold
+            for all parts, with the others validation and test are by majority
         label_source: FERPlus: whose votes, label.csv or fer2013new.csv; they differ for 1,601 images
         frames: CK+: how many last frames of each sequence
         neutral: CK+: first frames as neutral, of the labelled sequences, of all of them, or of none
-        cameras: RaFD: camera angles among 0, 45, 90, 135, 180 (default: 90, frontal)
+        cameras: RaFD: camera angles among 0, 45, 90, 135, 180, or frontal (90, the default), half (45 to 135), or all
         gazes: RaFD: gaze directions among left, frontal, right (default: all)
         aligned: RAF-DB: the aligned faces instead of the original photographs
-        codes: parquet: what integer labels mean where the file does not say, fer2013 or alphabetical
+        codes: what numbers for labels mean: fer2013, ferplus, ck_plus, affectnet, raf_db, alphabetical, or pairs such
+            as 0=neutral,1=happy
         subset: file of image names; validation and test keep only these (occlusion, pose)
         size: side in pixels to which images are resized; needed where they differ in size
         channels: 1 for grey, 3 for colour (default: grey where all images are)
-        skip_corrupt: go on without images that are missing or cannot be read, naming and counting them
+        skip_corrupt: go on without images that are missing, cannot be read or lie where the layout takes none, naming
+            and counting them
         remove_duplicates: drop images whose pixels equal those of a training image from validation and test
             (evaluation), or such images from the training set (training)
     """
 
     layout: str = "auto"
-    classes: int | tuple[str, ...] | None = None
+    classes: int | tuple[str, ...] | str | None = None
     split: str | None = None
     fold: int = 0
     seed: int = 0
@@ -56,10 +65,10 @@ class DataOptions:
     label_source: Literal["label.csv", "fer2013new.csv"] | None = None
     frames: int | None = None
     neutral: Literal["labelled", "all", "none"] | None = None
-    cameras: tuple[int, ...] | None = None
-    gazes: tuple[str, ...] | None = None
+    cameras: tuple[int | str, ...] | str | None = None
+    gazes: tuple[str, ...] | str | None = None
     aligned: bool | None = None
-    codes: Literal["fer2013", "alphabetical"] | None = None
+    codes: str | None = None
     subset: str | None = None
     size: int | None = None
     channels: int | None = None
@@ -67,11 +76,23 @@ class DataOptions:
     remove_duplicates: Literal["none", "evaluation", "training"] = "none"
 
     def __post_init__(self) -> None:
+        for name, (expected, form) in _FORMS.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            try:
+                object.__setattr__(self, name, form(value))
+            except (TypeError, ValueError, RecursionError):
+                raise DataError(f"{name}: expected {expected}, got {value!r}"[:300]) from None
+        if self.codes is not None:
+            try:
+                code_names(self.codes)
+            except ValueError as error:
+                raise DataError(str(error)) from None
         choices = {
-            "label_mode": (None, "majority", "crossentropy", "probability", "multi_target"),
+            "label_mode": (None, *LABEL_MODES),
             "label_source": (None, "label.csv", "fer2013new.csv"),
             "neutral": (None, "labelled", "all", "none"),
-            "codes": (None, "fer2013", "alphabetical"),
             "channels": (None, 1, 3),
             "remove_duplicates": ("none", "evaluation", "training"),
         }
@@ -133,3 +154,79 @@ def parse_split(text: str) -> SplitRule:
     raise DataError(
         f"split: expected official, N-fold, leave-one-subject-out or proportions such as 8-1-1 or 90-10, got {text!r}"
     )
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """{"classes": 7} of ["classes=7"]: values are JSON, or else the text itself. DataError without "="."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise DataError(f"option: expected NAME=VALUE, got {text[:100]!r}")
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            parsed = value
+        options[name.replace("-", "_")] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return options
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """Names of a list, or of text: a JSON list, or names with commas between."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith("[") else [word.strip() for word in value.split(",")]
+    if not isinstance(value, list | tuple) or not all(isinstance(word, str) and word for word in value):
+        raise TypeError(value)
+    return tuple(value)
+
+
+def _classes(value: Any) -> int | tuple[str, ...]:
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return _whole(value) if isinstance(value, int) else _words(value)
+
+
+def _angles(value: Any) -> tuple[int | str, ...]:
+    items = value if isinstance(value, list | tuple) and value else [value]
+    if isinstance(value, str):
+        items = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+    if not all(isinstance(item, int | str) and not isinstance(item, bool) for item in items):
+        raise TypeError(value)
+    return tuple(int(item) if str(item).strip().isdecimal() else str(item).strip() for item in items)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
+        raise TypeError(value)
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _fraction(value: Any) -> str:
+    """``validation``: text, or a number as text."""
+    return str(value) if isinstance(value, float) else _text(value)
+
+
+_FORMS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "classes": ('6, 7, 8 or class names such as happy,sad or ["happy", "sad"]', _classes),
+    "cameras": ("frontal, half, all or angles such as 45,90,135 or [45, 90, 135]", _angles),
+    "gazes": ('gazes such as left,frontal or ["left", "frontal"]', _words),
+    **dict.fromkeys(("fold", "seed", "frames", "size", "channels"), ("a whole number", _whole)),
+    **dict.fromkeys(("by_image", "aligned", "skip_corrupt"), ("true or false", _flag)),
+    **dict.fromkeys(("layout", "split", "codes", "subset", "label_mode", "label_source", "neutral"), ("text", _text)),
+    "validation": ("auto, test or a fraction between 0 and 1", _fraction),
+    "remove_duplicates": ("one of none, evaluation, training", _text),
+}
+"""{option: (what it expects, in words; its value from any form it may be given in)}."""
+_OPTIONAL = frozenset(field.name for field in fields(DataOptions) if field.default is None)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,22 +49,58 @@ def divide(
         if rule.kind == "official":
             return _official(manifest, strata, options, validate)
         grouped = _by_subject(manifest, options, by_subject, text)
-        if rule.kind == "folds":
-            return _folds(manifest, strata, options, rule, grouped)
-        return _fractions(manifest, strata, options, rule, grouped, text)
+        pool = _pool(manifest, rule, by_subject)
+        inner = replace(manifest, samples=[manifest.samples[int(i)] for i in pool.images])
+        make = _folds if rule.kind == "folds" else _fractions
+        division = make(inner, strata[pool.images], options, rule, grouped, text)
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"split {text}: {error}") from error
+    parts = {part: pool.images[chosen] for part, chosen in division.parts.items()}
+    if len(pool.test):
+        parts["test"] = pool.test
+    return Division(parts, "; ".join(filter(None, [division.rule, pool.note, _mixing(manifest, parts)])))
 
 
-def fold_count(manifest: Manifest, options: DataOptions, usual: str | None) -> int:
+@dataclass(frozen=True)
+class _Pool:
+    """The images that folds or proportions divide, those kept out of it as the test set, and a note."""
+
+    images: Indices
+    test: Indices
+    note: str = ""
+
+
+def _pool(manifest: Manifest, rule: SplitRule, by_subject: bool) -> _Pool:
+    """All images but those of the set's own test part, where the rule makes no test part itself.
+
+    A set that is divided by subject has no test part of its own: what its files say is somebody's division.
+    """
+    own = np.array([sample.split or "" for sample in manifest.samples])
+    every, test = np.arange(len(own)), np.flatnonzero(own == "test")
+    makes_test = len(rule.weights) == len(PARTS)
+    if not len(test) or len(test) == len(own) or by_subject or makes_test:
+        return _Pool(every, test[:0])
+    note = f"the set's own {len(test)} test images are kept out of it, and are the test set"
+    return _Pool(np.flatnonzero(own != "test"), test, note)
+
+
+def _mixing(manifest: Manifest, parts: Mapping[str, Indices]) -> str:
+    """Says where images of the set's own test part are trained on, so that scores are not those of its protocol."""
+    trained = [manifest.samples[int(i)].split for i in parts.get("train", ())]
+    mixed, total = trained.count("test"), [sample.split for sample in manifest.samples].count("test")
+    return f"{mixed} of the set's own {total} test images are in training" if mixed else ""
+
+
+def fold_count(manifest: Manifest, options: DataOptions, usual: str | None, by_subject: bool) -> int:
     """How many folds the split rule has. DataError where it is no k-fold rule."""
     text = options.split or usual or "official"
     rule = parse_split(text)
     if rule.kind != "folds":
         raise DataError(f"split: expected N-fold or leave-one-subject-out, got {text}")
-    return rule.folds or len({sample.subject for sample in manifest.samples})
+    subjects = {sample.subject for sample in manifest.samples if by_subject or sample.split != "test"}
+    return rule.folds or len(subjects)
 
 
 def _official(manifest: Manifest, strata: Indices, options: DataOptions, validate: bool) -> Division:
@@ -109,7 +145,9 @@ def _by_subject(manifest: Manifest, options: DataOptions, by_subject: bool, text
     return known
 
 
-def _folds(manifest: Manifest, strata: Indices, options: DataOptions, rule: SplitRule, grouped: bool) -> Division:
+def _folds(
+    manifest: Manifest, strata: Indices, options: DataOptions, rule: SplitRule, grouped: bool, text: str
+) -> Division:
     subjects = [str(sample.subject) for sample in manifest.samples]
     count = rule.folds or len(set(subjects))
     if options.fold >= count:
@@ -117,8 +155,8 @@ def _folds(manifest: Manifest, strata: Indices, options: DataOptions, rule: Spli
     fold_of = group_folds(subjects, count) if grouped else stratified_folds(strata, count, options.seed)
     held = fold_of == options.fold
     how = "by subject" if grouped else f"by image, seed {options.seed}"
-    text = f"fold {options.fold} of {count} {how}"
-    return Division({"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}, text)
+    rule_text = f"fold {options.fold} of {count} {how}"
+    return Division({"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}, rule_text)
 
 
 def _fractions(

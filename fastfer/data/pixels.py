@@ -16,6 +16,8 @@ from torch import Tensor
 RESIZE = "bilinear-antialiased"
 """Name of the one resampling, for files: triangle filter, widened when shrinking; along one axis Pillow's BILINEAR."""
 _BITS = 22  # fraction of a weight, as Pillow's
+_PIECE = 1 << 24  # bytes of pixels that are resized at a time, whose float64 copy takes eight times as much
+_KEPT = 1 << 20  # numbers of a table of weights that is kept
 
 
 def grey(images: Tensor) -> Tensor:
@@ -65,18 +67,31 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     # float64 holds every sum exactly; lower precisions of matmul (TF32, bfloat16) do not concern it.
     with torch.autocast(images.device.type, enabled=False):
         if images.shape[3] != size[1]:
-            images = _rounded(images.double() @ resize_weights(images.shape[3], size[1], images.device).T)
+            weights = resize_weights(images.shape[3], size[1], images.device).T
+            images = torch.cat([_rounded(rows.double() @ weights) for rows in _pieces(images, 2)], 2)
         if images.shape[2] != size[0]:
-            images = _rounded(resize_weights(images.shape[2], size[0], images.device) @ images.double())
+            weights = resize_weights(images.shape[2], size[0], images.device)
+            images = torch.cat([_rounded(weights @ columns.double()) for columns in _pieces(images, 3)], 3)
     return images
+
+
+def _pieces(images: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """``images`` in pieces along ``axis`` whose float64 copies stay small: a photograph's would take gigabytes."""
+    length = images.shape[axis]
+    step = max(1, _PIECE * length // max(images.numel(), 1))
+    return torch.split(images, min(step, max(length, 1)), axis)
 
 
 def _rounded(sums: Tensor) -> Tensor:
     return sums.add_(0.5).to(torch.uint8)
 
 
-@lru_cache(maxsize=32)
 def resize_weights(source: int, target: int, device: torch.device) -> Tensor:
+    """As `_make_weights`, and kept where it is small: photographs are of many sizes."""
+    return (_kept_weights if source * target <= _KEPT else _make_weights)(source, target, device)
+
+
+def _make_weights(source: int, target: int, device: torch.device) -> Tensor:
     """float64 (target, source): the weight of each source pixel in each target pixel, a multiple of 2⁻²²."""
     scale = source / target
     reach = max(scale, 1.0)
@@ -89,3 +104,6 @@ def resize_weights(source: int, target: int, device: torch.device) -> Tensor:
     weight /= np.cumsum(weight, 1)[:, -1:]  # cumsum adds in order, as Pillow does; sum does not
     with torch.inference_mode(False):
         return torch.from_numpy(np.floor(0.5 + weight * 2.0**_BITS) * 2.0**-_BITS).to(device)
+
+
+_kept_weights = lru_cache(maxsize=32)(_make_weights)

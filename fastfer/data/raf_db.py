@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastfer.data.class_folders import class_images, class_names, split_folders
+from fastfer.data.class_folders import class_folders, class_images, split_folders
 from fastfer.data.labels import CLASS_NAMES, RAF_DB_CODES
 from fastfer.data.layouts import Layout, Request, search
 from fastfer.data.manifest import Manifest, Sample
 from fastfer.data.split import DataError
+from fastfer.data.tree import Tree
 
 NAMES: tuple[str, ...] = CLASS_NAMES[:7]
 LABEL_FILES = (
@@ -52,8 +53,8 @@ def part_of(name: str, where: str) -> str:
     return match[1]
 
 
-def _find_official(root: Path) -> list[Path]:
-    return search(root, lambda folder: any((folder / name).is_file() for name in LABEL_FILES))
+def _find_official(tree: Tree) -> list[Path]:
+    return search(tree, lambda folder: any((folder / name).is_file() for name in LABEL_FILES))
 
 
 def _read_official(root: Path, request: Request) -> Manifest:
@@ -64,20 +65,22 @@ def _read_official(root: Path, request: Request) -> Manifest:
         name, code = fields[:2]
         part, label = part_of(name, where), class_of(code, where)
         longer += len(fields) > 2
-        if part not in request.wanted:
-            continue
         stem, suffix = name.rsplit(".", 1)
         folder = root / "Image" / ("aligned" if aligned else "original")
         candidates = [folder / name, folder / f"{stem}_aligned.{suffix}"][:: -1 if aligned else 1]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
-            request.problems.add(f"{candidates[0]} is missing")
-        else:
+            if part in request.wanted:
+                request.problems.add(f"{candidates[0]} is missing")
+        elif request.wants(part, path):
             samples.append(Sample(path, label, stem, part))
+    other = root / "Image" / ("original" if aligned else "aligned")
+    if images := request.tree.images(other):
+        request.leave_out("original photographs" if aligned else "aligned faces", *images)
     notes = ["aligned faces" if aligned else "original photographs"]
     if longer:
         notes.append(f"{longer} lines of {label_file.name} have more than name and code; the rest was ignored")
-    return Manifest("raf_db", "official", root, samples, NAMES, tuple(notes))
+    return Manifest("raf_db", "official", root, samples, NAMES, tuple(notes), sources=(label_file,))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -94,33 +97,42 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
             yield f"{path}, line {number}", fields
 
 
-def _find_kaggle(root: Path) -> list[Path]:
-    return search(root, _is_kaggle)
+def _find_kaggle(tree: Tree) -> list[Path]:
+    return search(tree, lambda folder: _is_kaggle(tree, folder))
 
 
-def _is_kaggle(root: Path) -> bool:
-    names = class_names(root)
-    return {"train", "test"} <= split_folders(root).keys() and bool(names) and all(map(str.isdigit, names))
+def _is_kaggle(tree: Tree, root: Path) -> bool:
+    """Split folders with numbered class folders, in which an image has RAF-DB's name; AffectNet's are numbered too."""
+    numbered = [each for part in split_folders(tree, root).values() for each in tree.folders(part)]
+    return any(
+        each.name.isdigit() and any(_IMAGE_NAME.fullmatch(path.name.lower()) for path in tree.images_below(each))
+        for each in numbered
+    )
 
 
 def _read_kaggle(root: Path, request: Request) -> Manifest:
-    """Folders 1 to 7; where the csv files are there, they must say the same."""
-    listed = {part: _labels_of_csv(path) for part in LABEL_CSVS if (path := _label_csv(root, part)) is not None}
-    samples = []
-    for each in class_images(root):
+    """Folders 1 to 7; where the csv files are there, they must say the same. The split is that of the file names."""
+    csvs = {part: path for part in LABEL_CSVS if (path := _label_csv(root, part)) is not None}
+    listed = {part: _labels_of_csv(path) for part, path in csvs.items()}
+    folders = class_folders(request.tree, root)
+    samples, moved = [], 0
+    for each in class_images(request.tree, folders, root):
         label = class_of(each.label, str(each.path.parent))
         part = part_of(each.path.name, str(each.path))
-        if part != each.part:
-            raise DataError(f"{each.path}: a {part} image in the {each.part} folder")
+        moved += part != each.part
         code = listed.get(part, {}).pop(each.path.name, each.label)
         if code != each.label:
-            request.problems.add(f"{each.path}: folder {each.label}, but {code} in {LABEL_CSVS[part]}")
-        elif part in request.wanted:
+            request.problems.add(f"{each.path}: folder {each.label}, but {code} in {LABEL_CSVS[part]}", each.path)
+        elif request.wants(part, each.path):
             samples.append(Sample(each.path, label, each.path.stem.removesuffix("_aligned"), part))
     for part, rest in listed.items():
         for name in rest:
             request.problems.add(f"{root / part / rest[name] / name} is missing")
-    return Manifest("raf_db", "kaggle", root, samples, NAMES, ("aligned faces",))
+    notes = ["aligned faces"]
+    if moved:
+        notes.append(f"split by file name: {moved} images lie in another part's folder")
+    classes, sources = tuple(folder.path for folder in folders), tuple(csvs.values())
+    return Manifest("raf_db", "kaggle", root, samples, NAMES, tuple(notes), classes=classes, sources=sources)
 
 
 def _label_csv(root: Path, part: str) -> Path | None:
@@ -142,5 +154,5 @@ def _labels_of_csv(path: Path) -> dict[str, str]:
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout("official", f"ROOT/[basic/]{LABEL_FILES[0]} and ROOT/[basic/]Image/", _find_official, _read_official),
-    Layout("kaggle", "ROOT/[DATASET/]{train,test}/{1..7}/*_aligned.jpg", _find_kaggle, _read_kaggle),
+    Layout("kaggle", "ROOT/[DATASET/]{train,test|valid}/{1..7}/*_aligned.jpg", _find_kaggle, _read_kaggle),
 )

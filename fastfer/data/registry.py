@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from fastfer.data import ck_plus, fer2013, ferplus, image_folder, jaffe, parquet, raf_db, rafd
+from fastfer.data import affectnet, ck_plus, fer2013, ferplus, image_folder, jaffe, parquet, raf_db, rafd
 from fastfer.data.layouts import Dataset
 
 DATASETS: tuple[Dataset, ...] = (
@@ -17,12 +17,12 @@ DATASETS: tuple[Dataset, ...] = (
         "10-fold",
         options=frozenset({"frames", "neutral"}),
         by_subject=True,
-        seven=ck_plus.SEVEN,
     ),
     Dataset("raf_db", (*raf_db.LAYOUTS, parquet.RAF_DB_LAYOUT), "official", options=frozenset({"aligned"})),
     Dataset("rafd", rafd.LAYOUTS, "10-fold", options=frozenset({"cameras", "gazes"}), by_subject=True),
     Dataset("jaffe", jaffe.LAYOUTS, "leave-one-subject-out", by_subject=True),
-    Dataset("image_folder", image_folder.LAYOUTS, None),
+    Dataset("affectnet", affectnet.LAYOUTS, "official"),
+    Dataset("image_folder", image_folder.LAYOUTS, None, options=frozenset({"codes"})),
 )
 
 _SPELLINGS = {"ck+": "ck_plus", "ck": "ck_plus", "ck+48": "ck_plus", "fer+": "ferplus", "rafdb": "raf_db"}

@@ -26,15 +26,16 @@ from PIL import Image
 
 from fastfer.data.face import Picture
 from fastfer.data.files import replace_atomically, write_text
+from fastfer.data.formats import FORMATS, IMAGE_SUFFIXES, open_image
+from fastfer.data.images import decode
+from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
 
 INDEX = "shards.json"
 LAYOUT = 1
-_IMAGES = {"bmp": "bmp", "gif": "gif", "jpeg": "jpg", "png": "png", "ppm": "ppm", "tiff": "tif", "webp": "webp"}
-"""Pillow's name of a format -> suffix."""
-_SUFFIXES = frozenset({*_IMAGES.values(), "jpeg", "tiff", "pgm"})
-_LARGEST = 1 << 28  # bytes of a member; photographs have up to a tenth of it
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_SUFFIXES = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_LARGEST = 1 << 28  # bytes of the members of one image; photographs have up to a tenth of it
+_MEMBERS = 16  # of one image
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,7 @@ class Record:
 
     def decode(self) -> Picture:
         """uint8 (H, W) for grey, (H, W, 3) RGB for anything else. DataError for bytes that are no image."""
-        try:
-            with Image.open(io.BytesIO(self.image)) as image:
-                return np.asarray(image if image.mode == "L" else image.convert("RGB"))
-        except _PIL_ERRORS as error:
-            raise DataError(f"{self.place} is not a readable image ({error})") from error
+        return decode(Sample(self.image, None, self.place))
 
 
 class ShardWriter:
@@ -163,9 +160,10 @@ def _encoded(image: Picture | bytes | Path) -> tuple[str, bytes]:
         return "png", buffer.getvalue()
     content = image if isinstance(image, bytes) else Path(image).read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            return _IMAGES[str(opened.format).lower()], content
-    except (*_PIL_ERRORS, KeyError) as error:
+        with open_image(content) as opened:
+            name = "JPEG" if opened.format == "MPO" else str(opened.format)  # a JPEG with a second view in it
+            return FORMATS[name][0].removeprefix("."), content
+    except Exception as error:  # as in fastfer.data.images.decode
         place = "image" if isinstance(image, bytes) else str(image)
         raise DataError(f"{place}: expected an image file of a known format, got {error}") from None
 
@@ -241,7 +239,7 @@ class Shards:
             self._digests = tuple(str(shard["sha256"]) for shard in entry["shards"])
             self.has_soft, self.soft_mode = bool(entry["soft"]), str(entry["soft_mode"])
             self.protocol = str(entry["protocol"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path}: expected the index of ShardWriter, got another file ({error!r})") from None
@@ -292,8 +290,10 @@ def _record(place: str, key: str, members: dict[str, bytes], names: Sequence[str
         distribution = np.array(entry["soft"], np.float32) if soft else None
         if distribution is not None and distribution.shape != (len(names),):
             raise ValueError(f"soft: expected {len(names)} numbers, got {distribution.shape}")
+        if distribution is not None and not (distribution.min() >= 0 and abs(float(distribution.sum()) - 1) < 1e-4):
+            raise ValueError(f"soft: expected numbers from 0 that sum to 1, got {distribution.tolist()[:8]}")
         return Record(members[images[0]], label, str(entry.get("id", key)), entry.get("subject"), distribution, place)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{place}: expected a label of {', '.join(names)}, and soft as listed, got {error!r}") from None
 
 
@@ -304,20 +304,31 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     try:
         with tarfile.open(path, "r:") as file:
             for member in file:
-                if not member.isfile():
-                    raise DataError(f"{path}, {member.name}: expected a plain file")
-                if member.size > _LARGEST:
-                    raise DataError(f"{path}, {member.name}: expected at most {_LARGEST} bytes, got {member.size}")
+                _check_member(path, member)
                 stem, _, suffix = member.name.partition(".")
                 if stem != key and members:
                     yield key, members
                     members = {}
                 content = file.extractfile(member)
                 key, members[suffix.lower()] = stem, content.read() if content else b""
-    except (tarfile.TarError, OSError, EOFError) as error:
+                if len(members) > _MEMBERS or sum(map(len, members.values())) > _LARGEST:
+                    raise DataError(f"{path}, {key}: expected at most {_MEMBERS} members of {_LARGEST} bytes in all")
+    except DataError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not a readable tar file ({error}); it seems to be cut") from error
     if members:
         yield key, members
+
+
+def _check_member(path: Path, member: tarfile.TarInfo) -> None:
+    """DataError for what no shard has. A sparse member of a few bytes may stand for any number of zeros, and one of
+    negative size leads the reader back to where it was.
+    """
+    if not member.isfile() or member.issparse() or member.type == tarfile.GNUTYPE_SPARSE:
+        raise DataError(f"{path}, {member.name}: expected a plain file")
+    if not 0 <= member.size <= _LARGEST:
+        raise DataError(f"{path}, {member.name}: expected 0 to {_LARGEST} bytes, got {member.size}")
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FERPlus votes to labels: the four modes of Barsoum et al. 2016, by the rules of the reference reader.
+"""FERPlus votes to labels: the four modes of Barsoum et al. 2016, by the rules of the reference reader, and two more.
 
-Votes are ten numbers: the eight classes in canonical order, then unknown and no face. Single votes count as noise.
+Votes are ten numbers: the eight classes in canonical order, then unknown and no face. In the reference's modes single
+votes count as noise. Many papers take the class with most votes and every image instead: 28,558 for training.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from fastfer.data.options import LabelMode
 
 CLASSES = len(CLASS_NAMES)
 COLUMNS = CLASSES + 2  # and unknown, no face
+EVERY_IMAGE: frozenset[LabelMode] = frozenset({"argmax", "votes"})
+"""Modes that are for all parts: with them a paper's test set has every image too."""
+SOFT: frozenset[LabelMode] = frozenset({"votes", "crossentropy", "probability", "multi_target"})
+"""Modes whose training labels are distributions."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,12 @@ def judge(votes: tuple[int, ...], mode: LabelMode) -> Verdict | None:
     majority: the top class where it has more than half of the votes. crossentropy and probability: the top classes,
     at most three, until they hold 75 % of the votes; dropped where they hold half or less. multi_target: classes with
     30 % or more, all equal; dropped where they hold half or less. Dropped too: images whose top is unknown or no face.
+
+    argmax: the class with most votes, the first of equals, whatever unknown and no face have. votes: the same label,
+    with the votes of the eight classes as probabilities. Both drop only an image without a vote for any class.
     """
     counted = np.array(votes, np.int64)
-    kept = _RULES[mode](np.where(counted > 1, counted, 0))
+    kept = _RULES[mode](counted if mode in EVERY_IMAGE else np.where(counted > 1, counted, 0))
     if kept is None or int(kept.argmax()) >= CLASSES:
         return None
     faces = kept[:CLASSES]
@@ -45,6 +53,11 @@ def judge(votes: tuple[int, ...], mode: LabelMode) -> Verdict | None:
     weights /= weights.sum()
     weights.setflags(write=False)
     return Verdict(int(faces.argmax()), weights)
+
+
+def _eight(votes: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    kept = np.where(np.arange(COLUMNS) < CLASSES, votes, 0)
+    return kept if kept.any() else None
 
 
 def _majority(votes: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -80,6 +93,8 @@ def _multi_target(votes: NDArray[np.int64]) -> NDArray[np.int64] | None:
 
 _RULES: dict[LabelMode, Callable[[NDArray[np.int64]], NDArray[np.int64] | None]] = {
     "majority": _majority,
+    "argmax": _eight,
+    "votes": _eight,
     "crossentropy": _top_classes,
     "probability": _top_classes,
     "multi_target": _multi_target,

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from fastfer.data import list_datasets
+from fastfer.data.options import parse_options
 from fastfer.evaluate.cost import measure_cost
 from fastfer.evaluate.groups import groups_of, read_groups
 from fastfer.evaluate.run import class_order, evaluate
-from fastfer.evaluate.source import PARTS, Loaded, Weights, face_crop, load, load_parts, parse_options, uncropped
+from fastfer.evaluate.source import PARTS, Loaded, Weights, face_crop, load, load_parts, uncropped
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,21 +132,3 @@ def _notes(weights: Weights, name: str, record: SplitRecord | None) -> tuple[str
     if weights.trained is None and _own(weights, name):
         return ("the weight file records no split; the data set's own, or the one asked for, is assumed",)
     return (f"trained on {other}: whether images of {name} are among its images is not known",)
-
-
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """{"classes": 7} of ["classes=7"]: values are JSON, or else the text itself.
-
-    ValueError without "=", for an unknown name, and for a value of another form than the option's, naming the form.
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"option: expected NAME=VALUE, got {text!r}")
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            parsed = value
-        options[name] = tuple(parsed) if isinstance(parsed, list) else parsed
-    return options

@@ -226,7 +226,7 @@ def _load(config: TrainConfig) -> tuple[Source, Split]:
     parts = ("train", "validation") if config.shards is None else ("validation",)
     splits = load_dataset(
         config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
-        parts=parts, options=config.data_options, transform=_face_crop(config),
+        parts=parts, options=config.data_options, transform=_face_crop(config), mixed_size=config.input.size,
     )  # fmt: skip
     split = splits["validation"]
     if config.shards is None:
