@@ -74,7 +74,7 @@ class Engine:
         self._plan = extension.EnginePlan(
             data, default_threads(threads), self.dtype, scale=scale, shift=shift, strict=self.strict
         )
-        self._data = data
+        self._data, self._asked_threads = data, threads
         self.metadata = known = fields.parsed(self._plan.metadata)
         self.input_shape = self._plan.input
         self.output_shapes = fields.output_shapes(known, self._plan.outputs)
@@ -164,9 +164,18 @@ class Engine:
             file.flush()
             os.fsync(file.fileno())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as the bytes of its file; threads as asked for, else those of the new process."""
+        return _restored, (self._data, self._asked_threads, self.dtype, self.strict)
+
     def __repr__(self) -> str:
         name = self.metadata.get("model") or "network"
         return f"Engine({name}: {self.input_shape} -> {self.output_shapes}, {self.dtype}, threads={self.threads})"
+
+
+def _restored(data: bytes, threads: int | None, dtype: str, strict: bool) -> Engine:
+    """A pickled engine."""
+    return Engine(data, threads=threads, dtype=dtype, strict=strict)
 
 
 def _is_array(x: Any) -> bool:

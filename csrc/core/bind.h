@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/gil.h"
 #include "core/kernels.h"
 
 namespace ff {
@@ -17,7 +18,7 @@ inline void* pointer(Address address) { return reinterpret_cast<void*>(address);
 // Runs the float64 or the float32 kernel without the GIL.
 template <class Params>
 void run(void (*f32)(const Params&), void (*f64)(const Params&), bool wide, const Params& params) {
-  py::gil_scoped_release release;
+  const WithoutGil release;
   (wide ? f64 : f32)(params);
 }
 

@@ -65,7 +65,7 @@ std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::
                           std::to_string(shift.size()));
   const Bytes bytes(file);
   const engine::PlanOptions options{isa_of(isa), threads, image_threads, type_of(dtype), strict, apart, {std::move(scale), std::move(shift)}};
-  py::gil_scoped_release release;
+  const WithoutGil release;
   // Weights are read as floats.
   if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0) return std::make_unique<Plan>(bytes.data(), bytes.size(), options);
   const auto* first = static_cast<const char*>(bytes.data());
@@ -80,7 +80,7 @@ void run_plan(const Plan& plan, Address images, const std::string& dtype, idx ba
   float* places[engine::kMostOutputs];
   for (size_t i = 0; i < outputs.size(); ++i) places[i] = static_cast<float*>(pointer(outputs[i]));
   const engine::Pixels type = pixels_of(dtype);
-  py::gil_scoped_release release;
+  const WithoutGil release;
   plan.run(pointer(images), type, batch, places);
 }
 
@@ -92,7 +92,7 @@ std::vector<Row> profile_plan(const Plan& plan, Address image, const std::string
   const engine::Pixels type = pixels_of(dtype);
   std::vector<engine::StepTime> steps;
   {
-    py::gil_scoped_release release;
+    const WithoutGil release;
     steps = plan.profile(pointer(image), type, repeats);
   }
   std::vector<Row> rows;
@@ -105,7 +105,7 @@ std::vector<std::pair<float, float>> plan_ranges(const Plan& plan, Address image
   const engine::Pixels type = pixels_of(dtype);
   std::vector<engine::Range> ranges;
   {
-    py::gil_scoped_release release;
+    const WithoutGil release;
     ranges = plan.ranges(pointer(images), type, batch);
   }
   std::vector<std::pair<float, float>> pairs;
