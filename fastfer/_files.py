@@ -4,19 +4,63 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def replace_atomically(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on any exception."""
+    """Yield a temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on any exception.
+
+    The content is on the disk before the new name is, and the new name before the context ends, so that a power cut
+    leaves the old file or the new one. OSError names ``path``.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = reserved_name(path)
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, atomically."""
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def reserved_name(path: Path) -> Path:
+    """A new, empty file beside ``path``, under a name that nobody can foresee or has planted a link at."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+    return temporary
+
+
+def remove_temporaries(folder: Path, names: tuple[str, ...]) -> None:
+    """Delete what a killed process left half written of the files ``names`` in ``folder``. No other may be writing."""
+    for name in names:
+        for left in folder.glob(f".{name}.*.tmp"):
+            left.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on the disk before the caller goes on."""
+    if os.name == "nt" and path.is_dir():  # cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

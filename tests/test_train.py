@@ -167,6 +167,20 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         trainer._step(x, Targets(labels), "epoch 2, step 7 of 9")
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")
+@pytest.mark.parametrize(("bad", "fails"), [((2, 3, 4), True), ((1, 2, 3, 4), True), ((1, 2, 3), False), ((4,), False)])
+def test_skipping_every_later_step_fails(monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], fails: bool) -> None:
+    """Steps from 1 to 4 whose gradients are not finite: once all that follow are such, nothing is learnt any more."""
+    trainer = make_trainer(on_nan="skip", batch_size=4)
+    steps = iter(range(1, 5))
+    monkeypatch.setattr(trainer, "_finite_gradients", lambda: next(steps) not in bad)
+    if not fails:
+        assert trainer.train_epoch(1).skipped == len(bad)
+        return
+    with pytest.raises(NonFiniteError, match=f"the last {len(bad)} of 4 steps of epoch 1 were skipped"):
+        trainer.train_epoch(1)
+
+
 def test_divergence_exits_with_1_and_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path / "run", "--lr", "1e38")) == 1
     assert "epoch 1" in capsys.readouterr().err

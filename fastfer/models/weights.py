@@ -8,7 +8,6 @@ constructor's arguments), "classes" (names in the order of the logits, or null),
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fastfer._files import write_bytes
 from fastfer.models.base import FerModel
 from fastfer.models.registry import create_model
 
@@ -43,7 +43,7 @@ def save_weights(model: FerModel, path: str | Path, metadata: Mapping[str, Any] 
     except TypeError as error:
         raise TypeError(f"save_weights: metadata: expected JSON values, got {dict(entries)!r} ({error})") from None
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    _write(Path(path), save(state, header))
+    write_bytes(path, save(state, header))
 
 
 def load_weights(path: str | Path) -> FerModel:
@@ -122,16 +122,3 @@ def _check_state(path: str | Path, expected: Mapping[str, Tensor], state: Mappin
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) != 1:
         raise _invalid(path, f"expected one floating dtype, got {sorted(map(str, dtypes))}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Through a temporary name beside ``path``, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

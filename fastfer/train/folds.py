@@ -51,12 +51,11 @@ def train_folds(
         if number == 1 and is_main_process():  # so the input is sound, and --resume needs no other options from here
             write_text(out / CONFIG_FILE, to_yaml(config))
     content = summary(config, reports)
-    if not is_main_process():
-        return content
-    report.write_report(out, content)
-    best = content["best"]
-    title = f"{config.model} on {config.data}, {len(runs)} folds: {best['accuracy']['mean']:.1%}"
-    report.write_confusion(out, content["confusion"], content["classes"], title)
+    if is_main_process():
+        report.write_report(out, content)
+        best = content["best"]
+        title = f"{config.model} on {config.data}, {len(runs)} folds: {best['accuracy']['mean']:.1%}"
+        report.write_confusion(out, content["confusion"], content["classes"], title)
     return content
 
 

@@ -130,6 +130,7 @@ class Trainer:
                 self.average.update((epoch - self._begins - 1) * self.steps_per_epoch + step)
             self.schedule.step()
         self._require_finite(losses.settle())
+        self._require_progress(losses, epoch)
         seconds = time.perf_counter() - start
         self._require_finite_weights(epoch)
         return EpochResult(
@@ -192,6 +193,16 @@ class Trainer:
                 f"the loss is {loss[0]} at {loss[1]}: try a lower --lr (now {self.stage.lr:g}), or --on-nan skip"
             )
 
+    def _require_progress(self, losses: _Losses, epoch: int) -> None:
+        """NonFiniteError where the epoch ended in nothing but skipped steps: what made them so will not go away."""
+        if (
+            losses.in_a_row > 1 and 2 * losses.in_a_row >= self.steps_per_epoch
+        ) or losses.skipped == self.steps_per_epoch:
+            raise NonFiniteError(
+                f"the last {losses.in_a_row} of {self.steps_per_epoch} steps of epoch {epoch} were skipped, because "
+                f"loss or gradients were not finite: try a lower --lr (now {self.stage.lr:g})"
+            )
+
     def _require_finite_weights(self, epoch: int) -> None:
         for name, tensor in self.model.state_dict().items():
             if not torch.isfinite(tensor).all():
@@ -205,13 +216,15 @@ class _Losses:
         self._on_step = on_step
         self._total, self._seen = 0.0, 0
         self._pending: tuple[Tensor, int, str] | None = None
-        self.skipped = 0
+        self.skipped, self.in_a_row = 0, 0  # steps; the latter up to now
 
     def add(self, loss: Tensor | None, images: int, where: str, deferred: bool) -> tuple[float, str] | None:
         """Take note of a step's loss, None for a skipped one; returns the value that became known, and its place."""
         if loss is None:
             self.skipped += 1
+            self.in_a_row += 1
             return None
+        self.in_a_row = 0
         known = self.settle()
         self._pending = (loss, images, where)
         return known if deferred else self.settle()

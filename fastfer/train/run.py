@@ -2,15 +2,15 @@
 """A training run from its options to its files.
 
 Everything that can be wrong with the input is found before the output folder is touched. After each epoch the files
-are replaced in this order: best.safetensors (when the epoch is the best), last/, metrics.csv, report.json,
+are replaced in this order: last/, best.safetensors (when the epoch is the best), metrics.csv, report.json,
 confusion.png; so what an interruption leaves is whole, and ``resume`` makes up what was missing. Of several processes
-the first evaluates and writes.
+the first evaluates and writes. A lock keeps a second run out of the folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from fastfer.data import FaceCrop, Shards, Split, YuNet, load_dataset
 from fastfer.data.face import Picture
 from fastfer.data.files import write_text
 from fastfer.data.split_record import dataset_name
-from fastfer.models import FerModel, load_weights, save_weights
+from fastfer.models import FerModel, load_weights, read_metadata, save_weights
 from fastfer.train import outputs, state
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.evaluate import Evaluator, Scores
 from fastfer.train.feed import Source, derived_seed
-from fastfer.train.folder import BEST_FILE, check_folder, remove_run
+from fastfer.train.folder import BEST_FILE, FolderLock, check_folder, remove_run
 from fastfer.train.freezing import StageModes
 from fastfer.train.loop import EpochResult, Trainer
 from fastfer.train.placement import Placement
@@ -79,7 +79,7 @@ class _Run:
     ) -> None:
         if config.model not in fastfer.list_models():
             raise ValueError(f"model: expected one of {', '.join(fastfer.list_models())}, got {config.model!r}")
-        self.config, self.placement, self.overwrite = config, placement, overwrite
+        self.config, self.placement, self.resume, self.overwrite = config, placement, resume, overwrite
         self.display = display if placement.is_main else Silent()
         self.out = Path(str(config.out))
         saved = check_folder(self.out, resume, overwrite)
@@ -103,6 +103,9 @@ class _Run:
         self.history: list[dict[str, Any]] = record.get("history", [])
         self.best: dict[str, Any] = record.get("best", {})
         self.last: dict[str, Any] = record.get("last", {})
+        self.best_file: str = record.get("best_file", "")
+        self.saved = saved
+        _check_best(self.out, record)
         self.stages = config.stages()
         self.model = self._create_model()
         self.evaluate.probe(self.model)
@@ -152,13 +155,42 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """The remaining epochs and the files."""
+        with ExitStack() as stack:
+            self.placement.wait()  # until every process has found the input sound
+            refused = self.placement.agreed(self._claim(stack) if self.placement.is_main else None)
+            if refused is not None:
+                raise InputError(refused)
+            return self._finish()
+
+    def _claim(self, stack: ExitStack) -> str | None:
+        """Make the output folder this run's alone until ``stack`` ends; or say why that cannot be."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(FolderLock(self.out))
+            # Another run may have been here between our first look and the lock.
+            saved = check_folder(self.out, self.resume, self.overwrite)
+            if (saved is None) != (self.saved is None) or (saved and state.read_record(saved)["last"] != self.last):
+                raise ValueError(f"out: another run has changed {self.out} since this one began: begin again")
+        except ValueError as error:
+            return str(error)
+        if self.overwrite:
+            remove_run(self.out)
+        if self.saved is not None:
+            self._restore_best(self.saved)
+        write_text(self.out / CONFIG_FILE, to_yaml(self.config))
+        return None
+
+    def _restore_best(self, saved: Path) -> None:
+        """Write best.safetensors again from last/ where it is of the saved epoch and a crash or a user removed it."""
+        path, source = self.out / BEST_FILE, state.evaluated_file(saved)
+        if self.best["epoch"] == self.last["epoch"]:
+            if not _same_weights(path, source):
+                save_weights(load_weights(source), path, read_metadata(source))
+                self.display.line(f"{path} is written again from {saved}")
+            self.best_file = state.file_digest(path)
+
+    def _finish(self) -> dict[str, Any]:
         config = self.config
-        self.placement.wait()  # until every process has found the input sound
-        if self.placement.is_main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            if self.overwrite:
-                remove_run(self.out)
-            write_text(self.out / CONFIG_FILE, to_yaml(config))
         self.display.line(
             f"{config.model} on {config.data}: {len(self.source)} training and {len(self.validation_split)} "
             f"validation images, {outputs.resources(self.placement)}"
@@ -208,13 +240,16 @@ class _Run:
             self.best = self.last
         if not self.placement.is_main:
             return
-        if better:
-            save_weights(self.trainer.evaluated, self.out / BEST_FILE, outputs.metadata(self))
+        metadata = outputs.metadata(self)
         record = {
             "config": asdict(self.config), "fingerprints": self.fingerprints, "numerics": self.numerics,
             "history": self.history, "best": self.best, "last": self.last, "start": self.start.source,
+            "best_file": "" if better else self.best_file,  # "": of this epoch, so that it follows from last/
         }  # fmt: skip
-        state.save(self.out, self.trainer, outputs.metadata(self), record)
+        state.save(self.out, self.trainer, metadata, record)
+        if better:
+            save_weights(self.trainer.evaluated, self.out / BEST_FILE, metadata)
+            self.best_file = state.file_digest(self.out / BEST_FILE)
         self._write_reports()
 
     def _write_reports(self) -> None:
@@ -243,6 +278,29 @@ def _face_crop(config: TrainConfig) -> Callable[[Picture], Picture] | None:
         return None
     crop, detector = FaceCrop(config.input.crop_margin), YuNet(config.face_model)
     return lambda picture: crop(picture, detector)
+
+
+def _check_best(out: Path, record: dict[str, Any]) -> None:
+    """StateError where the best weights are of an earlier epoch than the saved one, and lost or others."""
+    if not record or record["best"]["epoch"] == record["last"]["epoch"]:
+        return
+    path, epoch = out / BEST_FILE, record["best"]["epoch"]
+    if not path.is_file() or state.file_digest(path) != record["best_file"]:
+        lost = "is missing" if not path.is_file() else "is not the file that the run wrote"
+        raise state.StateError(
+            f"resume: {path}, the weights of epoch {epoch}, {lost}: put it back, or begin a new run in another folder "
+            f"with those of epoch {record['last']['epoch']}: --from {state.evaluated_file(out / state.FOLDER)}"
+        )
+
+
+def _same_weights(path: Path, other: Path) -> bool:
+    """Whether two weight files say the same; the order within a file is not fixed, so bytes may differ."""
+    try:
+        mine, theirs = load_weights(path).state_dict(), load_weights(other).state_dict()
+        same = read_metadata(path) == read_metadata(other) and mine.keys() == theirs.keys()
+    except (OSError, ValueError):
+        return False
+    return same and all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def _check_same_run(config: TrainConfig, record: dict[str, Any]) -> None:

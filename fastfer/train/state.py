@@ -5,32 +5,45 @@ weights.safetensors    the network, with its preprocessing and class names in th
 average.safetensors    the average of the weights, where the run keeps one
 centers.safetensors    the centres of a centre loss
 optimizer.safetensors  the optimiser's moments and step counts, "parameter name/entry"
-state.json             epoch, schedule, optimiser options, history, best scores, options of the run, data fingerprints
+state.json             epoch, schedule, optimiser options, history, best scores, options of the run, data fingerprints,
+                       and the digests of the other files and of itself
 
-Random numbers need no file: they follow from the seed and the epoch (see loop.py). Nothing is pickled.
+Random numbers need no file: they follow from the seed and the epoch (see loop.py). Nothing is pickled. A flipped bit
+anywhere, or a file of another run, is an error, because moments of wrong numbers would train on without a word.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 
+from fastfer._files import sync, write_bytes
 from fastfer.models import load_weights, save_weights
 from fastfer.train.loop import Trainer
 
 FOLDER = "last"
-LAYOUT = 2
-RECORD_KEYS = ("config", "fingerprints", "numerics", "history", "best", "last", "start")
+LAYOUT = 3
+_KINDS: dict[str, type] = {
+    "config": dict, "fingerprints": dict, "numerics": dict, "history": list, "best": dict, "last": dict, "start": dict,
+    "best_file": str,
+}  # fmt: skip
+RECORD_KEYS = tuple(_KINDS)
 
 _NEW, _OLD = "last.new", "last.old"
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 _AVERAGE, _CENTERS = "average.safetensors", "centers.safetensors"
+_TENSORS = (_WEIGHTS, _AVERAGE, _CENTERS, _OPTIMIZER)
+_DAMAGE = (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, SafetensorError)
+"""Whatever reading values of a wrong kind can raise; RuntimeError has RecursionError, of JSON nested too deeply."""
 
 
 class StateError(ValueError):
@@ -48,6 +61,11 @@ def remove(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
+def remove_unfinished(out: Path) -> None:
+    """Delete what a killed run has left of a state that never became ``last``."""
+    shutil.rmtree(out / _NEW, ignore_errors=True)
+
+
 def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str, Any]) -> None:
     """Replace ``out/last``. ``metadata`` goes to the weights' header; ``record`` holds RECORD_KEYS, as JSON values."""
     new, old, last = out / _NEW, out / _OLD, out / FOLDER
@@ -58,7 +76,8 @@ def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str
         if trainer.average:
             save_weights(trainer.average.model, new / _AVERAGE, metadata)
         if trainer.objective.centers is not None:
-            save_file({"centers": trainer.objective.centers.cpu().contiguous()}, new / _CENTERS)
+            centers = {"centers": trainer.objective.centers.cpu().contiguous()}
+            write_bytes(new / _CENTERS, serialised(centers))
         optimizer = trainer.optimizer.state_dict()
         names = _trained_names(trainer)
         moments = {
@@ -67,15 +86,18 @@ def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str
             for entry, value in entries.items()
             if value is not None
         }
-        save_file(moments, new / _OPTIMIZER)
+        write_bytes(new / _OPTIMIZER, serialised(moments))
         state = {
             "layout": LAYOUT,
+            "files": {name: file_digest(new / name) for name in _TENSORS if (new / name).exists()},
             "groups": optimizer["param_groups"],
             "scheduler": trainer.schedule.state_dict(),
             "scaler": trainer.placement.scaler_state(),
             "record": record,
         }
-        (new / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        text = json.dumps({**state, "digest": _digest(state)}, indent=1)
+        write_bytes(new / _STATE, text.encode())
+        sync(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -83,16 +105,43 @@ def save(out: Path, trainer: Trainer, metadata: dict[str, Any], record: dict[str
         shutil.rmtree(old, ignore_errors=True)
         last.rename(old)
     new.rename(last)
+    sync(out)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The ``record`` of `save`. StateError for a damaged or foreign file."""
-    record = _read_state(folder)["record"]
-    missing = [key for key in RECORD_KEYS if not isinstance(record, dict) or key not in record]
-    if missing:
-        raise StateError(f"{folder / _STATE}: expected the record of a run, got none of its {', '.join(missing)}")
+    """The ``record`` of `save`, after every file was compared with its digest. StateError for a damaged or foreign one.
+
+    The numbers in it are those of `save`: no one changes a byte without the digests' noticing.
+    """
+    state = _read_state(folder)
+    record = state["record"]
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(record, dict) or type(record.get(key)) is not kind]
+    if not wrong:
+        wrong = [key for key, right in _whole(record).items() if not right]
+    if wrong:
+        raise StateError(f"{folder / _STATE}: expected the record of a run, got none of its {', '.join(wrong)}")
+    for name, digest in state["files"].items():
+        if not (folder / name).is_file():
+            raise StateError(f"{folder / name} is missing")
+        if file_digest(folder / name) != digest:
+            raise StateError(f"{folder / name} is not the file that the run wrote: it was damaged or replaced")
     return dict(record)
+
+
+def _whole(record: dict[str, Any]) -> dict[str, bool]:
+    """Whether the entries that a run is continued by hold what it reads of them."""
+
+    def has(entry: object, whole: tuple[str, ...], numbers: tuple[str, ...]) -> bool:
+        return isinstance(entry, dict) and (
+            all(type(entry.get(key)) is int for key in whole)
+            and all(isinstance(entry.get(key), int | float) for key in numbers)
+        )
+
+    rows = record["history"]
+    scores = {key: has(record[key], ("epoch",), ("accuracy", "macro_f1", "loss")) for key in ("best", "last")}
+    right = all(has(row, ("epoch", "stage"), ("accuracy", "validation_loss")) for row in rows)
+    return {"history": bool(rows) and right, **scores}
 
 
 def restore(folder: Path, trainer: Trainer) -> None:
@@ -103,14 +152,20 @@ def restore(folder: Path, trainer: Trainer) -> None:
         if trainer.average:
             trainer.average.model.load_state_dict(load_weights(folder / _AVERAGE).state_dict())
         if trainer.objective.centers is not None:
-            trainer.objective.centers.copy_(load_file(folder / _CENTERS)["centers"])
+            saved = load_file(folder / _CENTERS)["centers"]
+            trainer.objective.centers.copy_(_checked("centers", saved, trainer.objective.centers))
         entries = _read_entries(folder / _OPTIMIZER, trainer)
         groups = [{**g, "betas": tuple(g["betas"])} if "betas" in g else g for g in state["groups"]]
         trainer.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         trainer.schedule.load_state_dict(state["scheduler"])
         trainer.placement.load_scaler_state(state["scaler"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except _DAMAGE as error:
         raise StateError(f"{folder} cannot be continued from: {type(error).__name__}: {error}") from error
+
+
+def evaluated_file(folder: Path) -> Path:
+    """The weights that the saved epoch was evaluated with: the average of the weights where the run keeps one."""
+    return folder / (_AVERAGE if (folder / _AVERAGE).exists() else _WEIGHTS)
 
 
 def _trained_names(trainer: Trainer) -> list[str]:
@@ -119,28 +174,44 @@ def _trained_names(trainer: Trainer) -> list[str]:
 
 
 def _read_entries(path: Path, trainer: Trainer) -> dict[int, dict[str, torch.Tensor]]:
-    """The optimiser's entries by number of parameter. KeyError for those of a parameter that is not trained."""
+    """The optimiser's entries by number of parameter. ValueError for those of a parameter that is not trained."""
     numbers = {name: number for number, name in enumerate(_trained_names(trainer))}
     parameters = dict(trainer.model.named_parameters())
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(path).items():
         name, _, entry = key.rpartition("/")
-        entries.setdefault(numbers[name], {})[entry] = _laid_out_like(parameters[name], value)
+        if name not in numbers:
+            raise ValueError(f"{path.name}: {key}: expected an entry of a trained parameter")
+        entries.setdefault(numbers[name], {})[entry] = _laid_out_like(key, parameters[name], value)
+    kinds = {frozenset(each) for each in entries.values()}
+    if len(kinds) > 1:
+        raise ValueError(f"{path.name}: expected the same entries for each parameter, got {sorted(map(sorted, kinds))}")
     return entries
 
 
-def _laid_out_like(parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+def _laid_out_like(key: str, parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
     """Moments in the parameter's memory format: the fused optimiser walks both by storage order."""
-    if saved.ndim == 0:
-        return saved
-    return torch.empty_like(parameter, requires_grad=False).copy_(saved)
+    if key.endswith("/step"):
+        return _checked(key, saved, torch.zeros(()))
+    return torch.empty_like(parameter, requires_grad=False).copy_(_checked(key, saved, parameter))
+
+
+def _checked(key: str, saved: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``saved``, of the shape and the dtype of ``like`` and finite."""
+    if saved.shape != like.shape or saved.dtype != like.dtype:
+        raise ValueError(
+            f"{key}: expected {like.dtype} {tuple(like.shape)}, got {saved.dtype} {tuple(saved.shape)}"
+        )  # fmt: skip
+    if not bool(saved.isfinite().all()):
+        raise ValueError(f"{key}: expected finite numbers, got NaN or infinity")
+    return saved
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
     path = folder / _STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise StateError(f"cannot read {path}: {error}") from error
     if not isinstance(state, dict) or "record" not in state:
         raise StateError(f"{path}: expected the state of a run, got something else")
@@ -149,4 +220,18 @@ def _read_state(folder: Path) -> dict[str, Any]:
             f"{path}: expected layout {LAYOUT}, got {state.get('layout')}: another version of fastfer wrote it and has "
             "to finish it; its weights can be continued from in a new run, with --from"
         )
+    files, said = state.get("files"), state.pop("digest", None)
+    if said != _digest(state) or not isinstance(files, dict) or not set(files) <= set(_TENSORS):
+        raise StateError(f"{path} is not the file that the run wrote: it was damaged or changed")
     return state
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """Of the values, as JSON gives them back: lists for tuples, texts for all keys."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
