@@ -113,9 +113,9 @@ Slot Builder::output(const Node& node) {
   return value(sum.output < 0 ? node.output : sum.output);
 }
 
-Slot Builder::residual() {
+Slot Builder::residual(Type type) {
   const Sum& sum = sums_[static_cast<size_t>(node_)];
-  return sum.output < 0 ? kNoSlot : value(sum.other);
+  return sum.output < 0 ? kNoSlot : read(sum.other, type);
 }
 
 void Builder::find_borders() {
@@ -209,7 +209,7 @@ void Builder::run() {
   }
   node_ = -1;
   for (size_t i = 0; i < graph_.outputs.size(); ++i) {
-    const Slot x = value(graph_.outputs[i]);
+    const Slot x = read(graph_.outputs[i], Type::float32);
     Step& step = add("output", x, kNoSlot, {}, [=, &glue = glue_](const Frame& f, const Map& from, const Map&, Part part) {
       glue.export_({from, f.outputs[i]}, part);
     });

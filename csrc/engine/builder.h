@@ -101,9 +101,10 @@ class Builder {
   Slot lines(int channels, int length);  // (C, 1, length): the layout of Pools
   Slot planes(const Shape& shape, int count, int kh, int kw);
   Slot value(int id);
-  Slot input(const Node& node, size_t i = 0) { return value(node.inputs[i]); }
+  Slot read(int value, Type type);  // the value's map as this type, converted where it is another
+  Slot input(const Node& node, size_t i = 0) { return read(node.inputs[i], Type::float32); }
   Slot output(const Node& node);    // of the node, or of the addition that it does
-  Slot residual();  // what the node that is being lowered adds
+  Slot residual(Type type);  // what the node that is being lowered adds, as this type
   Act after() const { return sums_[static_cast<size_t>(node_)].act; }
   void find_borders();
   void lay_out();
@@ -128,9 +129,9 @@ class Builder {
   // types.cpp: which values are bfloat16 or bytes
   void find_types();
   bool is_low(int node) const;
+  bool writes_low(int node) const;
   Type type_of(int value) const { return types_[static_cast<size_t>(value)]; }
   Quant quant_of(int value, Type type) const;
-  Slot as(const Slot& slot, int value, Type type);
 
   // lower.cpp: an operation as steps
   void lower(const Node& node);
@@ -151,10 +152,11 @@ class Builder {
   void channel_pool(const Node& node);
 
   // lower_gates.cpp: pools of x, by the step that makes it where that one can
-  void pool(const Slot& x, const PoolSlots& wanted);
+  void pool(int value, const PoolSlots& wanted);
   Slot mlp_gate(const Node& node, const PoolSlots& pools, int count, float scale, Act act, Act gate);
-  Slot mlp_gate(const Node& node, const Slot& x, bool maxima, Act act, Act gate);
-  Slot neighbour_gate(const Slot& x, const Weights& w);
+  Slot mlp_gate(const Node& node, bool maxima, Act act, Act gate);
+  Slot neighbour_gate(const Node& node);
+  Slot gate_input(const Node& node);
   Slot gate_planes(const Slot& x, const Slot& channel, bool mean_first, int kh, int kw);
   void gated(const Node& node, const Slot& x, const Slot& channel, bool sum, bool pool, const PixelPools* pixel);
   void gated_by_planes(const Node& node, const Slot& x, const Slot& channel, const Slot& pair, const float* w, float bias, int kh, int kw);
@@ -183,7 +185,7 @@ class Builder {
   const Glue& glue_;
   const BuildOptions options_;
   std::vector<Slot> values_;      // buffer -1: not made yet
-  std::vector<Slot> converted_;   // the same in another type, where somebody reads it so
+  std::vector<Slot> converted_;   // the same in the other type, where somebody reads it so
   std::vector<Type> types_;       // of the values
   std::vector<Shape> borders_[2];  // top and left, bottom and right that readers of a value need, as height and width
   std::vector<Buffer> buffers_;

@@ -131,6 +131,7 @@ void Builder::find_chains() {
       const bool expands = is_point(before) && free(before) && !adds(before) && !halves(before) && only_reader(wide) == i && node_at(before).inputs[0] != image_;
       const double between = std::max(map_bytes(shape(node.output)), expands ? map_bytes(shape(wide)) : 0.);
       if (between < kCached) continue;
+      if (is_low(reader) && !writes_low(i)) continue;  // a strip keeps what its last convolution reads, in that type
       chain = {expands ? before : -1, i, reader};
       done_[static_cast<size_t>(i)] = true;
       if (expands) done_[static_cast<size_t>(before)] = true;

@@ -47,7 +47,7 @@ void Builder::lower(const Node& node) {
 
 // A convolution that reads the image as it came.
 void Builder::stem(const Node& node) {
-  const Slot other = residual(), y = output(node);
+  const Slot y = output(node), other = residual(y.type);
   const Shape& shape = graph_.values[static_cast<size_t>(image_)];
   Stem s{};
   s.channels = shape.channels, s.height = shape.height, s.width = shape.width, s.window = window_of(node);
@@ -134,8 +134,7 @@ void Builder::conv(const Node& node) {
   if (joined.any()) return chain(joined, gates_[static_cast<size_t>(node.inputs[0])]);
   const bool depthwise = node.attrs[8] > 1;
   if (node.inputs[0] == image_ && !depthwise && !options_.apart && values_[static_cast<size_t>(image_)].buffer < 0) return stem(node);
-  const Slot x = as(input(node), node.inputs[0], reads(node)), y = output(node);
-  const Slot other = as(residual(), sums_[static_cast<size_t>(node_)].other, y.type);
+  const Slot x = read(node.inputs[0], reads(node)), y = output(node), other = residual(y.type);
   const Method how = method(node, x, other);
   Conv c = describe(node, how);
   c.x_quant = x.quant, c.y_type = y.type, c.y_quant = y.quant, c.residual_quant = other.quant;
@@ -180,7 +179,7 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
     name += (name.empty() ? "" : "+") + std::string(i == 1 ? "depthwise" : "conv");
   }
   const Slot x = gates.x.buffer >= 0 ? gates.x : value(node_at(first).inputs[0]), y = output(node_at(node_));
-  const Slot other = as(residual(), sums_[static_cast<size_t>(node_)].other, y.type);
+  const Slot other = residual(y.type);
   const int last = chain.project >= 0 ? 2 : 1, head = chain.expand >= 0 ? 0 : chain.depthwise >= 0 ? 1 : 2;
   convs[last].y_type = y.type, convs[last].y_quant = y.quant, convs[last].residual_quant = other.quant;
   const bool has[] = {chain.expand >= 0, chain.depthwise >= 0, chain.project >= 0};
@@ -209,7 +208,7 @@ void Builder::chain(const Chain& chain, const GateSlots& gates) {
 }
 
 void Builder::window_pool(const Node& node) {
-  const Slot x = input(node), other = residual(), y = output(node);
+  const Slot x = input(node), other = residual(Type::float32), y = output(node);
   WindowPool p{};
   p.window = window_of(node), p.bottom = node.attrs[6], p.right = node.attrs[7];
   p.mean = node.op == Op::avg_pool, p.count_padding = p.mean && node.attrs[8];
@@ -250,7 +249,7 @@ void Builder::global_pool(const Node& node) {
   const bool max = node.attrs[0] == 1;
   PoolSlots wanted;
   (max ? wanted.line_max : wanted.line_sum) = pooled;
-  pool(x, wanted);
+  pool(node.inputs[0], wanted);
   const float scale = 1.f / (static_cast<float>(x.height) * static_cast<float>(x.width));
   Step& step = add("global_pool", pooled, y, {}, [=, &glue = glue_](const Frame& f, const Map&, const Map& to, Part) {
     const float* from = f.buffer(pooled);
@@ -265,7 +264,7 @@ void Builder::line_pool(const Node& node) {
   const Slot pooled = lines(x.channels, columns ? x.width : x.height);
   PoolSlots wanted;
   (columns ? max ? wanted.column_max : wanted.column_sum : max ? wanted.line_max : wanted.line_sum) = pooled;
-  pool(x, wanted);
+  pool(node.inputs[0], wanted);
   float* scale = program_.weights.take(padded_size(x.channels));
   std::fill(scale, scale + x.channels, max ? 1.f : 1.f / static_cast<float>(columns ? x.height : x.width));
   add("line_pool", pooled, y, {}, [=, &glue = glue_](const Frame&, const Map& from, const Map& to, Part part) {
@@ -297,7 +296,7 @@ void Builder::affine(const Node& node) {
 
 void Builder::concat(const Node& node) {
   std::vector<Slot> inputs;
-  for (const int id : node.inputs) inputs.push_back(value(id));
+  for (size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(input(node, i));
   const Slot y = output(node);
   Step& step = add("concat", kNoSlot, y, inputs, [=, &glue = glue_](const Frame& f, const Map&, const Map& to, Part part) {
     int first = 0;

@@ -26,18 +26,20 @@ float inverse(int a, int b) { return 1.f / (static_cast<float>(a) * static_cast<
 
 }  // namespace
 
-void Builder::pool(const Slot& x, const PoolSlots& wanted) {
+void Builder::pool(int id, const PoolSlots& wanted) {
+  const Slot made = value(id);
   const bool columns = wanted.column_sum.buffer >= 0 || wanted.column_max.buffer >= 0;
   const Slot slots[] = {wanted.line_sum, wanted.line_max, wanted.column_sum, wanted.column_max};
   for (size_t i = program_.steps.size(); i-- > 0;) {
     Step& step = program_.steps[i];
-    if (step.y.buffer != x.buffer) continue;
-    if (!step.pools || step.pools->line_sum.buffer >= 0 || step.pools->line_max.buffer >= 0 || step.pools->column_sum.buffer >= 0) break;
+    if (step.y.buffer != made.buffer) continue;
+    if (!step.pools || step.pools->any()) break;
     *step.pools = wanted;
     if (columns) step.by_rows = false;
     for (const Slot& s : slots) touch(s, static_cast<int>(i));
     return;
   }
+  const Slot x = read(id, Type::float32);
   Step& step = add("pools", x, x, {slots[0], slots[1], slots[2], slots[3]}, [=, &glue = glue_](const Frame& f, const Map& from, const Map&, Part part) {
     glue.line_pools({from, wanted.of(f)}, part);
   });
@@ -45,11 +47,15 @@ void Builder::pool(const Slot& x, const PoolSlots& wanted) {
   step.by_rows = !columns;
 }
 
-Slot Builder::mlp_gate(const Node& node, const Slot& x, bool maxima, Act act, Act gate) {
+// What a gate multiplies: its reader takes any type, itself only float32.
+Slot Builder::gate_input(const Node& node) { return deferred_[static_cast<size_t>(node_)] ? value(node.inputs[0]) : input(node); }
+
+Slot Builder::mlp_gate(const Node& node, bool maxima, Act act, Act gate) {
+  const Shape& x = graph_.values[static_cast<size_t>(node.inputs[0])];
   PoolSlots wanted;
   wanted.line_sum = lines(x.channels, x.height);
   if (maxima) wanted.line_max = lines(x.channels, x.height);
-  pool(x, wanted);
+  pool(node.inputs[0], wanted);
   return mlp_gate(node, wanted, x.height, inverse(x.height, x.width), act, gate);
 }
 
@@ -76,10 +82,12 @@ Slot Builder::mlp_gate(const Node& node, const PoolSlots& pools, int count, floa
   return y;
 }
 
-Slot Builder::neighbour_gate(const Slot& x, const Weights& w) {
+Slot Builder::neighbour_gate(const Node& node) {
+  const Shape& x = graph_.values[static_cast<size_t>(node.inputs[0])];
+  const Weights& w = node.weights[0];
   PoolSlots wanted;
   wanted.line_sum = lines(x.channels, x.height);
-  pool(x, wanted);
+  pool(node.inputs[0], wanted);
   const int taps = static_cast<int>(w.count), margin = (taps / 2 + k_.lanes - 1) / k_.lanes;
   const Slot means = lines((blocks(x.channels) + 2 * margin + 1) * k_.lanes, 1), gate = lines(x.channels, 1);
   const float* weights = padded(w.data, w.count);
@@ -112,7 +120,7 @@ Slot Builder::gate_planes(const Slot& x, const Slot& channel, bool mean_first, i
 
 // x · (channel gate · or + pixel gate); the pixel gate, if any, from the same pass over rows of x. `pool`: 2×2 maximum.
 void Builder::gated(const Node& node, const Slot& x, const Slot& channel, bool sum, bool pool, const PixelPools* pixel) {
-  const Slot other = residual(), y = output(node);
+  const Slot other = residual(Type::float32), y = output(node);
   const bool by_pixel = pixel != nullptr;
   const PixelPools pools = by_pixel ? *pixel : PixelPools{};
   const int rows = pool ? 2 : 1;
@@ -134,7 +142,7 @@ void Builder::gated(const Node& node, const Slot& x, const Slot& channel, bool s
 
 // x · channel gate · logistic(convolution of the planes + bias).
 void Builder::gated_by_planes(const Node& node, const Slot& x, const Slot& channel, const Slot& pair, const float* w, float bias, int kh, int kw) {
-  const Slot other = residual(), y = output(node);
+  const Slot other = residual(Type::float32), y = output(node);
   program_.scratch = std::max(program_.scratch, static_cast<size_t>(kGateRows * x.width));
   Step& step = add(op_name(node.op), x, y, {channel, pair, other}, [=, &glue = glue_](const Frame& f, const Map& from, const Map& to, Part part) {
     const Map planes = f.map(pair);
@@ -165,24 +173,24 @@ void Builder::multiply(const Node& node, const GateSlots& gates) {
 }
 
 void Builder::cbam(const Node& node) {
-  const Slot x = input(node), channel = mlp_gate(node, x, true, Act::relu, Act::sigmoid);
+  const Slot x = input(node), channel = mlp_gate(node, true, Act::relu, Act::sigmoid);
   const int kh = node.attrs[0], kw = node.attrs[1];
   const Slot pair = gate_planes(x, channel, false, kh, kw);
   gated_by_planes(node, x, channel, pair, padded(node.weights[4].data, node.weights[4].count), *node.weights[5].data, kh, kw);
 }
 
 void Builder::se(const Node& node) {
-  const Slot x = input(node);
-  multiply(node, {x, mlp_gate(node, x, false, static_cast<Act>(node.attrs[0]), static_cast<Act>(node.attrs[1])), kNoSlot, kNoSlot});
+  const Slot x = gate_input(node);
+  multiply(node, {x, mlp_gate(node, false, static_cast<Act>(node.attrs[0]), static_cast<Act>(node.attrs[1])), kNoSlot, kNoSlot});
 }
 
 void Builder::eca(const Node& node) {
-  const Slot x = input(node);
-  multiply(node, {x, neighbour_gate(x, node.weights[0]), kNoSlot, kNoSlot});
+  const Slot x = gate_input(node);
+  multiply(node, {x, neighbour_gate(node), kNoSlot, kNoSlot});
 }
 
 void Builder::scse(const Node& node) {
-  const Slot x = input(node), channel = mlp_gate(node, x, false, static_cast<Act>(node.attrs[0]), Act::sigmoid);
+  const Slot x = input(node), channel = mlp_gate(node, false, static_cast<Act>(node.attrs[0]), Act::sigmoid);
   PixelPools p{};
   p.taps = padded(node.weights[4].data, node.weights[4].count), p.at_mean = 1, p.bias = *node.weights[5].data;
   gated(node, x, channel, true, false, &p);
@@ -205,7 +213,7 @@ void Builder::csa(const Node& node) {
   const Slot x = input(node);
   PixelPools p{};
   p.at_max = node.weights[1].data[0], p.at_mean = node.weights[1].data[1], p.bias = *node.weights[2].data;
-  gated(node, x, neighbour_gate(x, node.weights[0]), true, node.attrs[0] == 1, &p);
+  gated(node, x, neighbour_gate(node), true, node.attrs[0] == 1, &p);
 }
 
 // What makes the gates of the rows or of the columns, `over` pixels each.
@@ -217,12 +225,12 @@ Builder::LineGate Builder::line_gate(const Slot& sum, const Slot& most, int over
 }
 
 void Builder::coordinate(const Node& node) {
-  const Slot x = input(node);
+  const Slot x = gate_input(node);
   const int mode = node.attrs[0], c = x.channels, m = static_cast<int>(node.weights[1].count);
   PoolSlots wanted;
   if (mode != 1) wanted.line_sum = lines(c, x.height), wanted.column_sum = lines(c, x.width);
   if (mode != 0) wanted.line_max = lines(c, x.height), wanted.column_max = lines(c, x.width);
-  pool(x, wanted);
+  pool(node.inputs[0], wanted);
   const Dense first = dense(node.weights[0], node.weights[1], c, x.height);
   const LineGate rows = line_gate(wanted.line_sum, wanted.line_max, x.width, first, dense(node.weights[2], node.weights[3], m, x.height));
   const LineGate columns = line_gate(wanted.column_sum, wanted.column_max, x.height, first, dense(node.weights[4], node.weights[5], m, x.width));

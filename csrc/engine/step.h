@@ -48,6 +48,7 @@ struct Frame {
 struct PoolSlots {
   Slot line_sum = kNoSlot, line_max = kNoSlot, column_sum = kNoSlot, column_max = kNoSlot;
 
+  bool any() const { return line_sum.buffer >= 0 || line_max.buffer >= 0 || column_sum.buffer >= 0 || column_max.buffer >= 0; }
   Pools of(const Frame& f) const { return {f.buffer(line_sum), f.buffer(line_max), f.buffer(column_sum), f.buffer(column_max)}; }
 };
 

@@ -26,6 +26,13 @@ bool Builder::is_low(int i) const {
          (options_.type == Type::bfloat16 || y.channels <= kMostByteOutputs);
 }
 
+// Whether the kernel that runs a convolution can write anything but float32. Its last activation is then in registers.
+bool Builder::writes_low(int i) const {
+  const Node& node = node_at(i);
+  const Sum& sum = sums_[static_cast<size_t>(i)];
+  return node.op == Op::conv && (is_low(i) || node.attrs[8] > 1) && in_epilogue(node.attrs[9]) && in_epilogue(static_cast<int>(sum.act));
+}
+
 void Builder::find_types() {
   types_.assign(graph_.values.size(), Type::float32);
   if (options_.type == Type::float32) return;
@@ -36,17 +43,17 @@ void Builder::find_types() {
   std::vector<bool> low(graph_.values.size()), wanted(graph_.values.size());
   const auto index = [](int i) { return static_cast<size_t>(i); };
   for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {
-    const Node& node = node_at(i);
     const Sum& sum = sums_[index(i)];
-    const bool depthwise = node.op == Op::conv && node.attrs[8] > 1;
-    const bool acts = in_epilogue(node.attrs.empty() ? 0 : node.attrs.back()) && in_epilogue(static_cast<int>(sum.act));
-    if (node.op == Op::conv && acts) low[index(sum.output < 0 ? node.output : sum.output)] = is_low(i) || depthwise;
+    if (writes_low(i)) low[index(sum.output < 0 ? node_at(i).output : sum.output)] = true;
   }
   for (const int node : planar_) low[index(node_at(node).output)] = false;
   for (const int output : graph_.outputs) low[index(output)] = false;
   for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {
     const Node& node = node_at(i);
-    const bool folded = node.op == Op::add && done_[index(i)], takes = is_low(i) || deferred_[index(i)] || folded;
+    if (node.op == Op::add && done_[index(i)]) continue;  // what it reads is read by who makes the sum, below
+    const bool takes = is_low(i) || deferred_[index(i)];
+    const int other = sums_[index(i)].other;
+    if (other >= 0) (node.op == Op::conv ? wanted : low)[index(other)] = node.op == Op::conv;
     for (const int input : node.inputs) {
       if (takes) wanted[index(input)] = true;
       if (!takes && !(node.op == Op::conv && node.attrs[8] > 1)) low[index(input)] = false;
@@ -67,12 +74,13 @@ Quant Builder::quant_of(int value, Type type) const {
   return {scale, 1.f / scale, std::min(255.f, std::max(0.f, std::round(-least / scale)))};
 }
 
-// A value's map in another type, converted once.
-Slot Builder::as(const Slot& slot, int value, Type type) {
-  if (slot.buffer < 0 || slot.type == type) return slot;
-  Slot& other = converted_[static_cast<size_t>(value)];
+// Every step takes its maps through here: what it reads is then of the type that it expects, whatever find_types chose.
+Slot Builder::read(int id, Type type) {
+  const Slot slot = value(id);
+  if (slot.type == type) return slot;
+  Slot& other = converted_[static_cast<size_t>(id)];
   if (other.buffer >= 0) return other;
-  other = new_slot({slot.channels, slot.height, slot.width}, slot.top, slot.left, slot.bottom, slot.right, type, quant_of(value, type));
+  other = new_slot({slot.channels, slot.height, slot.width}, slot.top, slot.left, slot.bottom, slot.right, type, quant_of(id, type));
   const Slot to = other;
   add("convert", slot, to, {}, [=, &k = k_](const Frame&, const Map& x, const Map& y, Part part) {
     k.convert(x, slot.type, slot.quant, y, to.type, to.quant, part);
