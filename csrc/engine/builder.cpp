@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -167,28 +166,6 @@ Step& Builder::add(const char* name, const Slot& x, const Slot& y, const std::ve
   return step;
 }
 
-// First fit, largest buffer first: a buffer lies where no buffer alive at the same time does.
-void Builder::lay_out() {
-  std::vector<size_t> order(buffers_.size()), placed;
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return buffers_[a].floats > buffers_[b].floats; });
-  program_.offsets.assign(buffers_.size(), 0);
-  for (const size_t i : order) {
-    const Buffer& b = buffers_[i];
-    if (b.first < 0) continue;
-    size_t offset = 0;
-    std::sort(placed.begin(), placed.end(), [&](size_t a, size_t c) { return program_.offsets[a] < program_.offsets[c]; });
-    for (const size_t other : placed) {
-      const Buffer& o = buffers_[other];
-      if (o.last < b.first || b.last < o.first || program_.offsets[other] >= offset + b.floats) continue;
-      offset = std::max(offset, program_.offsets[other] + o.floats);
-    }
-    program_.offsets[i] = offset;
-    program_.arena = std::max(program_.arena, offset + b.floats);
-    placed.push_back(i);
-  }
-}
-
 void Builder::run() {
   values_.assign(graph_.values.size(), kNoSlot), converted_ = values_;
   done_.assign(graph_.nodes.size(), false);
@@ -215,7 +192,7 @@ void Builder::run() {
     });
     step.height = x.height, step.blocks = blocks(x.channels);
   }
-  lay_out();
+  program_.layout = lay_out(buffers_, program_.scratch);
   if (options_.apart) program_.values = values_;
 }
 

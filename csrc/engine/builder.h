@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/isa.h"
+#include "engine/arena.h"
 #include "engine/graph.h"
 #include "engine/step.h"
 
@@ -33,8 +34,8 @@ struct Normalisation {
 
 struct Program {
   std::vector<Step> steps;
-  std::vector<size_t> offsets;  // of the buffers in the arena, in floats
-  size_t arena = 0, scratch = 0;  // floats
+  Layout layout;
+  size_t scratch = 0;  // floats
   Store weights;
   Normalisation floats, bytes;  // of images by type
   std::vector<Slot> values;     // of the graph; only where steps are apart
@@ -43,12 +44,16 @@ struct Program {
 const Kernels& kernels_of(Isa isa);
 const Glue& glue_of(Isa isa);
 
+// A map between two convolutions that is larger than this does not stay in a core's cache: then they run as strips.
+constexpr double kStripBytes = 768 * 1024;
+
 // Throws std::invalid_argument when a value would be larger than the engine holds, or a type is not to be had.
 struct BuildOptions {
   Isa isa;
   Type type = Type::float32;  // what dense convolutions compute in; bfloat16 and uint8 (int8) need `low_precision` kernels
   bool strict = false;        // no Winograd and no Strassen convolutions
   bool apart = false;         // each value is made by a step of its own
+  double strip_bytes = kStripBytes;
 };
 
 std::unique_ptr<Program> build(const Graph& graph, const BuildOptions& options, const Normalisation& bytes);
@@ -70,11 +75,6 @@ class Builder {
     const float* scale;
     Dense first, last;
   };
-  struct Buffer {
-    size_t floats;
-    int first, last;  // steps that touch it
-  };
-
   // An addition that the node which makes one of its inputs does: + other, then act.
   struct Sum {
     int other = -1, output = -1;
@@ -107,7 +107,6 @@ class Builder {
   Slot residual(Type type);  // what the node that is being lowered adds, as this type
   Act after() const { return sums_[static_cast<size_t>(node_)].act; }
   void find_borders();
-  void lay_out();
   const float* padded(const float* v, idx count);
   Dense dense(const Weights& w, const Weights& bias, int inputs, int pixels);
   // Appends a step from x to y that may be split along both axes of y; `others` are slots that it reads or writes besides.

@@ -8,8 +8,6 @@
 namespace ff::engine {
 namespace {
 
-// A map between two convolutions that is larger than this does not stay in a core's cache: then they run as strips.
-constexpr double kCached = 768 * 1024;
 // Rows from which on a product with gates is left to the convolution that reads it, which then is split by rows.
 constexpr int kGatedRows = 14;
 
@@ -130,7 +128,7 @@ void Builder::find_chains() {
       const int wide = node.inputs[0], before = producer_[static_cast<size_t>(wide)];
       const bool expands = is_point(before) && free(before) && !adds(before) && !halves(before) && only_reader(wide) == i && node_at(before).inputs[0] != image_;
       const double between = std::max(map_bytes(shape(node.output)), expands ? map_bytes(shape(wide)) : 0.);
-      if (between < kCached) continue;
+      if (between < options_.strip_bytes) continue;
       if (is_low(reader) && !writes_low(i)) continue;  // a strip keeps what its last convolution reads, in that type
       chain = {expands ? before : -1, i, reader};
       done_[static_cast<size_t>(i)] = true;

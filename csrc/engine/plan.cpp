@@ -9,7 +9,6 @@
 #include <limits>
 #include <stdexcept>
 
-#include "core/huge_pages.h"
 #include "engine/file.h"
 #include "engine/pool.h"
 
@@ -89,27 +88,13 @@ void run_part(const Step& step, const Frame& frame, Part part) {
 
 // The memory of one call: an arena for each thread that works on an image of its own.
 struct Plan::Context {
-  struct Arena {
-    float* memory = nullptr;
-    std::vector<float*> buffers;
-  };
-  explicit Context(const Program& program) : program(program) {}
-  ~Context() {
-    for (const Arena& arena : arenas) huge_release(arena.memory);
-  }
-  void grow(int count) {
+  void grow(int count, const Layout& layout, bool fenced) {
     arenas.reserve(static_cast<size_t>(count));
-    while (static_cast<int>(arenas.size()) < count) {
-      Arena arena;
-      arena.buffers.resize(program.offsets.size());
-      arena.memory = static_cast<float*>(huge_acquire((program.arena + program.scratch + 16) * sizeof(float)));
-      for (size_t i = 0; i < arena.buffers.size(); ++i) arena.buffers[i] = arena.memory + program.offsets[i];
-      arenas.push_back(std::move(arena));
-    }
+    while (static_cast<int>(arenas.size()) < count) arenas.emplace_back(layout, fenced);
+    for (Arena& arena : arenas) arena.poison();
   }
-  float* scratch(int arena) const { return arenas[static_cast<size_t>(arena)].memory + program.arena; }
+  const Arena& at(int arena) const { return arenas[static_cast<size_t>(arena)]; }
 
-  const Program& program;
   std::vector<Arena> arenas;
 };
 
@@ -128,11 +113,11 @@ struct Plan::Job {
   Frame frame(idx i, int arena, int thread, float** places) const {
     for (size_t o = 0; o < plan->outputs_.size(); ++o) places[o] = outputs[o] + static_cast<size_t>(i) * elements(plan->outputs_[o]);
     const char* image = images + static_cast<size_t>(i) * elements(plan->input_) * pixel_bytes(type);
-    return {context->arenas[static_cast<size_t>(arena)].buffers.data(), context->scratch(thread), image, type, places};
+    return {context->at(arena).buffers(), context->at(thread).scratch(), image, type, places};
   }
 };
 
-Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_(options.threads) {
+Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_(options.threads), fenced_(options.fenced) {
   guard_fork();
   File parsed = parse_file(file, size);
   const Graph& graph = parsed.graph;
@@ -142,7 +127,7 @@ Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_
     if (!values->empty() && values->size() != static_cast<size_t>(input_.channels))
       throw std::invalid_argument("EnginePlan: scale, shift: expected " + std::to_string(input_.channels) +
                                   " values, one for each channel, got " + std::to_string(values->size()));
-  program_ = build(graph, {options.isa, options.type, options.strict, options.apart}, options.bytes);
+  program_ = build(graph, {options.isa, options.type, options.strict, options.apart, options.strip_bytes}, options.bytes);
   metadata_ = std::move(parsed.metadata);
   const int lanes = kernels_of(options.isa).lanes;
   for (Step& step : program_->steps) {
@@ -164,8 +149,8 @@ std::unique_ptr<Plan::Context> Plan::acquire(int arenas) const {
     const std::lock_guard<std::mutex> lock(contexts);
     if (!idle_.empty()) context = std::move(idle_.back()), idle_.pop_back();
   }
-  if (!context) context = std::make_unique<Context>(*program_);
-  context->grow(arenas);
+  if (!context) context = std::make_unique<Context>();
+  context->grow(arenas, program_->layout, fenced_);
   return context;
 }
 

@@ -26,6 +26,8 @@ struct PlanOptions {
   Type type = Type::float32;  // what dense convolutions compute in, see BuildOptions
   bool strict = false;    // no Winograd and no Strassen convolutions: float32's own rounding alone
   bool apart = false;     // each value by a step of its own, for ranges()
+  bool fenced = false;    // for tests: see Arena
+  double strip_bytes = kStripBytes;
   Normalisation bytes;    // of uint8 images
 };
 
@@ -47,7 +49,7 @@ class Plan {
   const std::string& metadata() const { return metadata_; }
   const Shape& input() const { return input_; }
   const std::vector<Shape>& outputs() const { return outputs_; }
-  size_t arena_bytes() const { return (program_->arena + program_->scratch) * sizeof(float); }
+  size_t arena_bytes() const { return program_->layout.bytes(); }
   size_t weight_bytes() const { return program_->weights.bytes(); }
   int threads() const { return threads_; }
   // Threads that one image is split over; of a short one, where that turns out to be quicker.
@@ -67,7 +69,7 @@ class Plan {
   std::vector<Shape> outputs_;
   std::unique_ptr<Program> program_;
   int threads_, image_threads_;
-  bool paced_ = false, worth_waking_ = false;
+  bool fenced_, paced_ = false, worth_waking_ = false;
   mutable Pace pace_;  // of single images
   mutable std::vector<std::unique_ptr<Context>> idle_;
 };

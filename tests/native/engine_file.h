@@ -16,17 +16,26 @@ class EngineFile {
   EngineFile(uint32_t channels, uint32_t height, uint32_t width) { value(channels, height, width); }
 
   // Appends a node with weights of the given lengths; returns its output's number.
-  uint32_t add(Op op, std::vector<uint32_t> inputs, std::vector<int32_t> attrs, std::vector<uint32_t> weights, uint32_t channels,
+  uint32_t add(Op op, std::vector<uint32_t> inputs, std::vector<int32_t> attrs, std::vector<uint32_t> lengths, uint32_t channels,
                uint32_t height, uint32_t width) {
+    std::vector<std::vector<float>> weights;
+    for (const uint32_t count : lengths) {
+      weights.emplace_back();
+      for (uint32_t i = 0; i < count; ++i) weights.back().push_back(next());
+    }
+    return add_with(op, inputs, attrs, weights, channels, height, width);
+  }
+  uint32_t add_with(Op op, const std::vector<uint32_t>& inputs, const std::vector<int32_t>& attrs, const std::vector<std::vector<float>>& weights,
+                    uint32_t channels, uint32_t height, uint32_t width) {
     const uint32_t output = value(channels, height, width);
     ++nodes_;
     put(node_bytes_, static_cast<uint32_t>(op)), put(node_bytes_, static_cast<uint32_t>(inputs.size()));
     put(node_bytes_, static_cast<uint32_t>(attrs.size())), put(node_bytes_, static_cast<uint32_t>(weights.size())), put(node_bytes_, output);
     for (const uint32_t i : inputs) put(node_bytes_, i);
     for (const int32_t a : attrs) put(node_bytes_, a);
-    for (const uint32_t count : weights) {
-      put(node_bytes_, static_cast<uint64_t>(data_.size())), put(node_bytes_, static_cast<uint64_t>(count));
-      for (uint32_t i = 0; i < count; ++i) data_.push_back(next());
+    for (const std::vector<float>& w : weights) {
+      put(node_bytes_, static_cast<uint64_t>(data_.size())), put(node_bytes_, static_cast<uint64_t>(w.size()));
+      data_.insert(data_.end(), w.begin(), w.end());
     }
     return output;
   }

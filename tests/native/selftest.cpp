@@ -12,6 +12,7 @@
 #include "engine_low.h"
 #include "engine_plan.h"
 #include "engine_planes.h"
+#include "engine_random.h"
 #include "gate.h"
 #include "linked.h"
 #include "loss.h"
@@ -245,6 +246,7 @@ int main() {
     engine_low(isa);
     engine_plans(isa);
     engine_planes(isa);
+    check(random_networks(isa, 1, 100) == 0, std::string(isa_name(isa)) + " engine: random networks");
     int count = 0;
     const KernelInfo* table = kernel_table(&count);
     for (int k = 0; k < count && isa_has_ops(isa); ++k) check(table[k].calls[i] > 0, std::string(table[k].name) + " never ran on " + isa_name(isa));

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random networks over all of the engine's operations, with the neighbourhoods in which steps are fused.
+#pragma once
+#include <cmath>
+
+#include "engine_file.h"
+#include "engine_reference.h"
+
+namespace {
+
+class Networks {
+ public:
+  explicit Networks(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 0x1234567u) {}
+
+  // large: maps that do not fit into a cache, so that strips have several groups of rows.
+  Net next(bool large) {
+    net_ = Net{}, most_ = large ? 120000 : 6000;
+    const int side = large ? 40 + below(30) : 3 + below(22);
+    net_.values.push_back({1 + below(4), side, large ? 40 + below(30) : below(3) ? side : 3 + below(40)});
+    if (below(3) == 0) affine(0, 0);
+    for (int n = 2 + below(large ? 5 : 9); n > 0; --n) below(3) ? anything() : neighbourhood();
+    std::vector<bool> read(net_.values.size());
+    for (const NetNode& node : net_.nodes)
+      for (const uint32_t i : node.inputs) read[i] = true;
+    for (uint32_t v = 1; v < read.size(); ++v)
+      if (!read[v] || below(12) == 0) net_.outputs.push_back(v);
+    if (net_.outputs.empty()) net_.outputs.push_back(last());
+    return net_;
+  }
+
+  double unit() { return static_cast<double>(bits() >> 11) / static_cast<double>(uint64_t{1} << 53); }
+  int below(int n) { return static_cast<int>(bits() % static_cast<uint64_t>(n)); }
+
+ private:
+  uint64_t bits() {
+    uint64_t z = state_ += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u, z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+  }
+  bool often() { return below(4) != 0; }
+  int act() { return below(3) ? below(7) : 0; }
+  const Shape& shape(uint32_t v) const { return net_.values[v]; }
+  uint32_t last() const { return static_cast<uint32_t>(net_.values.size()) - 1; }
+  uint32_t some() { return often() ? last() : static_cast<uint32_t>(below(static_cast<int>(net_.values.size()))); }
+
+  // Sums of n products with such weights are of the size of their factors.
+  std::vector<float> weights(int count, int n, double scale = 1) {
+    std::vector<float> w;
+    for (int i = 0; i < count; ++i) w.push_back(static_cast<float>((2 * unit() - 1) * scale * std::sqrt(3. / n)));
+    return w;
+  }
+  uint32_t add(Op op, std::vector<uint32_t> inputs, std::vector<int32_t> attrs, std::vector<std::vector<float>> w, Shape y) {
+    net_.nodes.push_back({op, std::move(inputs), std::move(attrs), std::move(w)}), net_.values.push_back(y);
+    return last();
+  }
+
+  struct Sides {
+    int kh, kw, sh, sw, top, left, bottom, right;
+  };
+  bool fits(const Sides& s, const Shape& x, bool pool, Shape& y) {
+    if (pool && (s.top >= s.kh || s.bottom >= s.kh || s.left >= s.kw || s.right >= s.kw)) return false;
+    const int h = x.height + s.top + s.bottom - s.kh, w = x.width + s.left + s.right - s.kw;
+    if (h < 0 || w < 0) return false;
+    y.height = h / s.sh + 1, y.width = w / s.sw + 1;
+    return true;
+  }
+  Sides sides() {
+    static const int kSizes[] = {1, 1, 2, 3, 3, 3, 4, 5, 7};
+    const int k = kSizes[below(9)], stride = below(3) ? 1 : 1 + below(3);
+    Sides s{k, k, stride, stride, k / 2, k / 2, k / 2, k / 2};
+    if (below(6) == 0) s = {kSizes[below(9)], kSizes[below(9)], 1 + below(3), 1 + below(3), below(4), below(4), below(4), below(4)};
+    return s;
+  }
+
+  uint32_t conv(uint32_t x, int outputs, const Sides& s, int activation) {
+    Shape y{outputs, 0, 0};
+    if (!fits(s, shape(x), false, y) || elements(y) > most_) return x;
+    const int each = shape(x).channels * s.kh * s.kw;
+    if (static_cast<double>(each) * static_cast<double>(elements(y)) > 60. * static_cast<double>(most_ * 16)) return x;
+    return add(Op::conv, {x}, {s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right, 1, activation}, {weights(outputs * each, each), weights(outputs, 16)}, y);
+  }
+  uint32_t depthwise(uint32_t x, const Sides& s, int activation) {
+    Shape y{shape(x).channels, 0, 0};
+    if (y.channels < 2 || !fits(s, shape(x), false, y) || elements(y) > most_) return x;
+    return add(Op::conv, {x}, {s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right, y.channels, activation},
+               {weights(y.channels * s.kh * s.kw, s.kh * s.kw), weights(y.channels, 16)}, y);
+  }
+  uint32_t point(uint32_t x, int outputs, int activation) { return conv(x, outputs, {1, 1, 1, 1, 0, 0, 0, 0}, activation); }
+  int channels() {
+    static const int kCounts[] = {1, 2, 3, 5, 7, 8, 12, 16, 16, 17, 24, 32, 33, 48};
+    return kCounts[below(14)];
+  }
+  uint32_t affine(uint32_t x, int activation) {
+    std::vector<float> scale = weights(shape(x).channels, 3);
+    for (float& v : scale) v += 1;
+    return add(Op::affine, {x}, {activation}, {scale, weights(shape(x).channels, 12)}, shape(x));
+  }
+  uint32_t pool(uint32_t x, bool mean) {
+    Sides s = sides();
+    Shape y = shape(x);
+    if (!fits(s, shape(x), true, y) || elements(y) > most_) return x;
+    std::vector<int32_t> attrs{s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right};
+    if (mean) attrs.push_back(below(2));
+    return add(mean ? Op::avg_pool : Op::max_pool, {x}, attrs, {}, y);
+  }
+  uint32_t global_pool(uint32_t x) { return add(Op::global_pool, {x}, {below(2)}, {}, {shape(x).channels, 1, 1}); }
+  uint32_t line_pool(uint32_t x) {
+    const int axis = below(2);
+    return add(Op::line_pool, {x}, {axis, below(2)}, {}, {shape(x).channels, axis ? 1 : shape(x).height, axis ? shape(x).width : 1});
+  }
+  // Another value whose axes are those of x, or where `repeat` 1.
+  int partner(uint32_t x, bool repeat) {
+    std::vector<int> found;
+    const auto same = [&](int a, int b) { return a == b || (repeat && b == 1); };
+    for (uint32_t v = 0; v <= last(); ++v)
+      if (same(shape(x).channels, shape(v).channels) && same(shape(x).height, shape(v).height) && same(shape(x).width, shape(v).width) && (v != x || below(8) == 0))
+        found.push_back(static_cast<int>(v));
+    return found.empty() ? -1 : found[static_cast<size_t>(below(static_cast<int>(found.size())))];
+  }
+  uint32_t binary(uint32_t x, Op op, bool repeat) {
+    const int other = partner(x, repeat);
+    if (other < 0) return x;
+    const auto o = static_cast<uint32_t>(other);
+    const bool swap = below(2) && elements(shape(x)) == elements(shape(o));
+    return add(op, {swap ? o : x, swap ? x : o}, {below(3) ? 0 : below(7)}, {}, shape(x));
+  }
+  std::vector<std::vector<float>> mlp(int c) {
+    const int m = 1 + below(20);
+    return {weights(m * c, c), weights(m, 16), weights(c * m, m), weights(c, 16)};
+  }
+  uint32_t gate(uint32_t x, int kind) {
+    const Shape s = shape(x);
+    const int c = s.channels, odd = 1 + 2 * below(3), kh = 1 + 2 * below(4), kw = below(2) ? kh : 1 + 2 * below(4);
+    auto w = mlp(c);
+    const std::vector<float> bias = weights(1, 12), spatial = weights(2 * kh * kw, 2 * kh * kw);
+    switch (kind) {
+      case 0: w.push_back(spatial), w.push_back(bias); return add(Op::cbam, {x}, {kh, kw}, w, s);
+      case 1: return add(Op::se, {x}, {act(), often() ? 6 : 4}, w, s);
+      case 2: return add(Op::eca, {x}, {}, {weights(odd, odd)}, s);
+      case 3: w.push_back(weights(c, c)), w.push_back(bias); return add(Op::scse, {x}, {act()}, w, s);
+      case 4: return add(Op::sa, {x}, {below(2), kh, kw}, {spatial, bias}, s);
+      case 5: {
+        const bool half = s.height > 1 && s.width > 1 && below(2);
+        return add(Op::csa, {x}, {half}, {weights(odd, odd), weights(2, 2), bias}, half ? Shape{c, s.height / 2, s.width / 2} : s);
+      }
+      default: {
+        const int m = 1 + below(20);
+        return add(Op::coordinate, {x}, {below(3)}, {weights(m * c, c), weights(m, 16), weights(c * m, m), weights(c, 16), weights(c * m, m), weights(c, 16)}, s);
+      }
+    }
+  }
+  uint32_t concat(uint32_t x) {
+    std::vector<uint32_t> inputs{x};
+    int sum = shape(x).channels;
+    for (uint32_t v = 0; v <= last() && inputs.size() < 4; ++v)
+      if (shape(v).height == shape(x).height && shape(v).width == shape(x).width && below(2)) inputs.push_back(v), sum += shape(v).channels;
+    const Shape y{sum, shape(x).height, shape(x).width};
+    return elements(y) > most_ ? x : add(Op::concat, inputs, {}, {}, y);
+  }
+  uint32_t attention(uint32_t x) {
+    const Shape s = shape(x);
+    if (s.height * s.width > 200) return x;
+    const int other = partner(x, false), c = s.channels, e = 1 + below(20);
+    const auto o = other < 0 ? x : static_cast<uint32_t>(other);
+    if (below(2)) return add(Op::additive_attention, {x, o}, {}, {weights(e * 2 * c, 2 * c), weights(e, 16), weights(e, 1), {0.f}}, {c, 1, 1});
+    const int mean = below(2);
+    return add(Op::dot_attention, {x, o}, {mean}, {{static_cast<float>(1 / std::sqrt(c))}}, mean ? Shape{c, 1, 1} : s);
+  }
+
+  void anything() {
+    const uint32_t x = some();
+    switch (below(16)) {
+      case 0: case 1: case 2: conv(x, channels(), sides(), act()); break;
+      case 3: case 4: depthwise(x, sides(), act()); break;
+      case 5: point(x, channels(), act()); break;
+      case 6: binary(x, Op::add, below(2)); break;
+      case 7: binary(x, below(2) ? Op::mul : Op::add, true); break;
+      case 8: pool(x, below(2)); break;
+      case 9: below(2) ? global_pool(x) : line_pool(x); break;
+      case 10: below(2) ? affine(x, act()) : add(Op::act, {x}, {below(7)}, {}, shape(x)); break;
+      case 11: concat(x); break;
+      case 12: {
+        const int order = below(4);
+        add(Op::channel_pool, {x}, {order}, {}, {order < 2 ? 2 : 1, shape(x).height, shape(x).width});
+        break;
+      }
+      case 13: attention(x); break;
+      default: gate(x, below(7));
+    }
+  }
+
+  // What makes a map, and then what may be added to, pooled or gated with it.
+  uint32_t maker(uint32_t x) {
+    switch (below(5)) {
+      case 0: return depthwise(x, sides(), act());
+      case 1: return pool(x, below(2));
+      case 2: return gate(x, below(7));
+      case 3: return conv(x, 16 + 16 * below(2), {3, 3, 1, 1, 1, 1, 1, 1}, act());
+      default: return conv(x, channels(), sides(), act());
+    }
+  }
+  // A map of x's shape by anything that may take over an addition.
+  uint32_t like(uint32_t x) {
+    const int k = 3 + 2 * below(2);
+    const Sides s{k, k, 1, 1, k / 2, k / 2, k / 2, k / 2};
+    const Shape& y = shape(x);
+    switch (below(5)) {
+      case 0: return add(Op::max_pool, {x}, {k, k, 1, 1, k / 2, k / 2, k / 2, k / 2}, {}, y);
+      case 1: return gate(x, below(5));
+      case 2: return depthwise(x, s, act());
+      default: return below(2) ? conv(x, y.channels, s, act()) : point(x, y.channels, act());
+    }
+  }
+
+  void neighbourhood() {
+    const uint32_t x = some();
+    switch (below(8)) {
+      case 0: case 6: {  // an inverted bottleneck
+        const uint32_t wide = below(3) ? point(x, 16 + 8 * below(5), act()) : x;
+        const int k = 3 + 2 * below(2), stride = 1 + below(2);
+        uint32_t deep = depthwise(wide, {k, k, stride, stride, k / 2, k / 2, k / 2, k / 2}, act());
+        if (below(2)) deep = gate(deep, below(3) ? 1 + below(2) : 6);
+        const uint32_t y = point(deep, below(2) ? shape(x).channels : channels(), below(2) ? 0 : act());
+        if (below(2)) binary(y, Op::add, false);
+        break;
+      }
+      case 1: {  // a map that is pooled in several ways
+        const uint32_t y = maker(x);
+        for (int n = 1 + below(4); n > 0; --n) below(3) ? line_pool(y) : below(2) ? global_pool(y) : gate(y, below(7));
+        break;
+      }
+      case 2: case 7: {  // sums by what makes one of their terms
+        const uint32_t before = below(2) ? conv(x, channels(), sides(), act()) : x, a = like(before), b = below(2) ? like(a) : like(before);
+        add(Op::add, {below(2) ? a : b, below(2) ? b : a}, {below(3) ? 0 : below(7)}, {}, shape(before));
+        break;
+      }
+      case 3: {  // planes
+        uint32_t y = conv(x, 1 + below(8), {3, 3, 1, 1, 1, 1, 1, 1}, act());
+        if (below(2)) y = conv(y, 1 + below(8), {3, 3, 1, 1, 1, 1, 1, 1}, act());
+        if (below(2)) gate(y, 0);
+        break;
+      }
+      case 4: {  // a convolution of which the mean is taken
+        const uint32_t y = conv(x, channels(), sides(), 0);
+        add(Op::global_pool, {y}, {0}, {}, {shape(y).channels, 1, 1});
+        break;
+      }
+      default: {  // many channels, where Strassen's algorithm pays
+        const uint32_t y = below(3) ? x : point(pool(x, false), 256, act());
+        if (shape(y).channels == 256) point(y, 256, act());
+      }
+    }
+  }
+
+  uint64_t state_;
+  size_t most_ = 0;
+  Net net_;
+};
+
+inline std::vector<uint8_t> file_of(const Net& net, const std::vector<Range>& ranges) {
+  const auto u = [](int v) { return static_cast<uint32_t>(v); };
+  EngineFile file(u(net.values[0].channels), u(net.values[0].height), u(net.values[0].width));
+  for (size_t i = 0; i < net.nodes.size(); ++i) {
+    const Shape& y = net.values[i + 1];
+    file.add_with(net.nodes[i].op, net.nodes[i].inputs, net.nodes[i].attrs, net.nodes[i].weights, u(y.channels), u(y.height), u(y.width));
+  }
+  return file.bytes(net.outputs, ranges);
+}
+
+}  // namespace
