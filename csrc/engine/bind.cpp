@@ -64,7 +64,10 @@ std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::
     throw py::value_error("EnginePlan: scale, shift: expected as many of each, got " + std::to_string(scale.size()) + " and " +
                           std::to_string(shift.size()));
   const Bytes bytes(file);
-  const engine::PlanOptions options{isa_of(isa), threads, image_threads, type_of(dtype), strict, apart, {std::move(scale), std::move(shift)}};
+  engine::PlanOptions options;
+  options.isa = isa_of(isa), options.type = type_of(dtype);
+  options.threads = threads, options.image_threads = image_threads, options.strict = strict, options.apart = apart;
+  options.bytes = {std::move(scale), std::move(shift)};
   const WithoutGil release;
   // Weights are read as floats.
   if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0) return std::make_unique<Plan>(bytes.data(), bytes.size(), options);
