@@ -7,12 +7,13 @@ import math
 from itertools import product
 
 import torch
+from flat import Flat
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastfer._checks import ACTIVATIONS
 from fastfer.backends.cuda.elementwise import run
-from fastfer.backends.cuda.loader import DTYPES, Bound, Launch
+from fastfer.backends.cuda.loader import DTYPES, Launch
 
 CODES = range(len(ACTIVATIONS))
 TYPES = tuple(DTYPES)
@@ -41,7 +42,7 @@ def close(got: Tensor, want: Tensor, scale: float = 1.0) -> None:
     torch.testing.assert_close(got.double().cpu(), want, rtol=4 * info.eps, atol=atol, equal_nan=True)
 
 
-def check(family: Bound, x: Tensor, act: int) -> None:
+def check(family: Flat, x: Tensor, act: int) -> None:
     """Values, strides and the input left alone, forward and backward; dy in an order of its own."""
     dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x)
     before = x.clone()
@@ -59,12 +60,12 @@ def random(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     return (4 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).to(device, dtype)
 
 
-def check_sizes(family: Bound, dtype: torch.dtype, act: int, device: str) -> None:
+def check_sizes(family: Flat, dtype: torch.dtype, act: int, device: str) -> None:
     for n in SIZES:
         check(family, random((n,), dtype, device), act)
 
 
-def check_layouts(family: Bound, dtype: torch.dtype, device: str) -> None:
+def check_layouts(family: Flat, dtype: torch.dtype, device: str) -> None:
     x = random((2, 5, 7, 9), dtype, device)
     last = x.to(memory_format=torch.channels_last)
     views = (x, last, last[:, :, 1:, ::2], x[:, 1:], x.transpose(1, 3), x[:, :1].expand(2, 5, 7, 9), x.view(-1)[1:])
@@ -72,7 +73,7 @@ def check_layouts(family: Bound, dtype: torch.dtype, device: str) -> None:
         check(family, view, ACTIVATIONS.index("silu"))
 
 
-def check_special(family: Bound, dtype: torch.dtype, act: int, device: str) -> None:
+def check_special(family: Flat, dtype: torch.dtype, act: int, device: str) -> None:
     """NaN, infinities and kinks, with an ordinary gradient and, where sides saturate, an infinite one: as torch."""
     x = torch.tensor(_SPECIAL * 4, dtype=dtype, device=device)
     name = ACTIVATIONS[act]

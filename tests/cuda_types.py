@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from flat import Flat
 from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
@@ -28,7 +29,8 @@ class Check:
         self, launch: Launch, family: str, dtype: torch.dtype, device: str = "cpu", eps: float | None = None
     ) -> None:
         module = importlib.import_module(f"fastfer.backends.cuda.{family}")
-        self.got, self.want = Bound(module, launch), importlib.import_module(f"fastfer.backends.reference.{family}")
+        self.got = Flat(Bound(module, launch))
+        self.want = Flat(importlib.import_module(f"fastfer.backends.reference.{family}"))
         self.family, self.dtype, self.device, self.eps = family, dtype, device, eps or torch.finfo(dtype).eps
         self.compute = torch.float64 if dtype == torch.float64 else torch.float32
         self.generator = torch.Generator().manual_seed(5)
@@ -126,7 +128,7 @@ def check_separable_conv(run: Check) -> None:
     layers = (dw, None, *norms[0], EPS, SILU), (pw, None, *norms[1], EPS, HARDSWISH)
     out, y1, y2, stats1, stats2 = run("separable_conv2d_train", x, *layers[0], *layers[1], *window, True)
     kept = (dw, *norms[0][:2], stats1, SILU, pw, *norms[1][:2], stats2, HARDSWISH)
-    run("separable_conv2d_backward", run.stored(*out.shape), x, y1, y2, *kept, *window, True, [True] * 3)
+    run("separable_conv2d_backward", run.stored(*out.shape), x, y1, y2, *kept, *window, True, [True] * 4)
 
 
 def check_bottleneck(run: Check) -> None:

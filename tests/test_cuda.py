@@ -10,6 +10,7 @@ import pytest
 import torch
 from cuda_host import families
 from cuda_types import CASES, Check
+from flat import Flat
 from torch import Tensor
 
 import fastfer
@@ -43,8 +44,8 @@ def bound(name: str) -> Bound:
 
 
 @pytest.fixture
-def family(name: str) -> Bound:
-    return bound(name)
+def family(name: str) -> Flat:
+    return Flat(bound(name))
 
 
 @pytest.mark.parametrize("family_name", families())
@@ -55,30 +56,30 @@ def test_family(name: str, family_name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("act", cuda_cases.CODES, ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_sizes(family: Bound, dtype: torch.dtype, act: int) -> None:
+def test_sizes(family: Flat, dtype: torch.dtype, act: int) -> None:
     cuda_cases.check_sizes(family, dtype, act, "cuda")
 
 
 @pytest.mark.parametrize("act", cuda_cases.CODES, ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_special_values(family: Bound, dtype: torch.dtype, act: int) -> None:
+def test_special_values(family: Flat, dtype: torch.dtype, act: int) -> None:
     cuda_cases.check_special(family, dtype, act, "cuda")
 
 
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_layouts(family: Bound, dtype: torch.dtype) -> None:
+def test_layouts(family: Flat, dtype: torch.dtype) -> None:
     cuda_cases.check_layouts(family, dtype, "cuda")
 
 
-def test_writes_stay_inside(family: Bound) -> None:
-    cuda_cases.check_guard(family._launch, "cuda")
+def test_writes_stay_inside(family: Flat) -> None:
+    cuda_cases.check_guard(family._module._launch, "cuda")
 
 
-def test_more_than_one_round_of_the_grid(family: Bound) -> None:
+def test_more_than_one_round_of_the_grid(family: Flat) -> None:
     cuda_cases.check(family, cuda_cases.random((30_000_001,), torch.float32, "cuda"), SILU)
 
 
-def test_more_than_2_to_the_31_elements(family: Bound) -> None:
+def test_more_than_2_to_the_31_elements(family: Flat) -> None:
     n = 2**31 + 9
     if torch.cuda.mem_get_info()[0] < 6 * n:
         pytest.skip("less than 13 GB of device memory is free")
@@ -89,7 +90,7 @@ def test_more_than_2_to_the_31_elements(family: Bound) -> None:
     assert bool(y[:-9].all())
 
 
-def test_runs_on_the_current_stream(family: Bound) -> None:
+def test_runs_on_the_current_stream(family: Flat) -> None:
     """The op must wait for a slow fill on the same stream, and for nothing on another."""
     x = torch.zeros(1 << 16, device="cuda")
     family.activation(x, SILU)
@@ -104,7 +105,7 @@ def test_runs_on_the_current_stream(family: Bound) -> None:
     assert torch.equal(y, torch.full_like(y, 2.0))
 
 
-def test_captures_into_a_graph(family: Bound) -> None:
+def test_captures_into_a_graph(family: Flat) -> None:
     x = torch.randn(3, 5, 7, device="cuda")
     dy = torch.randn_like(x)
     family.activation(x, SILU), family.activation_backward(dy, x, SILU)
@@ -123,7 +124,7 @@ def test_loaders_agree(act: int) -> None:
     """Within 2 eps: the same source, except that CuPy flushes float32 denormals."""
     need("cuda")
     need("cupy")
-    nvcc, cupy = map(bound, LOADERS)
+    nvcc, cupy = (Flat(bound(name)) for name in LOADERS)
     for dtype in cuda_cases.TYPES:
         x = cuda_cases.random((4099,), dtype, "cuda")
         dy = torch.randn_like(x)
@@ -150,7 +151,7 @@ def test_opcheck(name: str) -> None:
             torch.library.opcheck(torch.ops.fastfer.activation_backward.default, (x.detach(), x.detach(), SILU))
 
 
-def test_second_device_while_the_first_is_current(family: Bound) -> None:
+def test_second_device_while_the_first_is_current(family: Flat) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
     cuda_cases.check(family, cuda_cases.random((1025,), torch.float32, "cuda:1"), SILU)

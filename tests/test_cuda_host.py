@@ -11,6 +11,7 @@ import cuda_cases
 import pytest
 import torch
 from cuda_host import HostLaunch, HostLibrary
+from flat import Flat
 
 from fastfer._checks import ACTIVATIONS
 from fastfer.backends.cuda import elementwise, jit, loader
@@ -23,24 +24,24 @@ def launch(host_kernels: HostLibrary) -> HostLaunch:
 
 
 @pytest.fixture(scope="module")
-def family(launch: HostLaunch) -> Bound:
-    return Bound(elementwise, launch)
+def family(launch: HostLaunch) -> Flat:
+    return Flat(Bound(elementwise, launch))
 
 
 @pytest.mark.parametrize("act", cuda_cases.CODES, ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_sizes(family: Bound, dtype: torch.dtype, act: int) -> None:
+def test_sizes(family: Flat, dtype: torch.dtype, act: int) -> None:
     cuda_cases.check_sizes(family, dtype, act, "cpu")
 
 
 @pytest.mark.parametrize("act", cuda_cases.CODES, ids=ACTIVATIONS)
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_special_values(family: Bound, dtype: torch.dtype, act: int) -> None:
+def test_special_values(family: Flat, dtype: torch.dtype, act: int) -> None:
     cuda_cases.check_special(family, dtype, act, "cpu")
 
 
 @pytest.mark.parametrize("dtype", cuda_cases.TYPES, ids=str)
-def test_layouts(family: Bound, dtype: torch.dtype) -> None:
+def test_layouts(family: Flat, dtype: torch.dtype) -> None:
     cuda_cases.check_layouts(family, dtype, "cpu")
 
 
@@ -48,7 +49,7 @@ def test_writes_stay_inside(launch: HostLaunch) -> None:
     cuda_cases.check_guard(launch, "cpu")
 
 
-def test_bfloat16_rounding_is_torchs(family: Bound) -> None:
+def test_bfloat16_rounding_is_torchs(family: Flat) -> None:
     """Every bfloat16 survives loading and storing, and results round to nearest even, bit by bit."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     wide = every.float()
@@ -58,7 +59,7 @@ def test_bfloat16_rounding_is_torchs(family: Bound) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
-def test_unknown_dtype_raises(family: Bound) -> None:
+def test_unknown_dtype_raises(family: Flat) -> None:
     with pytest.raises(TypeError, match=r"expected dtype float32, float64, bfloat16, float16, got torch\.int32"):
         family.activation(torch.zeros(3, dtype=torch.int32), 1)
 
@@ -137,7 +138,7 @@ def test_cupy_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launched == [(name, (3, 1, 1), (256,), (1024, 2048, 5)), (name, (80, 2, 1), (256,), (1024, 2048, 5))]
 
 
-def test_every_instance_runs(family: Bound, launch: HostLaunch, host_kernels: HostLibrary) -> None:
+def test_every_instance_runs(family: Flat, launch: HostLaunch, host_kernels: HostLibrary) -> None:
     """What nvcc builds is what this file has run: no instance ships untried."""
     for dtype, act in product(cuda_cases.TYPES, cuda_cases.CODES):
         for offset in (0, 1):

@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 from cuda_host import HostLaunch, HostLibrary
+from flat import Flat
 from tolerance import assert_close
 from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
-from fastfer.backends.cuda import separable_conv as on_cuda
-from fastfer.backends.reference import separable_conv as reference
+from fastfer.backends.cuda import separable_conv
+from fastfer.backends.cuda.loader import Bound
+from fastfer.backends.reference import separable_conv as oracle
+
+reference = Flat(oracle)
 
 EPS, HARDSWISH, RELU = 1e-3, ACTIVATIONS.index("hardswish"), ACTIVATIONS.index("relu")
 WINDOWS = ((3, 1), (3, 2), (5, 1))
@@ -44,7 +48,7 @@ def draw(c: int, o: int, k: int, bare: bool = False) -> list[Any]:
 def run(launch: HostLaunch, x: Tensor, layers: list[Any], stride: int, padding: list[int]) -> tuple[Tensor, Tensor]:
     """On the kernel in the type of x, and in float64 by the reference."""
     own = [t.to(x.dtype) if isinstance(t, Tensor) else t for t in layers]
-    got = on_cuda.separable_conv2d(launch, x, *own, [stride] * 2, padding)
+    got = Flat(Bound(separable_conv, launch)).separable_conv2d(x, *own, [stride] * 2, padding)
     return got, reference.separable_conv2d(x.double(), *layers, [stride] * 2, padding)
 
 
@@ -97,7 +101,7 @@ def test_storage_types(launch: HostLaunch, stored: torch.dtype) -> None:
     for k, stride in WINDOWS:
         x, layers = torch.randn(2, 37, 9, 10).to(stored), draw(37, 70, k)
         own = [t.float() if isinstance(t, Tensor) else t for t in layers]
-        got = on_cuda.separable_conv2d(launch, x, *own, [stride] * 2, [k // 2] * 4)
+        got = Flat(Bound(separable_conv, launch)).separable_conv2d(x, *own, [stride] * 2, [k // 2] * 4)
         want = reference.separable_conv2d(x.double(), *layers, [stride] * 2, [k // 2] * 4)
         assert got.dtype == stored
         assert float((got.double() - want).norm()) < 2 * torch.finfo(stored).eps * float(want.norm())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Variant
 from draws import kernels
+from flat import Flat
 from guard import Guarded
 from oracle import TORCH
 from shapes import around_vectors
@@ -190,7 +191,7 @@ def test_concurrent_python_threads(cpu_backend: Variant) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_beside_the_output_is_written(kernel_variant: Variant, dtype: torch.dtype) -> None:
-    module = backend.implementation("elementwise", "cpu")
+    module = Flat(backend.implementation("elementwise", "cpu"))
     for size in around_vectors():
         x = random(size, dtype=dtype)
         with Guarded() as guarded:

@@ -297,6 +297,7 @@ def test_autocast_and_compile_do_not_link(monkeypatch: pytest.MonkeyPatch) -> No
 def test_opcheck(cpu_backend: Variant) -> None:
     namespace = torch.ops.fastfer
     values, _ = deferred(torch.float32)
+    link = values[1:]
     pick = {"test_utils": ("test_schema", "test_autograd_registration", "test_faketensor")}
     x, weight = torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
     ones = torch.ones(4)
@@ -305,11 +306,13 @@ def test_opcheck(cpu_backend: Variant) -> None:
     )
     dw, pw = torch.randn(18, 1, 3, 3, requires_grad=True), torch.randn(4, 18, 1, 1, requires_grad=True)
     for defer in (False, True):
-        norm2 = (None, None, ones, ones) if defer else (ones, ones, ones, ones)
-        args = (dw, None, None, None, None, None, 0.0, 0, pw, None, *norm2, 1e-5, 0, [1, 1], [1, 1, 1, 1], defer)
-        torch.library.opcheck(namespace.separable_conv2d_linked.default, (*values, *args), **pick)
+        norm2 = (None, None, None, None, 0.0) if defer else (ones, ones, ones, ones, 1e-5)
+        block = (dw, None, None, None, None, None, 0.0, 0, pw, None, *norm2, 0, [1, 1], [1, 1, 1, 1])
+        left = (ones, ones, 1e-5) if defer else (None, None, 0.0)
+        args = (values.y, *block, *link, *left)
+        torch.library.opcheck(namespace.separable_conv2d_linked.default, args, **pick)
     wide = torch.ones(18)
     depthwise = (dw, None, wide, wide, wide, wide, 1e-5, 3, [1, 1], [1, 1, 1, 1])
-    torch.library.opcheck(namespace.depthwise_norm_linked.default, (*values, *depthwise), **pick)
+    torch.library.opcheck(namespace.depthwise_norm_linked.default, (values.y, *depthwise, *link), **pick)
     gates = (torch.randn(1, 1, 3), None, None, None, 0, 6, torch.randn(1, 2, 1, 1), torch.randn(1), False, True)
     torch.library.opcheck(namespace.gate_linked.default, (*values, *gates), **pick)

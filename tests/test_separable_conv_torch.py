@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Variant
+from flat import Flat
 from guard import Guarded
 from oracle import Block, Case, Result, call, expected, make, measured, out_size, pixels, tensors
 from shapes import REAL, Layer
@@ -128,7 +129,7 @@ def test_opcheck_fused(cpu_backend: Variant, block: Block) -> None:
             stride,
             padding,
             block.training,
-            [True] * 3,
+            [True] * 4,
         ),
     )
 
@@ -212,7 +213,7 @@ def test_concurrent_python_threads(cpu_backend: Variant) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: torch.dtype) -> None:
-    module = backend.implementation("separable_conv", "cpu")
+    module = Flat(backend.implementation("separable_conv", "cpu"))
     for channels, outputs in ((1, 1), (3, 17), (15, 7), (16, 16), (17, 5), (33, 31)):
         case = make(Layer(1, channels, 5, 7, o=outputs), SMOOTH)
         arguments = block_arguments(case, dtype, False)
@@ -237,7 +238,7 @@ def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: t
         _, _, _, w1, b1, _, _, _, act1, _, _, w2, b2, _, _, _, act2, stride, padding = arguments
         with Guarded() as guarded:
             module.separable_conv2d_backward(
-                dout, x, y1, y2, dw, w1, b1, stats1, act1, pw, w2, b2, stats2, act2, stride, padding, True, [True] * 3
+                dout, x, y1, y2, dw, w1, b1, stats1, act1, pw, w2, b2, stats2, act2, stride, padding, True, [True] * 4
             )
         guarded.check(at_least=5)
 

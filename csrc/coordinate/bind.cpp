@@ -3,7 +3,6 @@
 
 #include <array>
 
-#include "coordinate/op.h"
 #include "core/bind.h"
 
 namespace ff {

@@ -18,11 +18,9 @@ struct Kernel {  // as registry.h, whose device code this compiler does not read
   const void* function;
   int parameters;
 };
-#define FF_FAMILY_host(family)
-#define FF_FAMILY_cuda(family) extern const Kernel family##_kernels[];
-#define FF_FAMILY(family, device) FF_FAMILY_##device(family)
-#include "families.inc"
-#undef FF_FAMILY_cuda
+#define FF_CUDA_FAMILY(family) extern const Kernel family##_kernels[];
+#include "cuda/families.inc"
+#undef FF_CUDA_FAMILY
 
 }  // namespace ff::cuda
 
@@ -34,10 +32,10 @@ constexpr std::size_t kMaxParameters = 48;
 const std::vector<cuda::Kernel>& kernels() {
   static const std::vector<cuda::Kernel> all = [] {
     std::vector<cuda::Kernel> list;
-#define FF_FAMILY_cuda(family) \
+#define FF_CUDA_FAMILY(family) \
   for (const cuda::Kernel* k = cuda::family##_kernels; k->name; ++k) list.push_back(*k);
-#include "families.inc"
-#undef FF_FAMILY_cuda
+#include "cuda/families.inc"
+#undef FF_CUDA_FAMILY
     return list;
   }();
   return all;

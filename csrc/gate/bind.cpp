@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "gate/op.h"
 #include "norm/bind.h"
 
 namespace ff {

@@ -6,7 +6,6 @@
 #include <array>
 
 #include "core/bind.h"
-#include "norm/op.h"
 
 namespace ff {
 

@@ -4,7 +4,6 @@
 #include <array>
 
 #include "core/bind.h"
-#include "pool/op.h"
 
 namespace ff {
 namespace {

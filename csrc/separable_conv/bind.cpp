@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "norm/bind.h"
-#include "separable_conv/op.h"
 
 namespace ff {
 namespace {

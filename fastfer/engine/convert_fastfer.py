@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
+from fastfer._signature import Signature
 from fastfer.engine import views
 from fastfer.engine.convert import Conversion, covers, numbers
 from fastfer.engine.graph import MAX, MEAN, Array, vector
 from fastfer.engine.views import Uncovered, View
+from fastfer.signatures.bottleneck import Bottleneck
+from fastfer.signatures.fields import RunningNorm
+from fastfer.signatures.separable_conv import Depthwise, DepthwiseNorm, Pointwise, Separable
 
 _SIGMOID, _HARDSWISH = ACTIVATIONS.index("sigmoid"), ACTIVATIONS.index("hardswish")
 _RELU = ACTIVATIONS.index("relu")
@@ -56,14 +61,28 @@ def pointwise(into: Conversion, x: View, dim: int, weight: Array, bias: Array, g
     return View(value, shape, tuple(axes))
 
 
+Handler = Callable[["Conversion", Any], Any]
+
+
+def described(name: str, signature: type) -> Callable[[Handler], Handler]:
+    """`covers` for an op with a ``signature``, which the function takes, filled with views."""
+
+    def decorate(function: Handler) -> Handler:
+        unflatten = Signature(signature).unflatten
+        covers(name)(lambda into, **values: function(into, unflatten(**values)))
+        return function
+
+    return decorate
+
+
 def _block(
-    into: Conversion, x: View, weight: Tensor, bias: Tensor | None, norm: Any, eps: float, act: int,
+    into: Conversion, x: Any, weight: Tensor, bias: Tensor | None, norm: RunningNorm | None, act: int,
     stride: Any = (1, 1), padding: Any = (0, 0, 0, 0), groups: int = 1,
 ) -> View:  # fmt: skip
-    """Convolution, norm (weight, bias, mean, var; weight None for none), activation."""
+    """Convolution, norm, activation."""
     kernel, offset = numbers(weight), numbers(bias) if bias is not None else None
-    if norm[0] is not None:
-        kernel, offset = folded(kernel, offset, *norm_affine(norm[0], norm[1], norm[2], norm[3], eps))
+    if norm is not None:
+        kernel, offset = folded(kernel, offset, *norm_affine(*norm))
     return convolution(into, x, kernel, offset, stride, padding, groups, act)
 
 
@@ -72,51 +91,40 @@ def _conv2d(
     into: Conversion, x: View, weight: Tensor, bias: Any, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
     eps: float, act: int, stride: Any, padding: Any,
 ) -> View:  # fmt: skip
-    return _block(into, x, weight, bias, (n_weight, n_bias, n_mean, n_var), eps, act, stride, padding)
+    norm = None if n_weight is None else RunningNorm(n_weight, n_bias, n_mean, n_var, eps)
+    return _block(into, x, weight, bias, norm, act, stride, padding)
 
 
-@covers("fastfer.separable_conv2d")
-def _separable(
-    into: Conversion, x: View, dw: Tensor, dw_bias: Any, n1_weight: Any, n1_bias: Any, n1_mean: Any, n1_var: Any,
-    eps1: float, act1: int, pw: Tensor, pw_bias: Any, n2_weight: Any, n2_bias: Any, n2_mean: Any, n2_var: Any,
-    eps2: float, act2: int, stride: Any, padding: Any,
-) -> View:  # fmt: skip
-    norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var), (n2_weight, n2_bias, n2_mean, n2_var)
-    y = _block(into, x, dw, dw_bias, norm1, eps1, act1, stride, padding, dw.shape[0])
-    return _block(into, y, pw, pw_bias, norm2, eps2, act2)
+@described("fastfer.separable_conv2d", Separable)
+def _separable(into: Conversion, a: Separable) -> View:
+    y = _block(into, a.x, a.dw_weight, a.dw_bias, a.norm1, a.act1, a.stride, a.padding, a.dw_weight.shape[0])
+    return _block(into, y, a.pw_weight, a.pw_bias, a.norm2, a.act2)
 
 
-@covers("fastfer.inverted_bottleneck")
-def _inverted_bottleneck(
-    into: Conversion, x: View, expand: Tensor, n1_weight: Any, n1_bias: Any, n1_mean: Any, n1_var: Any, eps1: float,
-    dw: Tensor, n2_weight: Any, n2_bias: Any, n2_mean: Any, n2_var: Any, eps2: float, project: Any, n3_weight: Any,
-    n3_bias: Any, n3_mean: Any, n3_var: Any, eps3: float, act: int, residual: bool, stride: Any, padding: Any,
-) -> View:  # fmt: skip
-    y = _block(into, x, expand, None, (n1_weight, n1_bias, n1_mean, n1_var), eps1, act)
-    y = _block(into, y, dw, None, (n2_weight, n2_bias, n2_mean, n2_var), eps2, act, stride, padding, dw.shape[0])
-    if project is None:
+@described("fastfer.inverted_bottleneck", Bottleneck)
+def _inverted_bottleneck(into: Conversion, a: Bottleneck) -> View:
+    x: Any = a.x
+    y = _block(into, x, a.expand_weight, None, a.norm1, a.act)
+    y = _block(into, y, a.dw_weight, None, a.norm2, a.act, a.stride, a.padding, a.dw_weight.shape[0])
+    if a.project_weight is None:
         return y
-    y = _block(into, y, project, None, (n3_weight, n3_bias, n3_mean, n3_var), eps3, 0)
-    return into.seen_as(y, into.add("add", [y, x], [0])) if residual else y
+    y = _block(into, y, a.project_weight, None, a.norm3, 0)
+    return into.seen_as(y, into.add("add", [y, x], [0])) if a.residual else y
 
 
-@covers("fastfer.depthwise_norm")
-def _depthwise_norm(
-    into: Conversion, x: View, weight: Tensor, bias: Any, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
-    eps: float, act: int, stride: Any, padding: Any,
-) -> View:  # fmt: skip
-    norm = (n_weight, n_bias, n_mean, n_var)
-    return _block(into, x, weight, bias, norm, eps, act, stride, padding, weight.shape[0])
+@described("fastfer.depthwise_norm", DepthwiseNorm)
+def _depthwise_norm(into: Conversion, a: DepthwiseNorm) -> View:
+    return _block(into, a.x, a.weight, a.bias, a.norm, a.act, a.stride, a.padding, a.weight.shape[0])
 
 
-@covers("fastfer.depthwise_conv2d")
-def _depthwise(into: Conversion, x: View, weight: Tensor, bias: Any, stride: Any, padding: Any) -> View:
-    return _block(into, x, weight, bias, (None,), 0.0, 0, stride, padding, weight.shape[0])
+@described("fastfer.depthwise_conv2d", Depthwise)
+def _depthwise(into: Conversion, a: Depthwise) -> View:
+    return _block(into, a.x, a.weight, a.bias, None, 0, a.stride, a.padding, a.weight.shape[0])
 
 
-@covers("fastfer.pointwise_conv2d")
-def _pointwise(into: Conversion, x: View, weight: Tensor, bias: Any) -> View:
-    return _block(into, x, weight, bias, (None,), 0.0, 0)
+@described("fastfer.pointwise_conv2d", Pointwise)
+def _pointwise(into: Conversion, a: Pointwise) -> View:
+    return _block(into, a.x, a.weight, a.bias, None, 0)
 
 
 @covers("fastfer.batch_norm")

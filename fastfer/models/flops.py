@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from fastfer import _library
+
 Shape = Sequence[int]
 
 
@@ -25,28 +27,23 @@ def _positions(x: Shape, kernel: Shape, stride: Sequence[int], padding: Sequence
     return x[0] * height * width
 
 
-def _depthwise(x: Shape, weight: Shape, bias: Any, stride: list[int], padding: list[int]) -> int:
-    return _positions(x, weight, stride, padding) * math.prod(weight)
+def _depthwise(a: Any) -> int:
+    return _positions(a.x, a.weight, a.stride, a.padding) * math.prod(a.weight)
 
 
-def _depthwise_norm(x: Shape, weight: Shape, *rest: Any) -> int:
-    return _depthwise(x, weight, None, rest[7], rest[8])
+def _pointwise(a: Any) -> int:
+    return int(a.x[0] * a.x[2] * a.x[3] * math.prod(a.weight))
 
 
-def _pointwise(x: Shape, weight: Shape, *rest: Any) -> int:
-    return x[0] * x[2] * x[3] * math.prod(weight)
+def _separable(a: Any) -> int:
+    each: int = math.prod(a.dw_weight) + math.prod(a.pw_weight)
+    return _positions(a.x, a.dw_weight, a.stride, a.padding) * each
 
 
-def _separable(x: Shape, depthwise: Shape, *rest: Any) -> int:
-    pointwise, stride, padding = rest[7], rest[15], rest[16]
-    each: int = math.prod(depthwise) + math.prod(pointwise)
-    return _positions(x, depthwise, stride, padding) * each
-
-
-def _bottleneck(x: Shape, expand: Shape, *rest: Any) -> int:
-    depthwise, project, stride, padding = rest[5], rest[11], rest[19], rest[20]
-    behind: int = math.prod(depthwise) + (0 if project is None else math.prod(project))
-    return _pointwise(x, expand) + _positions(x, depthwise, stride, padding) * behind
+def _bottleneck(a: Any) -> int:
+    after: int = math.prod(a.dw_weight) + (0 if a.project_weight is None else math.prod(a.project_weight))
+    expansion: int = a.x[0] * a.x[2] * a.x[3] * math.prod(a.expand_weight)
+    return expansion + _positions(a.x, a.dw_weight, a.stride, a.padding) * after
 
 
 def _conv2d(x: Shape, weight: Shape, *rest: Any) -> int:
@@ -94,20 +91,10 @@ def _additive(x: Shape, h: Shape, weight: Shape, bias: Shape, v: Shape, *rest: A
 
 
 _MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
-    "depthwise_conv2d": _depthwise,
-    "depthwise_norm": _depthwise_norm,
-    "depthwise_norm_train": _depthwise_norm,
-    "pointwise_conv2d": _pointwise,
-    "separable_conv2d": _separable,
-    "separable_conv2d_train": _separable,
-    "inverted_bottleneck": _bottleneck,
-    "inverted_bottleneck_train": _bottleneck,
     "conv2d": _conv2d,
     "conv2d_train": _conv2d,
     "conv2d_pool_train": _conv2d,
     "conv2d_linked": lambda x, weight, *rest: _positions(x, weight, *rest[4:6]) * math.prod(weight),
-    "separable_conv2d_linked": lambda x, *rest: _separable(x, *rest[4:]),
-    "depthwise_norm_linked": lambda x, *rest: _depthwise_norm(x, *rest[4:]),
     "gate_linked": lambda x, *rest: _gate(x, *rest[4:]),
     "channel_gate": _channel_gate,
     "channel_gate_train": _channel_gate,
@@ -124,6 +111,29 @@ _MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
     "additive_attention": _additive,
     "additive_attention_train": _additive,
 }
+
+
+_OF_SIGNATURES: dict[str, Callable[[Any], int]] = {
+    "depthwise_conv2d": _depthwise,
+    "depthwise_norm": _depthwise,
+    "depthwise_norm_train": lambda a: _depthwise(a.block),
+    "depthwise_norm_linked": lambda a: _depthwise(a.block),
+    "pointwise_conv2d": _pointwise,
+    "separable_conv2d": _separable,
+    "separable_conv2d_train": lambda a: _separable(a.block),
+    "separable_conv2d_linked": lambda a: _separable(a.block),
+    "inverted_bottleneck": _bottleneck,
+    "inverted_bottleneck_train": lambda a: _bottleneck(a.block),
+}
+
+
+def _by_name(name: str, formula: Callable[[Any], int]) -> Callable[..., int]:
+    """The formula of a signature whose tensors are their shapes."""
+    unflatten = _library.op_of(name).signature.unflatten
+    return lambda *args: formula(unflatten(*args))
+
+
+_MULTIPLY_ADDS |= {name: _by_name(name, formula) for name, formula in _OF_SIGNATURES.items()}
 
 
 def _register(name: str, multiply_adds: Callable[..., int]) -> None:

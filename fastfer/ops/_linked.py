@@ -20,18 +20,9 @@ from fastfer import _library
 from fastfer.ops.conv2d import conv_arguments, fake_image
 from fastfer.ops.gate import _ARGS, _SIGMOID, _fake_gate_backward, _fake_gate_train, check_csa
 from fastfer.ops.norm import Norm, check_batch, update_running
-from fastfer.ops.separable_conv import (
-    _NORM,
-    _NORMS,
-    _fake_depthwise_norm_backward,
-    _fake_depthwise_norm_train,
-    _fake_separable_backward,
-    _fake_separable_train,
-    block_arguments,
-    depthwise_arguments,
-)
-
-_BEFORE = "Tensor? l_stats, Tensor? l_weight, Tensor? l_bias, int l_act"
+from fastfer.ops.separable_conv import depthwise_fields, depthwise_norm_linked, separable_fields, separable_linked
+from fastfer.signatures.fields import LeftNorm, Link
+from fastfer.signatures.separable_conv import DepthwiseNormLinked, SeparableLinked
 
 
 class Deferred(NamedTuple):
@@ -42,6 +33,10 @@ class Deferred(NamedTuple):
     weight: Tensor
     bias: Tensor
     act: int
+
+
+def _link(x: Deferred) -> Link:
+    return Link(x.stats, x.weight, x.bias, x.act)
 
 
 def _empty(like: Tensor, *sizes: Any) -> tuple[Tensor, ...]:
@@ -60,48 +55,15 @@ def _fake_conv_backward(
     return dx, *_empty(x, weight.shape if mask[1] else 0, weight.shape[0] if mask[2] else 0)
 
 
-def _fake_block(x: Tensor, l_stats: Any, l_weight: Any, l_bias: Any, l_act: int, *block: Any) -> tuple[Tensor, ...]:
-    *args, deferred = block
-    out, y1, y2, stats1, stats2 = _fake_separable_train(x, *args)
-    if deferred:
-        y2, stats2 = x.new_empty(0), x.new_empty((3, out.shape[1]))
-    return out, y1, y2, stats1, stats2
-
-
-def _fake_block_backward(
-    dout: Tensor, d_stats: Any, x: Tensor, l_stats: Tensor | None, l_weight: Any, l_bias: Any, l_act: int,
-    y1: Tensor, y2: Tensor, *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    *block, _deferred, mask = rest
-    c = x.shape[1]
-    before = _empty(x, *(((3, c), c, c) if l_stats is not None else (0, 0, 0)))
-    grads = list(_fake_separable_backward(dout, x, y1, y2, *block, True, mask[:3]))  # type: ignore[call-arg]
-    if not mask[3]:
-        grads[2], grads[6] = _empty(x, 0, 0)
-    return *grads, *before
-
-
-_conv = _library.define(
+_conv = _library.define_flat(
     "conv2d_linked(Tensor x, Tensor weight, Tensor? bias, Tensor n_mean, Tensor n_var, float eps, int[2] stride, "
     "int[4] padding) -> (Tensor, Tensor)",
     "conv2d", _fake_conv,
 )  # fmt: skip
-_conv_backward = _library.define(
+_conv_backward = _library.define_flat(
     "conv2d_linked_backward(Tensor dy, Tensor? d_stats, Tensor x, Tensor y, Tensor weight, Tensor stats, "
     "int[2] stride, int[4] padding, bool[3] mask) -> (Tensor, Tensor, Tensor)",
     "conv2d", _fake_conv_backward,
-)  # fmt: skip
-_block = _library.define(
-    f"separable_conv2d_linked(Tensor x, {_BEFORE}, {_NORMS}, bool deferred)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "separable_conv", _fake_block, stored=3,
-)  # fmt: skip
-_block_backward = _library.define(
-    f"separable_conv2d_linked_backward(Tensor dout, Tensor? d_stats, Tensor x, {_BEFORE}, Tensor y1, Tensor y2, "
-    "Tensor dw, Tensor? n1_weight, Tensor? n1_bias, Tensor stats1, int act1, "
-    "Tensor pw, Tensor? n2_weight, Tensor? n2_bias, Tensor stats2, int act2, "
-    "int[2] stride, int[4] padding, bool deferred, bool[4] mask) -> (" + ", ".join(["Tensor"] * 12) + ")",
-    "separable_conv", _fake_block_backward,
 )  # fmt: skip
 
 
@@ -119,57 +81,13 @@ def _fake_gate_grad(
     return *_fake_gate_backward(dout, x, *args, [True, *mask[1:]]), *before  # type: ignore[call-arg]
 
 
-def _fake_depthwise(
-    x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, weight: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    return _fake_depthwise_norm_train(x, weight, *rest)
-
-
-def _fake_depthwise_grad(
-    dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *rest: Any
-) -> tuple[Tensor, ...]:
-    *block, mask = rest
-    before = (torch.empty_like(t) for t in (l_stats, l_weight, l_bias))
-    return *_fake_depthwise_norm_backward(dout, x, *block, [True, mask[1]]), *before
-
-
 _LINK = "Tensor l_stats, Tensor l_weight, Tensor l_bias, int l_act"
-_depthwise = _library.define(
-    f"depthwise_norm_linked({_NORM.replace('Tensor x', f'Tensor x, {_LINK}')}) -> (Tensor, Tensor, Tensor)",
-    "separable_conv", _fake_depthwise, stored=2,
-)  # fmt: skip
-_depthwise_backward = _library.define(
-    f"depthwise_norm_linked_backward(Tensor dout, Tensor x, {_LINK}, Tensor y, Tensor weight, Tensor n_weight, "
-    "Tensor n_bias, Tensor stats, int act, int[2] stride, int[4] padding, bool[2] mask) -> ("
-    + ", ".join(["Tensor"] * 8) + ")",
-    "separable_conv", _fake_depthwise_grad,
-)  # fmt: skip
-_gate = _library.define(f"gate_linked(Tensor x, {_LINK}, {_ARGS}) -> (Tensor, Tensor, Tensor)", "gate", _fake_gate)
-_gate_backward = _library.define(
+_gate = _library.define_flat(f"gate_linked(Tensor x, {_LINK}, {_ARGS}) -> (Tensor, Tensor, Tensor)", "gate", _fake_gate)
+_gate_backward = _library.define_flat(
     f"gate_linked_backward(Tensor dout, Tensor x, {_LINK}, Tensor means, Tensor pixels, {_ARGS}, bool[3] mask) -> ("
     + ", ".join(["Tensor"] * 10) + ")",
     "gate", _fake_gate_grad,
 )  # fmt: skip
-
-
-def _depthwise_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *before, ctx.l_act, weight, _, n_weight, n_bias, _, _, _, ctx.act, ctx.stride, ctx.padding = inputs
-    _, y, stats = output
-    ctx.save_for_backward(x, *before, y, weight, n_weight, n_bias, stats)
-    ctx.mark_non_differentiable(y, stats)
-    ctx.set_materialize_grads(False)
-
-
-def _depthwise_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return _library.placed(ctx.needs_input_grad)
-    x, l_stats, l_weight, l_bias, *saved = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    mask = [True, any(needs[5:9])]
-    grads = _depthwise_backward(
-        dout, x, l_stats, l_weight, l_bias, ctx.l_act, *saved, ctx.act, ctx.stride, ctx.padding, mask
-    )
-    return _library.placed(needs, (0, 5, 6, 7, 8, 1, 2, 3), grads)
 
 
 def _gate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -207,36 +125,10 @@ def _conv_grad(ctx: Any, dy: Tensor | None, d_stats: Tensor | None) -> tuple[Any
     return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 5
 
 
-def _block_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *before, ctx.l_act, dw, _, w1, b1, _, _, _, ctx.act1 = inputs[:13]
-    pw, _, w2, b2, _, _, _, ctx.act2, ctx.stride, ctx.padding, ctx.deferred = inputs[13:]
-    out, y1, y2, stats1, stats2 = output
-    last = out if ctx.deferred else y2
-    ctx.save_for_backward(x, *before, y1, last, dw, w1, b1, stats1, pw, w2, b2, stats2)
-    ctx.mark_non_differentiable(y1, y2, stats1, *(() if ctx.deferred else (stats2,)))
-    ctx.set_materialize_grads(False)
-
-
-def _block_grad(ctx: Any, dout: Tensor | None, _1: Any, _2: Any, _3: Any, d_stats: Tensor | None) -> tuple[Any, ...]:
-    if dout is None and d_stats is None:
-        return _library.placed(ctx.needs_input_grad)
-    x, l_stats, l_weight, l_bias, y1, last, dw, w1, b1, stats1, pw, w2, b2, stats2 = ctx.saved_tensors
-    dout = torch.zeros_like(last) if dout is None else dout
-    needs = ctx.needs_input_grad
-    mask = [needs[0] or l_stats is not None, any(needs[5:9]), any(needs[13:17]), needs[6] or needs[14]]
-    grads = _block_backward(
-        dout, d_stats, x, l_stats, l_weight, l_bias, ctx.l_act, y1, last, dw, w1, b1, stats1, ctx.act1,
-        pw, w2, b2, stats2, ctx.act2, ctx.stride, ctx.padding, ctx.deferred, mask,
-    )  # fmt: skip
-    return _library.placed(needs, (0, 5, 6, 7, 8, 13, 14, 15, 16, 1, 2, 3), grads)
-
-
-_library.autograd(_conv, _conv_setup, _conv_grad)
-_library.autograd(_block, _block_setup, _block_grad)
-_library.autograd(_depthwise, _depthwise_setup, _depthwise_grad)
-_library.autograd(_gate, _gate_setup, _gate_grad)
-for _op in (_conv, _block, _depthwise, _gate):
-    _library.autocast(_op, "x", lower=_op is not _gate)
+_library.autograd_flat(_conv, _conv_setup, _conv_grad)
+_library.autograd_flat(_gate, _gate_setup, _gate_grad)
+for _op in (_conv, _gate):
+    _library.autocast_flat(_op, "x", lower=_op is not _gate)
 
 
 def deferred_conv2d(
@@ -262,20 +154,23 @@ def linked_separable_conv2d(
 
     Arguments and errors as there; with ``defer`` the result is a `Deferred`.
     """
-    before = x if isinstance(x, Deferred) else Deferred(x, *(None,) * 3, 0)  # type: ignore[arg-type]
-    args, height, width = block_arguments(
-        "separable_conv2d", before.y, dw_weight, pw_weight, dw_bias, norm1, act1, pw_bias, norm2, act2, stride, padding
+    y = x.y if isinstance(x, Deferred) else x
+    block, height, width = separable_fields(
+        y, dw_weight, pw_weight, dw_bias, norm1, act1, pw_bias, norm2, act2, stride, padding
     )
     if norm1 is not None or norm2 is not None:
-        check_batch("separable_conv2d", (before.y.shape[0], before.y.shape[1], height, width))
-    block, code = args[1:], args[16]
-    if defer:
-        block = (*block[:10], None, None, *block[12:15], 0, *block[16:])
-    out, _, _, stats1, stats2 = _block(*before, *block, defer)
-    if out.numel():
-        update_running(norm1, stats1)
-        update_running(norm2, stats2.detach())
-    return Deferred(out, stats2, norm2.weight, norm2.bias, code) if defer and norm2 is not None else out
+        check_batch("separable_conv2d", (y.shape[0], y.shape[1], height, width))
+    left, code = None, block.act2
+    if defer and norm2 is not None:
+        left = LeftNorm(norm2.running_mean, norm2.running_var, norm2.eps)
+        block = block._replace(norm2=None, act2=0)
+    trained = separable_linked(SeparableLinked(block, _link(x) if isinstance(x, Deferred) else None, left))
+    if trained.out.numel():
+        update_running(norm1, trained.stats1)
+        update_running(norm2, trained.stats2.detach())
+    if left is None or norm2 is None:
+        return trained.out
+    return Deferred(trained.out, trained.stats2, norm2.weight, norm2.bias, code)
 
 
 def linked_depthwise_conv2d(
@@ -283,13 +178,12 @@ def linked_depthwise_conv2d(
     padding: int | Sequence[int],
 ) -> Tensor:  # fmt: skip
     """`depthwise_conv2d` with a norm in training behind a deferred one; arguments and errors as there."""
-    args, height, width = depthwise_arguments(x.y, weight, bias, norm, act, stride, padding)
+    block, height, width = depthwise_fields(x.y, weight, bias, norm, act, stride, padding)
     check_batch("depthwise_conv2d", (x.y.shape[0], x.y.shape[1], height, width))
-    out, _, stats = _depthwise(*x, *args[1:])
-    if out.numel():
-        update_running(norm, stats)
-    y: Tensor = out
-    return y
+    trained = depthwise_norm_linked(DepthwiseNormLinked(block, _link(x)))
+    if trained.out.numel():
+        update_running(norm, trained.stats)
+    return trained.out
 
 
 def linked_csa(

@@ -65,18 +65,18 @@ def _fake_additive_backward(
     return _grads((dx, dh, params, params, params, params), x, h, weight, rows, v, one)
 
 
-_dot = _library.define(f"dot_product_attention({_DOT}) -> Tensor", _FAMILY, _fake_dot)
-_dot_train = _library.define(f"dot_product_attention_train({_DOT}) -> (Tensor, Tensor)", _FAMILY, _fake_dot_train)
-_dot_backward = _library.define(
+_dot = _library.define_flat(f"dot_product_attention({_DOT}) -> Tensor", _FAMILY, _fake_dot)
+_dot_train = _library.define_flat(f"dot_product_attention_train({_DOT}) -> (Tensor, Tensor)", _FAMILY, _fake_dot_train)
+_dot_backward = _library.define_flat(
     f"dot_product_attention_backward(Tensor dout, {_DOT}, Tensor out, Tensor stats, bool[4] mask)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _FAMILY, _fake_dot_backward, stored=3,
 )  # fmt: skip
-_additive = _library.define(f"additive_attention({_ADDITIVE}) -> Tensor", _FAMILY, _fake_additive)
-_additive_train = _library.define(
+_additive = _library.define_flat(f"additive_attention({_ADDITIVE}) -> Tensor", _FAMILY, _fake_additive)
+_additive_train = _library.define_flat(
     f"additive_attention_train({_ADDITIVE}) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_additive_train
 )
-_additive_backward = _library.define(
+_additive_backward = _library.define_flat(
     "additive_attention_backward(Tensor dout, Tensor x, Tensor h, Tensor weight, Tensor v, Tensor u, Tensor weights,"
     " bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY, _fake_additive_backward, stored=2,
@@ -116,12 +116,12 @@ def _additive_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ..
     return tuple(grad if wanted else None for wanted, grad in zip(needs, grads, strict=True))
 
 
-_library.autograd(_dot_train, _dot_setup, _dot_grad)
-_library.autograd(_additive_train, _additive_setup, _additive_grad)
+_library.autograd_flat(_dot_train, _dot_setup, _dot_grad)
+_library.autograd_flat(_additive_train, _additive_setup, _additive_grad)
 for _op in (_dot, _dot_train):
-    _library.autocast(_op, "q", "k", "v", lower=True)
+    _library.autocast_flat(_op, "q", "k", "v", lower=True)
 for _op in (_additive, _additive_train):
-    _library.autocast(_op, "x", "h", lower=True)
+    _library.autocast_flat(_op, "x", "h", lower=True)
 
 
 def _tokens(op: str, arg: str, x: object) -> Tensor:

@@ -79,36 +79,36 @@ def _fake_spatial_backward(dout: Tensor, x: Tensor, *rest: Any) -> Any:
     return _fake_backward(x, (), rest[3:6], rest[7])
 
 
-_cbam = _library.define(f"cbam(Tensor x, {_MLP}, {_SPATIAL}) -> Tensor", _FAMILY, _fake_out)
-_cbam_train = _library.define(
+_cbam = _library.define_flat(f"cbam(Tensor x, {_MLP}, {_SPATIAL}) -> Tensor", _FAMILY, _fake_out)
+_cbam_train = _library.define_flat(
     f"cbam_train(Tensor x, {_MLP}, {_SPATIAL}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY,
     _fake_cbam_train,
 )
-_cbam_backward = _library.define(
+_cbam_backward = _library.define_flat(
     "cbam_backward(Tensor dout, Tensor x, Tensor pooled, Tensor positions, Tensor planes, Tensor channels, "
     "Tensor stats, Tensor w1, Tensor b1, Tensor w2, Tensor weight, Tensor n_weight, Tensor n_bias, bool batch_stats, "
     "bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY,
     _fake_cbam_backward,
 )
-_channel = _library.define(f"channel_gate(Tensor x, {_MLP}) -> Tensor", _FAMILY, _fake_out)
-_channel_train = _library.define(
+_channel = _library.define_flat(f"channel_gate(Tensor x, {_MLP}) -> Tensor", _FAMILY, _fake_out)
+_channel_train = _library.define_flat(
     f"channel_gate_train(Tensor x, {_MLP}) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_channel_train
 )
-_channel_backward = _library.define(
+_channel_backward = _library.define_flat(
     "channel_gate_backward(Tensor dout, Tensor x, Tensor pooled, Tensor positions, Tensor w1, Tensor b1, Tensor w2, "
     "bool[2] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY,
     _fake_channel_backward,
 )
-_spatial = _library.define(f"spatial_gate(Tensor x, {_SPATIAL}) -> Tensor", _FAMILY, _fake_out)
-_spatial_train = _library.define(
+_spatial = _library.define_flat(f"spatial_gate(Tensor x, {_SPATIAL}) -> Tensor", _FAMILY, _fake_out)
+_spatial_train = _library.define_flat(
     f"spatial_gate_train(Tensor x, {_SPATIAL}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor)",
     _FAMILY,
     _fake_spatial_train,
 )
-_spatial_backward = _library.define(
+_spatial_backward = _library.define_flat(
     "spatial_gate_backward(Tensor dout, Tensor x, Tensor planes, Tensor channels, Tensor stats, Tensor weight, "
     "Tensor n_weight, Tensor n_bias, bool batch_stats, bool[2] mask) -> (Tensor, Tensor, Tensor, Tensor)",
     _FAMILY,
@@ -161,11 +161,11 @@ def _spatial_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...
     return *(grad if need else None for need, grad in zip(needs[:4], grads, strict=True)), None, None, None, None
 
 
-_library.autograd(_cbam_train, _cbam_setup, _cbam_grad)
-_library.autograd(_channel_train, _channel_setup, _channel_grad)
-_library.autograd(_spatial_train, _spatial_setup, _spatial_grad)
+_library.autograd_flat(_cbam_train, _cbam_setup, _cbam_grad)
+_library.autograd_flat(_channel_train, _channel_setup, _channel_grad)
+_library.autograd_flat(_spatial_train, _spatial_setup, _spatial_grad)
 for _op in (_cbam, _cbam_train, _channel, _channel_train, _spatial, _spatial_train):
-    _library.autocast(_op, "x")
+    _library.autocast_flat(_op, "x")
 
 
 def _check_input(op: str, x: Tensor) -> None:

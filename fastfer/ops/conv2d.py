@@ -74,11 +74,11 @@ def _fake_pool_backward(
     return _fake_backward(dout, x, y, *rest[:7], *rest[10:])
 
 
-_conv2d = _library.define(f"conv2d({_ARGS}) -> Tensor", _FAMILY, _fake)
-_conv2d_train = _library.define(
+_conv2d = _library.define_flat(f"conv2d({_ARGS}) -> Tensor", _FAMILY, _fake)
+_conv2d_train = _library.define_flat(
     f"conv2d_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_train, stored=2
 )
-_conv2d_backward = _library.define(
+_conv2d_backward = _library.define_flat(
     "conv2d_backward(Tensor dout, Tensor x, Tensor y, Tensor weight, Tensor? n_weight, Tensor? n_bias, Tensor stats, "
     "int act, int[2] stride, int[4] padding, bool batch_stats, bool[2] mask) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -86,11 +86,11 @@ _conv2d_backward = _library.define(
 )  # fmt: skip
 
 
-_conv2d_pool_train = _library.define(
+_conv2d_pool_train = _library.define_flat(
     f"conv2d_pool_train({_ARGS}, {_WINDOW}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY, _fake_pool_train, stored=3,
 )  # fmt: skip
-_conv2d_pool_backward = _library.define(
+_conv2d_pool_backward = _library.define_flat(
     "conv2d_pool_backward(Tensor dout, Tensor x, Tensor y, Tensor best, Tensor positions, Tensor weight, "
     "Tensor n_weight, Tensor n_bias, Tensor stats, int act, int[2] stride, int[4] padding, "
     f"{_WINDOW}, bool batch_stats, bool[2] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -136,10 +136,10 @@ def _pool_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 10
 
 
-_library.autograd(_conv2d_train, _setup, _grad)
-_library.autograd(_conv2d_pool_train, _pool_setup, _pool_grad)
+_library.autograd_flat(_conv2d_train, _setup, _grad)
+_library.autograd_flat(_conv2d_pool_train, _pool_setup, _pool_grad)
 for _op in (_conv2d, _conv2d_train, _conv2d_pool_train):
-    _library.autocast(_op, "x", lower=True)
+    _library.autocast_flat(_op, "x", lower=True)
 
 
 def _check_weight(op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:

@@ -78,17 +78,17 @@ def _fake_attention_backward(
     )
 
 
-_pool = _library.define("cpsca_pool(Tensor x) -> (Tensor, Tensor, Tensor, Tensor)", _FAMILY, _fake_pool, stored=4)
-_pool_backward = _library.define(
+_pool = _library.define_flat("cpsca_pool(Tensor x) -> (Tensor, Tensor, Tensor, Tensor)", _FAMILY, _fake_pool, stored=4)
+_pool_backward = _library.define_flat(
     "cpsca_pool_backward(Tensor d_row_mean, Tensor d_row_max, Tensor d_col_mean, Tensor d_col_max, Tensor x) -> Tensor",
     _FAMILY, _fake_pool_backward,
 )  # fmt: skip
-_attention = _library.define(f"coordinate_attention({_ARGS}) -> Tensor", _FAMILY, _fake_attention)
-_attention_train = _library.define(
+_attention = _library.define_flat(f"coordinate_attention({_ARGS}) -> Tensor", _FAMILY, _fake_attention)
+_attention_train = _library.define_flat(
     f"coordinate_attention_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY, _fake_attention_train,
 )  # fmt: skip
-_attention_backward = _library.define(
+_attention_backward = _library.define_flat(
     "coordinate_attention_backward(Tensor dout, Tensor x, Tensor pooled, Tensor at, Tensor y, Tensor gates, "
     "Tensor stats, Tensor weight, Tensor n_weight, Tensor n_bias, int act, Tensor h_weight, Tensor w_weight, int kind, "
     "bool batch_stats, bool[2] mask)"
@@ -126,10 +126,10 @@ def _attention_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, .
     return _library.placed(needs, (0, *_PARAMS), grads)
 
 
-_library.autograd(_pool, _pool_setup, _pool_grad)
-_library.autograd(_attention_train, _attention_setup, _attention_grad)
+_library.autograd_flat(_pool, _pool_setup, _pool_grad)
+_library.autograd_flat(_attention_train, _attention_setup, _attention_grad)
 for _op in (_pool, _attention, _attention_train):
-    _library.autocast(_op, "x")
+    _library.autocast_flat(_op, "x")
 
 
 def _check_input(op: str, x: Tensor) -> None:

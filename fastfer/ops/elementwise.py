@@ -6,39 +6,21 @@ Saved for backward: the input (4 bytes an element in float32).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
+from fastfer.signatures.elementwise import Activation, ActivationBackward
 
 
-def _fake(x: Tensor, act: int) -> Tensor:
-    return torch.empty_like(x)
+def _fake(a: Activation | ActivationBackward) -> Tensor:
+    return torch.empty_like(a.x)
 
 
-def _fake_backward(dy: Tensor, x: Tensor, act: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-_activation = _library.define("activation(Tensor x, int act) -> Tensor", "elementwise", _fake)
-_activation_backward = _library.define(
-    "activation_backward(Tensor dy, Tensor x, int act) -> Tensor", "elementwise", _fake_backward
-)
-
-
-def _setup(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.act = inputs[1]
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return _activation_backward(dy, ctx.saved_tensors[0], ctx.act), None
-
-
-_library.autograd(_activation, _setup, _backward)
-_library.autocast(_activation, "x")
+_activation = _library.define("activation", "elementwise", Activation, Tensor, _fake)
+_activation_backward = _library.define("activation_backward", "elementwise", ActivationBackward, Tensor, _fake)
+_library.autograd(_activation, _activation_backward)
+_library.autocast(_activation)
 
 
 def activation(x: Tensor, act: str | None) -> Tensor:
@@ -48,7 +30,7 @@ def activation(x: Tensor, act: str | None) -> Tensor:
     """
     _checks.floating("activation", "x", x)
     code = _checks.act_code("activation", act)
-    return _activation(x, code) if code else x
+    return _activation(Activation(x, code)) if code else x
 
 
 def relu(x: Tensor) -> Tensor:

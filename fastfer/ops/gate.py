@@ -49,9 +49,11 @@ def _fake_gate_backward(
     return tuple(grads)
 
 
-_gate = _library.define(f"gate(Tensor x, {_ARGS}) -> Tensor", _FAMILY, _fake_gate)
-_gate_train = _library.define(f"gate_train(Tensor x, {_ARGS}) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_gate_train)
-_gate_backward = _library.define(
+_gate = _library.define_flat(f"gate(Tensor x, {_ARGS}) -> Tensor", _FAMILY, _fake_gate)
+_gate_train = _library.define_flat(
+    f"gate_train(Tensor x, {_ARGS}) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_gate_train
+)
+_gate_backward = _library.define_flat(
     f"gate_backward(Tensor dout, Tensor x, Tensor means, Tensor pixels, {_ARGS}, bool[3] mask)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _FAMILY, _fake_gate_backward,
@@ -75,9 +77,9 @@ def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     return _library.placed(needs, (0, 1, 2, 3, 4, 7, 8), grads)
 
 
-_library.autograd(_gate_train, _setup, _grad)
+_library.autograd_flat(_gate_train, _setup, _grad)
 for _op in (_gate, _gate_train):
-    _library.autocast(_op, "x")
+    _library.autocast_flat(_op, "x")
 
 
 def _run(*args: Any) -> Tensor:

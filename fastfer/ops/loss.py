@@ -55,25 +55,25 @@ def _fake_entropy_train(logits: Tensor, target: Tensor, weight: Tensor | None, s
 
 _CENTER = "Tensor features, Tensor labels, Tensor centers"
 _ENTROPY = "Tensor logits, Tensor target, Tensor? weight, float smoothing"
-_center = _library.define(f"center_loss({_CENTER}) -> Tensor", _FAMILY, _fake_center)
-_center_backward = _library.define(
+_center = _library.define_flat(f"center_loss({_CENTER}) -> Tensor", _FAMILY, _fake_center)
+_center_backward = _library.define_flat(
     f"center_loss_backward(Tensor dloss, {_CENTER}, bool[2] mask) -> (Tensor, Tensor)", _FAMILY, _fake_center_backward
 )
-_triplet = _library.define(
+_triplet = _library.define_flat(
     "triplet_loss(Tensor features, Tensor labels, float margin) -> Tensor", _FAMILY, _fake_triplet
 )
-_triplet_train = _library.define(
+_triplet_train = _library.define_flat(
     "triplet_loss_train(Tensor features, Tensor labels, float margin) -> (Tensor, Tensor, Tensor)",
     _FAMILY,
     _fake_triplet_train,
 )
-_triplet_backward = _library.define(
+_triplet_backward = _library.define_flat(
     "triplet_loss_backward(Tensor dloss, Tensor features, Tensor pairs, Tensor slopes) -> Tensor",
     _FAMILY,
     _fake_triplet_backward,
 )
-_entropy = _library.define(f"cross_entropy({_ENTROPY}) -> Tensor", _FAMILY, _fake_entropy)
-_entropy_train = _library.define(
+_entropy = _library.define_flat(f"cross_entropy({_ENTROPY}) -> Tensor", _FAMILY, _fake_entropy)
+_entropy_train = _library.define_flat(
     f"cross_entropy_train({_ENTROPY}) -> (Tensor, Tensor)", _FAMILY, _fake_entropy_train, stored=2
 )
 
@@ -110,11 +110,11 @@ def _entropy_grad(ctx: Any, dloss: Tensor | None, *unused: Any) -> tuple[Any, ..
     return None if dloss is None else dloss * ctx.saved_tensors[0], None, None, None
 
 
-_library.autograd(_center, _center_setup, _center_grad)
-_library.autograd(_triplet_train, _triplet_setup, _triplet_grad)
-_library.autograd(_entropy_train, _entropy_setup, _entropy_grad)
+_library.autograd_flat(_center, _center_setup, _center_grad)
+_library.autograd_flat(_triplet_train, _triplet_setup, _triplet_grad)
+_library.autograd_flat(_entropy_train, _entropy_setup, _entropy_grad)
 for _op in (_center, _triplet, _triplet_train, _entropy, _entropy_train):
-    _library.autocast(_op)  # losses in float32, as torch
+    _library.autocast_flat(_op)  # losses in float32, as torch
 
 
 def _rows(op: str, arg: str, x: object) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastfer import _checks, _library, backend
+from fastfer.signatures.fields import RunningNorm
 
 _FAMILY = "norm"
 _ARGS = "Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, int act"
@@ -48,6 +49,12 @@ def check_norm(op: str, arg: str, norm: object, ref: Tensor, channels: int) -> N
         if not isinstance(t, Tensor) or t.shape != shape or t.dtype != dtype or t.device != device:
             _checks.like(op, f"{arg}.{field}", t, ref, shape)
     return norm
+
+
+def running_norm(op: str, arg: str, norm: Norm, ref: Tensor, channels: int) -> RunningNorm:
+    """The fields of a Norm that `check_norm` accepts."""
+    check_norm(op, arg, norm, ref, channels)
+    return RunningNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
 
 
 def check_batch(op: str, shape: Sequence[int]) -> None:
@@ -88,11 +95,11 @@ def _fake_backward(
     return _like(x) if mask[0] else x.new_empty(0), *params
 
 
-_batch_norm = _library.define(f"batch_norm({_ARGS}) -> Tensor", _FAMILY, _fake)
-_batch_norm_train = _library.define(
+_batch_norm = _library.define_flat(f"batch_norm({_ARGS}) -> Tensor", _FAMILY, _fake)
+_batch_norm_train = _library.define_flat(
     f"batch_norm_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor)", _FAMILY, _fake_train
 )
-_batch_norm_backward = _library.define(
+_batch_norm_backward = _library.define_flat(
     "batch_norm_backward(Tensor dout, Tensor x, Tensor weight, Tensor bias, Tensor stats, int act, bool batch_stats, "
     "bool[2] mask) -> (Tensor, Tensor, Tensor)",
     _FAMILY, _fake_backward,
@@ -115,9 +122,9 @@ def _grad(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
     return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 5
 
 
-_library.autograd(_batch_norm_train, _setup, _grad)
+_library.autograd_flat(_batch_norm_train, _setup, _grad)
 for _op in (_batch_norm, _batch_norm_train):
-    _library.autocast(_op, "x")
+    _library.autocast_flat(_op, "x")
 
 
 def batch_norm(x: Tensor, norm: Norm, *, act: str | None = None, training: bool = False) -> Tensor:

@@ -53,29 +53,29 @@ def _fake_avg_max(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _WINDOW = "int[2] kernel, int[2] stride, int[4] padding"
-_max_pool = _library.define(f"max_pool2d(Tensor x, {_WINDOW}) -> Tensor", _FAMILY, fake_max_pool)
-_max_pool_train = _library.define(
+_max_pool = _library.define_flat(f"max_pool2d(Tensor x, {_WINDOW}) -> Tensor", _FAMILY, fake_max_pool)
+_max_pool_train = _library.define_flat(
     f"max_pool2d_train(Tensor x, {_WINDOW}) -> (Tensor, Tensor)", _FAMILY, _fake_max_pool_train
 )
-_max_pool_backward = _library.define(
+_max_pool_backward = _library.define_flat(
     f"max_pool2d_backward(Tensor dy, Tensor positions, SymInt[2] size, {_WINDOW}) -> Tensor",
     _FAMILY,
     _fake_max_pool_backward,
 )
-_avg_pool = _library.define("global_avg_pool(Tensor x) -> Tensor", _FAMILY, _fake_avg)
-_avg_pool_backward = _library.define(
+_avg_pool = _library.define_flat("global_avg_pool(Tensor x) -> Tensor", _FAMILY, _fake_avg)
+_avg_pool_backward = _library.define_flat(
     "global_avg_pool_backward(Tensor davg, SymInt[2] size) -> Tensor", _FAMILY, lambda davg, size: _image(davg, *size)
 )
-_global_max = _library.define("global_max_pool(Tensor x) -> (Tensor, Tensor)", _FAMILY, _fake_max)
-_global_max_backward = _library.define(
+_global_max = _library.define_flat("global_max_pool(Tensor x) -> (Tensor, Tensor)", _FAMILY, _fake_max)
+_global_max_backward = _library.define_flat(
     "global_max_pool_backward(Tensor dmax, Tensor positions, SymInt[2] size) -> Tensor",
     _FAMILY,
     lambda dmax, positions, size: _image(dmax, *size),
 )
-_avg_max = _library.define(
+_avg_max = _library.define_flat(
     "global_avg_max_pool(Tensor x) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_avg_max, stored=2
 )
-_avg_max_backward = _library.define(
+_avg_max_backward = _library.define_flat(
     "global_avg_max_pool_backward(Tensor davg, Tensor dmax, Tensor positions, SymInt[2] size) -> Tensor",
     _FAMILY,
     lambda davg, dmax, positions, size: _image(dmax, *size),
@@ -115,12 +115,12 @@ def _avg_max_grad(ctx: Any, davg: Tensor, dmax: Tensor, _: Any) -> tuple[Tensor]
     return (_avg_max_backward(davg, dmax, ctx.saved_tensors[0], ctx.size),)
 
 
-_library.autograd(_max_pool_train, _max_pool_setup, _max_pool_grad)
-_library.autograd(_avg_pool, _avg_setup, _avg_grad)
-_library.autograd(_global_max, _max_setup, _global_max_grad)
-_library.autograd(_avg_max, _max_setup, _avg_max_grad)
+_library.autograd_flat(_max_pool_train, _max_pool_setup, _max_pool_grad)
+_library.autograd_flat(_avg_pool, _avg_setup, _avg_grad)
+_library.autograd_flat(_global_max, _max_setup, _global_max_grad)
+_library.autograd_flat(_avg_max, _max_setup, _avg_max_grad)
 for _op in (_max_pool, _max_pool_train, _avg_pool, _global_max, _avg_max):
-    _library.autocast(_op, "x")
+    _library.autocast_flat(_op, "x")
 
 
 class Pool(NamedTuple):

@@ -2,7 +2,7 @@
 // Attention over the pixels of a map.
 #pragma once
 #include "engine/kernels/pixels.h"
-#include "simd/lanes.h"
+#include "simd/horizontal.h"
 
 namespace ff {
 namespace FF_ISA {

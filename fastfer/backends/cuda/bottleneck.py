@@ -7,77 +7,90 @@ convolution reads it. Backward computes it again from x.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from fastfer.backends.cuda import norm
 from fastfer.backends.cuda.loader import Launch, nhwc
 from fastfer.backends.cuda.separable_conv import (
-    NO_NORM,
-    depthwise_after,
-    depthwise_after_backward,
+    PLAIN,
+    Operand,
+    depthwise_train,
+    depthwise_train_backward,
     product,
     product_backward,
     product_norm,
-    separable,
     separable_backward,
+    separable_train,
 )
 from fastfer.backends.reference.bottleneck import kept_covariance
+from fastfer.signatures.bottleneck import (
+    Bottleneck,
+    BottleneckBackward,
+    BottleneckGradients,
+    BottleneckTrain,
+    BottleneckTrained,
+)
+from fastfer.signatures.separable_conv import (
+    ConvNeeds,
+    DepthwiseNorm,
+    DepthwiseNormBackward,
+    DepthwiseNormGradients,
+    DepthwiseNormNeeds,
+    DepthwiseNormTrain,
+    Separable,
+    SeparableBackward,
+    SeparableGradients,
+    SeparableNeeds,
+    SeparableTrain,
+)
 
 
-def inverted_bottleneck_train(
-    launch: Launch, x: Tensor,
-    expand: Tensor, n1_weight: Tensor, n1_bias: Tensor, n1_mean: Tensor, n1_var: Tensor, eps1: float,
-    dw: Tensor, n2_weight: Tensor, n2_bias: Tensor, n2_mean: Tensor, n2_var: Tensor, eps2: float,
-    project: Tensor | None, n3_weight: Tensor | None, n3_bias: Tensor | None, n3_mean: Tensor | None,
-    n3_var: Tensor | None, eps3: float,
-    act: int, residual: bool, stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, y1, y2, covariance and the three norms' statistics as `backends.reference.bottleneck` has them."""
-    x = nhwc(x)
-    z, stats1 = product_norm(launch, x, NO_NORM, expand, None, n1_mean, n1_var, eps1, batch_stats)
-    before, norm2 = (n1_weight, n1_bias, stats1, act), (n2_weight, n2_bias, n2_mean, n2_var, eps2, act)
-    window, covariance = (stride, padding, batch_stats), kept_covariance(x, expand, batch_stats)
-    if project is None:
-        out, y1, stats2 = depthwise_after(launch, z, before, dw, None, *norm2, *window)
-        return out, y1, x.new_empty(0), covariance, stats1, stats2, stats2.new_empty(0)
-    norm3 = (n3_weight, n3_bias, n3_mean, n3_var, eps3, 0)
-    out, y1, y2, stats2, stats3 = separable(launch, z, before, dw, None, *norm2, project, None, *norm3, *window)
-    return out.add_(x) if residual else out, y1, y2, covariance, stats1, stats2, stats3
+def inverted_bottleneck_train(launch: Launch, a: BottleneckTrain) -> BottleneckTrained:
+    """Output, y1, y2, covariance and the three norms' statistics."""
+    b, x = a.block, nhwc(a.block.x)
+    z, stats1 = product_norm(launch, x, PLAIN, b.expand_weight, None, b.norm1, a.batch_stats)
+    expanded, covariance = Operand(b.norm1, stats1, b.act), kept_covariance(x, b.expand_weight, a.batch_stats)
+    if b.project_weight is None:
+        depthwise = DepthwiseNorm(z, b.dw_weight, None, b.norm2, b.act, b.stride, b.padding)
+        out, y1, stats2 = depthwise_train(launch, z, expanded, DepthwiseNormTrain(depthwise, a.batch_stats))
+        return BottleneckTrained(out, y1, x.new_empty(0), covariance, stats1, stats2, stats2.new_empty(0))
+    pair = Separable(
+        z, b.dw_weight, None, b.norm2, b.act, b.project_weight, None, b.norm3, 0, b.stride, b.padding
+    )  # fmt: skip
+    out, y1, y2, stats2, stats3 = separable_train(launch, z, expanded, SeparableTrain(pair, a.batch_stats))
+    return BottleneckTrained(out.add_(x) if b.residual else out, y1, y2, covariance, stats1, stats2, stats3)
 
 
-def inverted_bottleneck(launch: Launch, *args: Any) -> Tensor:
+def inverted_bottleneck(launch: Launch, a: Bottleneck) -> Tensor:
     """Output with running statistics."""
-    return inverted_bottleneck_train(launch, *args, False)[0]  # type: ignore[call-arg]
+    return inverted_bottleneck_train(launch, BottleneckTrain(a, False)).out
 
 
-def inverted_bottleneck_backward(
-    launch: Launch, dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor, covariance: Tensor,
-    expand: Tensor, n1_weight: Tensor, n1_bias: Tensor, stats1: Tensor,
-    dw: Tensor, n2_weight: Tensor, n2_bias: Tensor, stats2: Tensor,
-    project: Tensor | None, n3_weight: Tensor | None, n3_bias: Tensor | None, stats3: Tensor,
-    act: int, residual: bool, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; expand, norm1's two; dw, norm2's two; project, norm3's two. Those not asked for are empty."""
-    need_dx, need_params = mask
-    dout, x = nhwc(dout), nhwc(x)
-    z = product(launch, x, NO_NORM, expand, None, False)[0]
-    before, norm2 = (n1_weight, n1_bias, stats1, act), (n2_weight, n2_bias, stats2, act)
-    if project is None:
-        window = (stride, padding, batch_stats, [True, need_params])
-        da1, d_dw, _, *d_norm2 = depthwise_after_backward(launch, dout, z, before, y1, dw, *norm2, *window)
-        third = [x.new_empty(0) for _ in range(3)]
+def inverted_bottleneck_backward(launch: Launch, a: BottleneckBackward) -> BottleneckGradients:
+    """Gradients of x; the expansion's weight, norm1's two; the depthwise weight, norm2's two; the projection's, norm3's
+    two."""
+    dout, x, params = nhwc(a.d_out), nhwc(a.x), a.needs.params
+    z = product(launch, x, PLAIN, a.expand_weight, None, False)[0]
+    expanded = Operand(a.norm1, a.stats1, a.act)
+    grads: DepthwiseNormGradients | SeparableGradients
+    if a.project_weight is None:
+        grads = depthwise_train_backward(launch, z, expanded, DepthwiseNormBackward(
+            dout, z, a.y1, a.dw_weight, a.norm2, a.stats2, a.act, a.stride, a.padding, a.batch_stats,
+            DepthwiseNormNeeds(True, params),
+        ))  # fmt: skip
+        da1, d_dw, d_norm2 = grads.d_x, grads.d_weight, (grads.d_norm_weight, grads.d_norm_bias)
+        third = tuple(x.new_empty(0) for _ in range(3))
     else:
-        norm3, window = (n3_weight, n3_bias, stats3, 0), (stride, padding, batch_stats, [True, *[need_params] * 2])
-        da1, d_dw, _, *d_norm2, d_project, _, d_w3, d_b3 = separable_backward(
-            launch, dout, z, before, y1, y2, dw, *norm2, project, *norm3, *window
-        )
-        third = [d_project, d_w3, d_b3]
-    dz, *d_norm1 = norm.norm_act_backward(launch, da1, z, n1_weight, n1_bias, stats1, act, batch_stats)
-    dx, d_expand, _ = product_backward(launch, dz, x, NO_NORM, expand, [need_dx, need_params, False])
-    if residual and need_dx:
-        dx = dx.add_(dout)
-    if not need_params:
-        d_norm1 = [x.new_empty(0) for _ in range(2)]
-    return dx, d_expand, *d_norm1, d_dw, *d_norm2, *third
+        grads = separable_backward(launch, z, expanded, SeparableBackward(
+            dout, z, a.y1, a.y2, a.dw_weight, a.norm2, a.stats2, a.act, a.project_weight, a.norm3, a.stats3, 0,
+            a.stride, a.padding, a.batch_stats, SeparableNeeds(x=True, dw=params, pw=params, biases=False),
+        ))  # fmt: skip
+        da1, d_dw, d_norm2 = grads.d_x, grads.d_dw_weight, (grads.d_norm1_weight, grads.d_norm1_bias)
+        third = (grads.d_pw_weight, grads.d_norm2_weight, grads.d_norm2_bias)
+    dz, *of_norm1 = norm.normalise_backward(launch, da1, z, a.norm1, a.stats1, a.act, a.batch_stats)
+    d_x, d_expand, _ = product_backward(launch, dz, x, PLAIN, a.expand_weight, ConvNeeds(a.needs.x, params, False))
+    if a.residual and a.needs.x:
+        d_x = d_x.add_(dout)
+    d_norm1 = of_norm1 if params else [x.new_empty(0) for _ in range(2)]
+    rest: tuple[Tensor, ...] = (d_dw, *d_norm2, *third)
+    return BottleneckGradients(d_x, d_expand, *d_norm1, *rest)

@@ -13,7 +13,8 @@ from torch import Tensor
 from fastfer._checks import ACTIVATIONS
 from fastfer.backends.cuda import norm
 from fastfer.backends.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
-from fastfer.backends.cuda.separable_conv import NO_NORM, product_backward
+from fastfer.backends.cuda.separable_conv import PLAIN, product_backward
+from fastfer.signatures.separable_conv import ConvNeeds
 
 THREADS, IMAGE_THREADS = 256, 512
 _RUN = 4  # csrc/cbam/cuda.cuh
@@ -140,8 +141,8 @@ def _backward_image(
         return dx, *(x.new_empty(0) for _ in range(4))
     pooled, _, w1, _, w2 = channel
     dz, dh, sums, _ = scratch
-    _, d_w1, d_b1 = product_backward(launch, dh, pooled[:2].flatten(0, 1), NO_NORM, w1, [False, True, True])
-    _, d_w2, d_b2 = product_backward(launch, dz, sums, NO_NORM, w2, [False, True, True])
+    _, d_w1, d_b1 = product_backward(launch, dh, pooled[:2].flatten(0, 1), PLAIN, w1, ConvNeeds(False, True, True))
+    _, d_w2, d_b2 = product_backward(launch, dz, sums, PLAIN, w2, ConvNeeds(False, True, True))
     return dx, d_w1, d_b1, d_w2, 2 * d_b2
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from fastfer._checks import ACTIVATIONS
 from fastfer.backends.cuda import elementwise, norm
 from fastfer.backends.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
-from fastfer.backends.cuda.separable_conv import NO_NORM, product, product_backward, product_norm
+from fastfer.backends.cuda.separable_conv import PLAIN, Operand, product, product_backward, product_norm
+from fastfer.signatures.fields import Affine, RunningNorm
+from fastfer.signatures.separable_conv import ConvNeeds
 
 THREADS = 256
 _LANES = 32  # csrc/cuda/columns.cuh
@@ -115,9 +117,10 @@ def coordinate_attention_train(
         kind == _CPSCA,
     )  # fmt: skip
     biases = bias * 2 if kind == _CPSCA else bias
-    y, stats = product_norm(launch, _column(pooled), NO_NORM, weight, biases, n_mean, n_var, eps, batch_stats)
+    after = RunningNorm(n_weight, n_bias, n_mean, n_var, eps)
+    y, stats = product_norm(launch, _column(pooled), PLAIN, weight, biases, after, batch_stats)
     gates = torch.empty_like(pooled)
-    before = (n_weight, n_bias, stats, act)
+    before = Operand(after, stats, act)
     layers = ((h_weight, h_bias), (w_weight, w_bias))
     for lines, target, layer in zip(_split(y, x), _split(gates, x), layers, strict=True):
         logits = product(launch, lines, before, *layer, False)[0]
@@ -145,7 +148,8 @@ def coordinate_attention_backward(
     d_logits = torch.empty_like(gates)
     name, sizes = f"coordinate_dlogits<{type_name('coordinate', x)}>", (x.shape[2], x.shape[3], x.shape[1])
     launch(name, x, _blocks(x), THREADS, dout, x, *_split(gates, x), *_split(d_logits, x), *sizes)
-    before, wanted = (n_weight, n_bias, stats, act), [True, need_params, need_params]
+    before = Operand(Affine(n_weight, n_bias), stats, act)
+    wanted = ConvNeeds(True, need_params, need_params)
     (dz_h, *d_h), (dz_w, *d_w) = (
         product_backward(launch, grads, lines, before, layer, wanted)
         for grads, lines, layer in zip(_split(d_logits, x), _split(y, x), (h_weight, w_weight), strict=True)
@@ -153,7 +157,7 @@ def coordinate_attention_backward(
     dz = _column(torch.cat([dz_h, dz_w]))
     dy, d_n_weight, d_n_bias = norm.norm_act_backward(launch, dz, _column(y), n_weight, n_bias, stats, act, batch_stats)
     d_pooled, d_weight, d_bias = product_backward(
-        launch, dy[:, :, 0, 0], pooled, NO_NORM, weight, [need_dx, need_params, need_params]
+        launch, dy[:, :, 0, 0], pooled, PLAIN, weight, ConvNeeds(need_dx, need_params, need_params)
     )
     dx = x.new_empty(0)
     if need_dx:

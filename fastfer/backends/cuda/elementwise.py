@@ -11,21 +11,22 @@ from torch import Tensor
 
 from fastfer._checks import ACTIVATIONS
 from fastfer.backends.cuda.loader import Launch, lanes, type_name
+from fastfer.signatures.elementwise import Activation, ActivationBackward
 
 THREADS = 256
 
 
-def activation(launch: Launch, x: Tensor, act: int) -> Tensor:
+def activation(launch: Launch, a: Activation) -> Tensor:
     """act(x); TypeError for a dtype without kernels."""
-    dtype, y = type_name("activation", x), torch.empty_like(x)
-    run(launch, "activation_fwd", dtype, act, _in_order_of(y, x), y)
+    dtype, y = type_name("activation", a.x), torch.empty_like(a.x)
+    run(launch, "activation_fwd", dtype, a.act, _in_order_of(y, a.x), y)
     return y
 
 
-def activation_backward(launch: Launch, dy: Tensor, x: Tensor, act: int) -> Tensor:
-    """dy · act'(x), in the layout of ``x``; ``dy`` has its shape, dtype and device."""
-    dtype, dx = type_name("activation", x), torch.empty_like(x)
-    run(launch, "activation_bwd", dtype, act, _in_order_of(dx, dy), _in_order_of(dx, x), dx)
+def activation_backward(launch: Launch, a: ActivationBackward) -> Tensor:
+    """d_out · act'(x), in the layout of ``x``; ``d_out`` has its shape, dtype and device."""
+    dtype, dx = type_name("activation", a.x), torch.empty_like(a.x)
+    run(launch, "activation_bwd", dtype, a.act, _in_order_of(dx, a.d_out), _in_order_of(dx, a.x), dx)
     return dx
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fastfer.backends.cuda import norm
 from fastfer.backends.cuda.loader import Launch, compute_dtype, empty_nhwc, lanes, nhwc, type_name
-from fastfer.backends.cuda.separable_conv import NO_NORM, product_backward
+from fastfer.backends.cuda.separable_conv import PLAIN, product_backward
 from fastfer.backends.reference import _linked
+from fastfer.signatures.separable_conv import ConvNeeds
 
 THREADS, IMAGE_THREADS = 256, 512
 
@@ -105,8 +106,8 @@ def _channel_gradients(
     """Gradients of w1, b1, w2, b2 by what `gate_bwd` left for each image."""
     if w2 is None:
         return norm.total(launch, dh[:, None]).view(w1.shape), *(dz.new_empty(0) for _ in range(3))
-    _, d_w1, d_b1 = product_backward(launch, dh, means, NO_NORM, w1, [False, True, True])
-    _, d_w2, d_b2 = product_backward(launch, dz, sums, NO_NORM, w2, [False, True, True])
+    _, d_w1, d_b1 = product_backward(launch, dh, means, PLAIN, w1, ConvNeeds(False, True, True))
+    _, d_w2, d_b2 = product_backward(launch, dz, sums, PLAIN, w2, ConvNeeds(False, True, True))
     return d_w1, d_b1, d_w2, d_b2
 
 

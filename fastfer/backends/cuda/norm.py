@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastfer.backends.cuda.loader import Launch, compute_dtype, nhwc, type_name
+from fastfer.signatures.fields import Affine, RunningNorm
 
 THREADS = 256
 _COLUMN_LANES, _COLUMN_THREADS = 32, 256  # csrc/cuda/columns.cuh
@@ -106,6 +107,25 @@ def norm_act_backward(
     kernel = f"norm_grad<{dtype}, {THREADS}>"
     launch.strided(kernel, y, y.numel(), THREADS, dz, y, *parameters, dy, y.numel(), channels, act)
     return dy, d_weight.clone(), d_bias.clone()
+
+
+def norm_statistics(launch: Launch, y: Tensor, norm: RunningNorm | None, batch_stats: bool) -> Tensor:
+    """(3, C): mean, 1/sqrt(var + eps), unbiased variance, of ``y`` or the running ones; empty without a norm."""
+    return y.new_empty(0) if norm is None else statistics(launch, y, norm.mean, norm.var, norm.eps, batch_stats)
+
+
+def normalise(launch: Launch, y: Tensor, norm: RunningNorm | Affine | None, stats: Tensor, act: int) -> Tensor:
+    """act(norm(y)), or act(y) without a norm; ``y`` NHWC, dense."""
+    weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
+    return norm_act(launch, y, weight, bias, stats, act)
+
+
+def normalise_backward(
+    launch: Launch, dz: Tensor, y: Tensor, norm: Affine | None, stats: Tensor, act: int, batch_stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, norm weight and norm bias (empty without norm)."""
+    weight, bias = (None, None) if norm is None else norm
+    return norm_act_backward(launch, dz, y, weight, bias, stats, act, batch_stats)
 
 
 def batch_norm_train(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
+from fastfer.signatures.elementwise import Activation, ActivationBackward
 
 
 def _like(x: Tensor, y: Tensor) -> Tensor:
@@ -15,19 +16,19 @@ def _like(x: Tensor, y: Tensor) -> Tensor:
     return x if x.stride() == y.stride() else torch.empty_like(y).copy_(x)
 
 
-def activation(x: Tensor, act: int) -> Tensor:
+def activation(a: Activation) -> Tensor:
     """act(x)."""
-    y = torch.empty_like(x)
-    x = _like(x, y)
-    _C.activation_fwd(x.dtype == torch.float64, x.data_ptr(), y.data_ptr(), x.numel(), act, num_threads())
+    y = torch.empty_like(a.x)
+    x = _like(a.x, y)
+    _C.activation_fwd(x.dtype == torch.float64, x.data_ptr(), y.data_ptr(), x.numel(), a.act, num_threads())
     return y
 
 
-def activation_backward(dy: Tensor, x: Tensor, act: int) -> Tensor:
-    """dy · act'(x)."""
-    dx = torch.empty_like(x)
-    x, dy = _like(x, dx), _like(dy, dx)
+def activation_backward(a: ActivationBackward) -> Tensor:
+    """d_out · act'(x)."""
+    dx = torch.empty_like(a.x)
+    x, dy = _like(a.x, dx), _like(a.d_out, dx)
     _C.activation_bwd(
-        x.dtype == torch.float64, dy.data_ptr(), x.data_ptr(), dx.data_ptr(), x.numel(), act, num_threads()
+        x.dtype == torch.float64, dy.data_ptr(), x.data_ptr(), dx.data_ptr(), x.numel(), a.act, num_threads()
     )
     return dx

@@ -3,15 +3,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.backends.native.memory import NO_LINK, address, empty_nhwc, flat, link, nhwc
-from fastfer.backends.reference.separable_conv import recomputes
+from fastfer.backends.native.memory import address, addresses, empty_nhwc, flat, nhwc
+from fastfer.backends.native.norms import NO_LINK, NO_NORM, dense_affine, dense_link, dense_norm, link, link_gradients
+from fastfer.signatures.fields import LeftNorm
+from fastfer.signatures.separable_conv import (
+    ConvGradients,
+    ConvNeeds,
+    Depthwise,
+    DepthwiseBackward,
+    DepthwiseNorm,
+    DepthwiseNormBackward,
+    DepthwiseNormGradients,
+    DepthwiseNormLinked,
+    DepthwiseNormLinkedBackward,
+    DepthwiseNormLinkedGradients,
+    DepthwiseNormTrain,
+    DepthwiseNormTrained,
+    Pointwise,
+    PointwiseBackward,
+    Separable,
+    SeparableBackward,
+    SeparableGradients,
+    SeparableLinked,
+    SeparableLinkedBackward,
+    SeparableLinkedGradients,
+    SeparableTrain,
+    SeparableTrained,
+    keeps_y1,
+)
 
 links = True
 """A normalisation left to the next op saves passes over the activation here: see `fastfer.nn.Chain`."""
@@ -25,10 +51,10 @@ def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> 
     return [n, h, w, c, (h + top + bottom - kh) // sh + 1, (w + left + right - kw) // sw + 1, kh, kw, sh, sw, top, left]
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+def depthwise_conv2d(a: Depthwise) -> Tensor:
     """Depthwise convolution."""
-    shape = _shape(x, weight, stride, padding)
-    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
+    shape = _shape(a.x, a.weight, a.stride, a.padding)
+    x, weight, bias = nhwc(a.x), a.weight.contiguous(), flat(a.bias)
     y = empty_nhwc(x, shape[3], shape[4], shape[5])
     _C.depthwise_conv2d_fwd(
         x.dtype == torch.float64, shape, x.data_ptr(), weight.data_ptr(), address(bias), y.data_ptr(), num_threads()
@@ -36,109 +62,92 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: lis
     return y
 
 
-def _wanted(
-    mask: list[bool], like: Tensor, weight: Tensor, size: int
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _wanted(needs: ConvNeeds, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Memory for the gradients of x, weight and bias."""
     return (
-        empty_nhwc(like, like.shape[1], like.shape[2], like.shape[3]) if mask[0] else None,
-        torch.empty_like(weight) if mask[1] else None,
-        weight.new_empty(size) if mask[2] else None,
+        empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if needs.x else None,
+        torch.empty_like(weight) if needs.weight else None,
+        weight.new_empty(weight.shape[0]) if needs.bias else None,
     )
 
 
-def _or_empty(x: Tensor, *grads: Tensor | None) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+def _or_empty(x: Tensor, *grads: Tensor | None) -> Iterator[Tensor]:
+    return (x.new_empty(0) if grad is None else grad for grad in grads)
 
 
-def depthwise_conv2d_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]
-) -> tuple[Tensor, ...]:
-    """Gradients of x, weight and bias; those not in ``mask`` are empty."""
-    shape = _shape(x, weight, stride, padding)
-    dy, x, weight = nhwc(dy), nhwc(x), weight.contiguous()
-    dx, dw, db = _wanted(mask, x, weight, shape[3])
+def depthwise_conv2d_backward(a: DepthwiseBackward) -> ConvGradients:
+    """Gradients of x, weight and bias."""
+    shape = _shape(a.x, a.weight, a.stride, a.padding)
+    dy, x, weight = nhwc(a.d_out), nhwc(a.x), a.weight.contiguous()
+    d_x, d_weight, d_bias = _wanted(a.needs, x, weight)
     _C.depthwise_conv2d_bwd(
         x.dtype == torch.float64, shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(),
-        address(dx), address(dw), address(db), num_threads(),
+        address(d_x), address(d_weight), address(d_bias), num_threads(),
     )  # fmt: skip
-    return _or_empty(x, dx, dw, db)
+    return ConvGradients(*_or_empty(x, d_x, d_weight, d_bias))
 
 
-def _norm_run(
-    train: bool, batch_stats: bool, before: list[int], x: Tensor, weight: Tensor, bias: Tensor | None,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float, act: int,
-    stride: list[int], padding: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    shape = _shape(x, weight, stride, padding)
-    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
-    norm = [t.contiguous() for t in (n_weight, n_bias, n_mean, n_var)]
+def _norm_forward(a: DepthwiseNorm, train: bool, batch_stats: bool, linked: list[int]) -> DepthwiseNormTrained:
+    shape = _shape(a.x, a.weight, a.stride, a.padding)
+    x, weight, bias = nhwc(a.x), a.weight.contiguous(), flat(a.bias)
+    norm = dense_norm(a.norm)
     out = empty_nhwc(x, shape[3], shape[4], shape[5])
     y = empty_nhwc(x, shape[3], shape[4], shape[5]) if train else out  # not written in inference
     stats = x.new_empty((3, shape[3])) if train else out
     _C.depthwise_norm_fwd(
         x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), address(bias),
-        [*(t.data_ptr() for t in norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(), y.data_ptr(),
-        num_threads(), before,
+        [*addresses(*norm), stats.data_ptr(), 0, 0], a.norm.eps, a.act, batch_stats, out.data_ptr(), y.data_ptr(),
+        num_threads(), linked,
     )  # fmt: skip
-    return out, y, stats
+    return DepthwiseNormTrained(out, y, stats)
 
 
-def depthwise_norm(*args: Any) -> Tensor:
-    """act(norm(depthwise(x))) with running statistics, in one pass; arguments as the op's."""
-    return _norm_run(False, False, NO_LINK, *args)[0]
+def depthwise_norm(a: DepthwiseNorm) -> Tensor:
+    """act(norm(depthwise(x))) with running statistics, in one pass."""
+    return _norm_forward(a, False, False, NO_LINK).out
 
 
-def depthwise_norm_train(*args: Any) -> tuple[Tensor, ...]:
-    """act(norm(y)), the depthwise output y, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance."""
-    *block, batch_stats = args
-    return _norm_run(True, batch_stats, NO_LINK, *block)
+def depthwise_norm_train(a: DepthwiseNormTrain) -> DepthwiseNormTrained:
+    """act(norm(y)), the depthwise output y, and statistics."""
+    return _norm_forward(a.block, True, a.batch_stats, NO_LINK)
 
 
-def depthwise_norm_backward(*args: Any) -> tuple[Tensor, ...]:
-    """Gradients of x; weight, bias and norm's two; ``mask`` is [x, the others], those not asked for are empty."""
-    return _norm_backward(NO_LINK, *args)
+def depthwise_norm_backward(a: DepthwiseNormBackward) -> DepthwiseNormGradients:
+    """Gradients of x; weight, bias and norm's two."""
+    return _norm_backward(a, a.needs.x, NO_LINK)
 
 
-def depthwise_norm_linked(
-    x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *block: Any
-) -> tuple[Tensor, ...]:
-    """As `depthwise_norm_train` of the normalised x; see `fastfer.backends.reference._linked`."""
-    before = l_stats, l_weight.contiguous(), l_bias.contiguous()
-    return _norm_run(True, True, link(before, l_act, (), False, None), x, *block)
+def depthwise_norm_linked(a: DepthwiseNormLinked) -> DepthwiseNormTrained:
+    """As `depthwise_norm_train` of the normalised x."""
+    before = dense_link(a.link)
+    return _norm_forward(a.block, True, True, link(before))
 
 
-def depthwise_norm_linked_backward(
-    dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *rest: Any
-) -> tuple[Tensor, ...]:
-    """Gradients as `depthwise_norm_backward`, then those of l_stats, l_weight and l_bias; always that of x."""
-    *block, mask = rest
-    before = l_stats, l_weight.contiguous(), l_bias.contiguous()
-    grads = [torch.empty_like(t) for t in before]
-    linked = link(before, l_act, grads, False, None)
-    return *_norm_backward(linked, dout, x, *block, True, [True, mask[1]]), *grads  # type: ignore[call-arg]
+def depthwise_norm_linked_backward(a: DepthwiseNormLinkedBackward) -> DepthwiseNormLinkedGradients:
+    """Gradients as `depthwise_norm_backward`, then the link's."""
+    before = dense_link(a.link)
+    of_link = link_gradients(before)
+    return DepthwiseNormLinkedGradients(*_norm_backward(a.block, True, link(before, of_link)), *of_link)
 
 
-def _norm_backward(
-    before: list[int], dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor,
-    stats: Tensor, act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    shape = _shape(x, weight, stride, padding)
-    dout, x, weight = nhwc(dout), nhwc(x), weight.contiguous()
-    norm = n_weight.contiguous(), n_bias.contiguous()
-    need_dx, need_dw = mask
-    dx, dw, db = _wanted([need_dx, need_dw, need_dw], x, weight, shape[3])
-    d_norm = [torch.empty_like(t) if need_dw else None for t in norm]
+def _norm_backward(a: DepthwiseNormBackward, need_dx: bool, linked: list[int]) -> DepthwiseNormGradients:
+    shape = _shape(a.x, a.weight, a.stride, a.padding)
+    dout, x, weight = nhwc(a.d_out), nhwc(a.x), a.weight.contiguous()
+    n_weight, n_bias = a.norm.weight.contiguous(), a.norm.bias.contiguous()
+    params = a.needs.params
+    d_x, d_weight, d_bias = _wanted(ConvNeeds(need_dx, params, params), x, weight)
+    d_norm = [torch.empty_like(t) if params else None for t in (n_weight, n_bias)]
     _C.depthwise_norm_bwd(
-        x.dtype == torch.float64, shape, dout.data_ptr(), x.data_ptr(), y.data_ptr(), weight.data_ptr(),
-        [norm[0].data_ptr(), norm[1].data_ptr(), 0, 0, stats.data_ptr(), *map(address, d_norm)], act, batch_stats,
-        address(dx), address(dw), address(db), num_threads(), before,
+        x.dtype == torch.float64, shape, dout.data_ptr(), x.data_ptr(), a.y.data_ptr(), weight.data_ptr(),
+        [n_weight.data_ptr(), n_bias.data_ptr(), 0, 0, a.stats.data_ptr(), *addresses(*d_norm)], a.act, a.batch_stats,
+        address(d_x), address(d_weight), address(d_bias), num_threads(), linked,
     )  # fmt: skip
-    return _or_empty(x, dx, dw, db, *d_norm)
+    return DepthwiseNormGradients(*_or_empty(x, d_x, d_weight, d_bias, *d_norm))
 
 
-def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def pointwise_conv2d(a: Pointwise) -> Tensor:
     """1×1 convolution."""
-    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
+    x, weight, bias = nhwc(a.x), a.weight.contiguous(), flat(a.bias)
     n, c, h, w = x.shape
     y = empty_nhwc(x, weight.shape[0], h, w)
     _C.pointwise_conv2d_fwd(
@@ -148,117 +157,98 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
-    """Gradients of x, weight and bias; those not in ``mask`` are empty."""
-    dy, x, weight = nhwc(dy), nhwc(x), weight.contiguous()
+def pointwise_conv2d_backward(a: PointwiseBackward) -> ConvGradients:
+    """Gradients of x, weight and bias."""
+    dy, x, weight = nhwc(a.d_out), nhwc(a.x), a.weight.contiguous()
     n, c, h, w = x.shape
-    dx, dw, db = _wanted(mask, x, weight, weight.shape[0])
+    d_x, d_weight, d_bias = _wanted(a.needs, x, weight)
     _C.pointwise_conv2d_bwd(
         x.dtype == torch.float64, n * h * w, c, weight.shape[0], dy.data_ptr(), x.data_ptr(), weight.data_ptr(),
-        address(dx), address(dw), address(db), num_threads(),
+        address(d_x), address(d_weight), address(d_bias), num_threads(),
     )  # fmt: skip
-    return _or_empty(x, dx, dw, db)
+    return ConvGradients(*_or_empty(x, d_x, d_weight, d_bias))
 
 
-def _run(
-    train: bool, batch_stats: bool, before: list[int], deferred: bool, x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
-    eps1: float, act1: int,
-    pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
-    eps2: float, act2: int,
-    stride: list[int], padding: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    shape = _shape(x, dw, stride, padding)
-    x, dw, pw, dw_bias, pw_bias = nhwc(x), dw.contiguous(), pw.contiguous(), flat(dw_bias), flat(pw_bias)
-    n1 = [flat(t) for t in (n1_weight, n1_bias, n1_mean, n1_var)]
-    n2 = [flat(t) for t in (n2_weight, n2_bias, n2_mean, n2_var)]
-    channels, outputs = shape[3], pw.shape[0]
+def _forward(
+    a: Separable, train: bool, batch_stats: bool, linked: list[int], left: LeftNorm | None = None
+) -> SeparableTrained:  # fmt: skip
+    shape = _shape(a.x, a.dw_weight, a.stride, a.padding)
+    x, dw_weight, pw_weight = nhwc(a.x), a.dw_weight.contiguous(), a.pw_weight.contiguous()
+    dw_bias, pw_bias = flat(a.dw_bias), flat(a.pw_bias)
+    norm1, norm2 = dense_norm(a.norm1), dense_norm(a.norm2 or left)
+    eps2 = (a.norm2 or left or NO_NORM).eps
+    channels, outputs = shape[3], pw_weight.shape[0]
     out = empty_nhwc(x, outputs, shape[4], shape[5])
-    follows = not deferred and (n2[0] is not None or act2 != 0)
+    follows = a.norm2 is not None or a.act2 != 0
     y1 = y2 = stats1 = stats2 = out  # not written in inference
-    keeps = train and not recomputes(dw_bias, n1_weight, act1, channels, shape[4], shape[5])
+    keeps = train and keeps_y1(a, shape[4], shape[5])
     if train:
         y1 = empty_nhwc(x, channels, shape[4], shape[5]) if keeps else x.new_empty(0)
         y2 = empty_nhwc(x, outputs, shape[4], shape[5]) if follows else x.new_empty(0)
-        stats1 = x.new_empty((3, channels) if n1[0] is not None else 0)
-        stats2 = x.new_empty((3, outputs) if n2[0] is not None or deferred else 0)
+        stats1 = x.new_empty((3, channels) if a.norm1 is not None else 0)
+        stats2 = x.new_empty((3, outputs) if norm2.mean is not None else 0)
     _C.separable_conv2d_fwd(
-        x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw.data_ptr(), address(dw_bias),
-        [*map(address, n1), stats1.data_ptr(), 0, 0], eps1, act1, pw.data_ptr(), address(pw_bias),
-        [*map(address, n2), stats2.data_ptr(), 0, 0], eps2, act2, batch_stats, out.data_ptr(),
-        y1.data_ptr() if keeps else 0, y2.data_ptr() if train and follows else 0, num_threads(), before,
+        x.dtype == torch.float64, train, shape, outputs, x.data_ptr(), dw_weight.data_ptr(), address(dw_bias),
+        [*addresses(*norm1), stats1.data_ptr(), 0, 0], (a.norm1 or NO_NORM).eps, a.act1,
+        pw_weight.data_ptr(), address(pw_bias),
+        [*addresses(*norm2), stats2.data_ptr(), 0, 0], eps2, a.act2, batch_stats, out.data_ptr(),
+        y1.data_ptr() if keeps else 0, y2.data_ptr() if train and follows else 0, num_threads(), linked,
     )  # fmt: skip
-    return out, y1, y2, stats1, stats2
+    return SeparableTrained(out, y1, y2, stats1, stats2)
 
 
-def separable_conv2d(*args: Any) -> Tensor:
-    """Output with running statistics, in one pass; arguments as the op's."""
-    return _run(False, False, NO_LINK, False, *args)[0]
+def separable_conv2d(a: Separable) -> Tensor:
+    """Output with running statistics, in one pass."""
+    return _forward(a, False, False, NO_LINK).out
 
 
-def separable_conv2d_train(*args: Any) -> tuple[Tensor, ...]:
-    """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance.
-
-    The statistics are empty without a norm, y1 where backward computes it again (see `recomputes`), y2 where nothing
-    follows the pointwise convolution.
-    """
-    *block, batch_stats = args
-    return _run(True, batch_stats, NO_LINK, False, *block)
+def separable_conv2d_train(a: SeparableTrain) -> SeparableTrained:
+    """Output, y1, y2 and statistics."""
+    return _forward(a.block, True, a.batch_stats, NO_LINK)
 
 
-def separable_conv2d_backward(*args: Any) -> tuple[Tensor, ...]:
-    """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
-    return _backward(NO_LINK, False, True, *args)
+def separable_conv2d_backward(a: SeparableBackward) -> SeparableGradients:
+    """Gradients of x; the depthwise weight, its bias, norm1's two; the pointwise weight, its bias, norm2's two."""
+    return _backward(a, a.needs.x, NO_LINK)
 
 
-def separable_conv2d_linked(
-    x: Tensor, l_stats: Tensor | None, l_weight: Tensor | None, l_bias: Tensor | None, l_act: int, *block: Any
-) -> tuple[Tensor, ...]:
-    """As `separable_conv2d_train` of the normalised x; deferred, the first result is y2, and y2 is empty."""
-    *args, deferred = block
-    before = l_stats, flat(l_weight), flat(l_bias)
-    return _run(True, True, link(before, l_act, (), deferred, None), deferred, x, *args)
+def separable_conv2d_linked(a: SeparableLinked) -> SeparableTrained:
+    """As `separable_conv2d_train` of the normalised x; the last norm may be left to the next op."""
+    before = None if a.link is None else dense_link(a.link)
+    return _forward(a.block, True, True, link(before, leaves=a.leaves), a.left)
 
 
-def separable_conv2d_linked_backward(
-    dout: Tensor, d_stats: Tensor | None, x: Tensor, l_stats: Tensor | None, l_weight: Tensor | None,
-    l_bias: Tensor | None, l_act: int, y1: Tensor, y2: Tensor, *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients as `separable_conv2d_backward`, then those of l_stats, l_weight and l_bias."""
-    *block, stats2, act2, stride, padding, deferred, mask = rest
-    before = l_stats, flat(l_weight), flat(l_bias)
-    grads = [torch.empty_like(t) for t in before if t is not None]
-    if deferred:
-        d_stats = torch.zeros_like(stats2) if d_stats is None else d_stats.contiguous()
-    linked = link(before, l_act, grads, deferred, d_stats)
-    results = _backward(  # type: ignore[call-arg]
-        linked, deferred, mask[3], dout, x, y1, y2, *block, stats2, act2, stride, padding, True, mask[:3]
-    )
-    return *results, *(grads or (x.new_empty(0) for _ in range(3)))
+def separable_conv2d_linked_backward(a: SeparableLinkedBackward) -> SeparableLinkedGradients:
+    """Gradients as `separable_conv2d_backward`, then the link's."""
+    block, d_stats, before, of_link = a.block, None, None, None
+    if a.link is not None:
+        before = dense_link(a.link)
+        of_link = link_gradients(before)
+    if a.leaves:
+        d_stats = torch.zeros_like(block.stats2) if a.d_stats2 is None else a.d_stats2.contiguous()
+    grads = _backward(block, block.needs.x or before is not None, link(before, of_link, a.leaves, d_stats))
+    return SeparableLinkedGradients(*grads, *_or_empty(block.x, *(of_link or (None, None, None))))
 
 
-def _backward(
-    before: list[int], deferred: bool, biased: bool, dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
-    dw: Tensor, n1_weight: Tensor | None, n1_bias: Tensor | None, stats1: Tensor, act1: int,
-    pw: Tensor, n2_weight: Tensor | None, n2_bias: Tensor | None, stats2: Tensor, act2: int,
-    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    shape = _shape(x, dw, stride, padding)
-    dout, x, dw, pw = nhwc(dout), nhwc(x), dw.contiguous(), pw.contiguous()
-    norms = [flat(t) for t in (n1_weight, n1_bias, n2_weight, n2_bias)]
-    need_dx, need_dw, need_pw = mask
-    d_x, d_dw, d_dwb = _wanted([need_dx, need_dw, need_dw and biased], x, dw, shape[3])
-    _, d_pw, d_pwb = _wanted([False, need_pw, need_pw and biased], x, pw, pw.shape[0])
-    d_n = [torch.empty_like(t) if t is not None else None for t in norms]
+def _backward(a: SeparableBackward, need_dx: bool, linked: list[int]) -> SeparableGradients:
+    shape = _shape(a.x, a.dw_weight, a.stride, a.padding)
+    dout, x = nhwc(a.d_out), nhwc(a.x)
+    dw_weight, pw_weight = a.dw_weight.contiguous(), a.pw_weight.contiguous()
+    norm1, norm2 = dense_affine(a.norm1), dense_affine(a.norm2)
+    needs = a.needs
+    d_x, d_dw, d_dw_bias = _wanted(ConvNeeds(need_dx, needs.dw, needs.dw and needs.biases), x, dw_weight)
+    _, d_pw, d_pw_bias = _wanted(ConvNeeds(False, needs.pw, needs.pw and needs.biases), x, pw_weight)
+    d_norm1 = [torch.empty_like(t) if t is not None else None for t in norm1]
+    d_norm2 = [torch.empty_like(t) if t is not None else None for t in norm2]
     _C.separable_conv2d_bwd(
-        x.dtype == torch.float64, shape, pw.shape[0], dout.data_ptr(), x.data_ptr(),
-        y1.data_ptr() if y1.dim() == 4 else 0,
-        y2.data_ptr() if deferred or n2_weight is not None or act2 else 0, dw.data_ptr(),
-        [address(norms[0]), address(norms[1]), 0, 0, stats1.data_ptr(), address(d_n[0]), address(d_n[1])], act1,
-        pw.data_ptr(),
-        [address(norms[2]), address(norms[3]), 0, 0, stats2.data_ptr(), address(d_n[2]), address(d_n[3])], act2,
-        batch_stats, address(d_x), address(d_dw), address(d_dwb), address(d_pw), address(d_pwb), num_threads(), before,
+        x.dtype == torch.float64, shape, pw_weight.shape[0], dout.data_ptr(), x.data_ptr(),
+        a.y1.data_ptr() if a.y1.dim() == 4 else 0,
+        a.y2.data_ptr() if a.y2.dim() == 4 else 0, dw_weight.data_ptr(),
+        [*addresses(*norm1), 0, 0, a.stats1.data_ptr(), *addresses(*d_norm1)], a.act1, pw_weight.data_ptr(),
+        [*addresses(*norm2), 0, 0, a.stats2.data_ptr(), *addresses(*d_norm2)], a.act2,
+        a.batch_stats, address(d_x), address(d_dw), address(d_dw_bias), address(d_pw), address(d_pw_bias),
+        num_threads(), linked,
     )  # fmt: skip
-    n1, n2 = (d_n[:2] if need_dw else [None, None]), (d_n[2:] if need_pw else [None, None])
-    return _or_empty(x, d_x, d_dw, d_dwb, *n1, d_pw, d_pwb, *n2)
+    of_norm1 = d_norm1 if needs.dw else (None, None)
+    of_norm2 = d_norm2 if needs.pw else (None, None)
+    return SeparableGradients(*_or_empty(x, d_x, d_dw, d_dw_bias, *of_norm1, d_pw, d_pw_bias, *of_norm2))

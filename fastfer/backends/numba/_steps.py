@@ -10,6 +10,7 @@ from torch import Tensor
 from fastfer.backends.numba import _passes
 from fastfer.backends.numba._numba import Array, chunks
 from fastfer.backends.numba._simd import REGISTER_BYTES
+from fastfer.signatures.fields import Affine, RunningNorm
 
 PART_ELEMENTS = 1 << 22
 """Elements of weight gradient that all chunks together may hold: 16 MiB in float32."""
@@ -70,6 +71,18 @@ def affine(weight: Tensor | None, bias: Tensor | None, stats: Tensor) -> Tensor 
 def running(mean: Tensor | None, var: Tensor | None, eps: float, like: Tensor) -> Tensor:
     """Statistics (3, C) from running ones; empty without norm."""
     return like.new_empty(0) if mean is None or var is None else torch.stack([mean, (var + eps).rsqrt(), var])
+
+
+def scaled(norm: RunningNorm | Affine | None, stats: Tensor) -> Tensor | None:
+    """Mean, scale and bias of a norm, flat; None without norm."""
+    return None if norm is None else torch.cat([stats[0], stats[1] * norm.weight, norm.bias])
+
+
+def running_stats(norm: RunningNorm | None, like: Tensor) -> Tensor:
+    """Statistics (3, C) from running ones; empty without norm."""
+    if norm is None:
+        return like.new_empty(0)
+    return torch.stack([norm.mean, (norm.var + norm.eps).rsqrt(), norm.var])
 
 
 def fold(channels: int, pixels: int) -> int:

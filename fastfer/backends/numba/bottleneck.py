@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastfer.backends.numba._numba import nhwc
-from fastfer.backends.numba._steps import affine, distinct, norm_act
+from fastfer.backends.numba._steps import distinct, norm_act, scaled
 from fastfer.backends.numba.conv2d import conv2d, conv2d_backward, conv2d_train
 from fastfer.backends.numba.separable_conv import (
     depthwise_norm_backward,
@@ -21,77 +21,89 @@ from fastfer.backends.numba.separable_conv import (
     separable_conv2d_train,
 )
 from fastfer.backends.reference.bottleneck import kept_covariance
+from fastfer.signatures.bottleneck import (
+    Bottleneck,
+    BottleneckBackward,
+    BottleneckGradients,
+    BottleneckTrain,
+    BottleneckTrained,
+)
+from fastfer.signatures.separable_conv import (
+    DepthwiseNorm,
+    DepthwiseNormBackward,
+    DepthwiseNormNeeds,
+    DepthwiseNormTrain,
+    Pointwise,
+    Separable,
+    SeparableBackward,
+    SeparableNeeds,
+    SeparableTrain,
+)
 
 _POINTWISE = [1, 1], [0, 0, 0, 0]
 
 
-def inverted_bottleneck_train(
-    x: Tensor,
-    expand: Tensor, n1_weight: Tensor, n1_bias: Tensor, n1_mean: Tensor, n1_var: Tensor, eps1: float,
-    dw: Tensor, n2_weight: Tensor, n2_bias: Tensor, n2_mean: Tensor, n2_var: Tensor, eps2: float,
-    project: Tensor | None, n3_weight: Tensor | None, n3_bias: Tensor | None, n3_mean: Tensor | None,
-    n3_var: Tensor | None, eps3: float,
-    act: int, residual: bool, stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, y1, y2, covariance and the three norms' statistics as `backends.reference.bottleneck` has them."""
-    norm1, norm2 = (n1_weight, n1_bias, n1_mean, n1_var, eps1), (n2_weight, n2_bias, n2_mean, n2_var, eps2)
-    a1, _, stats1 = conv2d_train(x, expand, None, *norm1, act, *_POINTWISE, batch_stats)
-    covariance = kept_covariance(x, expand, batch_stats)
-    if project is None:
-        out, y1, stats2 = depthwise_norm_train(a1, dw, None, *norm2, act, stride, padding, batch_stats)
-        return out, y1, x.new_empty(0), covariance, stats1, stats2, x.new_empty(0)
-    out, y1, y2, stats2, stats3 = separable_conv2d_train(
-        a1, dw, None, *norm2, act, project, None, n3_weight, n3_bias, n3_mean, n3_var, eps3, 0, stride, padding,
-        batch_stats,
+def _expanded(b: Bottleneck, batch_stats: bool) -> tuple[Tensor, Tensor]:
+    """act(norm1(expansion)) and norm1's statistics."""
+    a1, _, stats1 = conv2d_train(b.x, b.expand_weight, None, *b.norm1, b.act, *_POINTWISE, batch_stats)
+    return a1, stats1
+
+
+def _depthwise(b: Bottleneck, a1: Tensor) -> DepthwiseNorm:
+    return DepthwiseNorm(a1, b.dw_weight, None, b.norm2, b.act, b.stride, b.padding)
+
+
+def _pair(b: Bottleneck, a1: Tensor, project_weight: Tensor) -> Separable:
+    return Separable(
+        a1, b.dw_weight, None, b.norm2, b.act, project_weight, None, b.norm3, 0, b.stride, b.padding
     )  # fmt: skip
-    return out.add_(x) if residual else out, y1, y2, covariance, stats1, stats2, stats3
 
 
-def inverted_bottleneck(
-    x: Tensor,
-    expand: Tensor, n1_weight: Tensor, n1_bias: Tensor, n1_mean: Tensor, n1_var: Tensor, eps1: float,
-    dw: Tensor, n2_weight: Tensor, n2_bias: Tensor, n2_mean: Tensor, n2_var: Tensor, eps2: float,
-    project: Tensor | None, n3_weight: Tensor | None, n3_bias: Tensor | None, n3_mean: Tensor | None,
-    n3_var: Tensor | None, eps3: float,
-    act: int, residual: bool, stride: list[int], padding: list[int],
-) -> Tensor:  # fmt: skip
+def inverted_bottleneck_train(a: BottleneckTrain) -> BottleneckTrained:
+    """Output, y1, y2, covariance and the three norms' statistics."""
+    b, x = a.block, a.block.x
+    a1, stats1 = _expanded(b, a.batch_stats)
+    covariance = kept_covariance(x, b.expand_weight, a.batch_stats)
+    if b.project_weight is None:
+        out, y1, stats2 = depthwise_norm_train(DepthwiseNormTrain(_depthwise(b, a1), a.batch_stats))
+        return BottleneckTrained(out, y1, x.new_empty(0), covariance, stats1, stats2, x.new_empty(0))
+    out, y1, y2, stats2, stats3 = separable_conv2d_train(
+        SeparableTrain(_pair(b, a1, b.project_weight), a.batch_stats)
+    )  # fmt: skip
+    return BottleneckTrained(out.add_(x) if b.residual else out, y1, y2, covariance, stats1, stats2, stats3)
+
+
+def inverted_bottleneck(a: Bottleneck) -> Tensor:
     """Output with running statistics."""
-    norm2 = n2_weight, n2_bias, n2_mean, n2_var, eps2
-    a1 = conv2d(x, expand, None, n1_weight, n1_bias, n1_mean, n1_var, eps1, act, *_POINTWISE)
-    if project is None:
-        return depthwise_norm_train(a1, dw, None, *norm2, act, stride, padding, False)[0]
-    out = separable_conv2d(
-        a1, dw, None, *norm2, act, project, None, n3_weight, n3_bias, n3_mean, n3_var, eps3, 0, stride, padding
-    )
-    return out.add_(x) if residual else out
+    a1 = conv2d(a.x, a.expand_weight, None, *a.norm1, a.act, *_POINTWISE)
+    if a.project_weight is None:
+        return depthwise_norm_train(DepthwiseNormTrain(_depthwise(a, a1), False)).out
+    out = separable_conv2d(_pair(a, a1, a.project_weight))
+    return out.add_(a.x) if a.residual else out
 
 
-def inverted_bottleneck_backward(
-    dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor, covariance: Tensor,
-    expand: Tensor, n1_weight: Tensor, n1_bias: Tensor, stats1: Tensor,
-    dw: Tensor, n2_weight: Tensor, n2_bias: Tensor, stats2: Tensor,
-    project: Tensor | None, n3_weight: Tensor | None, n3_bias: Tensor | None, stats3: Tensor,
-    act: int, residual: bool, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; expand, norm1's two; dw, norm2's two; project, norm3's two. Those not asked for are empty."""
-    need_dx, need_params = mask
-    nothing = x.new_empty(0)
-    z = pointwise_conv2d(x, expand, None)
-    a1 = norm_act(z, affine(n1_weight, n1_bias, stats1), act)
-    if project is None:
-        da1, d_dw, _, *d_norm2 = depthwise_norm_backward(
-            dout, a1, y1, dw, n2_weight, n2_bias, stats2, act, stride, padding, batch_stats, [True, need_params]
-        )
-        third = [nothing] * 3
+def inverted_bottleneck_backward(a: BottleneckBackward) -> BottleneckGradients:
+    """Gradients of x; the expansion's weight, norm1's two; the depthwise weight, norm2's two; the projection's, norm3's
+    two."""
+    x, params, nothing = a.x, a.needs.params, a.x.new_empty(0)
+    z = pointwise_conv2d(Pointwise(x, a.expand_weight, None))
+    a1 = norm_act(z, scaled(a.norm1, a.stats1), a.act)
+    if a.project_weight is None:
+        first = depthwise_norm_backward(DepthwiseNormBackward(
+            a.d_out, a1, a.y1, a.dw_weight, a.norm2, a.stats2, a.act, a.stride, a.padding, a.batch_stats,
+            DepthwiseNormNeeds(True, params),
+        ))  # fmt: skip
+        da1, rest = first.d_x, (first.d_weight, first.d_norm_weight, first.d_norm_bias, *(nothing,) * 3)
     else:
-        da1, d_dw, _, d_w2, d_b2, d_project, _, *d_norm3 = separable_conv2d_backward(
-            dout, a1, y1, y2, dw, n2_weight, n2_bias, stats2, act, project, n3_weight, n3_bias, stats3, 0, stride,
-            padding, batch_stats, [True, need_params, need_params],
-        )  # fmt: skip
-        d_norm2, third = [d_w2, d_b2], [d_project, *d_norm3]
-    dx, d_expand, _, *d_norm1 = conv2d_backward(
-        da1, x, z, expand, n1_weight, n1_bias, stats1, act, *_POINTWISE, batch_stats, mask
+        both = separable_conv2d_backward(SeparableBackward(
+            a.d_out, a1, a.y1, a.y2, a.dw_weight, a.norm2, a.stats2, a.act, a.project_weight, a.norm3, a.stats3, 0,
+            a.stride, a.padding, a.batch_stats, SeparableNeeds(x=True, dw=params, pw=params, biases=False),
+        ))  # fmt: skip
+        of_dw = (both.d_dw_weight, both.d_norm1_weight, both.d_norm1_bias)
+        da1, rest = both.d_x, (*of_dw, both.d_pw_weight, both.d_norm2_weight, both.d_norm2_bias)
+    d_x, d_expand, _, *d_norm1 = conv2d_backward(
+        da1, x, z, a.expand_weight, *a.norm1, a.stats1, a.act, *_POINTWISE, a.batch_stats, list(a.needs)
     )
-    if residual and need_dx:
-        dx = dx.add_(nhwc(dout))
-    return distinct(dx, d_expand, *d_norm1, d_dw, *d_norm2, *third)
+    if a.residual and a.needs.x:
+        d_x = d_x.add_(nhwc(a.d_out))
+    return BottleneckGradients(*distinct(d_x, d_expand, *d_norm1, *rest))

@@ -14,6 +14,7 @@ from fastfer.backends.numba._numba import image, nhwc
 from fastfer.backends.numba._steps import affine, batch, distinct, norm_backward, norm_gradients, running
 from fastfer.backends.numba.elementwise import activation
 from fastfer.backends.numba.separable_conv import _pointwise, _pointwise_backward
+from fastfer.signatures.elementwise import Activation
 
 _SIGMOID = 6
 
@@ -84,7 +85,7 @@ def coordinate_attention_train(
         _pointwise(part, matrix, vector, norm, act, False)[0]
         for part, matrix, vector in ((y[:rows], h_weight, h_bias), (y[rows:], w_weight, w_bias))
     ])  # fmt: skip
-    gates = activation(gates.view(pooled.shape), _SIGMOID)
+    gates = activation(Activation(gates.view(pooled.shape), _SIGMOID))
     out = image(x, c, h, w)
     if n:
         _lines.apply_gates(x.dtype, n, 2 * x.numel(), out, x, gates[:rows], gates[rows:], *_size(x))

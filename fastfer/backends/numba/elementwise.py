@@ -28,7 +28,8 @@ from fastfer.backends.numba._simd import (
     where_le,
     where_lt,
 )
-from fastfer.backends.numba._span import Span  # fmt: skip
+from fastfer.backends.numba._span import Span
+from fastfer.signatures.elementwise import Activation, ActivationBackward
 
 _RELU, _RELU6, _HARDSWISH, _HARDSIGMOID, _SILU, _SIGMOID = range(1, 7)
 
@@ -148,19 +149,19 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
     return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
 
 
-def activation(x: Tensor, act: int) -> Tensor:
+def activation(a: Activation) -> Tensor:
     """act(x) with the strides of ``torch.empty_like(x)``."""
-    y, size = torch.empty_like(x), x.numel()
+    y, size = torch.empty_like(a.x), a.x.numel()
     if size:
         count = chunks(size, size)
-        _forward(x.dtype, count, size, y, _dense(x, y), act, count)
+        _forward(a.x.dtype, count, size, y, _dense(a.x, y), a.act, count)
     return y
 
 
-def activation_backward(dy: Tensor, x: Tensor, act: int) -> Tensor:
-    """dy · act'(x) with the strides of ``torch.empty_like(x)``."""
-    dx, size = torch.empty_like(x), x.numel()
+def activation_backward(a: ActivationBackward) -> Tensor:
+    """d_out · act'(x) with the strides of ``torch.empty_like(x)``."""
+    dx, size = torch.empty_like(a.x), a.x.numel()
     if size:
         count = chunks(size, size)
-        _backward(x.dtype, count, size, dx, _dense(dy, dx), _dense(x, dx), act, count)
+        _backward(a.x.dtype, count, size, dx, _dense(a.d_out, dx), _dense(a.x, dx), a.act, count)
     return dx

@@ -20,6 +20,7 @@ from fastfer.backends.numba._steps import distinct, merged
 from fastfer.backends.numba.elementwise import activation, activation_backward
 from fastfer.backends.numba.separable_conv import _pointwise, _pointwise_backward
 from fastfer.backends.reference import _linked
+from fastfer.signatures.elementwise import Activation, ActivationBackward
 
 _SIGMOID = 6
 
@@ -52,8 +53,8 @@ def _channel_logits(
 def _pixel_gates(pixels: Tensor, sw: Tensor, sb: Tensor, linear: bool) -> Tensor:
     """Pixel gates (N, H, W)."""
     if linear:
-        return activation(pixels[:, 0].contiguous(), _SIGMOID)
-    return activation(pixels[:, 0] * sw[0, 0, 0, 0] + pixels[:, 1] * sw[0, 1, 0, 0] + sb, _SIGMOID)
+        return activation(Activation(pixels[:, 0].contiguous(), _SIGMOID))
+    return activation(Activation(pixels[:, 0] * sw[0, 0, 0, 0] + pixels[:, 1] * sw[0, 1, 0, 0] + sb, _SIGMOID))
 
 
 def _plane(x: Tensor) -> tuple[int, int]:
@@ -80,7 +81,7 @@ def gate_train(
     channel, gates = x.new_zeros((n, c)), None
     if w1 is not None:
         means /= h * w
-        channel = activation(_channel_logits(means, w1, b1, w2, b2, act)[0], gate_act)
+        channel = activation(Activation(_channel_logits(means, w1, b1, w2, b2, act)[0], gate_act))
     if sw is not None and sb is not None:
         if linear:
             pixels += sb
@@ -111,7 +112,7 @@ def _channel_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of the means, w1, b1, w2, b2 from that of the gates (N, C)."""
     logits, hidden = _channel_logits(means, w1, b1, w2, b2, act)
-    dl, nothing = activation_backward(dg, logits, gate_act), dg.new_empty(0)
+    dl, nothing = activation_backward(ActivationBackward(dg, logits, gate_act)), dg.new_empty(0)
     if w2 is None:
         taps, channels = w1.shape[2], means.shape[1]
         padded = torch.nn.functional.pad(means, (taps // 2, taps // 2))
@@ -139,7 +140,7 @@ def gate_backward(
     channel_grads: tuple[Tensor, ...] = (nothing,) * 4
     pixel_grads: tuple[Tensor, ...] = (nothing,) * 2
     if w1 is not None:
-        channel = activation(_channel_logits(means, w1, b1, w2, b2, act)[0], gate_act)
+        channel = activation(Activation(_channel_logits(means, w1, b1, w2, b2, act)[0], gate_act))
     if pool:
         unpooled = image(x, c, h, w).zero_() if h % 2 or w % 2 else image(x, c, h, w)
         if n:

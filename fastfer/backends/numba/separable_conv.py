@@ -8,18 +8,16 @@ the rest of norm1; depthwise. Activations and their derivatives are recomputed r
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastfer.backends import composed
 from fastfer.backends.numba import _passes
 from fastfer.backends.numba._depthwise import taps, tiles
 from fastfer.backends.numba._numba import CHUNKS, Array, chunks, image, nhwc
 from fastfer.backends.numba._steps import (
     PART_ELEMENTS,
-    affine,
     batch,
     cut,
     dense,
@@ -31,10 +29,35 @@ from fastfer.backends.numba._steps import (
     norm_sums,
     pack,
     panel,
-    running,
+    running_stats,
+    scaled,
 )
-from fastfer.backends.reference import _linked
-from fastfer.backends.reference.separable_conv import recomputes
+from fastfer.signatures.fields import RunningNorm
+from fastfer.signatures.separable_conv import (
+    ConvGradients,
+    ConvNeeds,
+    Depthwise,
+    DepthwiseBackward,
+    DepthwiseNorm,
+    DepthwiseNormBackward,
+    DepthwiseNormGradients,
+    DepthwiseNormLinked,
+    DepthwiseNormLinkedBackward,
+    DepthwiseNormLinkedGradients,
+    DepthwiseNormTrain,
+    DepthwiseNormTrained,
+    Pointwise,
+    PointwiseBackward,
+    Separable,
+    SeparableBackward,
+    SeparableGradients,
+    SeparableLinked,
+    SeparableLinkedBackward,
+    SeparableLinkedGradients,
+    SeparableTrain,
+    SeparableTrained,
+    keeps_y1,
+)
 
 
 def _taps_first(weight: Tensor) -> Tensor:
@@ -98,71 +121,66 @@ def _pointwise(
     return y, stats, np.diff(starts)
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+def depthwise_conv2d(a: Depthwise) -> Tensor:
     """Depthwise convolution with four-sided padding."""
-    return _depthwise(x, weight, bias, _Geometry(x, weight, stride, padding), False)[0]
+    return _depthwise(a.x, a.weight, a.bias, _Geometry(a.x, a.weight, a.stride, a.padding), False)[0]
 
 
-def depthwise_conv2d_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]
-) -> tuple[Tensor, ...]:
+def depthwise_conv2d_backward(a: DepthwiseBackward) -> ConvGradients:
     """Gradients of x, weight and bias."""
-    geometry = _Geometry(x, weight, stride, padding)
-    need_dx, need_dw = mask[0], mask[1] or mask[2]
+    x, weight, needs = a.x, a.weight, a.needs
+    geometry = _Geometry(x, weight, a.stride, a.padding)
+    need_dw = needs.weight or needs.bias
     channels, nothing = x.shape[1], x.new_empty(0)
-    dx = image(x, *x.shape[1:]) if need_dx else nothing
+    dx = image(x, *x.shape[1:]) if needs.x else nothing
     count = chunks(geometry.rows, geometry.work, min(CHUNKS, max(1, PART_ELEMENTS // weight.numel())))
     parts = x.new_zeros(count * weight.numel() if need_dw else 0)
     sums = torch.zeros(count * channels if need_dw else 0, dtype=torch.float64)
-    if geometry.rows and (need_dx or need_dw):
-        arrays = dx, parts, sums, nhwc(dy), nhwc(x), _taps_first(weight), *geometry.taps_backward()
+    if geometry.rows and (needs.x or need_dw):
+        arrays = dx, parts, sums, nhwc(a.d_out), nhwc(x), _taps_first(weight), *geometry.taps_backward()
         _passes.depthwise_backward(x.dtype, count, 2 * geometry.work, *arrays, geometry.images, count, *geometry.size)
     dw, db = nothing, nothing
-    if mask[1]:
+    if needs.weight:
         dw = merged(parts, weight.numel()).view(*weight.shape[2:], 1, channels).permute(3, 2, 0, 1).contiguous()
-    if mask[2]:
+    if needs.bias:
         db = merged(sums, channels).to(x.dtype)
-    return distinct(dx, dw, db)
+    return ConvGradients(*distinct(dx, dw, db))
 
 
-def depthwise_norm_train(
-    x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
-    eps: float, act: int, stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """act(norm(y)), the depthwise output y, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance."""
-    y, moments, counts = _depthwise(x, weight, bias, _Geometry(x, weight, stride, padding), batch_stats)
-    stats = batch(moments, counts, eps, y) if batch_stats else running(n_mean, n_var, eps, x)
-    return norm_act(y, affine(n_weight, n_bias, stats), act), y, stats
+def depthwise_norm_train(a: DepthwiseNormTrain) -> DepthwiseNormTrained:
+    """act(norm(y)), the depthwise output y, and statistics."""
+    block = a.block
+    geometry = _Geometry(block.x, block.weight, block.stride, block.padding)
+    y, moments, counts = _depthwise(block.x, block.weight, block.bias, geometry, a.batch_stats)
+    stats = batch(moments, counts, block.norm.eps, y) if a.batch_stats else running_stats(block.norm, block.x)
+    return DepthwiseNormTrained(norm_act(y, scaled(block.norm, stats), block.act), y, stats)
 
 
-def depthwise_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
-    eps: float, act: int, stride: list[int], padding: list[int],
-) -> Tensor:  # fmt: skip
+def depthwise_norm(a: DepthwiseNorm) -> Tensor:
     """act(norm(depthwise(x))) with running statistics."""
-    y = depthwise_conv2d(x, weight, bias, stride, padding)
-    return norm_act(y, affine(n_weight, n_bias, running(n_mean, n_var, eps, x)), act)
+    y = depthwise_conv2d(Depthwise(a.x, a.weight, a.bias, a.stride, a.padding))
+    return norm_act(y, scaled(a.norm, running_stats(a.norm, a.x)), a.act)
 
 
-def depthwise_norm_backward(
-    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor, act: int,
-    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; weight, bias and norm's two; ``mask`` is [x, the others], those not asked for are empty."""
-    need_dx, need_dw = mask
-    norm, dout, y, nothing = affine(n_weight, n_bias, stats), nhwc(dout), nhwc(y), x.new_empty(0)
-    sums = norm_sums(dout, y, norm, act)
+def depthwise_norm_backward(a: DepthwiseNormBackward) -> DepthwiseNormGradients:
+    """Gradients of x; weight, bias and norm's two."""
+    params, nothing = a.needs.params, a.x.new_empty(0)
+    norm, dout, y = scaled(a.norm, a.stats), nhwc(a.d_out), nhwc(a.y)
+    sums = norm_sums(dout, y, norm, a.act)
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
-    d_weight, d_bias, coef = norm_gradients(sums, stats, n_weight, pixels, batch_stats)
+    d_weight, d_bias, coef = norm_gradients(sums, a.stats, a.norm.weight, pixels, a.batch_stats)
     dy = torch.empty_like(y)
-    norm_backward(dy, dout, y, norm, coef, act)
-    dx, dw, db = depthwise_conv2d_backward(dy, x, weight, stride, padding, [need_dx, need_dw, need_dw])
-    return distinct(dx, dw, db, d_weight if need_dw else nothing, d_bias if need_dw else nothing)
+    norm_backward(dy, dout, y, norm, coef, a.act)
+    grads = depthwise_conv2d_backward(
+        DepthwiseBackward(dy, a.x, a.weight, a.stride, a.padding, ConvNeeds(a.needs.x, params, params))
+    )
+    of_norm = (d_weight, d_bias) if params else (nothing, nothing)
+    return DepthwiseNormGradients(*distinct(*grads, *of_norm))
 
 
-def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def pointwise_conv2d(a: Pointwise) -> Tensor:
     """1×1 convolution."""
-    return _pointwise(x, weight, bias, None, 0, False)[0]
+    return _pointwise(a.x, a.weight, a.bias, None, 0, False)[0]
 
 
 def _pointwise_backward(
@@ -192,101 +210,111 @@ def _pointwise_backward(
     return da, dw, merged(sums2, outputs).to(y1.dtype), merged1
 
 
-def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+def pointwise_conv2d_backward(a: PointwiseBackward) -> ConvGradients:
     """Gradients of x, weight and bias."""
-    dx, dw, db, _ = _pointwise_backward(dy, dy, x, weight, None, None, 0, None, 0, mask[0], mask[1] or mask[2])
-    return dx, dw if mask[1] else x.new_empty(0), db if mask[2] else x.new_empty(0)
+    needs = a.needs
+    dx, dw, db, _ = _pointwise_backward(
+        a.d_out, a.d_out, a.x, a.weight, None, None, 0, None, 0, needs.x, needs.weight or needs.bias
+    )
+    return ConvGradients(dx, dw if needs.weight else a.x.new_empty(0), db if needs.bias else a.x.new_empty(0))
 
 
-def separable_conv2d(
-    x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
-    eps1: float, act1: int,
-    pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
-    eps2: float, act2: int,
-    stride: list[int], padding: list[int],
-) -> Tensor:  # fmt: skip
+def separable_conv2d(a: Separable) -> Tensor:
     """Output with running statistics."""
-    geometry = _Geometry(x, dw, stride, padding)
-    outputs = pw.shape[0]
-    out = image(x, outputs, *geometry.out)
+    geometry = _Geometry(a.x, a.dw_weight, a.stride, a.padding)
+    outputs = a.pw_weight.shape[0]
+    out = image(a.x, outputs, *geometry.out)
     if not out.numel():
         return out
-    norm1 = affine(n1_weight, n1_bias, running(n1_mean, n1_var, eps1, x))
-    norm2 = affine(n2_weight, n2_bias, running(n2_mean, n2_var, eps2, x))
-    work = geometry.work + geometry.pixels * pw.numel()
+    norm1, norm2 = (scaled(norm, running_stats(norm, a.x)) for norm in (a.norm1, a.norm2))
+    work = geometry.work + geometry.pixels * a.pw_weight.numel()
     count = chunks(geometry.rows, work)
     arrays = (
         out,
-        nhwc(x),
-        _taps_first(dw),
-        dense(dw_bias),
+        nhwc(a.x),
+        _taps_first(a.dw_weight),
+        dense(a.dw_bias),
         norm1,
-        pack(pw, False),
-        dense(pw_bias),
+        pack(a.pw_weight, False),
+        dense(a.pw_bias),
         norm2,
         *geometry.taps(),
     )
-    _passes.separable(x.dtype, count, work, *arrays, cut(geometry.rows, count), outputs, act1, act2, *geometry.size)
+    _passes.separable(
+        a.x.dtype, count, work, *arrays, cut(geometry.rows, count), outputs, a.act1, a.act2, *geometry.size
+    )
     return out
 
 
-def separable_conv2d_train(
-    x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
-    eps1: float, act1: int,
-    pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
-    eps2: float, act2: int,
-    stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance."""
-    geometry = _Geometry(x, dw, stride, padding)
-    batch1, batch2 = batch_stats and n1_weight is not None, batch_stats and n2_weight is not None
-    y1, moments, counts = _depthwise(x, dw, dw_bias, geometry, batch1)
-    stats1 = batch(moments, counts, eps1, y1) if batch1 else running(n1_mean, n1_var, eps1, x)
-    y2, moments, counts = _pointwise(y1, pw, pw_bias, affine(n1_weight, n1_bias, stats1), act1, batch2)
-    stats2 = batch(moments, counts, eps2, y2) if batch2 else running(n2_mean, n2_var, eps2, x)
-    if recomputes(dw_bias, n1_weight, act1, *y1.shape[1:]):
-        y1 = x.new_empty(0)
-    if n2_weight is None and act2 == 0:
-        return y2, y1, y2.new_empty(0), stats1, stats2
-    return norm_act(y2, affine(n2_weight, n2_bias, stats2), act2), y1, y2, stats1, stats2
+def separable_conv2d_train(a: SeparableTrain) -> SeparableTrained:
+    """Output, y1, y2 and statistics."""
+    b = a.block
+    geometry = _Geometry(b.x, b.dw_weight, b.stride, b.padding)
+    batch1, batch2 = a.batch_stats and b.norm1 is not None, a.batch_stats and b.norm2 is not None
+    y1, moments, counts = _depthwise(b.x, b.dw_weight, b.dw_bias, geometry, batch1)
+    stats1 = _statistics(b.norm1, y1, moments, counts, batch1)
+    y2, moments, counts = _pointwise(y1, b.pw_weight, b.pw_bias, scaled(b.norm1, stats1), b.act1, batch2)
+    stats2 = _statistics(b.norm2, y2, moments, counts, batch2)
+    if not keeps_y1(b, y1.shape[2], y1.shape[3]):
+        y1 = b.x.new_empty(0)
+    if b.norm2 is None and b.act2 == 0:
+        return SeparableTrained(y2, y1, y2.new_empty(0), stats1, stats2)
+    return SeparableTrained(norm_act(y2, scaled(b.norm2, stats2), b.act2), y1, y2, stats1, stats2)
 
 
-def separable_conv2d_backward(
-    dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
-    dw: Tensor, n1_weight: Tensor | None, n1_bias: Tensor | None, stats1: Tensor, act1: int,
-    pw: Tensor, n2_weight: Tensor | None, n2_bias: Tensor | None, stats2: Tensor, act2: int,
-    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
-    need_dx, need_dw, need_pw = mask
-    need_da, nothing = need_dx or need_dw, x.new_empty(0)
-    y1 = y1 if y1.dim() == 4 else depthwise_conv2d(x, dw, None, stride, padding)
-    pixels = dout.shape[0] * dout.shape[2] * dout.shape[3]
-    norm1, norm2 = affine(n1_weight, n1_bias, stats1), affine(n2_weight, n2_bias, stats2)
-    dout = nhwc(dout)
-    y2 = nhwc(y2) if y2.dim() == 4 else dout
-    d_w2, d_b2, coef2 = nothing, nothing, None
-    if n2_weight is not None:
-        needed = need_pw or batch_stats
-        sums = norm_sums(dout, y2, norm2, act2) if needed else torch.zeros(2 * n2_weight.numel(), dtype=torch.float64)
-        d_w2, d_b2, coef2 = norm_gradients(sums, stats2, n2_weight, pixels, batch_stats)
-    dy1, d_pw, d_pb, sums1 = _pointwise_backward(dout, y2, y1, pw, norm2, coef2, act2, norm1, act1, need_da, need_pw)
-    pw_side = (d_pw, d_pb, d_w2, d_b2) if need_pw else (nothing,) * 4
+def _statistics(norm: RunningNorm | None, y: Tensor, moments: Tensor, counts: Array, of_batch: bool) -> Tensor:
+    return batch(moments, counts, norm.eps, y) if of_batch and norm is not None else running_stats(norm, y)
+
+
+def separable_conv2d_backward(a: SeparableBackward) -> SeparableGradients:
+    """Gradients of x; the depthwise weight, its bias, norm1's two; the pointwise weight, its bias, norm2's two."""
+    needs, x, nothing = a.needs, a.x, a.x.new_empty(0)
+    need_da = needs.x or needs.dw
+    y1 = a.y1
+    if y1.dim() != 4:
+        y1 = depthwise_conv2d(Depthwise(x, a.dw_weight, None, a.stride, a.padding))
+    pixels = a.d_out.shape[0] * a.d_out.shape[2] * a.d_out.shape[3]
+    norm1, norm2 = scaled(a.norm1, a.stats1), scaled(a.norm2, a.stats2)
+    dout = nhwc(a.d_out)
+    y2 = nhwc(a.y2) if a.y2.dim() == 4 else dout
+    of_norm2, coef2 = (nothing, nothing), None
+    if a.norm2 is not None:
+        weight2 = a.norm2.weight
+        needed = needs.pw or a.batch_stats
+        sums = norm_sums(dout, y2, norm2, a.act2) if needed else torch.zeros(2 * weight2.numel(), dtype=torch.float64)
+        d_weight, d_bias, coef2 = norm_gradients(sums, a.stats2, weight2, pixels, a.batch_stats)
+        of_norm2 = d_weight, d_bias
+    dy1, d_pw, d_pw_bias, sums1 = _pointwise_backward(
+        dout, y2, y1, a.pw_weight, norm2, coef2, a.act2, norm1, a.act1, need_da, needs.pw
+    )
+    pw_side = (d_pw, d_pw_bias if needs.biases else nothing, *of_norm2) if needs.pw else (nothing,) * 4
     if not need_da:
-        return distinct(nothing, nothing, nothing, nothing, nothing, *pw_side)
-    d_w1, d_b1 = nothing, nothing
-    if n1_weight is not None:
-        d_w1, d_b1, coef1 = norm_gradients(sums1, stats1, n1_weight, pixels, batch_stats)
+        return SeparableGradients(*distinct(nothing, nothing, nothing, nothing, nothing, *pw_side))
+    of_norm1 = (nothing, nothing)
+    if a.norm1 is not None:
+        d_weight, d_bias, coef1 = norm_gradients(sums1, a.stats1, a.norm1.weight, pixels, a.batch_stats)
+        of_norm1 = d_weight, d_bias
         norm_backward(dy1, dy1, nhwc(y1), norm1, coef1, 0)
-    dx, d_dw, d_db = depthwise_conv2d_backward(dy1, x, dw, stride, padding, [need_dx, need_dw, need_dw])
-    return distinct(dx, d_dw, d_db, d_w1 if need_dw else nothing, d_b1 if need_dw else nothing, *pw_side)
+    dw_needs = ConvNeeds(needs.x, needs.dw, needs.dw and needs.biases)
+    grads = depthwise_conv2d_backward(DepthwiseBackward(dy1, x, a.dw_weight, a.stride, a.padding, dw_needs))
+    return SeparableGradients(*distinct(*grads, *(of_norm1 if needs.dw else (nothing, nothing)), *pw_side))
 
 
-separable_conv2d_linked = partial(_linked.separable_conv2d_linked, separable_conv2d_train)
-separable_conv2d_linked_backward = partial(_linked.separable_conv2d_linked_backward, separable_conv2d_backward)
-depthwise_norm_linked = partial(_linked.depthwise_norm_linked, depthwise_norm_train)
-depthwise_norm_linked_backward = partial(_linked.depthwise_norm_linked_backward, depthwise_norm_backward)
+def separable_conv2d_linked(a: SeparableLinked) -> SeparableTrained:
+    """As `fastfer.backends.composed` composes it of these functions."""
+    return composed.separable_conv2d_linked(separable_conv2d_train, a)
+
+
+def separable_conv2d_linked_backward(a: SeparableLinkedBackward) -> SeparableLinkedGradients:
+    """As `fastfer.backends.composed` composes it of these functions."""
+    return composed.separable_conv2d_linked_backward(separable_conv2d_backward, a)
+
+
+def depthwise_norm_linked(a: DepthwiseNormLinked) -> DepthwiseNormTrained:
+    """As `fastfer.backends.composed` composes it of these functions."""
+    return composed.depthwise_norm_linked(depthwise_norm_train, a)
+
+
+def depthwise_norm_linked_backward(a: DepthwiseNormLinkedBackward) -> DepthwiseNormLinkedGradients:
+    """As `fastfer.backends.composed` composes it of these functions."""
+    return composed.depthwise_norm_linked_backward(depthwise_norm_backward, a)

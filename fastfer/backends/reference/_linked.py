@@ -39,7 +39,7 @@ def before_backward(
     if stats is None or weight is None or bias is None:
         return dz, y.new_empty(0), y.new_empty(0), y.new_empty(0)
     invstd, centred = stats[1], y - _channels(stats[0])
-    g = elementwise.activation_backward(dz, centred * _channels(invstd * weight) + _channels(bias), act)
+    g = elementwise.backward(dz, centred * _channels(invstd * weight) + _channels(bias), act)
     s, sx = g.sum(_DIMS), (g * centred).sum(_DIMS)
     d_stats = torch.stack([-weight * invstd * s, weight * sx, torch.zeros_like(s)])
     return nhwc((g * _channels(weight * invstd)).to(dz.dtype)), d_stats, invstd * sx, s
@@ -73,55 +73,6 @@ def conv2d_linked_backward(
     dy = deferred_backward(dy, d_stats, y, stats)
     grads = backward(dy, x, nothing, weight, None, None, nothing, 0, stride, padding, True, mask[:2])
     return tuple(grads[:3])
-
-
-def separable_conv2d_linked(
-    train: Function, x: Tensor, l_stats: Tensor | None, l_weight: Tensor | None, l_bias: Tensor | None, l_act: int,
-    *block: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Results as the backend's `separable_conv2d_train`, ``train``; deferred, the first is y2, and y2 is empty."""
-    *args, deferred = block
-    z = normalised(x, l_stats, l_weight, l_bias, l_act)
-    if not deferred:
-        results: tuple[Tensor, ...] = train(z, *args, True)
-        return results
-    mean, var, eps = args[12:15]
-    y, y1, y2, stats1, _ = train(z, *args[:10], None, None, None, None, eps, 0, *args[16:], True)
-    return y, y1, y2, stats1, statistics(y, mean, var, eps, True)
-
-
-def separable_conv2d_linked_backward(
-    backward: Function, dout: Tensor, d_stats: Tensor | None, x: Tensor, l_stats: Tensor | None,
-    l_weight: Tensor | None, l_bias: Tensor | None, l_act: int, y1: Tensor, y2: Tensor, *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients as the backend's `separable_conv2d_backward`, then those of l_stats, l_weight and l_bias."""
-    *block, stats2, act2, stride, padding, deferred, mask = rest
-    z = normalised(x, l_stats, l_weight, l_bias, l_act)
-    if deferred:
-        dout, y2 = deferred_backward(dout, d_stats, y2, stats2), y2.new_empty(0)
-    dz, *grads = backward(dout, z, y1, y2, *block, stats2, act2, stride, padding, True, mask[:3])
-    dx, *before = before_backward(dz, x, l_stats, l_weight, l_bias, l_act)
-    return dx, *grads, *before
-
-
-def depthwise_norm_linked(
-    train: Function, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *block: Any
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Results as the backend's `depthwise_norm_train`, ``train``."""
-    results: tuple[Tensor, ...] = train(normalised(x, l_stats, l_weight, l_bias, l_act), *block, True)
-    return results
-
-
-def depthwise_norm_linked_backward(
-    backward: Function, dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int,
-    *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients as the backend's `depthwise_norm_backward`, then those of l_stats, l_weight and l_bias."""
-    *block, mask = rest
-    z = normalised(x, l_stats, l_weight, l_bias, l_act)
-    dz, *grads = backward(dout, z, *block, True, [True, mask[1]])
-    dx, *before = before_backward(dz, x, l_stats, l_weight, l_bias, l_act)
-    return dx, *grads, *before
 
 
 def gate_linked(

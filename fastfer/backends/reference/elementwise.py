@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastfer.signatures.elementwise import Activation, ActivationBackward
+
 _FORWARD = (torch.clone, torch.relu, F.relu6, F.hardswish, F.hardsigmoid, F.silu, torch.sigmoid)
 
 
@@ -37,15 +39,20 @@ def _dense(x: Tensor) -> Tensor:
     return x if y.stride() == x.stride() else y.copy_(x)
 
 
-def activation(x: Tensor, act: int) -> Tensor:
-    """act(x) with the strides of ``torch.empty_like(x)``."""
-    return torch.empty_like(x).copy_(apply(_dense(x), act))
-
-
-def activation_backward(dy: Tensor, x: Tensor, act: int) -> Tensor:
+def backward(dy: Tensor, x: Tensor, act: int) -> Tensor:
     """dy · act'(x); zero where the derivative is zero, as torch's masks do."""
     slope = derivative(x, act)
     masked = act in (1, 2, 4)
     return torch.empty_like(x).copy_(
         torch.where(slope == 0, torch.zeros_like(dy), dy * slope) if masked else dy * slope
     )
+
+
+def activation(a: Activation) -> Tensor:
+    """act(x) with the strides of ``torch.empty_like(x)``."""
+    return torch.empty_like(a.x).copy_(apply(_dense(a.x), a.act))
+
+
+def activation_backward(a: ActivationBackward) -> Tensor:
+    """d_out · act'(x) with the strides of ``torch.empty_like(x)``."""
+    return backward(a.d_out, a.x, a.act)

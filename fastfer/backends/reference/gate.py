@@ -78,14 +78,14 @@ def _channel_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of the means, w1, b1, w2, b2 from that of the gates (N, C)."""
     logits, hidden = _channel_logits(means, w1, b1, w2, b2, act)
-    dl = elementwise.activation_backward(dg, logits, gate_act)
+    dl = elementwise.backward(dg, logits, gate_act)
     nothing = dg.new_empty(0)
     if w2 is None:
         dm, dw, _ = torch.ops.aten.convolution_backward(
             dl[:, None], means[:, None], w1, None, [1], [w1.shape[2] // 2], [1], False, [0], 1, [True, True, False]
         )
         return dm[:, 0], dw, nothing, nothing.clone(), nothing.clone()
-    dh = elementwise.activation_backward(dl @ w2.flatten(1), hidden, act)
+    dh = elementwise.backward(dl @ w2.flatten(1), hidden, act)
     return (
         dh @ w1.flatten(1),
         (dh.t() @ means).view(w1.shape),

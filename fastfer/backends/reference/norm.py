@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastfer.backends.reference import elementwise
+from fastfer.signatures.fields import Affine, LeftNorm, RunningNorm
 
 _DIMS = (0, 2, 3)
 _total: Callable[[Tensor], Tensor] | None = None
@@ -79,16 +80,41 @@ def norm_act_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of y, norm weight and norm bias (empty without norm)."""
     if weight is None or bias is None:
-        return (elementwise.activation_backward(dz, y, act) if act else dz), dz.new_empty(0), dz.new_empty(0)
+        return (elementwise.backward(dz, y, act) if act else dz), dz.new_empty(0), dz.new_empty(0)
     mean, invstd = _channels(stats[0]), _channels(stats[1])
     xhat = (y - mean) * invstd
-    g = elementwise.activation_backward(dz, xhat * _channels(weight) + _channels(bias), act)
+    g = elementwise.backward(dz, xhat * _channels(weight) + _channels(bias), act)
     sum_g, sum_gx = g.sum(_DIMS), (g * xhat).sum(_DIMS)
     centred = g
     if batch_stats:
         (all_g, all_gx), count = over_batch(torch.stack([sum_g, sum_gx]), y.numel() // y.shape[1])
         centred = g - (_channels(all_g) + xhat * _channels(all_gx)) / count
     return centred * invstd * _channels(weight), sum_gx, sum_g
+
+
+def normalise(y: Tensor, norm: RunningNorm | Affine | None, stats: Tensor, act: int) -> Tensor:
+    """act((y - mean)·invstd·weight + bias) with ``stats`` as `norm_statistics` gives them; act(y) without a norm."""
+    if norm is not None:
+        y = (y - _channels(stats[0])) * _channels(stats[1] * norm.weight) + _channels(norm.bias)
+    return elementwise.apply(y, act)
+
+
+def norm_statistics(y: Tensor, norm: RunningNorm | LeftNorm | None, batch_stats: bool) -> Tensor:
+    """(3, C): mean, 1/sqrt(var + eps), unbiased variance, of ``y`` or the running ones; empty without a norm."""
+    return y.new_empty(0) if norm is None else statistics(y, norm.mean, norm.var, norm.eps, batch_stats)
+
+
+def normalise_backward(
+    dz: Tensor, y: Tensor, norm: Affine | None, stats: Tensor, act: int, batch_stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, norm weight and norm bias (empty without norm)."""
+    weight, bias = (None, None) if norm is None else norm
+    return norm_act_backward(dz, y, weight, bias, stats, act, batch_stats)
+
+
+def wanted(flag: bool, *grads: Tensor) -> Iterator[Tensor]:
+    """The gradients, empty where they are not asked for."""
+    return (grad if flag else grad.new_empty(0) for grad in grads)
 
 
 def batch_norm_train(

@@ -3,14 +3,37 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastfer.backends.reference import _linked
-from fastfer.backends.reference.norm import nhwc, norm_act, norm_act_backward, statistics
+from fastfer.backends import composed
+from fastfer.backends.reference.norm import nhwc, norm_statistics, normalise, normalise_backward, wanted
+from fastfer.signatures.separable_conv import (
+    ConvGradients,
+    ConvNeeds,
+    Depthwise,
+    DepthwiseBackward,
+    DepthwiseNorm,
+    DepthwiseNormBackward,
+    DepthwiseNormGradients,
+    DepthwiseNormLinked,
+    DepthwiseNormLinkedBackward,
+    DepthwiseNormLinkedGradients,
+    DepthwiseNormTrain,
+    DepthwiseNormTrained,
+    Pointwise,
+    PointwiseBackward,
+    Separable,
+    SeparableBackward,
+    SeparableGradients,
+    SeparableLinked,
+    SeparableLinkedBackward,
+    SeparableLinkedGradients,
+    SeparableTrain,
+    SeparableTrained,
+    keeps_y1,
+)
 
 _DIMS = (0, 2, 3)
 
@@ -20,130 +43,126 @@ def _pad(x: Tensor, padding: list[int]) -> Tensor:
     return F.pad(x, (left, right, top, bottom))
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    """Depthwise convolution with four-sided padding."""
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     return nhwc(F.conv2d(_pad(x, padding), weight, bias, stride, groups=x.shape[1]))
 
 
-def depthwise_conv2d_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]
-) -> tuple[Tensor, ...]:
+def depthwise_conv2d(a: Depthwise) -> Tensor:
+    """Depthwise convolution with four-sided padding."""
+    return _depthwise(*a)
+
+
+def depthwise_conv2d_backward(a: DepthwiseBackward) -> ConvGradients:
     """Gradients of x, weight and bias."""
-    top, left, bottom, right = padding
-    padded = _pad(x, padding)
+    top, left, bottom, right = a.padding
+    padded, needs = _pad(a.x, a.padding), a.needs
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, padded, weight, None, stride, [0, 0], [1, 1], False, [0, 0], x.shape[1], [mask[0], mask[1], False]
-    )
+        a.d_out, padded, a.weight, None, a.stride, [0, 0], [1, 1], False, [0, 0], a.x.shape[1],
+        [needs.x, needs.weight, False],
+    )  # fmt: skip
     height, width = padded.shape[2], padded.shape[3]
-    return (
-        nhwc(dx[:, :, top : height - bottom, left : width - right]) if mask[0] else x.new_empty(0),
-        dw.contiguous() if mask[1] else x.new_empty(0),
-        dy.sum(_DIMS) if mask[2] else x.new_empty(0),
+    return ConvGradients(
+        nhwc(dx[:, :, top : height - bottom, left : width - right]) if needs.x else a.x.new_empty(0),
+        dw.contiguous() if needs.weight else a.x.new_empty(0),
+        a.d_out.sum(_DIMS) if needs.bias else a.x.new_empty(0),
     )
 
 
-def depthwise_norm_train(
-    x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
-    eps: float, act: int, stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """act(norm(y)), the depthwise output y, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance."""
-    y = depthwise_conv2d(x, weight, bias, stride, padding)
-    stats = statistics(y, n_mean, n_var, eps, batch_stats)
-    return nhwc(norm_act(y, n_weight, n_bias, stats, act)), y, stats
+def depthwise_norm_train(a: DepthwiseNormTrain) -> DepthwiseNormTrained:
+    """act(norm(y)), the depthwise output y, and statistics."""
+    block = a.block
+    y = _depthwise(block.x, block.weight, block.bias, block.stride, block.padding)
+    stats = norm_statistics(y, block.norm, a.batch_stats)
+    return DepthwiseNormTrained(nhwc(normalise(y, block.norm, stats, block.act)), y, stats)
 
 
-def depthwise_norm(*args: object) -> Tensor:
-    """act(norm(y)) with running statistics; arguments as `depthwise_norm_train` without ``batch_stats``."""
-    return depthwise_norm_train(*args, False)[0]  # type: ignore[arg-type, call-arg]
+def depthwise_norm(a: DepthwiseNorm) -> Tensor:
+    """act(norm(y)) with running statistics."""
+    return depthwise_norm_train(DepthwiseNormTrain(a, False)).out
 
 
-def depthwise_norm_backward(
-    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor, act: int,
-    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; weight, bias and norm's two; ``mask`` is [x, the others], those not asked for are empty."""
-    dy, d_weight, d_bias = norm_act_backward(dout, y, n_weight, n_bias, stats, act, batch_stats)
-    dx, dw, db = depthwise_conv2d_backward(dy, x, weight, stride, padding, [mask[0], mask[1], mask[1]])
-    nothing = x.new_empty(0), x.new_empty(0)
-    return dx, dw, db, *((d_weight, d_bias) if mask[1] else nothing)
+def depthwise_norm_backward(a: DepthwiseNormBackward) -> DepthwiseNormGradients:
+    """Gradients of x; weight, bias and norm's two."""
+    params = a.needs.params
+    dy, d_weight, d_bias = normalise_backward(a.d_out, a.y, a.norm, a.stats, a.act, a.batch_stats)
+    grads = depthwise_conv2d_backward(
+        DepthwiseBackward(dy, a.x, a.weight, a.stride, a.padding, ConvNeeds(a.needs.x, params, params))
+    )
+    return DepthwiseNormGradients(*grads, *wanted(params, d_weight, d_bias))
 
 
-def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def pointwise_conv2d(a: Pointwise) -> Tensor:
     """1×1 convolution."""
-    return nhwc(F.conv2d(x, weight, bias))
+    return nhwc(F.conv2d(a.x, a.weight, a.bias))
 
 
-def pointwise_conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+def pointwise_conv2d_backward(a: PointwiseBackward) -> ConvGradients:
     """Gradients of x, weight and bias."""
+    needs = a.needs
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [mask[0], mask[1], False]
+        a.d_out, a.x, a.weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [needs.x, needs.weight, False]
     )
-    return (
-        nhwc(dx) if mask[0] else x.new_empty(0),
-        dw.contiguous() if mask[1] else x.new_empty(0),
-        dy.sum(_DIMS) if mask[2] else x.new_empty(0),
+    return ConvGradients(
+        nhwc(dx) if needs.x else a.x.new_empty(0),
+        dw.contiguous() if needs.weight else a.x.new_empty(0),
+        a.d_out.sum(_DIMS) if needs.bias else a.x.new_empty(0),
     )
 
 
-def recomputes(
-    dw_bias: Tensor | None, n1_weight: Tensor | None, act1: int, channels: int, height: int, width: int
-) -> bool:
-    """Whether training keeps no y1: nothing follows the depthwise convolution, and backward computes it again.
-
-    ``height`` and ``width`` are y1's. Above 256 channels a band of rows and the pointwise weights no longer share an
-    L2, and images below 8×8 are too few rows for a product: there keeping y1 is faster.
-    """
-    return dw_bias is None and n1_weight is None and act1 == 0 and channels <= 256 and height * width >= 64
-
-
-def separable_conv2d_train(
-    x: Tensor, dw: Tensor, dw_bias: Tensor | None,
-    n1_weight: Tensor | None, n1_bias: Tensor | None, n1_mean: Tensor | None, n1_var: Tensor | None,
-    eps1: float, act1: int,
-    pw: Tensor, pw_bias: Tensor | None,
-    n2_weight: Tensor | None, n2_bias: Tensor | None, n2_mean: Tensor | None, n2_var: Tensor | None,
-    eps2: float, act2: int,
-    stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, y1, y2, statistics (3, C) and (3, O): mean, 1/sqrt(var + eps), unbiased variance."""
-    y1 = depthwise_conv2d(x, dw, dw_bias, stride, padding)
-    stats1 = statistics(y1, n1_mean, n1_var, eps1, batch_stats)
-    y2 = pointwise_conv2d(norm_act(y1, n1_weight, n1_bias, stats1, act1), pw, pw_bias)
-    stats2 = statistics(y2, n2_mean, n2_var, eps2, batch_stats)
-    if recomputes(dw_bias, n1_weight, act1, *y1.shape[1:]):
-        y1 = x.new_empty(0)
-    if n2_weight is None and act2 == 0:
-        return y2, y1, y2.new_empty(0), stats1, stats2
-    return nhwc(norm_act(y2, n2_weight, n2_bias, stats2, act2)), y1, y2, stats1, stats2
+def separable_conv2d_train(a: SeparableTrain) -> SeparableTrained:
+    """Output, y1, y2 and statistics."""
+    b = a.block
+    y1 = _depthwise(b.x, b.dw_weight, b.dw_bias, b.stride, b.padding)
+    stats1 = norm_statistics(y1, b.norm1, a.batch_stats)
+    y2 = pointwise_conv2d(Pointwise(normalise(y1, b.norm1, stats1, b.act1), b.pw_weight, b.pw_bias))
+    stats2 = norm_statistics(y2, b.norm2, a.batch_stats)
+    if not keeps_y1(b, y1.shape[2], y1.shape[3]):
+        y1 = b.x.new_empty(0)
+    if b.norm2 is None and b.act2 == 0:
+        return SeparableTrained(y2, y1, y2.new_empty(0), stats1, stats2)
+    return SeparableTrained(nhwc(normalise(y2, b.norm2, stats2, b.act2)), y1, y2, stats1, stats2)
 
 
-def separable_conv2d(*args: object) -> Tensor:
-    """Output with running statistics; arguments as `separable_conv2d_train` without ``batch_stats``."""
-    return separable_conv2d_train(*args, False)[0]  # type: ignore[arg-type, call-arg]
+def separable_conv2d(a: Separable) -> Tensor:
+    """Output with running statistics."""
+    return separable_conv2d_train(SeparableTrain(a, False)).out
 
 
-def separable_conv2d_backward(
-    dout: Tensor, x: Tensor, y1: Tensor, y2: Tensor,
-    dw: Tensor, n1_weight: Tensor | None, n1_bias: Tensor | None, stats1: Tensor, act1: int,
-    pw: Tensor, n2_weight: Tensor | None, n2_bias: Tensor | None, stats2: Tensor, act2: int,
-    stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; dw, its bias, norm1's two; pw, its bias, norm2's two. Those not asked for are empty."""
-    need_dx, need_dw, need_pw = mask
-    y1 = y1 if y1.dim() == 4 else depthwise_conv2d(x, dw, None, stride, padding)
-    dy2, d_w2, d_b2 = norm_act_backward(dout, y2, n2_weight, n2_bias, stats2, act2, batch_stats)
-    a1 = norm_act(y1, n1_weight, n1_bias, stats1, act1)
-    da1, d_pw, d_pb = pointwise_conv2d_backward(dy2, a1, pw, [need_dx or need_dw, need_pw, need_pw])
-    pw_side = (d_pw, d_pb, d_w2 if need_pw else x.new_empty(0), d_b2 if need_pw else x.new_empty(0))
-    if not (need_dx or need_dw):
-        return *(x.new_empty(0) for _ in range(5)), *pw_side
-    dy1, d_w1, d_b1 = norm_act_backward(da1, y1, n1_weight, n1_bias, stats1, act1, batch_stats)
-    dx, d_dw, d_db = depthwise_conv2d_backward(dy1, x, dw, stride, padding, [need_dx, need_dw, need_dw])
-    norm1 = (d_w1, d_b1) if need_dw else (x.new_empty(0), x.new_empty(0))
-    return dx, d_dw, d_db, *norm1, *pw_side
+def separable_conv2d_backward(a: SeparableBackward) -> SeparableGradients:
+    """Gradients of x; the depthwise weight, its bias, norm1's two; the pointwise weight, its bias, norm2's two."""
+    needs, before = a.needs, a.needs.x or a.needs.dw
+    y1 = a.y1 if a.y1.dim() == 4 else _depthwise(a.x, a.dw_weight, None, a.stride, a.padding)
+    dy2, d_weight2, d_bias2 = normalise_backward(a.d_out, a.y2, a.norm2, a.stats2, a.act2, a.batch_stats)
+    a1 = normalise(y1, a.norm1, a.stats1, a.act1)
+    da1, d_pw, d_pw_bias = pointwise_conv2d_backward(
+        PointwiseBackward(dy2, a1, a.pw_weight, ConvNeeds(before, needs.pw, needs.pw and needs.biases))
+    )
+    pw_side = (d_pw, d_pw_bias, *wanted(needs.pw, d_weight2, d_bias2))
+    if not before:
+        return SeparableGradients(*(a.x.new_empty(0) for _ in range(5)), *pw_side)
+    dy1, d_weight1, d_bias1 = normalise_backward(da1, y1, a.norm1, a.stats1, a.act1, a.batch_stats)
+    dw_needs = ConvNeeds(needs.x, needs.dw, needs.dw and needs.biases)
+    dw_side = depthwise_conv2d_backward(
+        DepthwiseBackward(dy1, a.x, a.dw_weight, a.stride, a.padding, dw_needs)
+    )  # fmt: skip
+    return SeparableGradients(*dw_side, *wanted(needs.dw, d_weight1, d_bias1), *pw_side)
 
 
-separable_conv2d_linked = partial(_linked.separable_conv2d_linked, separable_conv2d_train)
-separable_conv2d_linked_backward = partial(_linked.separable_conv2d_linked_backward, separable_conv2d_backward)
-depthwise_norm_linked = partial(_linked.depthwise_norm_linked, depthwise_norm_train)
-depthwise_norm_linked_backward = partial(_linked.depthwise_norm_linked_backward, depthwise_norm_backward)
+def separable_conv2d_linked(a: SeparableLinked) -> SeparableTrained:
+    """As `separable_conv2d_train` of the normalised x; the last norm may be left to the next op."""
+    return composed.separable_conv2d_linked(separable_conv2d_train, a)
+
+
+def separable_conv2d_linked_backward(a: SeparableLinkedBackward) -> SeparableLinkedGradients:
+    """Gradients as `separable_conv2d_backward`, then the link's."""
+    return composed.separable_conv2d_linked_backward(separable_conv2d_backward, a)
+
+
+def depthwise_norm_linked(a: DepthwiseNormLinked) -> DepthwiseNormTrained:
+    """As `depthwise_norm_train` of the normalised x."""
+    return composed.depthwise_norm_linked(depthwise_norm_train, a)
+
+
+def depthwise_norm_linked_backward(a: DepthwiseNormLinkedBackward) -> DepthwiseNormLinkedGradients:
+    """Gradients as `depthwise_norm_backward`, then the link's."""
+    return composed.depthwise_norm_linked_backward(depthwise_norm_backward, a)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linked normalisations composed of a backend's own functions and a few passes of torch's: for Numba and CUDA.
+
+The first op ends with y and its statistics (3, C); the next takes z = act((y - mean)·invstd·weight + bias) for its
+input. Their gradients are those of tensors like others: with g = dz·act', s = sum(g), sx = sum(g·(y - mean)) over n
+values a channel, y gets g·weight·invstd, the statistics get (-weight·invstd·s, weight·sx, 0), weight invstd·sx and bias
+s; and the first op adds what its statistics (m, i, v) got:
+dy += dm/n - di·invstd³·(y - mean)/n + 2·dv·(y - mean)/(n - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastfer.backends.reference import elementwise
+from fastfer.backends.reference.norm import nhwc, norm_statistics, normalise
+from fastfer.signatures.fields import Affine, Link, LinkGradients
+from fastfer.signatures.separable_conv import (
+    DepthwiseNormBackward,
+    DepthwiseNormGradients,
+    DepthwiseNormLinked,
+    DepthwiseNormLinkedBackward,
+    DepthwiseNormLinkedGradients,
+    DepthwiseNormTrain,
+    DepthwiseNormTrained,
+    SeparableBackward,
+    SeparableGradients,
+    SeparableLinked,
+    SeparableLinkedBackward,
+    SeparableLinkedGradients,
+    SeparableTrain,
+    SeparableTrained,
+)
+
+_DIMS = (0, 2, 3)
+
+
+def _channels(v: Tensor) -> Tensor:
+    return v.view(1, -1, 1, 1)
+
+
+def normalised(y: Tensor, link: Link | None) -> Tensor:
+    """z of the input y; y itself without a link."""
+    return y if link is None else nhwc(normalise(y, Affine(link.weight, link.bias), link.stats, link.act).to(y.dtype))
+
+
+def link_backward(dz: Tensor, y: Tensor, link: Link) -> tuple[Tensor, LinkGradients]:
+    """Gradients of y and of the link's tensors from that of z."""
+    invstd, centred = link.stats[1], y - _channels(link.stats[0])
+    g = elementwise.backward(dz, centred * _channels(invstd * link.weight) + _channels(link.bias), link.act)
+    s, sx = g.sum(_DIMS), (g * centred).sum(_DIMS)
+    d_stats = torch.stack([-link.weight * invstd * s, link.weight * sx, torch.zeros_like(s)])
+    return nhwc((g * _channels(link.weight * invstd)).to(dz.dtype)), LinkGradients(d_stats, invstd * sx, s)
+
+
+def statistics_backward(dy: Tensor, d_stats: Tensor | None, y: Tensor, stats: Tensor) -> Tensor:
+    """The whole gradient of y: what it got itself, and through its statistics."""
+    if d_stats is None:
+        return dy
+    count = max(y.numel() // y.shape[1], 1)
+    bend = 2 * d_stats[2] / max(count - 1, 1) - d_stats[1] * stats[1] ** 3 / count
+    through = _channels(d_stats[0] / count) + _channels(bend) * (y - _channels(stats[0]))
+    return nhwc((dy + through).to(dy.dtype))
+
+
+def separable_conv2d_linked(
+    train: Callable[[SeparableTrain], SeparableTrained], a: SeparableLinked
+) -> SeparableTrained:  # fmt: skip
+    """The op ``separable_conv2d_linked``; ``train`` is the backend's `separable_conv2d_train`."""
+    block = a.block._replace(x=normalised(a.block.x, a.link))
+    trained = train(SeparableTrain(block, True))
+    return trained if a.left is None else trained._replace(stats2=norm_statistics(trained.out, a.left, True))
+
+
+def separable_conv2d_linked_backward(
+    backward: Callable[[SeparableBackward], SeparableGradients], a: SeparableLinkedBackward
+) -> SeparableLinkedGradients:
+    """The op ``separable_conv2d_linked_backward``; ``backward`` is the backend's `separable_conv2d_backward`."""
+    block, y = a.block, a.block.x
+    nothing = y.new_empty(0)
+    if a.leaves:
+        d_out = statistics_backward(block.d_out, a.d_stats2, block.y2, block.stats2)
+        block = block._replace(d_out=d_out, y2=nothing)
+    if a.link is None:
+        return SeparableLinkedGradients(*backward(block), *(y.new_empty(0) for _ in range(3)))
+    grads = backward(block._replace(x=normalised(y, a.link), needs=block.needs._replace(x=True)))
+    d_x, of_link = link_backward(grads.d_x, y, a.link)
+    return SeparableLinkedGradients(*grads._replace(d_x=d_x), *of_link)
+
+
+def depthwise_norm_linked(
+    train: Callable[[DepthwiseNormTrain], DepthwiseNormTrained], a: DepthwiseNormLinked
+) -> DepthwiseNormTrained:
+    """The op ``depthwise_norm_linked``; ``train`` is the backend's `depthwise_norm_train`."""
+    return train(DepthwiseNormTrain(a.block._replace(x=normalised(a.block.x, a.link)), True))
+
+
+def depthwise_norm_linked_backward(
+    backward: Callable[[DepthwiseNormBackward], DepthwiseNormGradients], a: DepthwiseNormLinkedBackward
+) -> DepthwiseNormLinkedGradients:
+    """The op ``depthwise_norm_linked_backward``; ``backward`` is the backend's `depthwise_norm_backward`."""
+    y = a.block.x
+    grads = backward(a.block._replace(x=normalised(y, a.link), needs=a.block.needs._replace(x=True)))
+    d_x, of_link = link_backward(grads.d_x, y, a.link)
+    return DepthwiseNormLinkedGradients(*grads._replace(d_x=d_x), *of_link)
