@@ -19,7 +19,7 @@ from fastfer.data.options import DataOptions, LabelMode
 from fastfer.data.parts import divide
 from fastfer.data.split import DataError, SoftMode
 from fastfer.data.subset import read_subset
-from fastfer.data.votes import EVERY_IMAGE, SOFT, judge
+from fastfer.data.votes import EVERY_VOTE, SOFT, judge
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,9 @@ def _split(
 
 def _common_mode(options: DataOptions) -> LabelMode:
     """The label mode of validation and test: by majority whatever the training labels are, as in the reference reader,
-    but for the modes that keep every image.
+    but by argmax where training keeps every image too.
     """
-    mode = options.label_mode
-    return mode if mode in EVERY_IMAGE and mode is not None else "majority"
+    return "argmax" if options.label_mode in EVERY_VOTE else "majority"
 
 
 def _stratum(sample: Sample, names: tuple[str, ...], mode: LabelMode) -> int:

@@ -122,7 +122,9 @@ class Inventory:
         """The folders that ``paths`` lie in, or their suffixes too, with how many in each."""
         if not paths:
             return ""
-        count = Counter(self._name(path.parent) + (f" *{printable(path.suffix)}" if suffix else "") for path in paths)
+        kinds = [f" *{printable(path.suffix)}" if path.suffix else " without suffix" for path in paths]
+        homes = [self._name(path.parent) for path in paths]
+        count = Counter(home + kind if suffix else home for home, kind in zip(homes, kinds, strict=True))
         return f"{len(paths)} {what}{_sample(f'{name} ({number})' for name, number in count.items())}"
 
 

@@ -78,11 +78,12 @@ def code_names(text: str) -> dict[int, str]:
         number, equals, name = pair.partition("=")
         if not equals or not number.strip().isdecimal() or len(number) > 9 or not name.strip():
             raise ValueError(
-                f"codes: expected one of {', '.join(CODE_TABLES)}, or pairs such as 0=neutral,1=happy; got {text!r}"
+                f"codes: expected one of {', '.join(CODE_TABLES)}, or pairs such as 0=neutral,1=happy; "
+                f"got {text[:80]!r}"
             )
         code = int(number)
         if code in found:
-            raise ValueError(f"codes: expected each number once, got {code} twice in {text!r}")
+            raise ValueError(f"codes: expected each number once, got {code} twice in {text[:80]!r}")
         try:
             found[code] = canonical_name(name)
         except ValueError:  # a name of the user's own

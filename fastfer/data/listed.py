@@ -95,11 +95,11 @@ def _is_list(path: Path) -> bool:
         with path.open(encoding="utf-8-sig", newline="") as text:
             lines = [line for line in (text.readline(_LONGEST) for _ in range(2)) if line.strip()]
         columns = _columns(lines[0], path) if lines else None
-        first = lines[-1] if columns is not None else lines[0]
-        fields = next(csv.reader([first], delimiter=_delimiter(lines[0], path)))
         if columns is None:
-            return len(fields) in (2, 3) and _file(path, _words(first, path)[0], "").is_file()
-        return len(lines) == 2 and len(fields) > columns["file"] and _file(path, fields[columns["file"]], "").is_file()
+            fields = _words(lines[0], path)
+            return len(fields) == 2 and _file(path, fields[0], "").is_file()
+        fields = next(csv.reader([lines[1]], delimiter=_delimiter(lines[0], path)))
+        return _file(path, fields[columns["file"]], "").is_file()
     except (OSError, UnicodeDecodeError, csv.Error, DataError, IndexError, StopIteration):
         return False
 

@@ -152,7 +152,7 @@ def read_manifest(found: Found, options: DataOptions, parts: Iterable[str] | Non
     manifest = found.layout.read(found.place, request)
     manifest = replace(manifest, unusable=tuple(problems.found), left_out=request.left_out)
     manifest = replace(manifest, inventory=take_inventory(found.tree, found.place, manifest, problems.files))
-    if not manifest.samples and not problems.found:
+    if not manifest.samples and not problems.found and not request.left_out:
         raise DataError(f"{found.dataset.name} ({found.layout.name}): no image found in {found.place}")
     return manifest
 
@@ -219,6 +219,8 @@ def _lazily(
     # What is held out for validation comes from the training set.
     wanted = {*parts, *(("train",) if "validation" in parts else ())}
     manifest = _settled(read_manifest(found, options, wanted if only else None), options)
+    if only and not manifest.samples:
+        raise DataError(f"{manifest.dataset} at {manifest.root}: no {', '.join(parts)} set")
     return assemble(prepare(found.dataset, manifest, options), options, parts, transform, mixed_size)
 
 

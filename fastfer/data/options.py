@@ -35,8 +35,8 @@ class DataOptions:
             and tested
         validation: where an official split has no validation set: auto or a fraction like 0.1 holds out that much of
             the training set (auto: a tenth), test validates on the test set, as many papers did
-        label_mode: FERPlus: how votes become labels, see fastfer.data.votes; argmax and votes keep every image and hold
-            for all parts, with the others validation and test are by majority
+        label_mode: FERPlus: how votes become training labels, see fastfer.data.votes; validation and test are by
+            majority, or with argmax and votes by argmax, which keeps every image
         label_source: FERPlus: whose votes, label.csv or fer2013new.csv; they differ for 1,601 images
         frames: CK+: how many last frames of each sequence
         neutral: CK+: first frames as neutral, of the labelled sequences, of all of them, or of none

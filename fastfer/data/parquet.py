@@ -210,7 +210,7 @@ def _named(label: Label, codes: dict[int, str]) -> str:
     if isinstance(label, str) and not label.isdecimal():
         return canonical_name(label)
     if int(label) not in codes:
-        raise DataError(f"label: expected {min(codes)} to {max(codes)}, got {label}")
+        raise ValueError(f"label: expected {min(codes)} to {max(codes)}, got {str(label)[:40]}")
     return canonical_name(codes[int(label)])
 
 

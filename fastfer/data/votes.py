@@ -19,8 +19,8 @@ from fastfer.data.options import LabelMode
 
 CLASSES = len(CLASS_NAMES)
 COLUMNS = CLASSES + 2  # and unknown, no face
-EVERY_IMAGE: frozenset[LabelMode] = frozenset({"argmax", "votes"})
-"""Modes that are for all parts: with them a paper's test set has every image too."""
+EVERY_VOTE: frozenset[LabelMode] = frozenset({"argmax", "votes"})
+"""Modes that count single votes. With them validation and test are by argmax, so that they have every image too."""
 SOFT: frozenset[LabelMode] = frozenset({"votes", "crossentropy", "probability", "multi_target"})
 """Modes whose training labels are distributions."""
 
@@ -41,11 +41,14 @@ def judge(votes: tuple[int, ...], mode: LabelMode) -> Verdict | None:
     at most three, until they hold 75 % of the votes; dropped where they hold half or less. multi_target: classes with
     30 % or more, all equal; dropped where they hold half or less. Dropped too: images whose top is unknown or no face.
 
-    argmax: the class with most votes, the first of equals, whatever unknown and no face have. votes: the same label,
-    with the votes of the eight classes as probabilities. Both drop only an image without a vote for any class.
+    argmax: the class with most votes, the first of equals, whatever unknown and no face have, so that nothing is
+    dropped; FERPlus has two training images without a vote for any class, and they are neutral, the first. votes: the
+    same label, with the votes of the eight classes as probabilities; such images have none and are dropped.
     """
     counted = np.array(votes, np.int64)
-    kept = _RULES[mode](counted if mode in EVERY_IMAGE else np.where(counted > 1, counted, 0))
+    if mode == "argmax" and not counted[:CLASSES].any():
+        counted[0] = 1
+    kept = _RULES[mode](counted if mode in EVERY_VOTE else np.where(counted > 1, counted, 0))
     if kept is None or int(kept.argmax()) >= CLASSES:
         return None
     faces = kept[:CLASSES]
