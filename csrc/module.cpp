@@ -14,19 +14,10 @@
 
 namespace ff {
 
-void bind_coordinate(py::module_& m);
-void bind_elementwise(py::module_& m);
+#define FF_FAMILY(name, device) void bind_##name(py::module_& m);
+#include "families.inc"
+#undef FF_FAMILY
 void bind_engine(py::module_& m);
-void bind_gate(py::module_& m);
-void bind_attention(py::module_& m);
-void bind_elementwise(py::module_& m);
-void bind_loss(py::module_& m);
-void bind_bottleneck(py::module_& m);
-void bind_separable_conv(py::module_& m);
-void bind_pool(py::module_& m);
-void bind_conv2d(py::module_& m);
-void bind_norm(py::module_& m);
-void bind_cbam(py::module_& m);
 void bind_memory(py::module_& m);
 #ifdef FASTFER_CUDA
 void bind_cuda(py::module_& m);
@@ -95,19 +86,10 @@ PYBIND11_MODULE(_C, m) {
   });
   m.attr("compiler") = __VERSION__;
   bind_memory(m);
-  bind_coordinate(m);
-  bind_elementwise(m);
   bind_engine(m);
-  bind_gate(m);
-  bind_attention(m);
-  bind_elementwise(m);
-  bind_loss(m);
-  bind_bottleneck(m);
-  bind_separable_conv(m);
-  bind_pool(m);
-  bind_conv2d(m);
-  bind_norm(m);
-  bind_cbam(m);
+#define FF_FAMILY(name, device) bind_##name(m);
+#include "families.inc"
+#undef FF_FAMILY
 #ifdef FASTFER_CUDA
   bind_cuda(m);  // the submodule "cuda"
 #else

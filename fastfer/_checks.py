@@ -13,6 +13,11 @@ from fastfer import backend
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid")
 """Activation names; the index is the code that kernels receive."""
 
+_CODES: dict[object, int] = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+MOST = (1 << 31) - 1
+"""Largest kernel side, stride, padding and channel count: kernels multiply sizes, and C's int holds no more."""
+
 DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 _COMPUTE = dict.fromkeys(HALF_DTYPES, torch.float32)
@@ -22,18 +27,23 @@ def act_code(op: str, name: str | None, arg: str = "act") -> int:
     """Code of an activation name; ``None`` is "none"."""
     if name is None:
         return 0
-    try:
-        return ACTIVATIONS.index(name)
-    except ValueError:
-        raise ValueError(f"{op}: {arg}: expected one of {', '.join(ACTIVATIONS)} or None, got {name!r}") from None
+    code = _CODES.get(name) if isinstance(name, str) else None
+    if code is None:
+        raise ValueError(f"{op}: {arg}: expected one of {', '.join(ACTIVATIONS)} or None, got {name!r}")
+    return code
 
 
 def pair(op: str, arg: str, value: int | Sequence[int], minimum: int = 1) -> list[int]:
-    """``value`` or ``(vertical, horizontal)`` as a list of two ints not below ``minimum``."""
+    """``value`` or ``(vertical, horizontal)`` as a list of two ints from ``minimum`` to `MOST`."""
     items = [value, value] if isinstance(value, int) else list(value)
-    if len(items) != 2 or any(not isinstance(v, int) or v < minimum for v in items):
-        raise ValueError(f"{op}: {arg}: expected an int or a pair of ints >= {minimum}, got {value!r}")
-    return items
+    if len(items) == 2:
+        vertical, horizontal = items
+        if isinstance(vertical, int) and isinstance(horizontal, int):
+            if minimum <= vertical <= MOST and minimum <= horizontal <= MOST:
+                return items
+            if vertical > MOST or horizontal > MOST:
+                raise ValueError(f"{op}: {arg}: expected ints <= {MOST}, got {value!r}")
+    raise ValueError(f"{op}: {arg}: expected an int or a pair of ints >= {minimum}, got {value!r}")
 
 
 def padding4(op: str, value: int | Sequence[int]) -> list[int]:
@@ -41,12 +51,16 @@ def padding4(op: str, value: int | Sequence[int]) -> list[int]:
     items = [value] * 4 if isinstance(value, int) else list(value)
     if len(items) == 2:
         items = [items[0], items[1], items[0], items[1]]
-    if len(items) != 4 or any(not isinstance(v, int) or v < 0 for v in items):
-        raise ValueError(
-            f"{op}: padding: expected an int, (vertical, horizontal) or (top, left, bottom, right), all >= 0, "
-            f"got {value!r}"
-        )
-    return items
+    if len(items) == 4:
+        top, left, bottom, right = items
+        if isinstance(top, int) and isinstance(left, int) and isinstance(bottom, int) and isinstance(right, int):
+            if 0 <= top <= MOST and 0 <= left <= MOST and 0 <= bottom <= MOST and 0 <= right <= MOST:
+                return items
+            if max(items) > MOST:
+                raise ValueError(f"{op}: padding: expected ints <= {MOST}, got {value!r}")
+    raise ValueError(
+        f"{op}: padding: expected an int, (vertical, horizontal) or (top, left, bottom, right), all >= 0, got {value!r}"
+    )
 
 
 def is_tensor(op: str, arg: str, x: object) -> Tensor:
@@ -85,7 +99,7 @@ def like(
 ) -> Tensor:
     """A tensor of ``shape`` on the device of ``ref``: a parameter, in `compute_dtype`, or ``stored`` with its dtype."""
     p, dtype = is_tensor(op, arg, t), ref.dtype if stored else compute_dtype(ref)
-    if p.shape == shape and p.dtype == dtype and p.device == ref.device:
+    if p.shape == shape and p.dtype == dtype and (p.is_cpu if ref.is_cpu else p.device == ref.device):
         return p
     if tuple(p.shape) != tuple(shape):
         raise ValueError(f"{op}: {arg}: expected shape {tuple(shape)}, got {tuple(p.shape)}")

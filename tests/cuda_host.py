@@ -29,7 +29,7 @@ from fastfer.backends.cuda.loader import Bound, Launch
 HERE = Path(__file__).resolve().parent
 SHIM = HERE / "cuda_shim"
 CSRC = HERE.parent / "csrc"
-FAMILIES = CSRC / "cuda" / "families.inc"
+FAMILIES = CSRC / "families.inc"
 # A misaligned pack, an error on a GPU, stops the process here.
 _FLAGS = (
     *("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas", "-Wno-unused-function"),

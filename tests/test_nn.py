@@ -259,24 +259,28 @@ class TestResidual:
         torch.manual_seed(0)
         return torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5, requires_grad=True) * 2
 
+    @staticmethod
+    def body(training: bool = True) -> nn.Module:
+        return ffn.PointwiseConv2d(3, 3).train(training)
+
     def test_in_the_memory_of_the_output_in_training_alone(self) -> None:
         x, y = self.pair()
         want, place = (x + y).detach(), y.data_ptr()
-        assert residual(x, y, False).data_ptr() != place
-        got = residual(x, y, True)
+        assert residual(x, y, self.body(False)).data_ptr() != place
+        got = residual(x, y, self.body())
         assert got.data_ptr() == place
         assert torch.equal(got, want)
 
     def test_gradients_and_what_is_nobodys_own(self) -> None:
         leaf = torch.randn(2, 3, 4, 5, requires_grad=True)
         x = torch.randn(2, 3, 4, 5, requires_grad=True)
-        residual(x, leaf * 3, True).sum().backward()
+        residual(x, leaf * 3, self.body()).sum().backward()
         assert torch.equal(leaf.grad, torch.full_like(leaf, 3))
         assert torch.equal(x.grad, torch.ones_like(x))
         before = leaf.detach().clone()
-        residual(x, leaf, True)  # a parameter
+        residual(x, leaf, self.body())  # a parameter
         with torch.no_grad():
-            residual(x, leaf * 1, True)
+            residual(x, leaf * 1, self.body())
         assert torch.equal(leaf, before)
 
     @pytest.mark.parametrize("name", ["fgw_fer", "sepconv_attention", "mobilenetv3_cpsca"])
@@ -289,6 +293,6 @@ class TestResidual:
 
         got = gradients()
         for module in ("fastfer.nn.bottleneck", "fastfer.models.fgw_fer", "fastfer.models.sepconv_attention"):
-            monkeypatch.setattr(sys.modules[module], "residual", lambda x, y, training: x + y)
+            monkeypatch.setattr(sys.modules[module], "residual", lambda x, y, body: x + y)
         for a, b in zip(got, gradients(), strict=True):
             assert torch.equal(a, b)

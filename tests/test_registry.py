@@ -30,6 +30,11 @@ ROLES = {  # what every family has, and what one with kernels has besides
 SUFFIX = {"fwd": "", "train": "_train", "bwd": "_backward"}
 
 
+def family_rows() -> dict[str, str]:
+    """The device of each family with native kernels, in the order of the list."""
+    return dict(re.findall(r"^FF_FAMILY\((\w+), (host|cuda)\)$", (CSRC / "families.inc").read_text(), re.MULTILINE))
+
+
 def kernels() -> list[str]:
     return re.findall(r"^FF_KERNEL\((\w+), \w+\)", (CSRC / "kernels.inc").read_text(), re.MULTILINE)
 
@@ -77,6 +82,30 @@ def test_files_of_each_family() -> None:
     assert set(native_families()) <= set(backend.FAMILIES)
     missing = missing_files(ROOT, backend.FAMILIES, native_families())
     assert not missing, f"missing: {', '.join(missing)}"
+
+
+def test_the_families_are_one_list() -> None:
+    """Bindings and launchers expand csrc/families.inc; Python and the README's table have the same families."""
+    rows = family_rows()
+    assert tuple(rows) == backend.FAMILIES
+    assert sorted(rows) == native_families()
+    on_cuda = {name for name, device in rows.items() if device == "cuda"}
+    assert on_cuda == {path.parent.name for path in CSRC.glob("*/cuda.cu")}
+    table = re.findall(r"^\| `(\w+)`:", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert tuple(table) == backend.FAMILIES
+
+
+def test_the_instruction_sets_are_one_list() -> None:
+    """CMake, dispatch and detection expand csrc/isa.inc; the README names each, and each has its header."""
+    rows = re.findall(r"^FF_ISA_ROW\((\w+), (\w+), (\w+), (all|engine), ", (CSRC / "isa.inc").read_text(), re.MULTILINE)
+    variable = re.search(r"^\| `FASTFER_ISA` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert variable is not None
+    assert [name for name, *_ in rows] == [name for name in re.findall(r"`(\w+)`", variable[1]) if name != "auto"]
+    assert all((CSRC / "simd" / f"{header}.h").is_file() for _, _, header, _ in rows)
+    if backend.list_backends()["native"].available:
+        from fastfer import _C
+
+        assert _C.isas() == [name for name, *_ in rows if name in _C.isas()]
 
 
 def test_missing_files_are_noticed(tmp_path: Path) -> None:

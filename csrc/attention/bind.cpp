@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "attention/op.h"
 #include "core/bind.h"
 
 namespace ff {

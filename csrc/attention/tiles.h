@@ -5,7 +5,7 @@
 #include "attention/op.h"
 #include "simd/arena.h"
 #include "simd/gemm.h"
-#include "simd/horizontal.h"
+#include "simd/lanes.h"
 #include "simd/math.h"
 
 namespace ff {

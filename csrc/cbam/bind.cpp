@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "cbam/op.h"
 #include "core/bind.h"
 
 namespace ff {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The channel gate's MLP on one image, and its gradients; vectorised over channels, w2 as [hidden][stride].
 #pragma once
-#include "cbam/lanes.h"
+#include "pool/best.h"
 #include "simd/arena.h"
 #include "simd/math.h"
 
@@ -43,7 +43,7 @@ FF_INLINE void dots(const T* rows, idx count, idx stride, const T* v, const T* a
       for (idx c = 0; c < stride; c += L) sum = fma(load(row + c), load(v + c), sum);
       sums[j] = sum;
     }
-    const vec<T> total = lane_sums<T>(sums);
+    const vec<T> total = reduce_lanes<T>(sums);
     store_n<T>(out + first, add ? total + load_n<T>(add + first, n) : total, n);
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Passes over the pixels of one image: what the gates need of them, and what they do to them.
 #pragma once
-#include "cbam/lanes.h"
+#include "pool/best.h"
 #include "norm/rows.h"
 #include "pool/global_pool.h"
 
@@ -122,7 +122,7 @@ FF_NOINLINE void channel_dots_of_pairs(const Pixels<T>& px, const T* dout, const
       const idx p = min_idx(first + 2 * r, (px.count - 1) / 2 * 2), n = px.width(p), at = p * px.channels;
       products[r] = load_n<T>(dout + at, n) * (load_n<T>(x + at, n) * gate_v);
     }
-    const vec<T> sums = interleave_halves(lane_sums<T, kRows>(products), AllLanes<T>{});
+    const vec<T> sums = interleave_halves(reduce_lanes<T, kRows>(products), AllLanes<T>{});
     store_n<T>(dots + first, sums, min_idx(L, px.count - first));
   }
 }
@@ -143,7 +143,7 @@ FF_NOINLINE void channel_dots(const Pixels<T>& px, const T* dout, const T* x, co
         sums[i] = fma(load_n<T>(dout + at, n), load_n<T>(x + at, n) * gate_v, sums[i]);
       }
     }
-    store_n<T>(dots + first, lane_sums<T>(sums), min_idx(L, px.count - first));
+    store_n<T>(dots + first, reduce_lanes<T>(sums), min_idx(L, px.count - first));
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The k×k convolution of planes of one value a pixel, its two gradients, and the norm over the plane; vectorised along x.
 #pragma once
-#include "cbam/lanes.h"
+#include "pool/best.h"
 #include "norm/stats.h"
 
 namespace ff {
@@ -105,7 +105,7 @@ FF_NOINLINE void weight_grad(const Border& b, const T* const (&planes)[2], const
     for (int plane = 0; plane < 2; ++plane) {
       vec<T>* v = sums[plane];
       T totals[L];
-      store(totals, lane_sums<T>(v));
+      store(totals, reduce_lanes<T>(v));
       for (idx i = 0; i < n; ++i) d_weight[plane * b.k * b.k + done + i] += static_cast<double>(totals[i]);
       for (idx i = 0; i < L; ++i) v[i] = v[L + i], v[L + i] = vec<T>{};
     }

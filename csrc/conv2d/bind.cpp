@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "conv2d/op.h"
 #include "norm/bind.h"
 
 namespace ff {

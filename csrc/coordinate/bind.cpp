@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "coordinate/op.h"
 #include "core/bind.h"
 
 namespace ff {

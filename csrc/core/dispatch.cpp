@@ -5,23 +5,14 @@
 
 namespace ff {
 
-#define FF_KERNEL(name, Params) void name(const Params&);
-namespace baseline {
+#define FF_DECLARE(isa, name, Params) \
+  namespace isa {                     \
+  void name(const Params&);           \
+  }
+#define FF_KERNEL(name, Params) FF_EACH_ISA_WITH(FF_DECLARE, name, Params)
 #include "kernels.inc"
-}
-#if FF_X86
-namespace avx2 {
-#include "kernels.inc"
-}
-namespace avx512 {
-#include "kernels.inc"
-}
-#elif FF_AARCH64
-namespace neon {
-#include "kernels.inc"
-}
-#endif
 #undef FF_KERNEL
+#undef FF_DECLARE
 
 namespace {
 constexpr int kIsas = static_cast<int>(Isa::count);
@@ -47,22 +38,16 @@ const KernelInfo* kernel_table(int* count) {
   return kTable;
 }
 
-#define FF_KERNEL(name, Params)                                                 \
-  void name(const Params& params) {                                             \
-    static constexpr void (*versions[])(const Params&) = {FF_VERSIONS(name)};   \
-    const int isa = static_cast<int>(active_isa());                             \
-    __atomic_fetch_add(&calls[k_##name][isa], 1, __ATOMIC_RELAXED);             \
-    versions[isa](params);                                                      \
+#define FF_VERSION(isa, name) FF_OPS_##isa::name,
+#define FF_KERNEL(name, Params)                                                                \
+  void name(const Params& params) {                                                            \
+    static constexpr void (*versions[])(const Params&) = {FF_EACH_ISA_WITH(FF_VERSION, name)}; \
+    const int isa = static_cast<int>(active_isa());                                            \
+    __atomic_fetch_add(&calls[k_##name][isa], 1, __ATOMIC_RELAXED);                            \
+    versions[isa](params);                                                                     \
   }
-#if FF_X86
-// In the order of FF_EACH_ISA. avx512bf16 has kernels of its own in the engine only.
-#define FF_VERSIONS(name) baseline::name, avx2::name, avx512::name, avx512::name
-#elif FF_AARCH64
-#define FF_VERSIONS(name) baseline::name, neon::name
-#else
-#define FF_VERSIONS(name) baseline::name
-#endif
 #include "kernels.inc"
 #undef FF_KERNEL
+#undef FF_VERSION
 
 }  // namespace ff

@@ -1,51 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/isa.h"
 
+#include <array>
 #include <atomic>
 #include <cstring>
-
-#if FF_X86
-#include <cpuid.h>
-#endif
 
 namespace ff {
 namespace {
 
-#if FF_X86
-struct Cpu {
-  bool avx2 = false, avx512 = false, avx512bf16 = false;
-
-  Cpu() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return;
-    const bool osxsave = c & (1u << 27), fma = c & (1u << 12), avx = c & (1u << 28);
-    if (!osxsave || !avx) return;
-    unsigned lo = 0, hi = 0;
-    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    const bool ymm = (lo & 0x6) == 0x6, zmm = (lo & 0xe6) == 0xe6;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    avx2 = ymm && fma && (b & (1u << 5));
-    const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
-    avx512 = zmm && avx2 && (b & f) && (b & dq) && (b & bw) && (b & vl);
-    const bool vnni = c & (1u << 11);
-    unsigned a1 = 0, b1 = 0, c1 = 0, d1 = 0;
-    if (__get_cpuid_count(7, 1, &a1, &b1, &c1, &d1)) avx512bf16 = avx512 && vnni && (a1 & (1u << 5));
-  }
-};
+// The compiler's runtime asks CPUID, and XGETBV whether the operating system saves the wider registers.
+#define cpu(feature) static_cast<bool>(__builtin_cpu_supports(#feature))
+#define FF_NEEDS_any(needs) needs
+#if defined(__x86_64__)
+#define FF_NEEDS_x86_64(needs) needs
+#else
+#define FF_NEEDS_x86_64(needs) false
+#endif
+#if defined(__aarch64__)
+#define FF_NEEDS_aarch64(needs) needs
+#else
+#define FF_NEEDS_aarch64(needs) false
+#endif
+bool cpu_has(const char* isa) {
+#define FF_ISA_ROW(name, machine, header, kernels, flags, needs) \
+  if (std::strcmp(isa, #name) == 0) return FF_NEEDS_##machine(needs);
+#include "isa.inc"
+#undef FF_ISA_ROW
+  return false;
+}
+#undef cpu
 
 bool supported(Isa isa) {
-  static const Cpu cpu;
-  switch (isa) {
-    case Isa::baseline: return true;
-    case Isa::avx2: return cpu.avx2;
-    case Isa::avx512: return cpu.avx512;
-    case Isa::avx512bf16: return cpu.avx512bf16;
-    default: return false;
-  }
+  static const std::array<bool, static_cast<size_t>(Isa::count)> all = {
+#define FF_SUPPORTED(name) cpu_has(#name),
+      FF_EACH_ISA(FF_SUPPORTED)
+#undef FF_SUPPORTED
+  };
+  return all[static_cast<size_t>(isa)];
 }
-#else
-bool supported(Isa isa) { return isa < Isa::count; }
-#endif
 
 Isa best() {
   int i = static_cast<int>(Isa::count) - 1;
@@ -66,11 +58,12 @@ const char* isa_name(Isa isa) {
   return names[static_cast<int>(isa)];
 }
 
-#if FF_X86
-bool isa_has_ops(Isa isa) { return isa != Isa::avx512bf16; }
-#else
-bool isa_has_ops(Isa) { return true; }
-#endif
+bool isa_has_ops(Isa isa) {
+#define FF_OWN(name) (Isa::name == Isa::FF_OPS_##name),
+  static constexpr bool own[] = {FF_EACH_ISA(FF_OWN)};
+#undef FF_OWN
+  return own[static_cast<int>(isa)];
+}
 
 bool isa_supported(Isa isa) { return supported(isa); }
 

@@ -1,22 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Instruction sets: what was compiled, what this CPU and its operating system run, what is used.
 #pragma once
+#include "isa_list.h"
 
 namespace ff {
 
-// Best last. A build for another architecture than x86-64 or aarch64 has baseline only, and so has one that asks for that.
-#if defined(FF_BASELINE_ONLY)
-#define FF_EACH_ISA(X) X(baseline)
-#elif defined(__x86_64__) || defined(_M_X64)
-#define FF_X86 1
-#define FF_EACH_ISA(X) X(baseline) X(avx2) X(avx512) X(avx512bf16)
-#elif defined(__aarch64__)
-#define FF_AARCH64 1
-#define FF_EACH_ISA(X) X(baseline) X(neon)
-#else
-#define FF_EACH_ISA(X) X(baseline)
-#endif
-
+// The rows of isa.inc that this build has, best last.
 enum class Isa : int {
 #define FF_ENUM(name) name,
   FF_EACH_ISA(FF_ENUM)
@@ -25,9 +14,9 @@ enum class Isa : int {
 };
 
 const char* isa_name(Isa isa);
-// False where the ops run as on the ISA before: avx512bf16 has kernels of its own in the engine only.
+// False where the ops run as on another ISA: avx512bf16 has kernels of its own in the engine only.
 bool isa_has_ops(Isa isa);
-// From CPUID and XGETBV: the operating system must save the registers too.
+// The CPU has what isa.inc asks for, and its operating system saves the registers.
 bool isa_supported(Isa isa);
 // The best supported one, unless set_isa chose another.
 Isa active_isa();

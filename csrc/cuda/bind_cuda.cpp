@@ -18,9 +18,11 @@ struct Kernel {  // as registry.h, whose device code this compiler does not read
   const void* function;
   int parameters;
 };
-#define FF_CUDA_FAMILY(family) extern const Kernel family##_kernels[];
-#include "cuda/families.inc"
-#undef FF_CUDA_FAMILY
+#define FF_FAMILY_host(family)
+#define FF_FAMILY_cuda(family) extern const Kernel family##_kernels[];
+#define FF_FAMILY(family, device) FF_FAMILY_##device(family)
+#include "families.inc"
+#undef FF_FAMILY_cuda
 
 }  // namespace ff::cuda
 
@@ -32,10 +34,10 @@ constexpr std::size_t kMaxParameters = 48;
 const std::vector<cuda::Kernel>& kernels() {
   static const std::vector<cuda::Kernel> all = [] {
     std::vector<cuda::Kernel> list;
-#define FF_CUDA_FAMILY(family) \
+#define FF_FAMILY_cuda(family) \
   for (const cuda::Kernel* k = cuda::family##_kernels; k->name; ++k) list.push_back(*k);
-#include "cuda/families.inc"
-#undef FF_CUDA_FAMILY
+#include "families.inc"
+#undef FF_FAMILY_cuda
     return list;
   }();
   return all;

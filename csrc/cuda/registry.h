@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The template instances that nvcc builds, by the name that Python launches them under: the C++ expression as written.
-// Each <family>/cuda.cu lists its own between FF_KERNELS_BEGIN and FF_KERNELS_END; families.inc lists the families.
+// Each <family>/cuda.cu lists its own between FF_KERNELS_BEGIN and FF_KERNELS_END; csrc/families.inc lists the families.
 #pragma once
 
 #include "cuda/device.cuh"

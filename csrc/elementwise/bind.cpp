@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/bind.h"
+#include "elementwise/op.h"
 
 namespace ff {
 

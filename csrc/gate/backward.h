@@ -131,7 +131,7 @@ FF_NOINLINE void measure_products(const GateParams& p, const T* x, const T* pixe
   idx filled = 0, place[L];
   const auto flush = [&] {
     T results[L];
-    store(results, reduce_lanes<T>(partial, Add{}));
+    store(results, reduce_lanes_of<T>(partial, Add{}));
     for (idx u = 0; u < filled; ++u) pixel_sums[place[u]] = results[u];
     filled = 0;
   };

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "gate/op.h"
 #include "norm/bind.h"
 
 namespace ff {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The channel gate of one image, from its means: two small products or a convolution over the channels, and the way back.
 #pragma once
-#include "gate/horizontal.h"
+#include "simd/lanes.h"
 #include "gate/op.h"
 #include "norm/linked.h"
 #include "simd/gemm.h"
@@ -33,7 +33,7 @@ FF_NOINLINE void matrix_vector(T* out, const T* w, const T* v, const T* bias, id
       for_lanes<T>(n, [&](idx i, idx k) { sum = fma(load_n<T>(w + (first + r) * n + i, k), load_n<T>(v + i, k), sum); });
       store(partial + r * L, sum);
     }
-    store_n<T>(out + first, reduce_lanes<T>(partial, Add{}) + load_n<T>(bias + first, count), count);
+    store_n<T>(out + first, reduce_lanes_of<T>(partial, Add{}) + load_n<T>(bias + first, count), count);
   }
 }
 

@@ -82,7 +82,7 @@ FF_INLINE void read_pixels(const T* x, idx channels, T* channel_sums, const T* w
       channel = channel + v;
       sum[u] = Kind == PixelKind::linear ? fma(v, weight, sum[u]) : sum[u] + v;
       if (Kind == PixelKind::pooled) {
-        const vec<T> bounded = whole ? v : (iota<T>() < splat<T>(T(n)) ? v : splat<T>(T(-__builtin_inf())));
+        const vec<T> bounded = whole ? v : (lane_values<T>() < splat<T>(T(n)) ? v : splat<T>(T(-__builtin_inf())));
         const auto larger = bounded > max[u];
         max[u] = larger ? bounded : max[u];
         at[u] = larger ? here : at[u];
@@ -148,19 +148,19 @@ FF_NOINLINE void measure_pixels(const T* x, idx count, idx channels, T* channel_
       else
         read_pixels<T, Kind, 1>(from + u * channels, channels, channel_sums, weights, to), ++u;
     }
-    const vec<T> sums = reduce_lanes<T>(partial.sum, Add{});
+    const vec<T> sums = reduce_lanes_of<T>(partial.sum, Add{});
     if (Kind == PixelKind::linear) {
       store_n<T>(out + p, sums + splat<T>(bias), n);
       continue;
     }
-    const vec<T> largest = reduce_lanes<T>(partial.max, Larger{});
+    const vec<T> largest = reduce_lanes_of<T>(partial.max, Larger{});
     store_n<T>(out + p, largest, n);
     store_n<T>(out + plane + p, sums / splat<T>(T(channels)), n);
     for (idx u = 0; u < n; ++u) {
-      const vec<T> place = load(partial.at + u * L) + iota<T>();
+      const vec<T> place = load(partial.at + u * L) + lane_values<T>();
       store(partial.at + u * L, load(partial.max + u * L) == splat<T>(out[p + u]) ? place : splat<T>(T(channels)));
     }
-    store_n<T>(out + 2 * plane + p, reduce_lanes<T>(partial.at, Smaller{}), n);
+    store_n<T>(out + 2 * plane + p, reduce_lanes_of<T>(partial.at, Smaller{}), n);
     for (idx u = 0; u < n; ++u)
       if (!(out[plane + p + u] == out[plane + p + u]))
         find_nan<T>(from + u * channels, channels, out + p + u, out + 2 * plane + p + u);

@@ -3,7 +3,7 @@
 #pragma once
 #include "loss/op.h"
 #include "simd/arena.h"
-#include "simd/horizontal.h"
+#include "simd/lanes.h"
 
 namespace ff {
 namespace FF_ISA {

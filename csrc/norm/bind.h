@@ -6,6 +6,7 @@
 #include <array>
 
 #include "core/bind.h"
+#include "norm/op.h"
 
 namespace ff {
 

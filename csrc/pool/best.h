@@ -1,21 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The largest value so far in each lane, and where it was.
 #pragma once
-#include "simd/vec.h"
+#include "simd/lanes.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
-
-template <class T>
-using ivec = typename Lane<T>::I;
-
-// The same integer in every lane of T's width.
-template <class T>
-FF_INLINE ivec<T> splat_index(idx value) {
-  using Element = decltype(ivec<T>{}[0] + 0);
-  return ivec<T>{} + static_cast<Element>(value);
-}
 
 template <class T>
 struct Best {

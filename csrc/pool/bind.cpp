@@ -4,6 +4,7 @@
 #include <array>
 
 #include "core/bind.h"
+#include "pool/op.h"
 
 namespace ff {
 namespace {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "norm/bind.h"
+#include "separable_conv/op.h"
 
 namespace ff {
 namespace {

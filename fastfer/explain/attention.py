@@ -20,7 +20,7 @@ from fastfer.backends.reference.coordinate import KINDS as COORDINATE_KINDS
 from fastfer.backends.reference.coordinate import coordinate_attention_train
 from fastfer.models.patt_lite import PatchAttention
 from fastfer.nn import CBAM, CSA, AdditiveAttention, CoordinateAttention, DotProductAttention, ScSE, SpatialAttention
-from fastfer.nn._checks import weight_and_bias
+from fastfer.nn._lookup import weight_and_bias
 
 Maps = dict[str, dict[str, Tensor]]
 """Kind of attention -> module's name -> maps (N, H, W), each at the module's own resolution."""

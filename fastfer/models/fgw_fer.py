@@ -43,7 +43,7 @@ class FgwBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return residual(self.skip(x), self.body(x), self.training)
+        return residual(self.skip(x), self.body(x), self.body)
 
 
 @register_model

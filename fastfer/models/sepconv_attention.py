@@ -69,7 +69,7 @@ class SepConvAttention(FerModel):
         h = x
         for normal, separable in zip(self.normal, self.separable, strict=True):
             h = normal(x)
-            x = residual(h, separable(h), self.training)
+            x = residual(h, separable(h), separable)
         return h, x
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
 
 
 def positive(op: str, arg: str, value: object) -> int:
@@ -16,11 +13,6 @@ def positive(op: str, arg: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{op}: {arg}: expected an int >= 1, got {value}")
     return value
-
-
-def weight_and_bias(conv: Any) -> tuple[Tensor, Tensor]:
-    """The tensors of a convolution that was made with a bias."""
-    return conv.weight, conv.bias
 
 
 def one_of(op: str, arg: str, value: object, known: Sequence[str]) -> str:

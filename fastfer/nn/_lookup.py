@@ -14,9 +14,9 @@ def tensor(module: nn.Module, name: str) -> Any:
     return parameters[name] if name in parameters else getattr(module, name)
 
 
-def buffer(module: nn.Module, name: str) -> Any:
-    """The buffer ``name`` of ``module``."""
-    return module._buffers[name]
+def weight_and_bias(layer: nn.Module) -> tuple[Any, Any]:
+    """The tensors of a convolution or linear layer."""
+    return tensor(layer, "weight"), tensor(layer, "bias")
 
 
 def child(module: nn.Module, name: str) -> Any:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastfer.nn._checks import positive
+from fastfer.nn._lookup import child, weight_and_bias
+from fastfer.nn._plain import fused, fuses
 from fastfer.ops.attention import additive_attention, dot_product_attention
 
 
@@ -36,11 +38,12 @@ class DotProductAttention(nn.Module):
         return f"learnt_scale={self.scale is not None}"
 
 
+@fused(proj=nn.Linear, score=nn.Linear)
 class AdditiveAttention(nn.Module):
     """sum_t a_t · x_t, a = softmax_t(score(tanh(proj([x_t; h_t])))): x and memory h (B, T, dim) -> (B, dim).
 
-    ``proj`` is linear 2·dim -> hidden, ``score`` linear hidden -> 1, both with bias; h defaults to x. The op takes the
-    layers' tensors, so that their own forwards and hooks do not run.
+    ``proj`` is linear 2·dim -> hidden, ``score`` linear hidden -> 1, both with bias; h defaults to x. One op takes the
+    layers' tensors; where a layer is not plain (see `fastfer.nn._plain`) they are called in turn.
     """
 
     def __init__(self, dim: int, hidden: int, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -51,5 +54,9 @@ class AdditiveAttention(nn.Module):
         self.score = nn.Linear(hidden, 1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-        proj, score = self.proj, self.score
-        return additive_attention(x, x if h is None else h, proj.weight, proj.bias, score.weight, score.bias)
+        proj, score = child(self, "proj"), child(self, "score")
+        h = x if h is None else h
+        if not fuses(self, AdditiveAttention):
+            weights = torch.softmax(score(torch.tanh(proj(torch.cat([x, h], -1)))), 1)
+            return (weights * x).sum(1)
+        return additive_attention(x, h, *weight_and_bias(proj), *weight_and_bias(score))

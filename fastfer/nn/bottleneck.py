@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fastfer import _checks
 from fastfer.nn._checks import positive
 from fastfer.nn._lookup import child, tensor
+from fastfer.nn._plain import replaceable
 from fastfer.nn._residual import residual
-from fastfer.nn.chain import chained, hooked
+from fastfer.nn.chain import chained
 from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.norm import BatchNorm2d
 from fastfer.nn.separable_conv import DepthwiseConv2d, SeparableConv2d
@@ -24,8 +25,9 @@ _Step = tuple[Any, BatchNorm2d]
 
 
 def _one_mode(steps: Sequence[_Step]) -> bool:
-    """Whether all norms train or none does: the op has one flag for them."""
-    return len({norm.training for _, norm in steps}) == 1
+    """Whether there are all norms, and all train or none does: the op has one flag for them."""
+    _, first = steps[0]
+    return all(norm is not None and norm.training == first.training for _, norm in steps)
 
 
 class InvertedBottleneck(nn.Module):
@@ -34,8 +36,8 @@ class InvertedBottleneck(nn.Module):
     1×1 to ``hidden`` channels, norm, ``act``; depthwise, norm, ``act``; ``attention``, a module of ``hidden`` channels,
     or None; 1×1 to ``out_channels``, norm. No biases. There is no expansion where ``hidden`` is the input's channels.
     The input is added where stride is 1 and it has as many channels as the output. Where that pays
-    (`fastfer.ops.bottleneck.pays`) all of it is one op without an attention, and the part before it with one; the op
-    takes the tensors of ``expand`` and ``body``, so that their own forwards and hooks do not run.
+    (`fastfer.ops.bottleneck.pays`) all of it is one op without an attention, and the part before it with one; where
+    ``expand`` or ``body`` is not plain (see `fastfer.nn._plain`) they are called in turn.
     """
 
     def __init__(
@@ -86,10 +88,10 @@ class InvertedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         expand, body = child(self, "expand"), child(self, "body")
         y: Tensor
-        if isinstance(expand, nn.Identity) or not pays(expand.in_channels):
-            whole = isinstance(body, SeparableConv2d) or hooked(body) or not self.training
-            y = chained(x, expand, *([body] if whole else body))
-        elif isinstance(body, SeparableConv2d):
+        sequence = type(body) is nn.Sequential and replaceable(body)
+        if type(expand) is not Conv2d or not pays(expand.in_channels):
+            y = chained(x, [expand, *(body if sequence and self.training else [body])])
+        elif type(body) is SeparableConv2d and replaceable(expand) and replaceable(body):
             steps = [
                 (expand, child(expand, "norm")),
                 (child(body, "depthwise"), child(body, "norm1")),
@@ -98,12 +100,21 @@ class InvertedBottleneck(nn.Module):
             if _one_mode(steps):
                 return self._fused(x, steps, self.residual)
             y = body(expand(x))
-        else:
+        elif sequence and len(body) == 3:
             depthwise, attention, project = body
+            y = project(attention(self._expanded(x, expand, depthwise)))
+        else:
+            y = body(expand(x))
+        return residual(x, y, body) if self.residual else y
+
+    def _expanded(self, x: Tensor, expand: Any, depthwise: Any) -> Tensor:
+        """The expansion and the depthwise convolution, as one op where they are plain and their norms of one mode."""
+        if type(depthwise) is DepthwiseConv2d and replaceable(expand) and replaceable(depthwise):
             steps = [(expand, child(expand, "norm")), (depthwise, child(depthwise, "norm"))]
-            y = self._fused(x, steps, False) if _one_mode(steps) else depthwise(expand(x))
-            y = project(attention(y))
-        return residual(x, y, self.training) if self.residual else y
+            if _one_mode(steps):
+                return self._fused(x, steps, False)
+        y: Tensor = depthwise(expand(x))
+        return y
 
     def _fused(self, x: Tensor, steps: Sequence[_Step], residual: bool) -> Tensor:
         depthwise = steps[1][0]

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fastfer.nn._checks import positive
+from fastfer.nn._lookup import child, tensor, weight_and_bias
+from fastfer.nn._plain import fused, fuses
 from fastfer.nn.conv2d import reset_conv
-from fastfer.nn.norm import BatchNorm2d, make_norm
+from fastfer.nn.norm import BatchNorm2d, make_norm, normalised
 from fastfer.ops.cbam import cbam, channel_gate, spatial_gate
+from fastfer.ops.conv2d import conv2d
+from fastfer.ops.pool import global_avg_pool, global_max_pool
 
 
+@fused(fc1=nn.Linear, fc2=nn.Linear)
 class ChannelGate(nn.Module):
     """x · sigmoid(mlp(mean) + mlp(max)): (N, channels, H, W) -> the same shape, channels_last.
 
@@ -30,9 +35,14 @@ class ChannelGate(nn.Module):
         self.fc2 = nn.Linear(hidden, channels, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return channel_gate(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        fc1, fc2 = child(self, "fc1"), child(self, "fc2")
+        if not fuses(self, ChannelGate):
+            mean, most = (fc2(torch.relu(fc1(pool(x)))) for pool in (global_avg_pool, global_max_pool))
+            return (x * torch.sigmoid(mean + most)[:, :, None, None]).contiguous(memory_format=torch.channels_last)
+        return channel_gate(x, *weight_and_bias(fc1), *weight_and_bias(fc2))
 
 
+@fused(norm=BatchNorm2d)
 class SpatialGate(nn.Module):
     """x · sigmoid(norm(conv([max_c; mean_c]))): (N, C, H, W) -> the same shape; kernel_size is odd.
 
@@ -59,16 +69,22 @@ class SpatialGate(nn.Module):
         reset_conv(self.weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return spatial_gate(x, self.weight, self.norm.step(), training=self.norm.training)
+        norm, weight = child(self, "norm"), tensor(self, "weight")
+        if not fuses(self, SpatialGate):
+            planes = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+            gate = normalised(conv2d(planes, weight, padding=weight.shape[-1] // 2), norm, "sigmoid")
+            return (x * gate).contiguous(memory_format=torch.channels_last)
+        return spatial_gate(x, weight, norm.step(), training=norm.training)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.weight.shape[-1]}"
 
 
+@fused(channel=ChannelGate, spatial=SpatialGate)
 class CBAM(nn.Module):
     """The channel gate, then the spatial gate, as one op: (N, channels, H, W) -> the same shape, channels_last.
 
-    The op takes the tensors of ``channel`` and ``spatial``, so that their own forwards and hooks do not run.
+    Where a part is not plain (see `fastfer.nn._plain`) the two gates are called in turn.
     """
 
     def __init__(
@@ -85,7 +101,12 @@ class CBAM(nn.Module):
         self.spatial = SpatialGate(kernel_size, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        fc1, fc2, norm = self.channel.fc1, self.channel.fc2, self.spatial.norm
-        return cbam(
-            x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.spatial.weight, norm.step(), training=norm.training
+        channel, spatial = child(self, "channel"), child(self, "spatial")
+        if not fuses(self, CBAM):
+            y: Tensor = spatial(channel(x))
+            return y
+        norm, mlp = (
+            child(spatial, "norm"),
+            (*weight_and_bias(child(channel, "fc1")), *weight_and_bias(child(channel, "fc2"))),
         )
+        return cbam(x, *mlp, tensor(spatial, "weight"), norm.step(), training=norm.training)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sequence of blocks that hand normalisations on to each other in training."""
+"""A sequence of blocks that leave normalisations to each other in training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fastfer import backend
 from fastfer.nn._lookup import child
+from fastfer.nn._plain import fused, replaceable
 from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.gate import CSA
 from fastfer.nn.norm import BatchNorm2d
@@ -17,27 +19,31 @@ from fastfer.nn.separable_conv import DepthwiseConv2d, SeparableConv2d
 from fastfer.ops._linked import Deferred
 
 
+@fused()
 class Chain(nn.Sequential):
     """``nn.Sequential``, with fewer passes over the activations in training on the native kernels of the CPU.
 
     There a `Conv2d` or `SeparableConv2d` before a `SeparableConv2d`, `DepthwiseConv2d` or `CSA` leaves its last
     normalisation and activation to that one: y is written once, and act(norm(y)) never. Results and gradients are
-    the same up to rounding. A block with hooks, or a norm that does not train, is called as any module.
+    the same up to rounding. A block that is not plain (see `fastfer.nn._plain`), or whose norm does not train, is
+    called as any module.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return chained(input, *self._modules.values())
+        return chained(input, list(self._modules.values()))
 
 
-def chained(x: Tensor, *blocks: Any) -> Tensor:
-    """Blocks behind each other, as a `Chain` of them."""
+def chained(x: Tensor, blocks: Sequence[Any]) -> Tensor:
+    """Blocks one after the other, as a `Chain` of them."""
     if not (x.is_cpu and torch.is_grad_enabled() and _links()):
         for block in blocks:
             x = block(x)
         return x
     y: Any = x
-    for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
-        y = _call(block, y, behind is not None and _defers(block) and _takes(behind))
+    plain = [replaceable(block) for block in blocks]
+    for i, block in enumerate(blocks):
+        links = i + 1 < len(blocks) and plain[i] and plain[i + 1] and _leaves(block) and _takes(blocks[i + 1])
+        y = _call(block, y, links)
     result: Tensor = y
     return result
 
@@ -47,21 +53,22 @@ def _links() -> bool:
     return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") and backend.links("cpu")
 
 
-def hooked(block: Any) -> bool:
-    """Whether calling the module does more than its forward."""
-    return bool(block._forward_hooks or block._forward_pre_hooks or block._backward_hooks or block._backward_pre_hooks)
-
-
 def _trains(norm: BatchNorm2d | None) -> bool:
     return norm is not None and norm.training
 
 
-def _defers(block: Any) -> bool:
-    if hooked(block):
-        return False
+def _leaves(block: Any) -> bool:
+    """Whether a plain block can leave its last normalisation to the next."""
     if isinstance(block, Conv2d):
         return child(block, "pool") is None and _trains(child(block, "norm"))
     return _separable(block) and _trains(child(block, "norm2"))
+
+
+def _takes(block: Any) -> bool:
+    """Whether a plain block can take a normalisation over from the one before."""
+    if isinstance(block, DepthwiseConv2d):
+        return _trains(child(block, "norm"))
+    return isinstance(block, CSA) or _separable(block)
 
 
 def _separable(block: Any) -> bool:
@@ -71,22 +78,14 @@ def _separable(block: Any) -> bool:
     )
 
 
-def _takes(block: Any) -> bool:
-    if hooked(block):
-        return False
-    if isinstance(block, DepthwiseConv2d):
-        return _trains(child(block, "norm"))
-    return isinstance(block, CSA) or _separable(block)
-
-
-def _call(block: Any, x: Tensor | Deferred, defer: bool) -> Tensor | Deferred:
+def _call(block: Any, x: Tensor | Deferred, leaves: bool) -> Tensor | Deferred:
     y: Tensor | Deferred
-    if isinstance(block, Conv2d) and defer:
+    if isinstance(block, Conv2d) and leaves:
         y = block.deferred(x)  # type: ignore[arg-type]
     elif isinstance(block, CSA | DepthwiseConv2d) and isinstance(x, Deferred):
         y = block.linked(x)
-    elif isinstance(block, SeparableConv2d) and (defer or isinstance(x, Deferred)):
-        y = block.linked(x, defer)
+    elif isinstance(block, SeparableConv2d) and (leaves or isinstance(x, Deferred)):
+        y = block.linked(x, leaves)
     else:
         y = block(x)
     return y

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fastfer import _checks
 from fastfer.nn._checks import positive
 from fastfer.nn._lookup import child, tensor
-from fastfer.nn.norm import BatchNorm2d, make_norm
+from fastfer.nn._plain import fused, fuses
+from fastfer.nn.norm import BatchNorm2d, make_norm, normalised
 from fastfer.nn.pool import MaxPool2d
 from fastfer.ops._linked import Deferred, deferred_conv2d
 from fastfer.ops.conv2d import conv2d
@@ -28,12 +29,13 @@ def reset_conv(weight: Tensor, bias: Tensor | None) -> None:
         nn.init.uniform_(bias, -bound, bound)
 
 
+@fused(norm=BatchNorm2d, pool=MaxPool2d)
 class Conv2d(nn.Module):
     """pool(act(norm(convolution(x) + bias))): (N, in_channels, H, W) -> (N, out_channels, OH, OW), channels_last.
 
     kernel_size and stride are an int or (vertical, horizontal), padding an int, (vertical, horizontal) or
     (top, left, bottom, right). norm is True for a default `BatchNorm2d`, or one of out_channels features; act a name;
-    pool a `MaxPool2d` behind it or None.
+    pool a `MaxPool2d` after it or None. One op does it all where norm and pool are plain: see `fastfer.nn._plain`.
     """
 
     def __init__(
@@ -70,10 +72,14 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm, pool = child(self, "norm"), child(self, "pool")
+        weight, bias = tensor(self, "weight"), tensor(self, "bias")
+        if not fuses(self, Conv2d):
+            y = normalised(conv2d(x, weight, bias, stride=self.stride, padding=self.padding), norm, self.act)
+            return y if pool is None else pool(y)
         return conv2d(
             x,
-            tensor(self, "weight"),
-            tensor(self, "bias"),
+            weight,
+            bias,
             norm=norm.step() if norm is not None else None,
             act=self.act,
             stride=self.stride,

@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastfer.nn._lookup import buffer, tensor
+from fastfer.nn._plain import fused, replaceable
+from fastfer.ops.elementwise import activation
 from fastfer.ops.norm import Norm, batch_norm
 
 
+@fused()
 class BatchNorm2d(torch.nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d``, affine and with running statistics: (N, C, H, W) -> (N, C, H, W), channels_last.
 
-    Inside a fused block the block calls `step` and hands the tensors to its op; this module's forward and hooks then
-    do not run, its train or eval mode still decides whether the batch's statistics are used. ``momentum=None`` averages
-    over all batches, as torch, and reads the batch counter, which ``torch.compile(fullgraph=True)`` cannot trace.
+    A block without hooks on it calls `step` and hands the tensors to its op; this module's train or eval mode still
+    decides whether the batch's statistics are used. ``momentum=None`` averages over all batches, as torch, and reads
+    the batch counter, which ``torch.compile(fullgraph=True)`` cannot trace.
     """
 
     running_mean: Tensor
@@ -44,17 +46,27 @@ class BatchNorm2d(torch.nn.BatchNorm2d):
         momentum = self.momentum
         if momentum is None:
             momentum = 1.0 / max(int(self.num_batches_tracked), 1)
-        mean, var = buffer(self, "running_mean"), buffer(self, "running_var")
-        return Norm(tensor(self, "weight"), tensor(self, "bias"), mean, var, momentum, self.eps)
+        parameters, buffers = self._parameters, self._buffers
+        if "weight" not in parameters or "bias" not in parameters:  # pruned or parametrised ones
+            parameters = {"weight": self.weight, "bias": self.bias}
+        weight, bias = parameters["weight"], parameters["bias"]
+        return Norm(weight, bias, buffers["running_mean"], buffers["running_var"], momentum, self.eps)  # type: ignore[arg-type]
 
     def step(self) -> Norm:
         """`norm` for one forward pass: in training it counts the batch first, as torch does."""
         if self.training:
-            self.num_batches_tracked.add_(1)
+            self._buffers["num_batches_tracked"].add_(1)  # type: ignore[union-attr]
         return self.norm()
 
     def forward(self, input: Tensor) -> Tensor:
         return batch_norm(input, self.step(), training=self.training)
+
+
+def normalised(x: Tensor, norm: Any, act: str | None) -> Tensor:
+    """act(norm(x)) after a convolution: one op of a plain `BatchNorm2d`, a call of another norm, or none for None."""
+    if type(norm) is BatchNorm2d and replaceable(norm):
+        return batch_norm(x, norm.step(), act=act, training=norm.training)
+    return activation(x if norm is None else norm(x), act)
 
 
 def make_norm(

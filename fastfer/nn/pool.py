@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fastfer import _checks
+from fastfer.nn._plain import fused
 from fastfer.ops.pool import global_avg_pool, global_max_pool, max_pool2d
 
 
+@fused()
 class MaxPool2d(nn.Module):
     """Largest element of each window: (N, C, H, W) -> (N, C, OH, OW), channels_last; stride defaults to the kernel."""
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from fastfer import _checks
 from fastfer.nn._checks import positive
 from fastfer.nn._lookup import child, tensor
+from fastfer.nn._plain import fused, fuses
 from fastfer.nn.conv2d import reset_conv
-from fastfer.nn.norm import BatchNorm2d, make_norm
+from fastfer.nn.norm import BatchNorm2d, make_norm, normalised
 from fastfer.ops._linked import Deferred, linked_depthwise_conv2d, linked_separable_conv2d
-from fastfer.ops.elementwise import activation
-from fastfer.ops.norm import batch_norm
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
 
 
+@fused(norm=BatchNorm2d)
 class DepthwiseConv2d(nn.Module):
     """act(norm(one filter a channel)): (N, channels, H, W) -> (N, channels, OH, OW), channels_last.
 
@@ -53,11 +53,13 @@ class DepthwiseConv2d(nn.Module):
         reset_conv(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = child(self, "norm")
+        norm, weight, bias = child(self, "norm"), tensor(self, "weight"), tensor(self, "bias")
+        if not fuses(self, DepthwiseConv2d):
+            return normalised(depthwise_conv2d(x, weight, bias, self.stride, self.padding), norm, self.act)
         return depthwise_conv2d(
             x,
-            tensor(self, "weight"),
-            tensor(self, "bias"),
+            weight,
+            bias,
             self.stride,
             self.padding,
             norm=norm.step() if norm is not None else None,
@@ -66,7 +68,7 @@ class DepthwiseConv2d(nn.Module):
         )
 
     def linked(self, x: Deferred) -> Tensor:
-        """In training, behind a normalisation left to this op: see `Chain`."""
+        """In training, after a normalisation that was left to this op: see `Chain`."""
         return linked_depthwise_conv2d(
             x, tensor(self, "weight"), tensor(self, "bias"), child(self, "norm").step(), self.act, self.stride,
             self.padding,
@@ -79,6 +81,7 @@ class DepthwiseConv2d(nn.Module):
         )
 
 
+@fused()
 class PointwiseConv2d(nn.Module):
     """1×1 convolution: (N, in_channels, H, W) -> (N, out_channels, H, W), channels_last."""
 
@@ -100,17 +103,18 @@ class PointwiseConv2d(nn.Module):
         reset_conv(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return pointwise_conv2d(x, self.weight, self.bias)
+        return pointwise_conv2d(x, tensor(self, "weight"), tensor(self, "bias"))
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"
 
 
+@fused(depthwise=DepthwiseConv2d, norm1=BatchNorm2d, pointwise=PointwiseConv2d, norm2=BatchNorm2d)
 class SeparableConv2d(nn.Module):
     """act2(norm2(pointwise(act1(norm1(depthwise(x)))))) as one op: (N, in, H, W) -> (N, out, OH, OW), channels_last.
 
     Sizes, norms and activations as in `Conv2d`; no biases unless asked for. The op takes the tensors of ``depthwise``,
-    ``pointwise`` and the norms, so that their own forwards and hooks do not run.
+    ``pointwise`` and the norms; where one of them is not plain (see `fastfer.nn._plain`) they are called in turn.
     """
 
     def __init__(
@@ -141,19 +145,22 @@ class SeparableConv2d(nn.Module):
         self.norm2 = make_norm(op, "norm2", norm2, out_channels, factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        norms = child(self, "norm1"), child(self, "norm2")
-        modes = {norm.training for norm in norms if norm is not None}
-        if len(modes) == 2:
-            return self._one_norm_frozen(x)
-        return separable_conv2d(x, **self._arguments(), training=True in modes)
+        if not fuses(self, SeparableConv2d):
+            return self._one_by_one(x)
+        norm1, norm2 = child(self, "norm1"), child(self, "norm2")
+        if norm1 is not None and norm2 is not None and norm1.training != norm2.training:  # the op has one flag
+            return self._one_by_one(x)
+        norm = norm2 if norm1 is None else norm1
+        return separable_conv2d(x, **self._arguments(), training=norm is not None and norm.training)
 
     def linked(self, x: Tensor | Deferred, defer: bool) -> Tensor | Deferred:
-        """In training, behind a normalisation left to this op, or with the last one left to the next: see `Chain`."""
+        """In training, linked to the op before it, or, with ``defer``, to the one after it: see `Chain`."""
         return linked_separable_conv2d(x, **self._arguments(), defer=defer)
 
     def _arguments(self) -> dict[str, Any]:
         """The op's, but for x and how it runs; a norm in training counts the batch."""
-        norm1, norm2, dw, pw = (child(self, name) for name in ("norm1", "norm2", "depthwise", "pointwise"))
+        dw, norm1 = child(self, "depthwise"), child(self, "norm1")
+        pw, norm2 = child(self, "pointwise"), child(self, "norm2")
         return {
             "dw_weight": tensor(dw, "weight"),
             "pw_weight": tensor(pw, "weight"),
@@ -167,12 +174,9 @@ class SeparableConv2d(nn.Module):
             "padding": dw.padding,
         }
 
-    def _one_norm_frozen(self, x: Tensor) -> Tensor:
-        """Step by step: the fused op has one training flag, and here one norm trains while the other does not."""
-        for conv, norm, act in ((self.depthwise, self.norm1, self.act1), (self.pointwise, self.norm2, self.act2)):
-            x = conv(x)
-            x = batch_norm(x, norm.step(), act=act, training=norm.training) if norm is not None else activation(x, act)
-        return x
+    def _one_by_one(self, x: Tensor) -> Tensor:
+        y = normalised(self.depthwise(x), self.norm1, self.act1)
+        return normalised(self.pointwise(y), self.norm2, self.act2)
 
     def extra_repr(self) -> str:
         return f"act1={self.act1!r}, act2={self.act2!r}"

@@ -5,18 +5,20 @@
 #include "cuda/registry.h"
 
 namespace ff::cuda {
-#define FF_CUDA_FAMILY(family) extern const Kernel family##_kernels[];
+#define FF_FAMILY_host(family)
+#define FF_FAMILY_cuda(family) extern const Kernel family##_kernels[];
+#define FF_FAMILY(family, device) FF_FAMILY_##device(family)
 #include FF_FAMILIES
-#undef FF_CUDA_FAMILY
+#undef FF_FAMILY_cuda
 }  // namespace ff::cuda
 
 namespace {
 
-#define FF_CUDA_FAMILY(family) ff::cuda::family##_kernels,
+#define FF_FAMILY_cuda(family) ff::cuda::family##_kernels,
 const ff::cuda::Kernel* const kFamilies[] = {
 #include FF_FAMILIES
 };
-#undef FF_CUDA_FAMILY
+#undef FF_FAMILY_cuda
 
 }  // namespace
 

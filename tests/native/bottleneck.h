@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The self-test of the inverted bottleneck.
 #pragma once
+#include "bottleneck/op.h"
 #include "harness.h"
 
 namespace {

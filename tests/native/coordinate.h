@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The self-test of coordinate attention and its pooling: op.h's formulas on the tape, and the kernels against them.
 #pragma once
+#include "coordinate/op.h"
 #include "tape.h"
 
 namespace {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The self-test of the losses: op.h's formulas as plain loops, and the kernels against them.
 #pragma once
+#include "loss/op.h"
 #include "harness.h"
 
 namespace {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The self-test of pooling: windows and whole images. Values repeat, so that maxima tie and their first place counts.
 #pragma once
+#include "pool/op.h"
 #include "harness.h"
 
 namespace {

@@ -2,6 +2,7 @@
 // Tensors that are written past the caches: more than 16 MiB, aligned, whole vectors of channels. A batch of one image
 // over and over gives what that image gives by itself, and that is not streamed.
 #pragma once
+#include "elementwise/op.h"
 #include "harness.h"
 
 namespace {

@@ -2,7 +2,7 @@
 // Gates: pools of pixels over the channels, the spatial convolution, and maps times their gates.
 #pragma once
 #include "engine/kernels/pixels.h"
-#include "simd/horizontal.h"
+#include "simd/lanes.h"
 
 namespace ff {
 namespace FF_ISA {

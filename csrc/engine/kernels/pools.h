@@ -2,7 +2,7 @@
 // Sums and maxima over the lines and columns of channel blocks that were just written, in one pass over them.
 #pragma once
 #include "engine/kernels/finish.h"
-#include "simd/horizontal.h"
+#include "simd/lanes.h"
 
 namespace ff {
 namespace FF_ISA {

@@ -2,7 +2,7 @@
 // Attention over the pixels of a map.
 #pragma once
 #include "engine/kernels/pixels.h"
-#include "simd/horizontal.h"
+#include "simd/lanes.h"
 
 namespace ff {
 namespace FF_ISA {
