@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastfer import _memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from fastfer.engine.profile import Profile
@@ -60,8 +60,12 @@ class Engine:
         threads: int | None = None,
         dtype: str | None = None,
         strict: bool | None = None,
+        classes: Mapping[str, type] | None = None,
     ) -> None:
-        """``data`` are the bytes of an engine file, of which a copy is kept. Raises ValueError for others."""
+        """``data`` are the bytes of an engine file, of which a copy is kept; ``classes`` named tuples for its outputs.
+
+        Raises ValueError for other bytes.
+        """
         from fastfer.engine import metadata as fields
 
         extension = native()
@@ -79,6 +83,8 @@ class Engine:
         self.input_shape = self._plan.input
         self.output_shapes = fields.output_shapes(known, self._plan.outputs)
         self.class_names = fields.class_names(known, self.output_shapes)
+        self._structure = fields.structure(known, self.output_shapes)
+        self._classes = dict(classes or {})
         self._kinds = ("float32", "uint8") if scale else ("float32",)
 
     @property
@@ -92,7 +98,7 @@ class Engine:
         return {"weights": self._plan.weight_bytes, "activations": self._plan.arena_bytes}
 
     def __call__(self, x: Any) -> Any:
-        """Outputs for the images ``x``, an array (N, C, H, W) of float32 or uint8; a tuple where there are several.
+        """Outputs for the images ``x``, an array (N, C, H, W) of float32 or uint8, put together as the network does it.
 
         Raises TypeError or ValueError naming what was expected.
         """
@@ -109,14 +115,22 @@ class Engine:
         kind, images = self._kind(x.dtype.name, x.shape), _memory.dense_array(x)
         outputs = [np.empty((len(x), *shape), np.float32) for shape in self.output_shapes]
         self._plan.run(images.ctypes.data, kind, len(x), [output.ctypes.data for output in outputs])
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return self._answer(outputs, len(x))
 
     def _with_torch(self, torch: Any, x: Any) -> Any:
         images = _memory.dense("engine", "x", x)
         kind, count = self._kind(str(x.dtype)[6:], x.shape), x.shape[0]
         outputs = [_memory.empty(torch, "engine", (count, *shape)) for shape in self.output_shapes]
         self._plan.run(images.data_ptr(), kind, count, [output.data_ptr() for output in outputs])
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return self._answer(outputs, count)
+
+    def _answer(self, outputs: Sequence[Any], count: int) -> Any:
+        """The outputs put together as the network does it."""
+        if self._structure is None:
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        from fastfer.engine.outputs import put_together
+
+        return put_together(self._structure, outputs, count, self._classes)
 
     def _kind(self, dtype: str, shape: Any) -> str:
         """The images' dtype, if they fit."""
@@ -166,16 +180,21 @@ class Engine:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as the bytes of its file; threads as asked for, else those of the new process."""
-        return _restored, (self._data, self._asked_threads, self.dtype, self.strict)
+        classes = {name: kind for name, kind in self._classes.items() if is_importable(kind)}
+        return _restored, (self._data, self._asked_threads, self.dtype, self.strict, classes)
 
     def __repr__(self) -> str:
         name = self.metadata.get("model") or "network"
         return f"Engine({name}: {self.input_shape} -> {self.output_shapes}, {self.dtype}, threads={self.threads})"
 
 
-def _restored(data: bytes, threads: int | None, dtype: str, strict: bool) -> Engine:
+def _restored(data: bytes, threads: int | None, dtype: str, strict: bool, classes: dict[str, type]) -> Engine:
     """A pickled engine."""
-    return Engine(data, threads=threads, dtype=dtype, strict=strict)
+    return Engine(data, threads=threads, dtype=dtype, strict=strict, classes=classes)
+
+
+def is_importable(kind: type) -> bool:
+    return getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind
 
 
 def _is_array(x: Any) -> bool:

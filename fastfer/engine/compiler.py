@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastfer import _memory
@@ -16,8 +18,10 @@ from fastfer.engine.convert import UncoveredError, converted
 from fastfer.engine.file import to_bytes
 from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Graph
+from fastfer.engine.outputs import placed, usual
+from fastfer.engine.program import Program
 from fastfer.engine.record import recorded
-from fastfer.engine.trace import Program, traced
+from fastfer.engine.trace import traced
 from fastfer.models import FerModel
 from fastfer.runtime import Engine, default_threads
 
@@ -59,7 +63,8 @@ def compile(
     float32 batches as the network takes them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``,
     one number a channel on the scale 0 to 1, allow uint8 images, which are then normalised inside.
     ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest: the engine's ``islands`` names
-    them, and it cannot be saved. ``class_names`` default to the model's; ``metadata`` are further JSON values to keep.
+    them, and it cannot be saved. ``class_names`` default to a fastfer model's; ``metadata`` are further JSON values to
+    keep. Outputs come as the model gives them: tensors, numbers and None in tuples, lists and dicts.
 
     Raises TypeError or ValueError naming the argument, `UncoveredError` naming an op that no plan has.
     """
@@ -74,17 +79,19 @@ def compile(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         _memory.check("compile", name, tensor)
     size = _size(model, example)
-    names = class_names if class_names is not None else getattr(model, "class_names", None)
+    own = model if isinstance(model, FerModel) else None  # attributes of other models are their own matter
+    names = class_names if class_names is not None or own is None else own.class_names
     header: dict[str, Any] = {
         **(metadata or {}),
-        "model": getattr(model, "name", type(model).__name__),
-        "options": getattr(model, "options", None),
+        "model": type(model).__name__ if own is None else own.name,
+        "options": None if own is None else own.options,
         "classes": None if names is None else list(names),
         "mean": None if mean is None else [float(v) for v in mean],
         "std": None if std is None else [float(v) for v in std],
         "dtype": dtype,
         "strict": bool(strict),
     }
+    header.pop("structure", None)
     fields.normalisation(header, size[0])
     program = program_of(model, size)
     try:
@@ -96,10 +103,45 @@ def compile(
             raise ValueError("compile: dtype: expected float32 or bfloat16 with torch islands, got int8") from None
         from fastfer.engine.islands import Islands
 
-        return Islands(traced(model, size, any_batch=True), header, threads, dtype)
-    header["outputs"] = [list(program.sizes[ref][1:]) for ref in program.outputs]
+        return Islands(_in_float32(model, program, size), header, threads, dtype)
+    if not graph.outputs:
+        raise ValueError("compile: model: expected a tensor among its outputs, got none")
+    _describe_outputs(header, program)
     ranges = None if calibration is None else calibrated(graph, calibration, default_threads(threads))
-    return Engine(to_bytes(graph, header, ranges), threads=threads)
+    return Engine(to_bytes(graph, header, ranges), threads=threads, classes=program.classes)
+
+
+def _describe_outputs(header: dict[str, Any], program: Program) -> None:
+    """Into the metadata: the shapes of the outputs, and what holds them where that is not one tensor or a tuple."""
+    tensors = [ref for ref in program.outputs if ref not in program.scalars]
+    header["outputs"] = [list(program.sizes[ref][1:]) for ref in tensors]
+    leaves: list[list[Any]] = []
+    for ref in program.outputs:
+        if ref in program.scalars:
+            size = program.scalars[ref].sample()
+            if size is None:
+                raise UncoveredError(
+                    "compile: output: expected numbers that are multiples of the number of images, got another; "
+                    'fallback="torch" computes it'
+                )
+            leaves.append(["images", size.each])
+        else:
+            leaves.append(["tensor", tensors.index(ref)])
+    structure = placed(program.structure or usual(len(leaves)), leaves)
+    if structure != usual(len(tensors)):
+        header["structure"] = structure
+
+
+def _in_float32(model: nn.Module, program: Program, size: tuple[int, ...]) -> Program:
+    """The program for torch on the CPU, where the model is in another precision or place that of a copy."""
+    state = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    if (
+        program.dtypes[program.input] == torch.float32
+        and all(t.is_cpu for t in state)
+        and not isinstance(model, FerModel)
+    ):
+        return program
+    return traced(copy.deepcopy(model).float().cpu(), size)
 
 
 def _size(model: nn.Module, example: Tensor | Sequence[int] | None) -> tuple[int, ...]:

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from fastfer.engine import views
 from fastfer.engine.graph import Array, Graph, GraphError, Shape, vector
-from fastfer.engine.trace import Call, Program, Ref, mapped
+from fastfer.engine.program import Call, Program, Ref, mapped
 from fastfer.engine.views import Uncovered, View
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
+_TAKE_SIZES = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.expand")
+"""Ops whose sizes may be multiples of the number of images."""
 
 
 class Lazy:
@@ -52,12 +54,13 @@ def numbers(t: Tensor) -> Array:
 class Conversion:
     """A graph under construction, and what each tensor of the program has become in it."""
 
-    def __init__(self, input_shape: Sequence[int]) -> None:
-        if len(input_shape) != 4:
-            raise ValueError(f"compile: example: expected 4 dimensions (N, C, H, W), got shape {tuple(input_shape)}")
-        self.graph = Graph([Shape(*input_shape[1:])], 0)
-        self.known: dict[Ref, Any] = {}
-        self.input = views.image(0, self.graph.values[0])
+    def __init__(self, program: Program, source: Ref) -> None:
+        sizes = [int(size or 1) for size in program.sizes[source]]
+        self.graph = Graph([Shape(*sizes[1:], *(1,) * (4 - len(sizes)))], 0)
+        self.scalars = {ref: scalar.sample() for ref, scalar in program.scalars.items()}
+        self.dtype = program.dtypes.get(source)
+        form = views.image if len(sizes) == 4 else views.vector
+        self.known: dict[Ref, Any] = {**program.constants, source: form(0, self.graph.values[0])}
 
     def add(self, op: str, inputs: Sequence[View], attrs: Sequence[int] = (), weights: Sequence[Array] = ()) -> int:
         """A node; the number of its output."""
@@ -97,19 +100,24 @@ class Conversion:
 
     def call(self, call: Call) -> None:
         """Convert one call. Raises Uncovered with the reason."""
-        values = mapped(call.bound(), Ref, self.known.__getitem__)
-        results = self.handled(call.name, values) if _views(values) else _constant(call, self.known)
-        for ref, result in zip(call.outputs, results if isinstance(results, tuple) else (results,), strict=False):
+        numbers = {ref: self.scalars[ref] for ref in call.refs() & self.scalars.keys()}
+        if numbers and (call.name not in _TAKE_SIZES or None in numbers.values()):
+            raise Uncovered("a calculation with the number of images")
+        known = {**self.known, **numbers} if numbers else self.known
+        values = mapped(call.bound(), Ref, known.__getitem__)
+        if _views(values):
+            results = self.handled(call.name, values)
+        elif call.is_random or numbers:
+            raise Uncovered("a tensor of random numbers" if call.is_random else "a size that is the number of images")
+        else:  # of constants alone: done now
+            with torch.no_grad():
+                results = call.run(self.known)
+        results = results if isinstance(results, tuple) else (results,)
+        for number, ref in enumerate(call.outputs):
+            if ref is not None and number >= len(results):
+                raise Uncovered(f"its output {number}")
             if ref is not None:
-                self.known[ref] = result
-
-
-def _constant(call: Call, known: dict[Ref, Any]) -> Any:
-    """A call of constants alone is done now, in torch."""
-    with torch.no_grad():
-        args, kwargs = (mapped(part, Ref, known.__getitem__) for part in (call.args, call.kwargs))
-        result = call.target(*args, **kwargs)
-    return tuple(result) if isinstance(result, (list, tuple)) else result
+                self.known[ref] = results[number]
 
 
 def _views(value: Any) -> bool:
@@ -123,15 +131,17 @@ def _views(value: Any) -> bool:
 
 def converted(program: Program) -> Graph:
     """The graph of a whole program. Raises UncoveredError naming the op that has no place in it."""
-    conversion = Conversion(program.sizes[program.input])
-    conversion.known.update(program.constants)
-    conversion.known[program.input] = conversion.input
+    conversion = Conversion(program, program.input)
     for call in program.calls:
         try:
             conversion.call(call)
         except Uncovered as reason:
             raise UncoveredError(f'compile: {call}: {reason}; fallback="torch" runs it in torch') from None
-    conversion.graph.outputs = tuple(output_value(conversion.known[ref]) for ref in program.outputs)
+    tensors = [ref for ref in program.outputs if ref not in program.scalars]
+    conversion.graph.outputs = tuple(output_value(conversion.known[ref]) for ref in tensors)
+    for ref in tensors:
+        if program.dtypes[ref] not in (torch.float32, conversion.dtype):
+            raise UncoveredError(f"compile: output: expected dtype float32, got {program.dtypes[ref]}")
     return conversion.graph
 
 
@@ -141,4 +151,10 @@ def output_value(result: Any) -> int:
         flat = tuple(axis for axis in result.axes if axis)
         if result.axes[:1] == ("N",) and "".join(flat) == "N" + result.present("CHW"):
             return result.value
-    raise UncoveredError(f"compile: output: expected a vector or an image of each image, got {result!r}")
+    raise UncoveredError(f"compile: output: expected a vector or an image of each image, got {described(result)}")
+
+
+def described(result: Any) -> str:
+    if isinstance(result, View):
+        return f"a tensor of dimensions {result.axes}"
+    return f"a constant of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__

@@ -98,6 +98,15 @@ def _batch_norm(
     return into.affine(input, *norm_affine(weight, bias, running_mean, running_var, eps))
 
 
+@covers("aten._native_batch_norm_legit_no_training")
+def _functional_batch_norm(
+    into: Conversion, input: View, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float,
+    eps: float,
+) -> Any:  # fmt: skip
+    """What the functional form of a program has for it; its other results are empty."""
+    return _batch_norm(into, input, weight, bias, running_mean, running_var, False, momentum, eps, False)
+
+
 def _activation(act: str) -> Any:
     code = ACTIVATIONS.index(act)
 

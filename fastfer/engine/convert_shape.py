@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import torch
+
 from fastfer.engine import views
 from fastfer.engine.convert import Conversion, covers
-from fastfer.engine.views import Uncovered, View
+from fastfer.engine.views import Images, Uncovered, View
 
 
 @covers(
@@ -21,7 +23,7 @@ def _same(into: Conversion, self: View, **rest: Any) -> View:
 
 @covers("aten.to", "aten._to_copy")
 def _to(into: Conversion, self: View, dtype: Any = None, **rest: Any) -> View:
-    if dtype is not None and not dtype.is_floating_point:
+    if dtype not in (None, torch.float32, torch.float64, into.dtype):
         raise Uncovered(f"a conversion to {dtype}")
     return self
 
@@ -36,18 +38,29 @@ def _flatten(into: Conversion, self: View, start_dim: int, end_dim: int) -> View
 @covers("aten.unflatten")
 def _unflatten(into: Conversion, self: View, dim: int, sizes: Sequence[int]) -> View:
     at = self.dim(dim)
-    return views.reshaped(self, (*self.sizes[:at], *sizes, *self.sizes[at + 1 :]))
+    return _of_batch(views.reshaped(self, (*self.sizes[:at], *sizes, *self.sizes[at + 1 :])), sizes, at)
 
 
 @covers("aten.view", "aten.reshape", "aten._unsafe_view")
 def _reshape(into: Conversion, self: View, **rest: Any) -> View:
     (sizes,) = rest.values()
-    return views.reshaped(self, sizes)
+    return _of_batch(views.reshaped(self, sizes), sizes)
 
 
 @covers("aten.view_as", "aten.reshape_as")
 def _reshape_as(into: Conversion, self: View, other: View) -> View:
-    return views.reshaped(self, other.sizes)
+    same = views.reshaped(self, other.sizes)
+    if ["N" in axis for axis in same.axes] != ["N" in axis for axis in other.axes]:
+        raise Uncovered(f"a reshape of {self.axes} to the sizes of {other.axes}")
+    return same
+
+
+def _of_batch(view: View, sizes: Sequence[int], first: int = 0) -> View:
+    """The reshaped view, if the number of images is where it was asked for, and in no number of the model's own."""
+    for size, axis in zip(sizes, view.axes[first:], strict=False):
+        if size != -1 and isinstance(size, Images) != ("N" in axis):
+            raise Uncovered(f"sizes {tuple(sizes)} that mix the number of images with others")
+    return view
 
 
 @covers("aten.expand")

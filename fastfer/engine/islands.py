@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,14 +14,14 @@ from torch import Tensor
 
 from fastfer import _memory
 from fastfer.engine import metadata as fields
-from fastfer.engine import views
 from fastfer.engine.convert import Conversion
 from fastfer.engine.file import to_bytes
 from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Shape
-from fastfer.engine.trace import Call, Program, Ref, mapped
+from fastfer.engine.outputs import usual
+from fastfer.engine.program import Call, Program, Ref, of_batch
 from fastfer.engine.views import Uncovered, View
-from fastfer.runtime import Engine, default_threads
+from fastfer.runtime import Engine, default_threads, is_importable
 
 
 @dataclass
@@ -35,22 +37,29 @@ class Segment:
 
 def _reads(call: Call, program: Program) -> set[Ref]:
     """Tensors that a call takes and that depend on the input."""
-    found: set[Ref] = set()
-    mapped((call.args, call.kwargs), Ref, found.add)
-    return found - program.constants.keys() - program.scalars.keys()
+    return call.refs() - program.constants.keys() - program.scalars.keys()
 
 
 def _started(program: Program, source: Ref) -> Segment | None:
-    """A segment that begins with an image or a vector of each image; None for a tensor of another form."""
+    """A segment that begins with a float32 image or vector of each image; None for a tensor of another form."""
     sizes = program.sizes[source]
-    if len(sizes) not in (2, 4) or sizes[0] != views.BATCH:
+    if len(sizes) not in (2, 4) or not of_batch(sizes) or program.dtypes[source] != torch.float32:
         return None
-    conversion = Conversion((sizes[0], *sizes[1:], *(1,) * (4 - len(sizes))))
-    form = views.image if len(sizes) == 4 else views.vector
-    conversion.known.update(program.constants)
-    conversion.known.update({ref: size(views.BATCH) for ref, size in program.scalars.items()})
-    conversion.known[source] = form(0, conversion.graph.values[0])
-    return Segment(source, conversion)
+    return Segment(source, Conversion(program, source))
+
+
+def _settle_constants(program: Program) -> None:
+    """What depends on constants alone is computed once."""
+    calls = []
+    for call in program.calls:
+        if call.is_random or not call.refs() <= program.constants.keys():
+            calls.append(call)
+            continue
+        results = call.run(dict(program.constants))
+        program.constants.update(
+            {ref: y.clone() for ref, y in zip(call.outputs, results, strict=False) if ref is not None}
+        )
+    program.calls = calls
 
 
 def partition(program: Program) -> list[Segment | Call]:
@@ -115,18 +124,25 @@ class Islands(Engine):
     """An engine with islands of torch: as `Engine`, but that it cannot be saved and needs torch."""
 
     def __init__(self, program: Program, header: Mapping[str, Any], threads: int | None, dtype: str) -> None:
-        self.metadata, self.dtype, self._count = dict(header), dtype, default_threads(threads)
-        self.input_shape = Shape(*program.sizes[program.input][1:])
-        self.output_shapes = tuple(program.sizes[ref][1:] for ref in program.outputs)
+        self.metadata, self.dtype, self.strict = dict(header), dtype, header.get("strict") is True
+        self._asked_threads, self._count = threads, default_threads(threads)
+        self.input_shape = Shape(*program.image_size())
+        tensors = [ref for ref in program.outputs if ref not in program.scalars]
+        # A size that depends on the number of images in another way is 0 here.
+        self.output_shapes = tuple(tuple(size or 0 for size in program.sizes[ref][1:]) for ref in tensors)
         self.class_names = fields.class_names(self.metadata, self.output_shapes)
-        scale, shift = (
-            torch.tensor(v, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
-            for v in fields.normalisation(self.metadata)
-        )
+        normalisation = fields.normalisation(self.metadata)
+        scale, shift = (torch.tensor(v, dtype=torch.float32, device="cpu").view(1, -1, 1, 1) for v in normalisation)
         self._scale, self._shift = scale, shift
         self._kinds = ("float32", "uint8") if scale.numel() else ("float32",)
-        self._program = program
-        self._constants = {ref: t.detach().float().cpu().clone() for ref, t in program.constants.items()}
+        self._structure, self._classes = program.structure or usual(len(program.outputs)), program.classes
+        constants = {ref: t.detach().cpu().clone() for ref, t in program.constants.items()}
+        self._program = program = replace(program, constants=constants)
+        with self._torch():
+            _settle_constants(program)
+        self._scalars = functools.lru_cache(64)(
+            lambda images: {ref: scalar(images) for ref, scalar in program.scalars.items()}
+        )
         self.parts = partition(program)
         for part in self.parts:
             if isinstance(part, Segment):
@@ -136,7 +152,14 @@ class Islands(Engine):
         graph = segment.conversion.graph
         graph.outputs = tuple(view.value for view in segment.results.values())
         shapes = [list(graph.values[value]) for value in graph.outputs]
-        return Engine(to_bytes(fused(graph), {"outputs": shapes, "dtype": self.dtype}), threads=self._count)
+        header = {"outputs": shapes, "dtype": self.dtype, "strict": self.strict}
+        return Engine(to_bytes(fused(graph), header), threads=self._count)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as the program, from which the plans are built again."""
+        classes = {name: kind for name, kind in self._classes.items() if is_importable(kind)}
+        program = replace(self._program, classes=classes)
+        return Islands, (program, self.metadata, self._asked_threads, self.dtype)
 
     @property
     def islands(self) -> tuple[str, ...]:
@@ -154,24 +177,35 @@ class Islands(Engine):
         engines = [part.engine for part in self.parts if isinstance(part, Segment) and part.engine is not None]
         return {key: sum(engine.memory[key] for engine in engines) for key in ("weights", "activations")}
 
+    @staticmethod
+    @contextmanager
+    def _torch() -> Iterator[None]:
+        """Torch as it was for the trace: on the CPU, without gradients and autocast."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            yield
+
     def _with_numpy(self, x: Any) -> Any:
         self._kind(x.dtype.name, x.shape)
-        y = self._with_torch(torch, torch.from_numpy(_memory.dense_array(x).copy()))
-        return tuple(t.numpy() for t in y) if isinstance(y, tuple) else y.numpy()
+        outputs = self._run(torch.from_numpy(_memory.dense_array(x).copy()))
+        return self._answer([y.numpy() if isinstance(y, Tensor) else y for y in outputs], len(x))
 
     def _with_torch(self, torch: Any, x: Any) -> Any:
-        x = _memory.dense("engine", "x", x)
         _memory.empty(torch, "engine", (0,))  # raises inside a mode whose tensors have no memory
-        kind = self._kind(str(x.dtype).removeprefix("torch."), x.shape)
-        images = x.float() * self._scale + self._shift if kind == "uint8" else x.detach()
-        program, count = self._program, len(x)
-        values: dict[Ref, Any] = {program.input: images, **self._constants}
-        values.update({ref: size(count) for ref, size in program.scalars.items()})
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return self._answer(self._run(_memory.dense("engine", "x", x).detach()), len(x))
+
+    def _run(self, x: Tensor) -> list[Any]:
+        """The outputs, tensors and numbers."""
+        kind, program = self._kind(str(x.dtype).removeprefix("torch."), x.shape), self._program
+        with self._torch():
+            images = x.float() * self._scale + self._shift if kind == "uint8" else x
+            values: dict[Ref, Any] = {program.input: images, **program.constants, **self._scalars(len(x))}
             for part in self.parts:
-                _run(part, values)
-        outputs = tuple(values[ref] for ref in program.outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+                if isinstance(part, Segment):
+                    _run_plan(part, values, program)
+                else:
+                    _run_call(part, values, program)
+            kept = program.constants.keys() | {program.input}
+            return [values[ref].clone() if ref in kept else values[ref] for ref in program.outputs]
 
     def save(self, path: Any) -> None:
         """Raises ValueError: the calls of torch have no place in a file."""
@@ -182,19 +216,18 @@ class Islands(Engine):
         raise ValueError(f"profile: expected an engine without torch islands, got {', '.join(self.islands)}")
 
 
-def _run(part: Segment | Call, values: dict[Ref, Any]) -> None:
-    """One plan, or one call of torch."""
-    if isinstance(part, Segment):
-        assert part.engine is not None
-        source = values[part.source]
-        image = source if source.dim() == 4 else source[:, :, None, None]
-        outputs = part.engine(image)
-        for (ref, view), y in zip(
-            part.results.items(), outputs if isinstance(outputs, tuple) else (outputs,), strict=True
-        ):
-            values[ref] = _shown(view, y)
-        return
-    args, kwargs = (mapped(arguments, Ref, values.__getitem__) for arguments in (part.args, part.kwargs))
-    result = part.target(*args, **kwargs)
-    results = result if isinstance(result, (tuple, list)) else (result,)
-    values.update({ref: y for ref, y in zip(part.outputs, results, strict=False) if ref is not None})
+def _run_plan(segment: Segment, values: dict[Ref, Any], program: Program) -> None:
+    assert segment.engine is not None
+    source = values[segment.source]
+    image = source if source.dim() == 4 else source[:, :, None, None]
+    outputs = segment.engine(image)
+    results = outputs if isinstance(outputs, tuple) else (outputs,)
+    for (ref, view), y in zip(segment.results.items(), results, strict=True):
+        values[ref] = _shown(view, y).to(program.dtypes[ref])
+
+
+def _run_call(call: Call, values: dict[Ref, Any], program: Program) -> None:
+    """One call of torch; its results have the dtypes of the trace, which torch's default dtype may have changed."""
+    for ref, y in zip(call.outputs, call.run(values), strict=False):
+        if ref is not None:
+            values[ref] = y.to(program.dtypes[ref]) if y.dtype != program.dtypes[ref] else y

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata of an engine file, a JSON object: "model", "options", "classes", "mean", "std", "dtype", "outputs".
+"""The metadata of an engine file, a JSON object.
 
-``mean`` and ``std`` have one number a channel on the scale 0 to 1; ``outputs`` are the shapes of the outputs without N.
-Needs no torch.
+Its entries are "model", "options", "classes", "mean", "std", "dtype", "strict", "outputs" and "structure". ``mean``
+and ``std`` have one number a channel on the scale 0 to 1; ``outputs`` are the shapes of the outputs without N,
+``structure`` is how they are put together (`fastfer.engine.outputs`). Needs no torch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import struct
 from collections.abc import Sequence
 from math import isfinite, prod
 from typing import Any
+
+from fastfer.engine.outputs import Structure, checked
 
 _PLACE = 32
 """Where the header has the metadata's offset and size."""
@@ -75,6 +78,13 @@ def output_shapes(metadata: dict[str, Any], maps: Sequence[Sequence[int]]) -> Sh
     if not right:
         raise ValueError(f"outputs: expected shapes of {[tuple(m) for m in maps]}, got {shapes!r}")
     return tuple(tuple(shape) for shape in shapes)
+
+
+def structure(metadata: dict[str, Any], outputs: Shapes) -> Structure | None:
+    """How the outputs are put together; None for one alone, or for a tuple of several."""
+    if "structure" not in metadata:
+        return None
+    return checked(metadata["structure"], len(outputs))
 
 
 def class_names(metadata: dict[str, Any], outputs: Shapes) -> tuple[str, ...] | None:

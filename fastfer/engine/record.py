@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastfer import _library
-from fastfer.engine.trace import Call, Program, Ref, evaluating, example_batch, mapped
+from fastfer.engine.outputs import usual
+from fastfer.engine.program import Call, Program, Ref, mapped
+from fastfer.engine.trace import evaluating, example_batch
+from fastfer.engine.views import Images
 
 _aten = torch.ops.aten
 _KNOWN: dict[str, Any] = {
@@ -46,21 +49,26 @@ class _Recorder(TorchFunctionMode):
         self.constants = constants
         self.refs: dict[int, Ref] = {id(x): Ref(0)}
         self.alive: list[Tensor] = [x]
-        self.program.sizes[Ref(0)] = tuple(x.shape)
+        self.describe(Ref(0), x)
 
     def ref(self, tensor: Tensor) -> Ref:
         """The number of a tensor that was seen before, or that is the model's."""
         if id(tensor) not in self.refs:
             if id(tensor) not in self.constants:
                 raise _UnknownError("a tensor from elsewhere")
-            self.program.constants[self.new(tensor)] = tensor
+            self.program.constants[self.new(tensor, constant=True)] = tensor
         return self.refs[id(tensor)]
 
-    def new(self, tensor: Tensor) -> Ref:
+    def new(self, tensor: Tensor, constant: bool = False) -> Ref:
         self.alive.append(tensor)
         ref = self.refs[id(tensor)] = Ref(len(self.alive) - 1)
-        self.program.sizes[ref] = tuple(tensor.shape)
+        self.describe(ref, tensor, constant)
         return ref
+
+    def describe(self, ref: Ref, tensor: Tensor, constant: bool = False) -> None:
+        """The networks' own tensors all begin with the batch."""
+        sizes = tensor.shape if constant else (Images(1), *tensor.shape[1:])
+        self.program.sizes[ref], self.program.dtypes[ref] = tuple(sizes), tensor.dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -80,6 +88,8 @@ class _Recorder(TorchFunctionMode):
 
 def recorded(model: nn.Module, size: tuple[int, ...]) -> Program | None:
     """The calls of a model on the CPU, or None where it is left to ``torch.export``."""
+    if any(type(module).__module__.partition(".")[0] not in ("fastfer", "torch") for module in model.modules()):
+        return None  # a part of the user's own may use the number of images as a number
     x = example_batch(model, size)
     held = {id(t): t for t in (*model.parameters(), *model.buffers())}
     if not x.is_cpu:
@@ -89,6 +99,7 @@ def recorded(model: nn.Module, size: tuple[int, ...]) -> Program | None:
         with evaluating(model), torch.no_grad(), _library.dispatched(), recorder:
             result = model(x)
         recorder.program.outputs = (recorder.ref(result),)
+        recorder.program.structure = usual(1)
     except _UnknownError:
         return None
     return recorder.program

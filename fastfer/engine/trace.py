@@ -1,77 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network as a list of calls of torch ops, by ``torch.export``."""
+"""A network as a `Program`, by ``torch.export``."""
 
 from __future__ import annotations
 
+import importlib
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from fastfer import _library, _memory
+from fastfer.engine.outputs import Leaf, structured
+from fastfer.engine.program import Call, Program, Ref, Scalar, mapped
 from fastfer.engine.views import BATCH
 
-
-@dataclass(frozen=True)
-class Ref:
-    """A tensor of the program, by number."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """``outputs`` = ``target`` of ``args`` and ``kwargs``, in which tensors are `Ref`; ``where`` is the module's path.
-
-    Outputs that nothing reads may be None.
-    """
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[Ref | None, ...]
-    where: str = ""
-
-    @property
-    def name(self) -> str:
-        """Namespace and name, without the overload and the mark of one in place: "aten.conv2d"."""
-        return str(self.target._schema.name).replace("::", ".").rstrip("_")
-
-    def bound(self) -> dict[str, Any]:
-        """The arguments by the names of the op's schema, defaults filled in."""
-        values: dict[str, Any] = {}
-        for index, argument in enumerate(self.target._schema.arguments):
-            if index < len(self.args):
-                values[argument.name] = self.args[index]
-            else:
-                values[argument.name] = self.kwargs.get(argument.name, argument.default_value)
-        return values
-
-    def __str__(self) -> str:
-        return f"{self.name}" + (f" in {self.where}" if self.where else "")
-
-
-@dataclass
-class Program:
-    """Calls in order; ``sizes`` are the shapes of all tensors for `BATCH` images.
-
-    ``scalars`` are sizes that a program for any batch computes, as functions of the number of images.
-    """
-
-    input: Ref
-    outputs: tuple[Ref, ...] = ()
-    calls: list[Call] = field(default_factory=list)
-    constants: dict[Ref, Tensor] = field(default_factory=dict)
-    sizes: dict[Ref, tuple[int, ...]] = field(default_factory=dict)
-    scalars: dict[Ref, Callable[[int], int]] = field(default_factory=dict)
-
-
+_OTHER = 7
+"""A second number of images, for a model that cannot be traced for any: sizes that follow it show in the difference."""
 _tracing = threading.RLock()
 """Held while a model is traced: ``torch.export`` keeps its state for the process, and the model's mode is changed."""
 
@@ -99,99 +50,194 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
-def example_batch(model: nn.Module, size: tuple[int, ...]) -> Tensor:
-    """`BATCH` zero images of (C, H, W) = ``size`` with the dtype and device of the model."""
-    like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.empty(0))
-    return torch.zeros((BATCH, *size), dtype=like.dtype, device=like.device)
+def example_batch(model: nn.Module, size: tuple[int, ...], images: int = BATCH) -> Tensor:
+    """Zero images of (C, H, W) = ``size`` with the dtype and device of the model."""
+    usual = torch.empty(0, dtype=torch.float32, device="cpu")
+    like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), usual)
+    return torch.zeros((images, *size), dtype=like.dtype, device=like.device)
 
 
-def traced(model: nn.Module, size: tuple[int, ...], any_batch: bool = False) -> Program:
-    """The calls that the model makes for images of (C, H, W) = ``size``, in evaluation mode.
+def traced(model: nn.Module, size: tuple[int, ...]) -> Program:
+    """The calls that the model makes for images of (C, H, W) = ``size``, any number of them, in evaluation mode.
 
-    With ``any_batch`` the arguments that depend on the number of images are `Program.scalars`, so that calls can be
-    run again for another number; else they are those of `BATCH` images. Raises ValueError, with torch's reason, for a
-    model that cannot be traced: one whose control flow depends on the values of tensors, for one.
+    Raises ValueError, with torch's reason, for a model that cannot be traced (one whose control flow depends on the
+    values of tensors, for one), and naming what is not the same for any number of images.
     """
-    x = example_batch(model, size)
+    try:
+        return _program(_exported(model, example_batch(model, size), ({0: torch.export.Dim("batch")},)))
+    except _TraceError:  # a size of the batch was made a number, by len() for one
+        programs = []
+        for images in (BATCH, _OTHER):
+            try:
+                programs.append(_program(_exported(model, example_batch(model, size, images), None)))
+            except _TraceError as error:
+                also = "" if images == BATCH else f" for any number of images, with {images}"
+                raise ValueError(f"compile: model: expected one that torch.export traces{also}, got {error}") from error
+    return _for_any_batch(*programs)
+
+
+class _TraceError(Exception):
+    """torch.export does not follow the model."""
+
+
+class _WritesError(Exception):
+    """Calls write into memory that others read; the functional form of the program has none of these."""
+
+
+def _exported(model: nn.Module, x: Tensor, shapes: Any) -> Any:
     try:
         with evaluating(model), torch.no_grad(), _library.dispatched():
-            shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
-            exported = torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch raises many kinds
-        raise ValueError(f"compile: model: expected one that torch.export traces, got {error}") from error
-    return _program(exported)
+        raise _TraceError(str(error)) from error
 
 
 def _program(exported: Any) -> Program:
-    signature = exported.graph_signature
-    if len(signature.user_inputs) != 1:
-        raise ValueError(f"compile: model: expected one input, got {len(signature.user_inputs)}")
-    state = {**exported.state_dict, **exported.constants}
-    held = {
-        **signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants
-    }  # fmt: skip
-    refs: dict[Any, Ref] = {}
-    parts: dict[Any, dict[int, Ref]] = {}
-    program = Program(Ref(0))
+    """The calls as they are written, or where these write into shared memory or open regions, in functional form."""
+    try:
+        return _Reader(exported).program()
+    except _WritesError:
+        with _tracing:
+            functional = exported.run_decompositions({})
+    try:
+        return _Reader(functional).program()
+    except _WritesError as error:
+        raise ValueError(f"compile: model: {error}") from None
 
-    def new(node: Any) -> Ref:
-        ref = refs.setdefault(node, Ref(len(refs)))
-        program.sizes[ref] = tuple(_size_of(n)(BATCH) for n in node.meta["val"].shape)
+
+class _Reader:
+    """Goes through the nodes of an exported graph."""
+
+    def __init__(self, exported: Any) -> None:
+        self.signature = signature = exported.graph_signature
+        if len(signature.user_inputs) != 1:
+            raise ValueError(f"compile: model: expected one input, got {len(signature.user_inputs)}")
+        self.nodes = list(exported.graph.nodes)
+        self.out_spec = exported.call_spec.out_spec
+        self.state = {**exported.state_dict, **exported.constants}
+        self.held = {
+            **signature.inputs_to_parameters, **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }  # fmt: skip
+        self.refs: dict[Any, Ref] = {}
+        self.parts: dict[Any, dict[int, Ref]] = {}
+        self.numbers: dict[Any, Any] = {}
+        self.result = Program(Ref(0))
+        self.symbols: Any = frozenset()
+
+    def program(self) -> Program:
+        for node in self.nodes:
+            self._see(node)
+        writes = _Writes({self.result.input, *self.result.constants})
+        for node in self.nodes:
+            if node.op == "call_function" and self._is_call(node):
+                known = self.parts.get(node, {0: self.refs.get(node)})
+                outputs = tuple(known.get(i) for i in range(max(known, default=-1) + 1))
+                args, kwargs = (mapped(part, torch.fx.Node, self._argument) for part in (node.args, node.kwargs))
+                call = Call(node.target, tuple(args), _settled(node, kwargs), outputs, _where(node))
+                self.result.calls.append(writes.seen(call))
+        self._outputs(writes)
+        return self.result.only_needed()
+
+    def _new(self, node: Any) -> Ref:
+        ref = self.refs.setdefault(node, Ref(len(self.refs)))
+        value = node.meta["val"]
+        self.result.describe(ref, [self._number(n) for n in value.shape], value.dtype)
         return ref
 
-    nodes = list(exported.graph.nodes)
-    for node in nodes:
+    def _argument(self, node: Any) -> Any:
+        return self.numbers[node] if node in self.numbers else self.refs[node]
+
+    def _number(self, value: Any) -> Any:
+        """A size of the trace: an int, or a Scalar of the batch."""
+        if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return value
+        expression = value.node.expr
+        unknown = expression.free_symbols - self.symbols
+        if unknown:
+            raise ValueError("compile: model: expected no number that is read out of a tensor (item), got one")
+        return Scalar(expression)
+
+    def _see(self, node: Any) -> None:
+        value = node.meta.get("val")
         if node.op == "placeholder":
-            ref = new(node)
-            if node.name in held:
-                program.constants[ref] = state[held[node.name]]
-                _memory.check("compile", held[node.name], program.constants[ref])
-            else:
-                program.input = ref
-        elif node.target is operator.getitem and node.args[0] in parts:
-            parts[node.args[0]][node.args[1]] = new(node)
-        elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
-            new(node)
-        elif node.op == "call_function" and isinstance(node.meta.get("val"), (int, torch.SymInt)):
-            program.scalars[refs.setdefault(node, Ref(len(refs)))] = _size_of(node.meta["val"])
+            if node.name in self.held:
+                name = self.held[node.name]
+                _memory.check("compile", name, self.state[name])
+                self.result.constants[self._new(node)] = self.state[name]
+            elif isinstance(value, Tensor):
+                if isinstance(value.shape[0], torch.SymInt):
+                    self.symbols = value.shape[0].node.expr.free_symbols
+                self.result.input = self._new(node)
+        elif node.op == "get_attr":
+            raise _WritesError(f"expected calls of ops alone, got {node.target}")  # the body of an autocast region
         elif node.op == "call_function":
-            parts[node] = {}
-    writes = _Writes()
-    for node in nodes:
-        tensors = node in parts or isinstance(node.meta.get("val"), Tensor)
-        if node.op == "call_function" and node.target is not operator.getitem and tensors:
-            known = parts.get(node, {0: refs.get(node)})
-            outputs = tuple(known.get(i) for i in range(max(known, default=-1) + 1))
-            args, kwargs = (mapped(part, torch.fx.Node, refs.__getitem__) for part in (node.args, node.kwargs))
-            kwargs = _settled(node, kwargs)
-            program.calls.append(writes.seen(Call(node.target, args, kwargs, outputs, _where(node))))
-    (results,) = nodes[-1].args
-    program.outputs = tuple(writes.current(refs[result]) for result in results)
-    return program
+            if node.target is operator.getitem and node.args[0] in self.parts:
+                self.parts[node.args[0]][node.args[1]] = self._new(node)
+            elif isinstance(value, Tensor):
+                self._new(node)
+            elif isinstance(value, (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)):
+                number = self.numbers[node] = self._number(value)
+                if isinstance(number, Scalar):
+                    self.numbers[node] = self.refs.setdefault(node, Ref(len(self.refs)))
+                    self.result.scalars[self.numbers[node]] = number
+            elif isinstance(value, (tuple, list)):
+                self.parts[node] = {}
+
+    def _is_call(self, node: Any) -> bool:
+        if node.target is operator.getitem and node.args[0] in self.parts:
+            return False
+        return node in self.parts or isinstance(node.meta.get("val"), Tensor)
+
+    def _outputs(self, writes: _Writes) -> None:
+        """The user's outputs, and what holds them."""
+        (results,) = self.nodes[-1].args
+        kinds = [spec.kind.name for spec in self.signature.output_specs]
+        own = [node for node, kind in zip(results, kinds, strict=True) if kind == "USER_OUTPUT"]
+        leaves: list[Any] = []
+        chosen: dict[Ref, int] = {}
+        for value in own:
+            value = self._argument(value) if isinstance(value, torch.fx.Node) else value
+            if isinstance(value, Ref):
+                ref = writes.current(value)
+                leaves.append(Leaf(chosen.setdefault(ref, len(chosen))))
+            else:
+                leaves.append(value)
+        try:
+            tree = _pytree.tree_unflatten(leaves, self.out_spec)
+            self.result.structure = structured(tree, self.result.classes)
+        except TypeError as error:
+            raise ValueError(f"compile: model: expected outputs of {error}") from None
+        self.result.outputs = tuple(chosen)
+        self._refuse_state(results, kinds)
+
+    def _refuse_state(self, results: Any, kinds: list[str]) -> None:
+        """A forward that reads a buffer that it writes gives another answer at each call."""
+        changed = {s.target for s in self.signature.output_specs if s.kind.name == "BUFFER_MUTATION"}
+        needed = {ref for call in self.result.only_needed().calls for ref in call.refs()} | set(self.result.outputs)
+        for node, ref in self.refs.items():
+            if self.held.get(node.name) in changed and ref in needed:
+                raise ValueError(
+                    f"compile: model: expected a forward whose outputs do not depend on what it writes to its buffers, "
+                    f"got buffer {self.held[node.name]}"
+                )
 
 
 def _settled(node: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a call that makes a tensor of none, with the dtype that it had in the trace: torch's default."""
     arguments = node.target._schema.arguments
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("layout", "pin_memory")}
     made = {"dtype", "layout", "device"} <= {a.name for a in arguments} and str(arguments[0].type) != "Tensor"
     if not made or kwargs.get("dtype") is not None:
         return kwargs
     return {**kwargs, "dtype": node.meta["val"].dtype}
 
 
-def _size_of(value: Any) -> Callable[[int], int]:
-    """A size as a function of the number of images: torch writes it as an expression of one symbol."""
-    if not isinstance(value, torch.SymInt):
-        return lambda images: int(value)
-    expression = value.node.expr
-    symbols = list(expression.free_symbols)
-    return lambda images: int(expression.subs(dict.fromkeys(symbols, images)))
-
-
 class _Writes:
     """Follows calls that write into an argument: what reads it later reads the call's output instead."""
 
-    def __init__(self) -> None:
+    def __init__(self, lasting: set[Ref]) -> None:
+        self.lasting = lasting
         self.written: dict[Ref, Ref] = {}
         self.shared: dict[Ref, set[Ref]] = {}
         self.stale: set[Ref] = set()
@@ -200,7 +246,7 @@ class _Writes:
         while ref in self.written:
             ref = self.written[ref]
         if ref in self.stale:
-            raise ValueError("compile: model: expected no use of a view whose tensor was changed in place after it")
+            raise _WritesError("expected no use of a view whose tensor was changed in place after it")
         return ref
 
     def seen(self, call: Call) -> Call:
@@ -211,6 +257,8 @@ class _Writes:
             if output is None or not isinstance(value, Ref):
                 continue
             if argument.alias_info is not None and argument.alias_info.is_write:
+                if not self.lasting.isdisjoint(self.shared.get(value, {value})):
+                    raise _WritesError("expected no write into the input or a buffer")
                 self.stale |= self.shared.get(value, set()) - {value}
                 self.written[value] = output
             elif argument.alias_info is not None or call.name == "aten.dropout":  # which is the identity here
@@ -220,15 +268,61 @@ class _Writes:
         return call
 
 
-def mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """Arguments, nested ones too, with those of ``kind`` replaced."""
-    if isinstance(value, kind):
-        return function(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(mapped(v, kind, function) for v in value)
-    if isinstance(value, dict):
-        return {key: mapped(v, kind, function) for key, v in value.items()}
-    return value
+def _for_any_batch(first: Program, second: Program) -> Program:
+    """One program of two, for `BATCH` and for `_OTHER` images: numbers that differ are multiples of theirs.
+
+    Raises ValueError where the two differ in another way.
+    """
+    symbol = _symbol()
+    scalars: dict[int, Ref] = {}
+
+    def refuse(what: str) -> ValueError:
+        return ValueError(
+            f"compile: model: expected a forward that is the same for any number of images, got {what} that depends "
+            "on it"
+        )
+
+    def number(a: Any, b: Any, where: str) -> Any:
+        if type(a) is not type(b) or (isinstance(a, (list, tuple)) and len(a) != len(b)):
+            raise refuse(where)
+        if isinstance(a, (list, tuple)):
+            return type(a)(number(x, y, where) for x, y in zip(a, b, strict=True))
+        if isinstance(a, dict):
+            return {key: number(value, b.get(key), where) for key, value in a.items()}
+        if a == b:
+            return a
+        if type(a) is not int or a % BATCH or a * _OTHER != b * BATCH:
+            raise refuse(where)
+        each = a // BATCH
+        if each not in scalars:
+            ref = scalars[each] = Ref(-each)
+            first.scalars[ref] = Scalar(each * symbol)
+        return scalars[each]
+
+    if [c.target for c in first.calls] != [c.target for c in second.calls]:
+        raise refuse("the list of calls")
+    for ref, constant in first.constants.items():
+        other = second.constants.get(ref)
+        if other is None or constant.shape != other.shape or not torch.equal(constant, other):
+            raise refuse("a constant")
+    calls = [
+        replace(a, args=number(a.args, b.args, f"an argument of {a}"), kwargs=number(a.kwargs, b.kwargs, f"{a}"))
+        for a, b in zip(first.calls, second.calls, strict=True)
+    ]
+    if first.structure != second.structure or first.outputs != second.outputs:
+        raise refuse("an output")
+    first.calls = calls
+    for ref, sizes in first.sizes.items():
+        pairs = zip(sizes, second.sizes[ref], strict=True)
+        numbers = [a if a == b else Scalar(a // BATCH * symbol) if a and b and a * _OTHER == b * BATCH else None
+                   for a, b in pairs]  # fmt: skip
+        first.sizes[ref] = tuple(n.sample() if isinstance(n, Scalar) else n for n in numbers)
+    return first
+
+
+def _symbol() -> Any:
+    sympy: Any = importlib.import_module("sympy")  # torch depends on it
+    return sympy.Symbol("images", integer=True, positive=True)
 
 
 def _where(node: Any) -> str:

@@ -17,6 +17,20 @@ BATCH = 2
 """The batch that networks are traced with: large enough that what mixes images is seen."""
 
 
+class Images(int):
+    """A size that is ``each`` times the number of images; as a number it is that of `BATCH` images."""
+
+    def __new__(cls, each: int) -> Images:
+        return int.__new__(cls, each * BATCH)
+
+    @property
+    def each(self) -> int:
+        return self // BATCH
+
+    def __getnewargs__(self) -> tuple[int]:
+        return (self.each,)
+
+
 class Uncovered(Exception):  # noqa: N818 - a reason, turned into an error or an island
     """Why a call has no place in the graph."""
 
