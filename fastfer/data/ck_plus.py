@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
+from os.path import isdir, isfile
 from pathlib import Path
 
 from fastfer.data import pixel_csv
@@ -38,7 +39,7 @@ def _named(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The subfolder of one of ``names``; where it holds nothing but another of them, that one."""
     for name in names:
         inner = folder / name
-        if inner.is_dir():
+        if isdir(inner):
             return _named(inner, names) or inner
     return None
 
@@ -174,7 +175,7 @@ def _read_ck48(root: Path, request: Request) -> Manifest:
 
 def _find_csv(tree: Tree) -> list[Path]:
     root = tree.root
-    if root.is_file():
+    if isfile(root):
         return [root] if root.name.lower().startswith("ck") and root.suffix == ".csv" else []
     return files_named(tree, CSV_NAMES)
 

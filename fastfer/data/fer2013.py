@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from os.path import isdir, isfile
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +41,13 @@ _PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_[0-9]+")
 def find_csv(root: str | Path) -> Path:
     """The csv itself, or the one in the folder ``root`` (see FILE_NAMES). DataError naming all that was looked for."""
     root = Path(root)
-    if root.is_file():
+    if isfile(root):
         return root
     candidates = [root / name for name in FILE_NAMES]
     for path in candidates:
-        if path.is_file():
+        if isfile(path):
             return path
-    reason = "holds none of" if root.is_dir() else "does not exist; looked for"
+    reason = "holds none of" if isdir(root) else "does not exist; looked for"
     raise DataError(f"fer2013: {root} {reason}: {', '.join(str(path) for path in candidates)}")
 
 
@@ -75,7 +76,7 @@ def load(root: str | Path, usages: Sequence[str] = ("Training", "PublicTest")) -
 def find_csvs(tree: Tree) -> list[Path]:
     """fer2013.csv or icml_face_data.csv in the root or a folder or two below; or the root itself."""
     root = tree.root
-    if root.is_file():
+    if isfile(root):
         other = root.suffix == ".parquet" or root.name.startswith(_OTHER_SETS) or _lacks_usage(root)
         return [] if other else [root]
     return files_named(tree, CSV_NAMES)
@@ -92,7 +93,7 @@ def _read_csv(path: Path, request: Request) -> Manifest:
 
 def _find_train_csv(tree: Tree) -> list[Path]:
     """The competition's train.csv, which has no Usage; beside the whole file it says nothing new."""
-    if tree.root.is_file():
+    if isfile(tree.root):
         return [tree.root] if _lacks_usage(tree.root) else []
     return [] if find_csvs(tree) else [path for path in files_named(tree, ["train.csv"]) if _lacks_usage(path)]
 

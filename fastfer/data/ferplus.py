@@ -12,6 +12,7 @@ import csv
 import re
 from collections.abc import Iterator
 from functools import partial
+from os.path import isdir, isfile
 from pathlib import Path
 
 from fastfer.data import fer2013, pixel_csv
@@ -80,7 +81,7 @@ def _votes(fields: list[str], where: str) -> tuple[int, ...]:
 
 
 def _find_folders(tree: Tree) -> list[Path]:
-    return search(tree, lambda folder: any((folder / name / "label.csv").is_file() for name in FOLDERS))
+    return search(tree, lambda folder: any(isfile(folder / name / "label.csv") for name in FOLDERS))
 
 
 def _read_folders(root: Path, request: Request) -> Manifest:
@@ -94,7 +95,7 @@ def _read_folders(root: Path, request: Request) -> Manifest:
     samples = []
     for name, part in FOLDERS.items():
         folder = root / name
-        if not folder.is_dir():
+        if not isdir(folder):
             continue
         if part not in request.wanted:
             request.leave_out(f"{part} images, which were not asked for", *request.tree.images(folder))
@@ -105,7 +106,7 @@ def _read_folders(root: Path, request: Request) -> Manifest:
             if by_name and image not in by_name:
                 raise DataError(f"{where}: {image} is not named in {VOTES_NAME}")
             path = file_inside(folder, image, where)
-            if not path.is_file():
+            if not isfile(path):
                 request.problems.add(f"{path} is missing")
                 continue
             samples.append(Sample(path, None, image, part, votes=by_name.get(image, votes)))
@@ -114,7 +115,7 @@ def _read_folders(root: Path, request: Request) -> Manifest:
 
 def _votes_file(root: Path) -> Path:
     candidates = [root / VOTES_NAME, root.parent / VOTES_NAME]
-    path = next((path for path in candidates if path.is_file()), None)
+    path = next((path for path in candidates if isfile(path)), None)
     if path is None:
         raise DataError(f"label_source: no {VOTES_NAME} at {candidates[0]} or {candidates[1]}")
     return path
@@ -122,7 +123,7 @@ def _votes_file(root: Path) -> Path:
 
 def _find_csvs(tree: Tree) -> list[Path]:
     """Folders with fer2013new.csv and FER2013's csv beside it or one folder below."""
-    return search(tree, lambda folder: (folder / VOTES_NAME).is_file() and bool(fer2013.find_csvs(Tree(folder))))
+    return search(tree, lambda folder: isfile(folder / VOTES_NAME) and bool(fer2013.find_csvs(Tree(folder))))
 
 
 def _read_csvs(root: Path, request: Request) -> Manifest:

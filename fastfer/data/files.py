@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from os.path import isdir
 from pathlib import Path, PurePosixPath
 
 from fastfer._files import replace_atomically
@@ -52,7 +53,7 @@ def reference(path: str | Path) -> dict[str, str]:
     Of a folder of shards the digest is that of its list, which holds those of the files.
     """
     path = Path(path)
-    file = path / "shards.json" if path.is_dir() else path
+    file = path / "shards.json" if isdir(path) else path
     with file.open("rb") as content:
         return {"name": path.name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,7 @@ def _place(sample: Sample) -> str:
 
 
 def _reason(sample: Sample, error: Exception) -> str:
-    if isinstance(sample.image, Path) and sample.image.is_file():
+    if isinstance(sample.image, Path) and isfile(sample.image):
         with sample.image.open("rb") as file:
             start = file.read(len(LFS_MARK))
         if not start or start == LFS_MARK:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Inventory:
 
     def doubts(self) -> list[str]:
         """What may be part of the data set, and lies elsewhere or is empty."""
-        where = "the file" if self.place.is_file() else "the folder"
+        where = "the file" if isfile(self.place) else "the folder"
         found = [self._grouped(self.outside, f"images lie outside {where} that was read, {self._name(self.place)}")]
         found.append(self._listed(self.empty, "class folders hold no image"))
         found.append(self._listed([path for path in self.dangling if not self._inside(path)], "links lead nowhere"))
@@ -152,7 +153,7 @@ def take_inventory(tree: Tree, place: Path, manifest: Manifest, named: Iterable[
             if path not in known:
                 found[_kind(folder, place, home)].append(path)
         _sort_others(listing, in_class[folder], known, found["unread"], others)
-    if tree.root.is_file() and tree.root not in known:
+    if isfile(tree.root) and tree.root not in known:
         others[tree.root.suffix] += 1
     return Inventory(
         root=tree.root,
@@ -161,7 +162,7 @@ def take_inventory(tree: Tree, place: Path, manifest: Manifest, named: Iterable[
         rows=len(manifest.samples) - sum(isinstance(sample.image, Path) for sample in manifest.samples),
         sources=tuple(sorted(sources)),
         left_out={reason: len(paths) for reason, paths in manifest.left_out.items()},
-        empty=tuple(folder for folder in manifest.classes if not tree.has_image(folder)),
+        empty=tuple(f for f in manifest.classes if f not in tree.unreadable and not tree.has_image(f)),
         others=dict(others.most_common()),
         system=system,
         unreadable=dict(tree.unreadable),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from os.path import exists, isdir, isfile
 from pathlib import Path
 
 from fastfer.data.labels import canonical_name
@@ -108,7 +109,7 @@ def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> 
     if not wanted:
         known = ", ".join(each.name for d in datasets for each in d.layouts)
         raise DataError(f"layout: expected auto or one of {known}, got {layout!r}")
-    if not root.exists():
+    if not exists(root):
         raise DataError(f"root: {root} does not exist; looked for: {_list(root, wanted)}")
     tree = Tree(root)
     found = _find(tree, [(d, each) for d, each in wanted if not each.last])
@@ -163,10 +164,10 @@ def search(tree: Tree, shows: Callable[[Path], bool], depth: int = 2) -> list[Pa
         inner = [child for child in tree.folders(folder) if not is_part(child)] if left else []
         return [found for child in inner for found in below(child, left - 1)]
 
-    return below(tree.root, depth) if tree.root.is_dir() else []
+    return below(tree.root, depth) if isdir(tree.root) else []
 
 
 def files_named(tree: Tree, names: Sequence[str], depth: int = 2) -> list[Path]:
     """Files of these names in the root and folders below it to ``depth``, the outermost of each branch."""
-    folders = search(tree, lambda folder: any((folder / name).is_file() for name in names), depth)
-    return [folder / name for folder in folders for name in names if (folder / name).is_file()]
+    folders = search(tree, lambda folder: any(isfile(folder / name) for name in names), depth)
+    return [folder / name for folder in folders for name in names if isfile(folder / name)]

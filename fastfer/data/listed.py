@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from os.path import isfile
 from pathlib import Path
 
 from fastfer.data.files import file_inside, refuse_lfs_pointer
@@ -97,9 +98,9 @@ def _is_list(path: Path) -> bool:
         columns = _columns(lines[0], path) if lines else None
         if columns is None:
             fields = _words(lines[0], path)
-            return len(fields) == 2 and _file(path, fields[0], "").is_file()
+            return len(fields) == 2 and isfile(_file(path, fields[0], ""))
         fields = next(csv.reader([lines[1]], delimiter=_delimiter(lines[0], path)))
-        return _file(path, fields[columns["file"]], "").is_file()
+        return isfile(_file(path, fields[columns["file"]], ""))
     except (OSError, UnicodeDecodeError, csv.Error, DataError, IndexError, StopIteration):
         return False
 
@@ -133,7 +134,7 @@ def _file(path: Path, name: str, where: str) -> Path:
     """The image of that name, from the list's folder or from images beside the list."""
     plain = file_inside(path.parent, name.strip(), where)
     beside = file_inside(path.parent / "images", name.strip(), where)
-    return beside if not plain.is_file() and beside.is_file() else plain
+    return beside if not isfile(plain) and isfile(beside) else plain
 
 
 def _rows(path: Path, root: Path, part: str | None, request: Request) -> Iterator[Row]:
@@ -161,7 +162,7 @@ def _parsed(
         row = request.problems.attempt(partial(_row, path, root, columns, fields, where))
         if row is None:
             continue
-        if not row.path.is_file():
+        if not isfile(row.path):
             request.problems.add(f"{row.path} is missing, listed at {where}")
             continue
         yield row if row.part is not None else replace(row, part=part)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def read_tables(paths: Sequence[Path]) -> list[Table]:
 
 def _files(tree: Tree, folder: Path) -> list[Path]:
     """The file itself, or the Parquet files in ``folder`` and its split folders."""
-    if tree.root.is_file():
+    if isfile(tree.root):
         return [tree.root] if tree.root.suffix == ".parquet" else []
     folders = [folder, *(child for child in tree.folders(folder) if child.name.lower() in SPLIT_FOLDERS)]
     return [path for each in folders for path in tree.listing(each).others if path.suffix == ".parquet"]
@@ -165,7 +166,7 @@ def _image(value: Any, folder: Path, where: str) -> Path | bytes | NDArray[np.ui
         value = value.get("bytes")
         if value is None and isinstance(name, str) and name:
             path = file_inside(folder, name, where)
-            if not path.is_file():
+            if not isfile(path):
                 raise DataError(f"{where} holds no image but the name of one, and {path} is missing")
             return path
     if isinstance(value, bytes):
@@ -184,7 +185,7 @@ def _image(value: Any, folder: Path, where: str) -> Path | bytes | NDArray[np.ui
 
 
 def _find(tree: Tree) -> list[Path]:
-    if tree.root.is_file():
+    if isfile(tree.root):
         return _files(tree, tree.root)
     return search(tree, lambda folder: bool(_files(tree, folder)))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from os.path import isfile
 from pathlib import Path
 
 from fastfer.data.class_folders import class_folders, class_images, split_folders
@@ -54,12 +55,12 @@ def part_of(name: str, where: str) -> str:
 
 
 def _find_official(tree: Tree) -> list[Path]:
-    return search(tree, lambda folder: any((folder / name).is_file() for name in LABEL_FILES))
+    return search(tree, lambda folder: any(isfile(folder / name) for name in LABEL_FILES))
 
 
 def _read_official(root: Path, request: Request) -> Manifest:
     aligned = request.options.aligned is not False
-    label_file = next(root / name for name in LABEL_FILES if (root / name).is_file())
+    label_file = next(root / name for name in LABEL_FILES if isfile(root / name))
     samples, longer = [], 0
     for where, fields in _lines(label_file):
         name, code = fields[:2]
@@ -68,7 +69,7 @@ def _read_official(root: Path, request: Request) -> Manifest:
         stem, suffix = name.rsplit(".", 1)
         folder = root / "Image" / ("aligned" if aligned else "original")
         candidates = [folder / name, folder / f"{stem}_aligned.{suffix}"][:: -1 if aligned else 1]
-        path = next((path for path in candidates if path.is_file()), None)
+        path = next((path for path in candidates if isfile(path)), None)
         if path is None:
             if part in request.wanted:
                 request.problems.add(f"{candidates[0]} is missing")
@@ -137,7 +138,7 @@ def _read_kaggle(root: Path, request: Request) -> Manifest:
 
 def _label_csv(root: Path, part: str) -> Path | None:
     candidates = [root / LABEL_CSVS[part], root.parent / LABEL_CSVS[part]]
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if isfile(path)), None)
 
 
 def _labels_of_csv(path: Path) -> dict[str, str]:

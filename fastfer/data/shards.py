@@ -16,6 +16,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -226,7 +227,7 @@ class Shards:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         path = self.folder / INDEX
-        if not path.is_file():
+        if not isfile(path):
             raise DataError(f"{self.folder} holds no shards: no {INDEX}, which ShardWriter writes last")
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
@@ -245,7 +246,7 @@ class Shards:
             raise DataError(f"{path}: expected the index of ShardWriter, got another file ({error!r})") from None
         if any(Path(file).name != file for file in self.files) or min((0, *self.counts)) < 0:
             raise DataError(f"{path}: expected names of files beside it and counts from 0")
-        missing = [file for file in self.files if not (self.folder / file).is_file()]
+        missing = [file for file in self.files if not isfile(self.folder / file)]
         if missing:
             raise DataError(f"{path}: lists {len(self.files)} shards, of which are missing: {', '.join(missing[:5])}")
 
