@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastfer.models import external
 from fastfer.models.base import FerModel
 
 _Model = TypeVar("_Model", bound=type[FerModel])
@@ -31,10 +32,16 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(name: str, *, pretrained: str | Path | None = None, **options: Any) -> FerModel:
     """A network with fresh weights. ``options`` are those of its class: all have num_classes and in_chans.
 
+    ``torchvision/NAME`` and ``timm/NAME`` are networks of these packages, where they are installed.
+
     ``pretrained`` is an ImageNet start, the path of a file or a published one's name: see
     `fastfer.models.load_imagenet`, whose report is then the network's ``pretrained``.
     Raises ValueError for an unknown name or option, naming the known ones.
     """
+    if external.is_external(name):
+        if pretrained is not None:
+            raise ValueError(f"create_model: pretrained: expected none for {name}, got {str(pretrained)!r}")
+        return external.build(name, options)
     if name not in _MODELS:
         raise ValueError(f"create_model: name: expected one of {', '.join(list_models())}, got {name!r}")
     build: Callable[..., FerModel] = _MODELS[name]

@@ -7,6 +7,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastfer.tables.table import Table
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -28,7 +32,25 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
         "options are those of the trainer, for every row: --root PATH, --epochs 5, --pretrained PATH.",
     )
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(names)}; without it they are listed")
-    parser.add_argument("--data", help="data set to run on, of the table or not; without it nothing is run")
+    parser.add_argument("--list", action="store_true", help="list the tables, as without a name")
+    parser.add_argument(
+        "--data",
+        help="data sets to run on, with commas, of the table or not, or all of the table; without it nothing is run",
+    )
+    parser.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="[DATA=]PATH",
+        help="where the data set is; with several data sets once for each, such as fer2013=PATH",
+    )
+    parser.add_argument(
+        "--subset",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="list of test images for a table of subsets, once for each of its subsets",
+    )
     parser.add_argument("--rows", help="numbers, from 1, or labels of the rows, with commas (default: all)")
     parser.add_argument("--out", type=Path, help="folder of the runs and results (default: runs/tables/NAME)")
     parser.add_argument("--overwrite", action="store_true", help="run again what is there already")
@@ -36,7 +58,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _run(argv: Sequence[str]) -> int:
-    from fastfer.tables.render import notes, to_rich
+    from fastfer.tables.render import notes, to_rich, why_not
     from fastfer.tables.run import read_cells, run_table
     from fastfer.tables.table import list_tables, load_table
     from fastfer.train import InputError, NonFiniteError
@@ -46,7 +68,7 @@ def _run(argv: Sequence[str]) -> int:
     args, options = _parser(list_tables()).parse_known_args(argv)
     display = Display()
     try:
-        if args.name is None:
+        if args.name is None or args.list:
             for name in list_tables():
                 display.line(f"{name:16}{load_table(name).title}")
             return 0
@@ -58,16 +80,43 @@ def _run(argv: Sequence[str]) -> int:
         if args.data is None:
             cells = read_cells(out)
         else:
-            cells = run_table(table, args.data, out, rows=rows, argv=options, overwrite=args.overwrite, display=display)
+            cells = []
+            for data, own in _runs(table, args.data, args.root):
+                cells = run_table(
+                    table, data, out, rows=rows, argv=[*options, *own], subsets=_named("subset", args.subset),
+                    overwrite=args.overwrite, display=display,
+                )  # fmt: skip
     except (InputError, ValueError) as error:
         return _fail(str(error), 2)
     except (NonFiniteError, OSError) as error:
         return _fail(str(error), 1)
     if is_main_process():
         display.console.print(to_rich(table, cells))
-        for line in notes(cells):
+        for line in [*notes(cells), *why_not(table)]:
             display.line(line)
     return 0
+
+
+def _runs(table: Table, data: str, roots: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The data sets, the one that the others start from first, each with its own --root."""
+    from fastfer.data.registry import canonical_dataset
+
+    sets = list(table.data) if data == "all" else [name.strip() for name in data.split(",") if name.strip()]
+    sets.sort(key=lambda name: canonical_dataset(name) != table.start)
+    if len(sets) == 1:
+        plain = [root.removeprefix(f"{sets[0]}=") for root in roots]
+        return [(sets[0], [f"--root={root}" for root in plain])]
+    known = _named("root", roots)
+    if unknown := sorted(set(known) - set(sets)):
+        raise ValueError(f"root: expected some of {', '.join(f'{name}=PATH' for name in sets)}, got {unknown[0]}=")
+    return [(name, [f"--root={known[name]}"] if name in known else []) for name in sets]
+
+
+def _named(option: str, values: Sequence[str]) -> dict[str, Path]:
+    pairs = [value.partition("=") for value in values]
+    if wrong := [name for name, sign, path in pairs if not (name and sign and path)]:
+        raise ValueError(f"{option}: expected NAME=PATH, got {wrong[0]!r}")
+    return {name: Path(path) for name, _, path in pairs}
 
 
 def _fail(message: str, code: int) -> int:

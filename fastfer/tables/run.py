@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fastfer.data.files import write_text
 from fastfer.data.registry import canonical_dataset
+from fastfer.tables.measure import Tested, check_subsets, facts, tested
 from fastfer.tables.render import to_markdown
 from fastfer.tables.table import Row, Table
 from fastfer.train import InputError, TrainConfig, configure, train, train_folds
 from fastfer.train.config import CONFIG_FILE
+from fastfer.train.folder import BEST_FILE
 from fastfer.train.placement import is_main_process
 from fastfer.train.progress import Display, Silent
 
 RESULTS_FILE, MARKDOWN_FILE = "table.json", "table.md"
-_LAYOUT = 1
+_LAYOUT = 2
 _WHERE = ("out", "root", "threads", "backend", "device")  # decide nothing of what a row gives
 
 
@@ -28,6 +30,8 @@ _WHERE = ("out", "root", "threads", "backend", "device")  # decide nothing of wh
 class Cell:
     """What a row gave on a data set; accuracies and macro-F1 from 0 to 1, over folds their means.
 
+    tested       scores on the images that the paper measured on
+    facts        figures of the network, by the names of `table.FACTS`
     best, last   accuracy after the best epoch on the images that are validated on, and after the last
     sd           standard deviation of ``best`` over folds, or None
     epochs       epochs done, in all folds and stages
@@ -36,6 +40,8 @@ class Cell:
 
     row: str
     data: str
+    tested: Tested
+    facts: dict[str, float]
     best: float
     last: float
     macro_f1: float
@@ -57,19 +63,25 @@ def run_table(
     *,
     rows: Sequence[str] = (),
     argv: Sequence[str] = (),
+    subsets: Mapping[str, Path] | None = None,
     overwrite: bool = False,
     display: Display | None = None,
 ) -> list[Cell]:
     """Run ``rows`` (labels or numbers; none: all) on the data set and return every cell that ``out`` then holds.
 
-    ``argv`` are options of the trainer, which come before those of the rows and of the recipe. Finished rows are kept,
+    ``argv`` are options of the trainer, which come before those of the rows and of the recipe; ``subsets`` the list
+    files of a table of subsets. A table with a ``start`` takes each row's weights from its run there, which is then
+    wanted first. Finished rows are kept,
     interrupted ones continued; ``overwrite`` begins them again. After each row table.json and table.md are replaced.
     Raises InputError, before anything is written, for unknown rows and bad options, and for finished rows of others.
     """
     display = display or Silent()
     cells = read_cells(out)
+    subsets = subsets or {}
     try:
         chosen = table.chosen(rows)
+        check_subsets(table, subsets)
+        _check_start(table, argv)
         configs = {row.label: _config(table, row, data, out, argv) for row in chosen}
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -79,7 +91,7 @@ def run_table(
         display.line(f"{table.title}: {row.label} on {config.data}" + ("" if row in missing else ": done"))
         if row not in missing:
             continue
-        cell = _run(row, config, overwrite, display)
+        cell = _run(table, row, config, subsets, overwrite, display)
         cells = [*(c for c in cells if (c.row, c.data) != (cell.row, cell.data)), cell]
         if is_main_process():
             _write(out, table, cells)
@@ -96,14 +108,17 @@ def read_cells(out: Path) -> list[Cell]:
         if content["layout"] != _LAYOUT:
             raise ValueError(f"expected layout {_LAYOUT}, got {content['layout']!r}")
         names = [field.name for field in fields(Cell)]
-        return [Cell(**{name: cell[name] for name in names}) for cell in content["cells"]]
+        cells = [{name: cell[name] for name in names} for cell in content["cells"]]
+        return [Cell(**{**cell, "tested": Tested(**cell["tested"])}) for cell in cells]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected the results of a table, got {type(error).__name__}: {error}") from error
 
 
 def _config(table: Table, row: Row, data: str, out: Path, argv: Sequence[str]) -> TrainConfig:
     """The run of one cell."""
-    options = {"model": table.model, **(row.options or {}), "data": canonical_dataset(data)}
+    options = {"model": table.model, **table.options, **(row.options or {}), "data": canonical_dataset(data)}
+    if table.start is not None and options["data"] in table.data and options["data"] != table.start:
+        options["from_weights"] = str(_start_of(table, row, out))
     folder = out / f"{row.key}-{options['data']}"
     recipe_of, model = table.model, options["model"]
     if model == recipe_of:
@@ -112,6 +127,26 @@ def _config(table: Table, row: Row, data: str, out: Path, argv: Sequence[str]) -
     own = configure(table.recipe(data), (), model=recipe_of, data=options["data"])
     shared = {k: v for k, v in asdict(own).items() if k not in ("model", "model_options", "out", "recipe")}
     return configure(None, argv, **_merged(shared, options), out=str(folder)).resolved()
+
+
+def _check_start(table: Table, argv: Sequence[str]) -> None:
+    own = [arg for arg in argv if arg.split("=")[0] in ("--from", "--from_weights", "--from-weights")]
+    if table.start is not None and own:
+        raise ValueError(
+            f"{own[0].split('=')[0]}: expected none, as each row of {table.name} starts from its own weights of "
+            f"--data {table.start}"
+        )
+
+
+def _start_of(table: Table, row: Row, out: Path) -> Path:
+    """The row's weights on the data set that it starts from. ValueError where that has not been run."""
+    path = out / f"{row.key}-{table.start}" / BEST_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"data: {row.label!r} starts from its weights on {table.start}, which are not in {path.parent}: run "
+            f"--data {table.start} first, or several at once as --data {','.join(table.data)}"
+        )
+    return path
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +159,7 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _is_done(cells: Sequence[Cell], config: TrainConfig) -> bool:
     folder = Path(str(config.out))
-    found = [cell for cell in cells if f"{Row(cell.row, {}, None, {}).key}-{cell.data}" == folder.name]
+    found = [cell for cell in cells if f"{Row(cell.row).key}-{cell.data}" == folder.name]
     if not found:
         return False
     mine, theirs = (_decisive(values) for values in (asdict(config), found[0].config))
@@ -137,10 +172,15 @@ def _is_done(cells: Sequence[Cell], config: TrainConfig) -> bool:
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps({k: v for k, v in config.items() if k not in _WHERE}))  # type: ignore[no-any-return]
+    kept = {k: v for k, v in config.items() if k not in _WHERE}
+    if kept.get("from_weights") is not None:  # whose, not where: the run's folder and the file
+        kept["from_weights"] = "/".join(Path(kept["from_weights"]).parts[-2:])
+    return json.loads(json.dumps(kept))  # type: ignore[no-any-return]
 
 
-def _run(row: Row, config: TrainConfig, overwrite: bool, display: Display) -> Cell:
+def _run(
+    table: Table, row: Row, config: TrainConfig, subsets: Mapping[str, Path], overwrite: bool, display: Display
+) -> Cell:
     out = Path(str(config.out))
     begun = any((folder / CONFIG_FILE).exists() for folder in (out, out / "fold-01")) and not overwrite
     start = time.perf_counter()
@@ -151,6 +191,8 @@ def _run(row: Row, config: TrainConfig, overwrite: bool, display: Display) -> Ce
     return Cell(
         row=row.label,
         data=config.data,
+        tested=tested(table, config, report, subsets),
+        facts=facts(table, Path(str(config.out)) / "fold-01" if runs else Path(str(config.out))),
         best=best["accuracy"]["mean"] if runs else best["accuracy"],
         last=last["accuracy"]["mean"] if runs else last["accuracy"],
         macro_f1=best["macro_f1"]["mean"] if runs else best["macro_f1"],

@@ -24,6 +24,7 @@ from fastfer.data.face import Picture
 from fastfer.data.files import write_text
 from fastfer.data.split_record import dataset_name
 from fastfer.models import FerModel, load_weights, read_metadata, save_weights
+from fastfer.models.external import is_external
 from fastfer.train import outputs, state
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.evaluate import Evaluator, Scores
@@ -77,7 +78,7 @@ class _Run:
     def __init__(
         self, config: TrainConfig, placement: Placement, resume: bool, overwrite: bool, display: Display
     ) -> None:
-        if config.model not in fastfer.list_models():
+        if config.model not in fastfer.list_models() and not is_external(config.model):
             raise ValueError(f"model: expected one of {', '.join(fastfer.list_models())}, got {config.model!r}")
         self.config, self.placement, self.resume, self.overwrite = config, placement, resume, overwrite
         self.display = display if placement.is_main else Silent()
