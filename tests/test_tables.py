@@ -15,7 +15,7 @@ pytest.importorskip("torchmetrics", reason="the trainer's packages are not insta
 
 import fastfer
 from fastfer.recipes import load_recipe
-from fastfer.tables import list_tables, load_table, run_table
+from fastfer.tables import list_tables, load_table, papers, run_table
 from fastfer.tables.__main__ import main
 from fastfer.tables.run import _config
 from fastfer.train import InputError, configure
@@ -49,6 +49,13 @@ def test_a_row_is_run_or_says_why_not(name: str) -> None:
         assert (row.options is None) == bool(row.why), row.label
         assert set(row.facts) <= set(table.facts), row.label
         assert {data for data, _ in row.published} <= set(table.data)
+
+
+def test_the_page_of_the_papers_is_made_from_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--papers"]) == 0
+    page = Path(__file__).parents[1] / "docs" / "papers.md"
+    assert capsys.readouterr().out == page.read_text(), "run: python -m fastfer.tables --papers > docs/papers.md"
+    assert sorted(papers.tables()) == sorted(set(list_tables()) - {"best-fgw", "best-sepconv"})
 
 
 @pytest.mark.filterwarnings("ignore:patt_lite. attention")

@@ -33,6 +33,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(names)}; without it they are listed")
     parser.add_argument("--list", action="store_true", help="list the tables, as without a name")
+    parser.add_argument("--papers", action="store_true", help="print docs/papers.md: each paper, item by item")
     parser.add_argument(
         "--data",
         help="data sets to run on, with commas, of the table or not, or all of the table; without it nothing is run",
@@ -58,6 +59,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _run(argv: Sequence[str]) -> int:
+    from fastfer.tables import papers
     from fastfer.tables.render import notes, to_rich, why_not
     from fastfer.tables.run import read_cells, run_table
     from fastfer.tables.table import list_tables, load_table
@@ -66,6 +68,9 @@ def _run(argv: Sequence[str]) -> int:
     from fastfer.train.progress import Display
 
     args, options = _parser(list_tables()).parse_known_args(argv)
+    if args.papers:
+        print(papers.to_markdown(), end="")
+        return 0
     display = Display()
     try:
         if args.name is None or args.list:
