@@ -136,13 +136,20 @@ class Engine:
         """The images' dtype, if they fit."""
         if dtype not in self._kinds:
             known = " or ".join(self._kinds)
-            hint = ' (uint8 needs "mean" and "std": compile(model, mean=, std=))' if dtype == "uint8" else ""
-            raise TypeError(f"engine: x: expected dtype {known}, got {dtype}{hint}")
+            raise TypeError(f"engine: x: expected dtype {known}, got {dtype}{self._hint() if dtype == 'uint8' else ''}")
         if tuple(shape)[1:] != self.input_shape:
             raise ValueError(
                 f"engine: x: expected shape (N, {', '.join(map(str, self.input_shape))}), got {tuple(shape)}"
             )
         return dtype
+
+    def _hint(self) -> str:
+        """Why pixels are refused."""
+        from fastfer.engine import metadata as fields
+
+        if fields.equalises(dict(self.metadata)):
+            return " (pixels of this network are equalised first, which an engine does not do: prepare float32 images)"
+        return ' (uint8 needs "mean" and "std": compile(model, mean=, std=))'
 
     def warmup(self, batch: int = 1) -> Engine:
         """Run zero images once, so that memory, threads and caches are ready; returns the engine."""

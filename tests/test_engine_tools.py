@@ -122,6 +122,45 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert engine(np.zeros((2, 1, 48, 48), np.uint8)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("size", "equalise"), [(48, False), (64, False), (96, True)])
+def test_an_engine_has_the_size_and_the_pixels_of_training(
+    size: int, equalise: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of pixels that are equalised first there is no engine: it takes what was prepared, and refuses them."""
+    torch.manual_seed(0)
+    model = create_model("mobilenetv3_cpsca").eval()
+    weights, saved = tmp_path / "w.safetensors", tmp_path / "m.ffe"
+    pre = Preprocess((0.5,) * 3, (0.25,) * 3, (size, size), "rgb", equalise)
+    save_weights(model, weights, {"preprocess": pre.to_json(), "stored": [1, 48, 48], "input": [3, size, size]})
+    assert command.main([str(weights), "--save", str(saved), "--threads", "1"]) == 0
+    engine = runtime.load(saved)
+    assert engine.input_shape == (3, size, size)
+    assert engine.metadata["preprocess"]["equalise"] is equalise
+    assert ("equalise the histogram" in engine.metadata["before"]) is equalise
+    stored = torch.randint(0, 256, (2, 1, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        want = model(pre(stored))
+    torch.testing.assert_close(engine(pre(stored)), want, rtol=0, atol=1e-4 * float(want.abs().max()))
+    if equalise:
+        with pytest.raises(TypeError, match="pixels of this network are equalised first"):
+            engine(pre.pixels(stored))
+        with pytest.raises(ValueError, match="expected none for a network whose pixels are equalised first"):
+            fastfer.compile(model, (3, 64, 64), mean=pre.mean, std=pre.std, metadata={"preprocess": pre.to_json()})
+    else:
+        torch.testing.assert_close(engine(pre.pixels(stored)), want, rtol=0, atol=1e-4 * float(want.abs().max()))
+
+
+def test_a_weight_file_that_contradicts_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "w.safetensors"
+    pre = Preprocess((0.5,), (0.25,), (48, 48))
+    save_weights(create_model("fgw_fer"), weights, {"preprocess": pre.to_json(), "input": [1, 96, 96]})
+    assert command.main([str(weights)]) == 2
+    assert re.search(r"error: .*w\.safetensors: input: expected \(48, 48\)", capsys.readouterr().err)
+    save_weights(create_model("fgw_fer"), weights, {"input": [1, 96, 96]})
+    assert command.main([str(weights)]) == 0
+    assert "(1, 96, 96)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

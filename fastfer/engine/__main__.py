@@ -42,18 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _network(name: str) -> tuple[Any, dict[str, Any]]:
-    """A model, and what `compile` is to know of its preprocessing."""
+    """A model, and what `compile` is to know of its images."""
     import torch
 
-    from fastfer.data import Preprocess
-    from fastfer.models import create_model, list_models, load_weights, read_metadata
+    from fastfer.models import create_model, list_models
 
     if Path(name).is_file():
-        header = read_metadata(name)
-        if not {"preprocess", "mean"} & set(header):
-            return load_weights(name), {}
-        pre = Preprocess.from_metadata(header)
-        return load_weights(name), {"mean": pre.mean, "std": pre.std, "metadata": {"preprocess": pre.to_json()}}
+        return _trained(name)
     if name not in list_models():
         raise ValueError(f"MODEL: expected a weight file or one of {', '.join(list_models())}, got {name!r}")
     torch.manual_seed(0)
@@ -63,14 +58,38 @@ def _network(name: str) -> tuple[Any, dict[str, Any]]:
     return model.eval(), {}
 
 
+def _trained(path: str) -> tuple[Any, dict[str, Any]]:
+    """The model of a weight file, at the size that it was trained at, with the preprocessing that its header says."""
+    from fastfer.data import InputSpec
+    from fastfer.data.input_spec import input_size
+    from fastfer.models import load_weights, read_metadata
+
+    header, model = read_metadata(path), load_weights(path)
+    if not {"preprocess", "mean"} & set(header):
+        return model, {"example": (model.in_chans, *(input_size(header) or model.input_size))}
+    try:
+        spec = InputSpec.from_metadata(header)
+        shape = spec.shape(model.in_chans, model.input_size)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    record: dict[str, Any] = {key: header[key] for key in ("stored", "input") if key in header}
+    record.update(preprocess=spec.preprocess.to_json(), before=list(spec.before(pixels=False)))
+    known = {"example": shape, "metadata": record}
+    normalisation = spec.normalisation()
+    if normalisation is None:  # what comes before it is not the engine's to do: it takes float32 alone
+        return model, known
+    mean, std = normalisation
+    return model, {**known, "mean": mean, "std": std}
+
+
 def _run(options: argparse.Namespace) -> None:
     import numpy as np
 
     from fastfer.engine.compiler import compile
 
-    model, preprocessing = _network(options.model)
+    model, known = _network(options.model)
     images = None if options.calibration is None else [np.load(options.calibration, allow_pickle=False)]
-    engine = compile(model, threads=options.threads, dtype=options.dtype, calibration=images, **preprocessing)
+    engine = compile(model, threads=options.threads, dtype=options.dtype, calibration=images, **known)
     kib = {name: f"{size / 1024:.0f} KiB" for name, size in engine.memory.items()}
     print(f"{engine}, weights {kib['weights']}, activations of a caller {kib['activations']}")
     if options.profile or options.plot is not None:

@@ -61,7 +61,8 @@ def compile(
     defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the
     largest output, otherwise within 1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``:
     float32 batches as the network takes them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``,
-    one number a channel on the scale 0 to 1, allow uint8 images, which are then normalised inside.
+    one number a channel on the scale 0 to 1, allow uint8 images, which are then normalised inside; not for a network
+    whose pixels are equalised first, as a record in ``metadata["preprocess"]`` may say.
     ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest: the engine's ``islands`` names
     them, and it cannot be saved. ``class_names`` default to a fastfer model's; ``metadata`` are further JSON values to
     keep. Outputs come as the model gives them: tensors, numbers and None in tuples, lists and dicts.
@@ -92,6 +93,11 @@ def compile(
         "strict": bool(strict),
     }
     header.pop("structure", None)
+    if fields.equalises(header) and (mean is not None or std is not None):
+        raise ValueError(
+            "compile: mean and std: expected none for a network whose pixels are equalised first "
+            "(metadata.preprocess.equalise), which an engine does not do"
+        )
     fields.normalisation(header, size[0])
     program = program_of(model, size)
     try:

@@ -54,13 +54,19 @@ def numbers(name: str, value: object, count: int | None = None) -> list[float]:
     return [float(v) for v in value]
 
 
+def equalises(metadata: dict[str, Any]) -> bool:
+    """Whether the preprocessing record says that the histogram of an image is equalised."""
+    record = metadata.get("preprocess")
+    return isinstance(record, dict) and record.get("equalise") is True
+
+
 def normalisation(metadata: dict[str, Any], channels: int | None = None) -> tuple[list[float], list[float]]:
     """Scale and shift that make of a pixel 0 to 255 what the network takes, a channel each; empty where not known.
 
-    (pixel / 255 - mean) / std.
+    (pixel / 255 - mean) / std. Empty, too, where the record says that pixels are equalised first, which no engine does.
     """
     mean, std = metadata.get("mean"), metadata.get("std")
-    if mean is None and std is None:
+    if (mean is None and std is None) or equalises(metadata):
         return [], []
     means, deviations = numbers("mean", mean, channels), numbers("std", std, channels)
     if len(means) != len(deviations) or min(deviations, default=0.0) <= 0:

@@ -28,7 +28,7 @@ def _positions(x: Shape, kernel: Shape, stride: Sequence[int], padding: Sequence
 
 
 def _depthwise(a: Any) -> int:
-    return _positions(a.x, a.weight, a.stride, a.padding) * math.prod(a.weight)
+    return _positions(a.x, a.weight, a.stride, a.padding) * int(math.prod(a.weight))
 
 
 def _pointwise(a: Any) -> int:
