@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.backends.native.memory import NO_LINK, address, empty_nhwc, flat, link, nhwc
+from fastfer.backends.native.memory import CPU, NO_LINK, address, empty_nhwc, flat, link, nhwc
 
 _CL = torch.channels_last
 _NO_POOL = [0] * 8
@@ -81,7 +81,7 @@ def conv2d_pool_train(
     norm = [t.contiguous() for t in (n_weight, n_bias, n_mean, n_var)]
     y = empty_nhwc(x, *shape[4:7])
     out, best = (empty_nhwc(x, shape[4], pool[0], pool[1]) for _ in range(2))
-    positions = torch.empty(out.shape, dtype=torch.uint8, memory_format=_CL)
+    positions = torch.empty(out.shape, dtype=torch.uint8, device=CPU, memory_format=_CL)
     stats = x.new_empty((3, shape[4]))
     _C.conv2d_fwd(
         x.dtype == torch.float64, True, shape, x.data_ptr(), weight.data_ptr(), address(bias),

@@ -23,6 +23,10 @@ if _SETTING not in ("0", "1"):
 _LARGE = 1 << 20 if _SETTING == "1" else 1 << 62
 
 
+CPU = torch.device("cpu")
+"""For every tensor made here: torch's default device, and the device of a ``with``, may be another."""
+
+
 def address(t: Tensor | None) -> int:
     """Address of a tensor's data, which the caller holds during the native call; 0 for None."""
     return 0 if t is None else t.data_ptr()
@@ -67,7 +71,7 @@ def nhwc(x: Tensor) -> Tensor:
 def empty(like: Tensor, *shape: int) -> Tensor:
     """Uninitialised contiguous tensor with the dtype of ``like``."""
     if math.prod(shape) * like.element_size() < _LARGE:
-        return torch.empty(shape, dtype=like.dtype)
+        return torch.empty(shape, dtype=like.dtype, device=CPU)
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     return from_dlpack(_C.huge_empty(like.dtype == torch.float64, list(shape), strides))
 
@@ -76,6 +80,7 @@ def empty_nhwc(like: Tensor, channels: int, height: int, width: int) -> Tensor:
     """Uninitialised channels_last (N, channels, height, width) with the N and dtype of ``like``."""
     n = like.shape[0]
     if n * channels * height * width * like.element_size() < _LARGE:
-        return torch.empty((n, channels, height, width), dtype=like.dtype, memory_format=torch.channels_last)
+        shape = (n, channels, height, width)
+        return torch.empty(shape, dtype=like.dtype, device=CPU, memory_format=torch.channels_last)
     strides = [height * width * channels, 1, width * channels, channels]
     return from_dlpack(_C.huge_empty(like.dtype == torch.float64, [n, channels, height, width], strides))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.backends.native.memory import empty_nhwc, nhwc
+from fastfer.backends.native.memory import CPU, empty_nhwc, nhwc
 
 _CL = torch.channels_last
 
@@ -31,7 +31,7 @@ def _max_pool(
     )
     y = empty_nhwc(x, channels, *out)
     dtype = torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
-    at = torch.empty(y.shape, dtype=dtype, memory_format=_CL) if positions else None
+    at = torch.empty(y.shape, dtype=dtype, device=CPU, memory_format=_CL) if positions else None
     shape = _shape(x, [height, width], out, kernel, stride, padding)
     _C.max_pool2d_fwd(
         x.dtype == torch.float64, shape, x.data_ptr(), y.data_ptr(), 0 if at is None else at.data_ptr(), num_threads()

@@ -233,4 +233,5 @@ def nhwc(x: Tensor) -> Tensor:
 
 def image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     """A fresh channels_last (N, channels, height, width) with the N and dtype of ``x``."""
-    return torch.empty((x.shape[0], channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    shape = (x.shape[0], channels, height, width)
+    return torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)

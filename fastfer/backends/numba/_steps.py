@@ -116,7 +116,7 @@ def batch_of(y: Tensor, eps: float) -> Tensor:
     times = fold(y.shape[1], pixels)
     count = chunks(-(-pixels // _passes.BLOCK), size)
     starts = cut(pixels // times, count)
-    moments = torch.zeros(count * 3 * times * y.shape[1], dtype=torch.float64)
+    moments = torch.zeros(count * 3 * times * y.shape[1], dtype=torch.float64, device="cpu")
     if size:
         _passes.norm_moments(y.dtype, count, size, moments, y, starts, times * y.shape[1])
     return batch(moments, np.diff(starts), eps, y, times)
@@ -140,7 +140,7 @@ def norm_sums(dout: Tensor, y: Tensor, norm: Tensor | None, act: int) -> Tensor:
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
     times = fold(channels, pixels)
     count = chunks(-(-pixels // _passes.BLOCK), size)
-    sums = torch.zeros(count * 2 * times * channels, dtype=torch.float64)
+    sums = torch.zeros(count * 2 * times * channels, dtype=torch.float64, device="cpu")
     if size:
         arrays = sums, dout, y, folded(norm, 3, times), cut(pixels // times, count)
         _passes.norm_sums(y.dtype, count, size, *arrays, times * channels, act)

@@ -65,7 +65,7 @@ def dot_product_attention_backward(
         return dq, dk, dv, torch.zeros_like(scale) if mask[3] and scale is not None else none
     key_blocks, query_blocks = -(-keys // _softmax.KEYS), -(-queries // _softmax.QUERIES)
     work = 2 * batch * queries * keys * (depth + width)
-    parts = torch.zeros(batch * max(key_blocks, query_blocks), dtype=torch.float64)
+    parts = torch.zeros(batch * max(key_blocks, query_blocks), dtype=torch.float64, device="cpu")
     tensors = dout.contiguous(), q.contiguous(), k.contiguous(), v.contiguous(), out, stats, _rate(q, scale, factor)
     passes = [(1, key_blocks)] if key_blocks == 1 or mask[1] or mask[2] else []
     passes += [(0, query_blocks)] if key_blocks > 1 and (mask[0] or mask[3]) else []
@@ -126,7 +126,7 @@ def additive_attention_backward(
     work = 6 * rows * dim * hidden
     count = chunks(-(-rows // _additive.BLOCK), work, max(1, min(16, _PART_ELEMENTS // max(1, panels.numel()))))
     parts = x.new_zeros((count, *panels.shape) if mask[2] else 0)
-    sums = torch.zeros((count, 2, hidden) if mask[2] else 0, dtype=torch.float64)
+    sums = torch.zeros((count, 2, hidden) if mask[2] else 0, dtype=torch.float64, device="cpu")
     if rows:
         x, h = x.contiguous(), h.contiguous()
         split = chunks(batch, rows * dim)

@@ -189,7 +189,7 @@ def _batch(moments: Array, pixels: int, eps: float, like: Tensor) -> Tensor:
     mean, count = means.mean(), len(moments) * pixels
     deviations = m2.sum() + pixels * ((means - mean) ** 2).sum()
     rows = [mean, 1 / np.sqrt(deviations / count + eps), deviations / max(count - 1, 1)]
-    return torch.tensor(rows, dtype=like.dtype).view(3, 1)
+    return torch.tensor(rows, dtype=like.dtype, device="cpu").view(3, 1)
 
 
 def _run_forward(x: Tensor, mlp: _Tensors, spatial: _Tensors, eps: float, train: bool, batch_stats: bool) -> _Tensors:

@@ -86,7 +86,7 @@ def _convolution(
     times = fold(geometry.outputs, geometry.out[1])
     count = geometry.chunks()
     starts = cut(geometry.rows, count)
-    stats = torch.zeros(count * 3 * times * geometry.outputs if moments else 0, dtype=torch.float64)
+    stats = torch.zeros(count * 3 * times * geometry.outputs if moments else 0, dtype=torch.float64, device="cpu")
     if y.numel():
         panels = pack(_taps_first(weight), True, fitted(x, geometry.outputs))
         arrays = y, nhwc(x), panels, dense(bias), folded(norm, 3, times), geometry.steps, stats, starts
@@ -129,7 +129,7 @@ def _weight_gradient(
     padded = -(-outputs // width) * width
     most = min(PART_ELEMENTS // max(1, depth * padded), geometry.pixels // _PART_PIXELS)
     count = geometry.chunks(min(CHUNKS, max(1, most)))
-    parts, sums = x.new_zeros(count * depth * padded), torch.zeros(count * outputs, dtype=torch.float64)
+    parts, sums = x.new_zeros(count * depth * padded), torch.zeros(count * outputs, dtype=torch.float64, device="cpu")
     if dout.numel():
         arrays = parts, sums, dy, dout, y, nhwc(x), norm, coef, geometry.steps, cut(geometry.rows, count)
         _conv.convolution_weights(x.dtype, count, geometry.work, *arrays, outputs, act, *geometry.size)

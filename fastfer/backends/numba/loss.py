@@ -43,7 +43,7 @@ def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
             features.dtype, count, features.numel(), parts, features.contiguous(), centers.contiguous(),
             labels.contiguous(), _starts(rows, count), dim,
         )  # fmt: skip
-    return torch.full((), 0.5 * float(parts.sum()), dtype=features.dtype)
+    return torch.full((), 0.5 * float(parts.sum()), dtype=features.dtype, device="cpu")
 
 
 def center_loss_backward(
@@ -65,7 +65,7 @@ def center_loss_backward(
 def triplet_loss_train(features: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, hardest positive and negative (N, 2) and slopes (N, 2), as in ``fastfer.backends.reference.loss``."""
     rows, dim = features.shape
-    squares, pairs = torch.zeros((rows, 2), dtype=torch.float64), labels.new_full((rows, 2), -1)
+    squares, pairs = torch.zeros((rows, 2), dtype=torch.float64, device="cpu"), labels.new_full((rows, 2), -1)
     work = rows * rows * max(dim, 1)
     count = chunks(rows, work)
     if rows:
@@ -123,7 +123,7 @@ def _entropy(
         )  # fmt: skip
     with np.errstate(all="ignore"):
         loss = parts.sum() / np.float64(total)
-    return torch.full((), float(loss), dtype=logits.dtype), grad
+    return torch.full((), float(loss), dtype=logits.dtype, device="cpu"), grad
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:

@@ -132,7 +132,7 @@ def _pooled(x: Tensor, mean: bool, largest: bool) -> tuple[Tensor, Tensor, Tenso
 def _pooled_backward(davg: Tensor | None, dmax: Tensor | None, positions: Tensor | None, size: list[int]) -> Tensor:
     like = davg if davg is not None else dmax
     assert like is not None
-    dx = torch.empty((*like.shape, *size), dtype=like.dtype, memory_format=torch.channels_last)
+    dx = torch.empty((*like.shape, *size), dtype=like.dtype, device="cpu", memory_format=torch.channels_last)
     if dx.numel():
         n, channels = like.shape
         count = chunks(n, dx.numel())

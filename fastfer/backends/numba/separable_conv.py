@@ -97,7 +97,7 @@ def _depthwise(
     y = image(x, x.shape[1], *geometry.out)
     count = chunks(geometry.rows, geometry.work)
     starts = cut(geometry.rows, count)
-    stats = torch.zeros(count * 3 * x.shape[1] if moments else 0, dtype=torch.float64)
+    stats = torch.zeros(count * 3 * x.shape[1] if moments else 0, dtype=torch.float64, device="cpu")
     if y.numel():
         arrays = y, nhwc(x), _taps_first(weight), dense(bias), *geometry.taps(), stats, starts
         _passes.depthwise(x.dtype, count, geometry.work, *arrays, *geometry.size)
@@ -114,7 +114,7 @@ def _pointwise(
     work = pixels * inputs * outputs
     count = chunks(-(-pixels // _passes.BLOCK), work)
     starts = cut(pixels, count)
-    stats = torch.zeros(count * 3 * outputs if moments else 0, dtype=torch.float64)
+    stats = torch.zeros(count * 3 * outputs if moments else 0, dtype=torch.float64, device="cpu")
     if y.numel():
         arrays = y, nhwc(x), pack(weight, False), dense(bias), norm, stats, starts
         _passes.pointwise(x.dtype, count, work, *arrays, inputs, outputs, act)
@@ -135,7 +135,7 @@ def depthwise_conv2d_backward(a: DepthwiseBackward) -> ConvGradients:
     dx = image(x, *x.shape[1:]) if needs.x else nothing
     count = chunks(geometry.rows, geometry.work, min(CHUNKS, max(1, PART_ELEMENTS // weight.numel())))
     parts = x.new_zeros(count * weight.numel() if need_dw else 0)
-    sums = torch.zeros(count * channels if need_dw else 0, dtype=torch.float64)
+    sums = torch.zeros(count * channels if need_dw else 0, dtype=torch.float64, device="cpu")
     if geometry.rows and (needs.x or need_dw):
         arrays = dx, parts, sums, nhwc(a.d_out), nhwc(x), _taps_first(weight), *geometry.taps_backward()
         _passes.depthwise_backward(x.dtype, count, 2 * geometry.work, *arrays, geometry.images, count, *geometry.size)
@@ -197,8 +197,8 @@ def _pointwise_backward(
     nothing = y1.new_empty(0)
     da = image(y1, *y1.shape[1:]) if need_da else nothing
     parts = y1.new_zeros(count * outputs * padded if need_dw else 0)
-    sums2 = torch.zeros(count * outputs if need_dw else 0, dtype=torch.float64)
-    sums1 = torch.zeros(count * 2 * inputs, dtype=torch.float64)
+    sums2 = torch.zeros(count * outputs if need_dw else 0, dtype=torch.float64, device="cpu")
+    sums1 = torch.zeros(count * 2 * inputs, dtype=torch.float64, device="cpu")
     if pixels and (need_da or need_dw):
         panels = pack(weight, True) if need_da else None
         arrays = da, parts, sums2, sums1, nhwc(dout), nhwc(y2), nhwc(y1), panels, norm2, coef2, norm1
@@ -281,7 +281,11 @@ def separable_conv2d_backward(a: SeparableBackward) -> SeparableGradients:
     if a.norm2 is not None:
         weight2 = a.norm2.weight
         needed = needs.pw or a.batch_stats
-        sums = norm_sums(dout, y2, norm2, a.act2) if needed else torch.zeros(2 * weight2.numel(), dtype=torch.float64)
+        sums = (
+            norm_sums(dout, y2, norm2, a.act2)
+            if needed
+            else torch.zeros(2 * weight2.numel(), dtype=torch.float64, device="cpu")
+        )
         d_weight, d_bias, coef2 = norm_gradients(sums, a.stats2, weight2, pixels, a.batch_stats)
         of_norm2 = d_weight, d_bias
     dy1, d_pw, d_pw_bias, sums1 = _pointwise_backward(

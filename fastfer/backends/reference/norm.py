@@ -71,7 +71,7 @@ def statistics(y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, b
     sums, values = over_batch(wide.sum(_DIMS), count)
     squares, _ = over_batch((wide - _channels(sums / values)).square().sum(_DIMS), count)
     biased = squares / values
-    unbiased = squares / torch.as_tensor(values - 1).clamp(min=1)
+    unbiased = squares / torch.as_tensor(values - 1, device=squares.device).clamp(min=1)
     return torch.stack([sums / values, (biased + eps).rsqrt(), unbiased]).to(y.dtype)
 
 
