@@ -55,7 +55,7 @@ CASES: dict[str, tuple[list[int], str, str | dict[str, float] | None]] = {
     "tie of two": ([5, 5, 0, 0, 0, 0, 0, 0, 0, 0], "crossentropy", {"neutral": 0.5, "happiness": 0.5}),
     "four tie": ([2, 2, 2, 2, 2, 0, 0, 0, 0, 0], "crossentropy", None),
     "unknown ends it": ([3, 0, 0, 0, 0, 0, 0, 0, 5, 2], "crossentropy", None),
-    "unknown behind a class": ([6, 0, 0, 0, 0, 0, 0, 0, 4, 0], "crossentropy", {"neutral": 1.0}),
+    "unknown after a class": ([6, 0, 0, 0, 0, 0, 0, 0, 4, 0], "crossentropy", {"neutral": 1.0}),
     "as crossentropy": ([5, 4, 1, 0, 0, 0, 0, 0, 0, 0], "probability", {"neutral": 5 / 9, "happiness": 4 / 9}),
     "30 % each": ([4, 0, 3, 0, 0, 3, 0, 0, 0, 0], "multi_target", THIRDS),
     "below 30 %": ([5, 3, 2, 0, 0, 0, 0, 0, 0, 0], "multi_target", {"neutral": 0.5, "happiness": 0.5}),

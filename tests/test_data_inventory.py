@@ -51,6 +51,22 @@ def total(root: Path, **options: object) -> int:
     return len(read_manifest(found, DataOptions(**options)).samples)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes folders of a name unreadable; root, who runs tests in containers, may read all that chmod forbids."""
+    scandir = os.scandir
+
+    def forbid(name: str) -> None:
+        def refuse(path: object) -> object:
+            if Path(str(path)).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)  # type: ignore[call-overload]
+
+        monkeypatch.setattr("os.scandir", refuse)
+
+    return forbid
+
+
 # one part is never the whole
 
 
@@ -82,6 +98,68 @@ def test_a_system_folder_is_never_looked_into(tmp_path: Path) -> None:
     inventory = check(tmp_path).inventory
     assert inventory is not None
     assert (inventory.read, inventory.system) == (12, 3)
+
+
+# every layout goes the same way
+
+
+def ferplus_classes(root: Path) -> Path:
+    for part in ("train", "test"):
+        for k, name in enumerate(FER2013_NAMES):
+            number = 10 * len(part) + k
+            save(root / "fer2013plus" / "fer2013" / part / name / f"fer{number:07}.png", face(number))
+    return root / "fer2013plus" / "fer2013" / "train" / "happy"
+
+
+def ck48(root: Path) -> Path:
+    for subject in range(10, 21):
+        for k, name in enumerate(("anger", "happy")):
+            save(root / "CK+48" / name / f"S{subject:03}_{k:03}_00000009.png", face(100 * subject + k))
+    return root / "CK+48" / "happy"
+
+
+def raf_classes(root: Path) -> Path:
+    raf_kaggle(root)
+    for path in root.glob("*.csv"):
+        path.unlink()
+    return root / "DATASET" / "train" / "4"
+
+
+def fer2013_classes(root: Path) -> Path:
+    return fer2013_folders(root) / "train" / "happy"
+
+
+def flat_jaffe(root: Path) -> Path:
+    return jaffe(root / "jaffe")
+
+
+def flat_rafd(root: Path) -> Path:
+    return rafd(root / "rafd")
+
+
+SIBLINGS = {"ferplus": ferplus_classes, "ck_plus": ck48, "raf_db": raf_classes, "fer2013": fer2013_classes,
+            "jaffe": flat_jaffe, "rafd": flat_rafd}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_every_layout_of_image_files_accounts_for_all(
+    tmp_path: Path, name: str, unreadable: Callable[[str], None]
+) -> None:
+    folder = SIBLINGS[name](tmp_path)
+    paths = sorted(path for path in folder.iterdir() if path.suffix != ".txt")
+    before = check(tmp_path)
+    for junk in ("@eaDir", "tmp", "lost+found"):
+        (folder.parent / junk).mkdir(exist_ok=True)
+    unreadable("lost+found")
+    (folder / "deeper").mkdir()
+    Image.open(paths[0]).save(folder / "deeper" / paths[0].with_suffix(".jfif").name, "JPEG")
+    paths[0].unlink()
+    after = check(tmp_path)
+    assert (before.dataset, after.dataset, after.counts) == (name, name, before.counts)
+    assert [text for text in before.problems if not text.startswith("no training image of")] == []
+    assert after.problems == before.problems
+    (folder / "gone.png").symlink_to("nowhere")
+    assert any("1 links lead nowhere, or in circles" in problem for problem in check(tmp_path).problems)
 
 
 # nested images
@@ -182,8 +260,24 @@ def test_links_to_nothing_are_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "happy" / "9.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "train" / "sad").symlink_to(tmp_path / "nowhere")
     (tmp_path / "train" / "fear" / "loop").symlink_to(tmp_path / "train")
-    with pytest.raises(DataError, match=r"3 links lead nowhere: train/sad, train/fear/loop, train/happy/9\.png"):
+    with pytest.raises(DataError, match=r"3 links lead nowhere, or in circles: train/sad, train/fear/loop, train/"):
         load_dataset("auto", tmp_path)
+
+
+def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
+    class_tree(tmp_path)
+    for name, other in (("left", "right"), ("right", "left")):
+        (tmp_path / "train" / "happy" / name).mkdir()
+        for k in range(2):
+            (tmp_path / "train" / "happy" / name / f"link{k}").symlink_to(tmp_path / "train" / "happy" / other)
+    with pytest.raises(DataError, match=r"64 links lead nowhere, or in circles"):
+        load_dataset("auto", tmp_path)
+
+
+def test_images_may_lie_deep(tmp_path: Path) -> None:
+    class_tree(tmp_path)
+    save(tmp_path.joinpath("train", "happy", *["d"] * 500, "0.png"), face(7, 8, 8))
+    assert total(tmp_path) == 13
 
 
 def test_links_to_images_and_folders_are_followed(tmp_path: Path) -> None:
@@ -192,22 +286,6 @@ def test_links_to_images_and_folders_are_followed(tmp_path: Path) -> None:
     for part in ("train", "val"):
         (tmp_path / "linked" / part).symlink_to(tmp_path / "real" / part)
     assert total(tmp_path / "linked") == 12
-
-
-@pytest.fixture
-def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes folders of a name unreadable; root, who runs tests in containers, may read all that chmod forbids."""
-    scandir = os.scandir
-
-    def forbid(name: str) -> None:
-        def refuse(path: object) -> object:
-            if Path(str(path)).name == name:
-                raise PermissionError(13, "Permission denied", str(path))
-            return scandir(path)  # type: ignore[call-overload]
-
-        monkeypatch.setattr("os.scandir", refuse)
-
-    return forbid
 
 
 def test_an_unreadable_lost_and_found_is_no_matter(tmp_path: Path, unreadable: Callable[[str], None]) -> None:

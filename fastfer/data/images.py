@@ -24,8 +24,8 @@ Pixels = NDArray[np.uint8]
 Transform = Callable[[Pixels], Pixels]
 Cache = dict[str, Pixels]
 
-_GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
-_WIDE_MODES = frozenset({"I", "I;16", "I;16B"})
+_DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_GREY_MODES = frozenset({"1", "L", "LA", "F", *_DEEP_MODES})
 
 
 def decode(sample: Sample, channels: int | None = None) -> Pixels:
@@ -157,16 +157,20 @@ def _opened(sample: Sample) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as in Exif, from the header alone: ``getexif`` would decode a whole PNG to look behind its pixels."""
+    """1 to 8 as in Exif, from the header alone: ``getexif`` would decode a whole PNG to look after its pixels."""
     if "exif" not in image.info and image.format != "TIFF":
         return 1
     return int(image.getexif().get(0x0112, 1))
 
 
 def _convert(image: Image.Image, channels: int | None) -> Pixels:
-    if image.mode in _WIDE_MODES:  # 16 bits per pixel: Pillow would clip them at 255
-        wide = np.asarray(image, np.int64)
-        image = Image.fromarray((wide >> 8 if wide.max(initial=0) > 255 else wide).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose black and white are not known")
+    if image.mode in _DEEP_MODES:  # 16 bits per pixel: Pillow would clip them at 255
+        deep = np.asarray(image, np.int64)
+        if deep.size and not 0 <= deep.min() <= deep.max() <= 65535:
+            raise ValueError(f"pixels of {deep.min()} to {deep.max()}, expected 8 or 16 bits")
+        image = Image.fromarray((deep >> 8 if deep.max(initial=0) > 255 else deep).astype(np.uint8))
     grey = image.mode in _GREY_MODES if channels is None else channels == 1
     return np.asarray(image.convert("L" if grey else "RGB"))
 

@@ -15,6 +15,7 @@ from fastfer.data.manifest import Manifest
 from fastfer.data.tree import MAX_ENTRIES, Listing, Tree
 
 _SHOWN = 5
+_NOWHERE = "links lead nowhere, or in circles"
 _DOCUMENTS = frozenset(
     {".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log", ".pts"}
 )
@@ -63,7 +64,7 @@ class Inventory:
         """What keeps a data set from being used: part of it would be missing without anyone knowing."""
         found = [self._grouped(self.untaken, "images lie where this layout takes none")]
         found.append(self._grouped(self.unread, "files in class folders are of a format that is not read", suffix=True))
-        found.append(self._listed([path for path in self.dangling if self._inside(path)], "links lead nowhere"))
+        found.append(self._listed([path for path in self.dangling if self._inside(path)], _NOWHERE))
         found += [f"{self._name(f)} cannot be read: {why}" for f, why in self.unreadable.items() if self._inside(f)]
         return [text for text in found if text]
 
@@ -72,7 +73,7 @@ class Inventory:
         where = "the file" if isfile(self.place) else "the folder"
         found = [self._grouped(self.outside, f"images lie outside {where} that was read, {self._name(self.place)}")]
         found.append(self._listed(self.empty, "class folders hold no image"))
-        found.append(self._listed([path for path in self.dangling if not self._inside(path)], "links lead nowhere"))
+        found.append(self._listed([path for path in self.dangling if not self._inside(path)], _NOWHERE))
         found += [f"{self._name(f)} cannot be read: {why}" for f, why in self.unreadable.items() if not self._inside(f)]
         found.append(f"more than {MAX_ENTRIES} files and folders: the rest was not looked at" if self.cut else "")
         return [text for text in found if text]

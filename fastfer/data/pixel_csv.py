@@ -66,10 +66,12 @@ def _sample(
 ) -> Sample | None:
     usage = "Training" if row.usage is None else row.usage
     if usage not in PART_OF_USAGE:
-        raise DataError(f"{row.where}, column 'Usage': unknown value {usage!r}; expected one of {', '.join(USAGES)}")
+        raise DataError(
+            f"{row.where}, column 'Usage': unknown value {usage[:40]!r}; expected one of {', '.join(USAGES)}"
+        )
     if row.emotion not in names:
         known = ", ".join(f"{code} {name}" for code, name in enumerate(codes))
-        raise DataError(f"{row.where}, column 'emotion': unknown code {row.emotion!r}; expected {known}")
+        raise DataError(f"{row.where}, column 'emotion': unknown code {row.emotion[:40]!r}; expected {known}")
     present[usage] += 1
     part = PART_OF_USAGE[usage]
     if part not in parts:

@@ -17,7 +17,8 @@ SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "__pycache__", "lost+found", "system volume information", "$recycle.bin"}
 )
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
-MAX_DEPTH = 16
+MAX_LINKS = 4
+"""Links to folders on the way to a file: two folders that link to each other would make a tree without end."""
 MAX_ENTRIES = 2_000_000
 
 
@@ -49,6 +50,7 @@ class Tree:
         self.unreadable: dict[Path, str] = {}
         self.entries = 0
         self._listings: dict[Path, Listing] = {}
+        self._links: dict[Path, int] = {}
 
     def listing(self, folder: Path) -> Listing:
         """What lies in ``folder``; nothing where it is no folder or cannot be read."""
@@ -64,19 +66,22 @@ class Tree:
         """Image files in ``folder`` itself."""
         return self.listing(folder).images
 
-    def walk(self, folder: Path, depth: int = MAX_DEPTH) -> Iterator[tuple[Path, Listing]]:
-        """``folder`` and the folders below it to ``depth``, each with its listing, until MAX_ENTRIES were seen."""
-        if self.entries > MAX_ENTRIES:
-            return
-        listing = self.listing(folder)
-        yield folder, listing
-        if depth:
-            for child in listing.folders:
-                yield from self.walk(child, depth - 1)
+    def walk(self, folder: Path, depth: int | None = None) -> Iterator[tuple[Path, Listing]]:
+        """``folder`` and the folders below it, to ``depth`` or all, each with its listing, until MAX_ENTRIES were seen.
 
-    def images_below(self, folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
+        In order of the names, each folder before those in it.
+        """
+        waiting = [(folder, 0)]
+        while waiting and self.entries <= MAX_ENTRIES:
+            here, level = waiting.pop()
+            listing = self.listing(here)
+            yield here, listing
+            if depth is None or level < depth:
+                waiting += [(child, level + 1) for child in reversed(listing.folders)]
+
+    def images_below(self, folder: Path) -> Iterator[Path]:
         """Image files in ``folder`` and below, each folder's own before those of its subfolders."""
-        for _, listing in self.walk(folder, depth):
+        for _, listing in self.walk(folder):
             yield from listing.images
 
     def has_image(self, folder: Path) -> bool:
@@ -94,8 +99,13 @@ class Tree:
             self.unreadable[folder] = error.strerror or str(error)
             return Listing()
         self.entries += len(found)
+        links = self._links.get(folder, 0)
         for entry in found:
-            kinds[_kind(entry)].append(Path(entry.path))
+            path, kind = Path(entry.path), _kind(entry)
+            if kind == "folders" and (links or entry.is_symlink()):
+                self._links[path] = links + entry.is_symlink()
+                kind = "dangling" if self._links[path] > MAX_LINKS else kind
+            kinds[kind].append(path)
         return Listing(**{kind: tuple(paths) for kind, paths in kinds.items()})
 
 
