@@ -28,7 +28,7 @@ class DenseAffine(NamedTuple):
     bias: Tensor | None = None
 
 
-NO_NORM = LeftNorm(*(torch.empty(0, device="cpu") for _ in range(2)), 0.0)
+NO_NORM = LeftNorm(torch.empty(0, device="cpu"), torch.empty(0, device="cpu"), 0.0)
 """For its eps, where there is no norm."""
 
 
