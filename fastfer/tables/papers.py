@@ -20,7 +20,7 @@ def to_markdown() -> str:
         "# The five papers, item by item",
         "",
         "Made from `fastfer/tables/papers.yaml` and the tables by `python -m fastfer.tables --papers`; do not edit.",
-        "A table's command runs its rows on a data set: add `--data NAME --root PATH`, or `--data all` and a root for each.",
+        "Each table has its command: add `--data NAME --root PATH`, or `--data all` and a root for each data set.",
         "",
     ]
     for paper in _papers():
