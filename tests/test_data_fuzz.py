@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from data_trees import face, save
+from data_trees import RAFD_NAMES, face, save
 
-from fastfer.data import DataError, canonical_name
+from fastfer.data import DataError, canonical_name, load_lazily
 from fastfer.data.check import check
 from fastfer.data.formats import IMAGE_SUFFIXES
 from fastfer.data.inventory import Inventory
@@ -174,3 +174,66 @@ def test_many_random_trees_are_accounted_for(tmp_path: Path) -> None:
         print(f"seed {seed}")  # shown where it fails
         outcomes[try_one(tmp_path / str(seed), seed)] += 1
     assert min(outcomes[kind] for kind in ("read", "refused", "refused by name")) > 50, outcomes
+
+
+# files that name the person, in any folders
+
+
+def name_of(dataset: str, person: int, expression: int, number: int) -> tuple[str, str]:
+    """(file name, class) of an image of JAFFE, RaFD or CK+."""
+    if dataset == "jaffe":
+        code, label = (("AN", "anger"), ("HA", "happiness"), ("SU", "surprise"))[expression]
+        return f"{('KA', 'KL', 'KM', 'TM')[person]}.{code}1.{number}.png", label
+    if dataset == "rafd":
+        label = RAFD_NAMES[expression]
+        return f"Rafd090_{person + 1:02}_Kid_male_{label}_left.png", canonical_name(label)
+    return f"S{person + 10:03}_{expression:03}_00000009.png", ("anger", "happiness", "surprise")[expression]
+
+
+def scatter(root: Path, dataset: str, dice: random.Random) -> int:
+    """The images of four persons in folders by chance, of split, class and batch or some of these; returns how many."""
+    by_split, by_class = dice.random() < 0.5, dataset == "ck_plus" or dice.random() < 0.7
+    place, lower = root.joinpath(*dice.choice(WRAPPERS)), dice.random() < 0.3
+    number = 0
+    for person in range(4):
+        for expression in range(3):
+            number += 1
+            name, label = name_of(dataset, person, expression, number)
+            folder = place / dice.choice(["train", "test"]) if by_split else place
+            folder = folder / label if by_class else folder
+            folder = folder / dice.choice(NESTED) if dice.random() < 0.2 else folder
+            save(folder / (name.lower() if lower else name), face(number, 8, 8))
+    return number
+
+
+def try_named(root: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    dataset = dice.choice(["jaffe", "rafd", "ck_plus"])
+    count = scatter(root, dataset, dice)
+    found = find_dataset("auto", root)
+    assert found.dataset.name == dataset, f"seed {seed}: {found}"
+    manifest = read_manifest(found, DataOptions())
+    assert len(manifest.samples) == count, f"seed {seed}"
+    assert manifest.inventory is not None
+    assert [*manifest.inventory.refusals(), *manifest.inventory.doubts()] == [], f"seed {seed}"
+    for name in ("auto", "image_folder"):
+        try:
+            splits = load_lazily(name, root, size=8, split="2-fold", fold=dice.randrange(2))
+        except DataError:  # without class folders there is no image_folder
+            assert name == "image_folder", f"seed {seed}"
+            continue
+        train, held = ({sample.subject for sample in split.samples} for split in splits.values())
+        assert name == "image_folder" or len(train) == len(held) == 2, f"seed {seed}"
+        assert not train & held, f"seed {seed}: {splits['train'].protocol}"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_persons_stay_together_in_any_folders(tmp_path: Path, seed: int) -> None:
+    try_named(tmp_path, seed)
+
+
+@pytest.mark.full
+def test_persons_stay_together_in_many_folders(tmp_path: Path) -> None:
+    for seed in range(1000, 1400):
+        print(f"seed {seed}")
+        try_named(tmp_path / str(seed), seed)

@@ -150,6 +150,12 @@ def test_a_name_and_a_folder_that_disagree_are_named(tmp_path: Path) -> None:
         load_dataset("auto", root)
 
 
+def test_an_image_folder_that_parts_persons_says_so(tmp_path: Path) -> None:
+    root = into_folders(tmp_path / "sorted", jaffe(tmp_path / "flat"), jaffe_label, split=True)
+    split = load_dataset("image_folder", root, parts=("test",))["test"]
+    assert "3 of 3 persons are in more than one part of the folders" in split.protocol
+
+
 @pytest.mark.parametrize("build", ["jaffe", "ck48"])
 def test_an_image_folder_of_named_files_is_divided_by_person(tmp_path: Path, build: str) -> None:
     if build == "jaffe":

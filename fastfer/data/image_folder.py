@@ -17,7 +17,7 @@ from fastfer.data.labels import CLASS_NAMES, canonical_name, code_names
 from fastfer.data.layouts import Layout, Request, search
 from fastfer.data.listed import find_lists, read_lists
 from fastfer.data.manifest import Manifest, Sample
-from fastfer.data.named_files import subject_of
+from fastfer.data.named_files import persons_in_several_parts, subject_of
 from fastfer.data.options import DataOptions
 from fastfer.data.split import DataError
 from fastfer.data.tree import Tree
@@ -59,7 +59,10 @@ def with_subjects(samples: Sequence[Sample]) -> tuple[list[Sample], tuple[str, .
     if not samples or None in found:
         return [*samples], ()
     told = [replace(sample, subject=subject) for sample, subject in zip(samples, found, strict=True)]
-    return told, (f"{len(set(found))} persons, by the file names",)
+    notes = [f"{len(set(found))} persons, by the file names"]
+    if shared := persons_in_several_parts(told):
+        notes.append(f"{shared} persons are in more than one part of the folders")
+    return told, tuple(notes)
 
 
 def _find(tree: Tree) -> list[Path]:

@@ -31,6 +31,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 PARTS = {**{usage.lower(): part for usage, part in PART_OF_USAGE.items()}, **SPLIT_FOLDERS}
 _LONGEST = 4096  # letters in a line that is looked at to recognise a list
+_MOST = 50  # more tables and texts in one folder are one for each image, and not looked into
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _without_part(rows: Sequence[Row]) -> str:
 def _lists(tree: Tree, folder: Path) -> list[Path]:
     folders = [folder, *(child for child in tree.folders(folder) if child.name.lower() in SPLIT_FOLDERS)]
     files = [path for each in folders for path in tree.listing(each).others if path.suffix.lower() in SUFFIXES]
-    return [path for path in files if _is_list(path)]
+    return [path for path in files if _is_list(path)] if len(files) <= _MOST else []
 
 
 def _is_list(path: Path) -> bool:

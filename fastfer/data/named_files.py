@@ -91,16 +91,19 @@ def keep_split_by_person(samples: Sequence[Sample]) -> tuple[list[Sample], tuple
 
     Somebody's random split of such a set shows the faces that are tested in training.
     """
+    if not (shared := persons_in_several_parts(samples)):
+        return [*samples], ()
+    note = f"the split of the folders is not used: {shared} persons are in more than one part"
+    return [replace(sample, split=None) for sample in samples], (note,)
+
+
+def persons_in_several_parts(samples: Sequence[Sample]) -> str:
+    """How many of the persons, as "3 of 10"; empty for none."""
     parts: dict[str | None, set[str | None]] = {}
     for sample in samples:
         parts.setdefault(sample.subject, set()).add(sample.split)
-    if {None} == {part for found in parts.values() for part in found}:
-        return [*samples], ()
-    shared = [subject for subject, found in parts.items() if len(found) > 1]
-    if not shared:
-        return [*samples], ()
-    note = f"the split of the folders is not used: {len(shared)} of {len(parts)} persons are in more than one part"
-    return [replace(sample, split=None) for sample in samples], (note,)
+    shared = sum(len(found) > 1 for found in parts.values())
+    return f"{shared} of {len(parts)}" if shared else ""
 
 
 def subject_of(name: str) -> str | None:
