@@ -23,6 +23,21 @@ def settled(name: str, **options: object) -> FerModel:
     return model.eval()
 
 
+def test_fgw_fer_dropout_is_before_the_head() -> None:
+    model = create_model("fgw_fer", dropout=0.5).train()
+    seen: list[torch.Tensor] = []
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(torch.randn(8, 1, 48, 48))
+    assert 0.4 < (seen[0][seen[0] >= 0] == 0).double().mean() < 1
+    model.eval()
+    x = torch.randn(2, 1, 48, 48)
+    plain = create_model("fgw_fer").eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), plain(x))
+    with pytest.raises(ValueError, match="fgw_fer: dropout: expected"):
+        create_model("fgw_fer", dropout=1.5)
+
+
 @pytest.mark.parametrize("options", [{}, {"separable": False}])
 @pytest.mark.parametrize("size", [(48, 48), (33, 17), (1, 1)])
 def test_fgw_fer_shapes(options: dict, size: tuple[int, int]) -> None:

@@ -292,3 +292,12 @@ def test_every_table_runs_on_an_official_layout(name: str, tmp_path: Path) -> No
     cell = json.loads((out / "table.json").read_text())["cells"][0]
     assert cell["row"] == row.label
     assert cell["tested"]["scores"] or cell["tested"]["why"]
+
+
+def test_folds_decide_the_split_of_a_row(tmp_path: Path) -> None:
+    table = load_table("vgg-2")
+    config = _config(table, table.chosen(())[0], "ck_plus", tmp_path, ("--folds", "10"))
+    assert (config.folds, config.data_options.split, config.data_options.by_image) == (10, None, True)
+    other = next(row for row in load_table("vgg-4").chosen(()))
+    config = _config(load_table("vgg-4"), other, "rafd", tmp_path, ("--folds", "10"))
+    assert (config.folds, config.data_options.split) == (10, None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from torch import nn
 
 pytest.importorskip("torchmetrics", reason="the trainer's packages are not installed")
 
+from data_trees import raf_official
 from train_runs import FILES, STATE_FILES, arguments, assert_same_run, read_metrics, tiny
 
 import fastfer
-from fastfer.data import BASIC_NAMES, Preprocess, drawn, load_dataset
+from fastfer.data import BASIC_NAMES, DataOptions, Preprocess, drawn, load_dataset
 from fastfer.models import load_weights, read_metadata
-from fastfer.train import NonFiniteError, train
+from fastfer.train import NonFiniteError, TrainConfig, train
 from fastfer.train.__main__ import main
 from fastfer.train.evaluate import Evaluator
 from fastfer.train.loop import Trainer
@@ -77,6 +79,31 @@ def test_best_weights_reproduce_the_best_score(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     assert scores.accuracy == report["best"]["accuracy"] == metadata["validation"]["accuracy"]
     assert scores.loss == pytest.approx(report["best"]["loss"], rel=1e-5)
+
+
+def test_no_path_of_the_machine_leaves_with_the_weights(finished: Path, tmp_path: Path) -> None:
+    """Files that options name are recorded by their bare name and digest."""
+    hidden = tmp_path / "secret folder"
+    root = raf_official(hidden / "raf", train=28, test=14)
+    listed = hidden / "names.txt"
+    listed.write_text("\n".join(f"test_{k:04}.jpg" for k in range(1, 15)))
+    weights = hidden / "start.safetensors"
+    weights.write_bytes((finished / "best.safetensors").read_bytes())
+    config = TrainConfig(
+        data="raf_db", root=str(root), out=str(hidden / "run"), epochs=1, batch_size=16, threads=1,
+        data_options=DataOptions(size=48, channels=1, subset=str(listed), validation="test"),
+        from_weights=str(weights), teacher=str(weights),
+    )  # fmt: skip
+    report = train(config)
+    header = read_metadata(hidden / "run" / "best.safetensors")
+    for entry in (report, header, json.loads((hidden / "run" / "report.json").read_text())):
+        assert "secret folder" not in json.dumps(entry)
+        assert entry["config"]["data_options"]["subset"] == {
+            "name": "names.txt", "sha256": hashlib.sha256(listed.read_bytes()).hexdigest(),
+        }  # fmt: skip
+        assert entry["config"]["teacher"]["name"] == "start.safetensors"
+        assert entry["config"]["from_weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert "secret folder" not in (hidden / "run" / "best.safetensors").read_bytes().decode("latin-1")
 
 
 def test_the_seed_decides(finished: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("torchmetrics", reason="the trainer's packages are not installed")
 
+from data_trees import face, save
 from train_runs import FILES, InterruptedDisplay, arguments, contents, read_metrics, tiny
 
 from fastfer.data import Augment
@@ -70,6 +71,18 @@ def test_bad_options_exit_with_2_and_write_nothing(
     assert message.startswith("error: ")
     assert expected in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_name_the_option_as_the_trainer_spells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("happiness", "sadness")):
+        for part in ("train", "val"):
+            for side in (20, 30):
+                save(tmp_path / "data" / part / name / f"{side}.png", face(number, side, side))
+    arguments = ["--out", str(tmp_path / "run"), "--data", "image_folder", "--root", str(tmp_path / "data")]
+    assert main(arguments) == 2
+    assert "error: data_options.size: the images differ in size" in capsys.readouterr().err
+    assert main([*arguments, "--data-options.fold", "3"]) == 2
+    assert "error: data_options.fold: " in capsys.readouterr().err
 
 
 def test_bad_data_names_row_and_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

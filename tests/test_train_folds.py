@@ -19,6 +19,7 @@ from train_runs import InterruptedDisplay, read_metrics, write_fer2013
 from fastfer.data import DataOptions, load_dataset
 from fastfer.train import InputError, TrainConfig, train_folds
 from fastfer.train.__main__ import main
+from fastfer.train.cli import parse_args
 from fastfer.train.folds import fold_configs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,6 +94,21 @@ def test_bad_folds(csv: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="folds: expected 0 or 2 and more, got 1"):
         config(csv, tmp_path / "run", folds=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folds_decide_against_a_recipe_and_the_user_against_both() -> None:
+    """Of vgg16_csa's recipe, which divides 90-10, and of patt_lite's, which has ten folds."""
+    vgg = ["--model", "vgg16_csa", "--recipe", "paper", "--data", "ck_plus"]
+    config = parse_args([*vgg, "--folds", "10"]).config
+    assert (config.folds, config.data_options.split) == (10, None)
+    assert fold_configs(config)[9].data_options.split == "10-fold"
+    assert parse_args(vgg).config.data_options.split == "90-10"
+    patt = ["--model", "patt_lite", "--recipe", "paper", "--data", "ck_plus", "--data-options.split", "8-1-1"]
+    config = parse_args(patt).config
+    assert (config.folds, config.data_options.split) == (0, "8-1-1")
+    both = parse_args([*vgg, "--folds", "10", "--data-options.split", "8-1-1"]).config
+    with pytest.raises(InputError, match="expected 10-fold or leave-one-subject-out for folds=10, got '8-1-1'"):
+        fold_configs(both)
 
 
 def test_leaving_one_subject_out_has_a_fold_per_subject(tmp_path: Path) -> None:

@@ -139,6 +139,25 @@ def test_bad_options(options: dict[str, Any], expected: str) -> None:
         LossOptions(**options)
 
 
+def test_a_summed_centre_loss_counts_by_the_batch() -> None:
+    """Eq. 3 of the joint loss: ½ Σ |x - c|², over the images of all processes; a mean of it is N times less."""
+    logits, embedding = batch()
+    plain = objective(split())(logits, embedding, Targets(LABELS)).item()
+    found = {}
+    for reduction in ("mean", "sum"):
+        joint = objective(split(), center=0.4, center_reduction=reduction)
+        assert joint.centers is not None
+        found[reduction] = joint(logits, embedding, Targets(LABELS)).item() - plain
+        halves = joint(logits, embedding, Targets(LABELS), 2 * len(LABELS)).item() - plain
+        assert halves == pytest.approx(found[reduction] * (2 if reduction == "sum" else 1), rel=1e-5)
+    want = 0.4 * 0.5 * (embedding**2).sum().item()  # the centres begin at 0
+    assert found["sum"] == pytest.approx(want, rel=1e-4)
+    assert found["mean"] == pytest.approx(want / len(LABELS), rel=1e-4)
+    assert str(LossOptions(center=0.4, center_reduction="sum")) == (
+        "1 · cross-entropy (mean over the batch) + 0.4 · ½ |x - c|² on the embedding (sum over the batch)"
+    )
+
+
 def test_balanced_weights_need_every_class() -> None:
     data = replace(split(), labels=np.zeros(6, np.int64))
     with pytest.raises(ValueError, match="an image of every class"):

@@ -100,7 +100,7 @@ def test_a_frozen_backbone_stays_as_it_was_and_the_rest_learns() -> None:
 
 
 def test_patches_are_dropped_whole(patt_lite: PattLite) -> None:
-    modes = StageModes(patt_lite, None, None, 0.5)
+    modes = StageModes(patt_lite, Stage(spatial_dropout=0.5))
     x = torch.randn(2, 512, 14, 14).contiguous(memory_format=torch.channels_last)
     modes.train()
     dropped = (patt_lite.patches(x) == 0).flatten(2).all(2).double().mean()
@@ -111,11 +111,31 @@ def test_patches_are_dropped_whole(patt_lite: PattLite) -> None:
     assert torch.equal(kept, patt_lite.patches(x))
 
 
+def test_dropout_after_the_attention(patt_lite: PattLite) -> None:
+    """Half of the embedding, doubled: what the last layer of the second stage reads; none in evaluation."""
+    modes = StageModes(patt_lite, Stage(attention_dropout=0.5))
+    x = torch.randn(64, 256, 2, 2)
+    patt_lite.eval()
+    whole = patt_lite.classifier(x)
+    patt_lite.classifier.training = True  # itself alone, so that its norm keeps its statistics
+    dropped = patt_lite.classifier(x)
+    kept = dropped != 0
+    assert 0.4 < kept.double().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+    modes.undo()
+    assert torch.equal(patt_lite.classifier(x), whole)
+    plain = fastfer.create_model("patt_lite", attention="none")
+    with pytest.raises(
+        ValueError, match="attention_dropout: expected 0 for patt_lite, which has no attention classifier"
+    ):
+        StageModes(plain, Stage(attention_dropout=0.5))
+
+
 def test_networks_without_backbone_refuse() -> None:
     with pytest.raises(ValueError, match="fgw_fer, which has no pretrained backbone"):
         freeze(fastfer.create_model("fgw_fer"), 3)
     with pytest.raises(ValueError, match="fgw_fer, which has no patches"):
-        StageModes(fastfer.create_model("fgw_fer"), None, None, 0.5)
+        StageModes(fastfer.create_model("fgw_fer"), Stage(spatial_dropout=0.5))
     with pytest.raises(ValueError, match="frozen layers would keep random weights"):
         TrainConfig(model="patt_lite", unfreeze=0)
 
@@ -127,7 +147,7 @@ def test_a_second_stage_that_cannot_be_is_refused_before_the_first(tmp_path: Pat
 
 
 def test_every_norm_of_the_backbone_is_held(patt_lite: PattLite) -> None:
-    modes = StageModes(patt_lite, 0, None, 0.0)
+    modes = StageModes(patt_lite, Stage(unfreeze=0))
     modes.train()
     assert not any(m.training for m in patt_lite.backbone.modules() if isinstance(m, BatchNorm2d))
     assert all(m.training for m in patt_lite.classifier.modules())

@@ -19,7 +19,6 @@ from fastfer.data.registry import canonical_dataset
 from fastfer.data.split import Split
 
 _PATHS = ("subset",)  # files of one machine; they choose among validation and test images alone
-_LISTS = ("classes", "cameras", "gazes")
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,11 @@ class SplitRecord:
         known = {each.name for each in fields(DataOptions)} - set(_PATHS)
         if unknown := sorted(set(options) - known):
             raise ValueError(f"split.options: expected some of {', '.join(sorted(known))}, got {', '.join(unknown)}")
-        values: dict[str, Any] = {}
-        for name, value in options.items():
-            values[name] = tuple(value) if name in _LISTS and isinstance(value, list) else value
-        DataOptions(**values)
+        DataOptions(**options)
         limit = entry.get("train_images")
         if limit is not None and (type(limit) is not int or limit < 1):
             raise ValueError(f"split.train_images: expected a number from 1, got {limit!r}")
-        return cls(entry["data"], values, limit, {str(part): dict(each) for part, each in images.items()})
+        return cls(entry["data"], dict(options), limit, {str(part): dict(each) for part, each in images.items()})
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""

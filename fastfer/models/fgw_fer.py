@@ -16,7 +16,7 @@ from fastfer.models._init import kaiming_convolutions
 from fastfer.models.base import FerModel
 from fastfer.models.registry import register_model
 from fastfer.nn import CBAM, Conv2d, GlobalAvgPool, MaxPool2d, SeparableConv2d
-from fastfer.nn._checks import flag
+from fastfer.nn._checks import flag, probability
 from fastfer.nn._residual import residual
 
 _WIDTHS = (8, 16, 32, 64, 128)
@@ -52,7 +52,8 @@ class FgwFer(FerModel):
 
     The head is a convolution to classes, BatchNorm and the mean over the image, so that no vector feeds a linear
     classifier; the embedding is the mean over the image of the 128 channels that the head reads.
-    ``separable=False`` is the paper's all-convolution twin (its Table 1).
+    ``separable=False`` is the paper's all-convolution twin (its Table 1). ``dropout``, which the paper names without a
+    place or a rate, comes before the head's convolution.
     Weights start as in the paper: Kaiming normal for convolutions, N(0, 0.05) for linear layers, zero biases.
     """
 
@@ -60,15 +61,20 @@ class FgwFer(FerModel):
     input_size: ClassVar[tuple[int, int]] = (48, 48)
     embedding_dim = _WIDTHS[-1]
 
-    def __init__(self, num_classes: int = 7, in_chans: int = 1, *, separable: bool = True) -> None:
-        super().__init__(num_classes, in_chans, separable=separable)
+    def __init__(
+        self, num_classes: int = 7, in_chans: int = 1, *, separable: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__(num_classes, in_chans, separable=separable, dropout=dropout)
         flag(self.name, "separable", separable)
+        probability(self.name, "dropout", dropout)
         self.stem = nn.Sequential(
             _conv3x3(in_chans, _WIDTHS[0], 1, separable=False),
             _conv3x3(_WIDTHS[0], _WIDTHS[0], 1, separable=False),
             CBAM(_WIDTHS[0]),
         )
         self.blocks = nn.Sequential(*(FgwBlock(a, b, separable) for a, b in pairwise(_WIDTHS)))
+        # Nothing at a rate of 0: torch's dropout would copy the map and draw numbers all the same.
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.head = Conv2d(_WIDTHS[-1], num_classes, 3, 1, 1, norm=True)
         self.pool = GlobalAvgPool()
         self.apply(_init_weights)
@@ -86,10 +92,10 @@ class FgwFer(FerModel):
     def forward_both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and embedding of one pass: both are means over the same map."""
         features = self.forward_map(x)
-        return self.pool(self.head(features)), self.pool(features)
+        return self.pool(self.head(self.dropout(features))), self.pool(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.pool(self.head(self.forward_map(x)))
+        y: Tensor = self.pool(self.head(self.dropout(self.forward_map(x))))
         return y
 
 

@@ -126,7 +126,7 @@ def _config(table: Table, row: Row, data: str, out: Path, argv: Sequence[str]) -
     # Another network's row: trained as the table's own, whose options of the network do not concern it.
     own = configure(table.recipe(data), (), model=recipe_of, data=options["data"])
     shared = {k: v for k, v in asdict(own).items() if k not in ("model", "model_options", "out", "recipe")}
-    return configure(None, argv, **_merged(shared, options), out=str(folder)).resolved()
+    return configure(None, argv, shared, **options, out=str(folder)).resolved()
 
 
 def _check_start(table: Table, argv: Sequence[str]) -> None:
@@ -147,14 +147,6 @@ def _start_of(table: Table, row: Row, out: Path) -> Path:
             f"--data {table.start} first, or several at once as --data {','.join(table.data)}"
         )
     return path
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _is_done(cells: Sequence[Cell], config: TrainConfig) -> bool:

@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fastfer.data import Augment, DataOptions
+from fastfer.data.options import parse_split
 from fastfer.recipes import load_recipe
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig
 from fastfer.train.options import Distill, EarlyStop, Input, InverseTime, LossOptions, Plateau, Stage
@@ -57,8 +58,12 @@ def parse_args(argv: Sequence[str]) -> Invocation:
         raise InputError(str(error)) from None
 
 
-def configure(recipe: str | None = None, argv: Sequence[str] = (), **options: Any) -> TrainConfig:
+def configure(
+    recipe: str | None = None, argv: Sequence[str] = (), over: Mapping[str, Any] | None = None, **options: Any
+) -> TrainConfig:  # fmt: skip
     """The configuration of ``options``, nested groups as mappings, over ``recipe``; arguments ``argv`` come first.
+
+    ``over`` are values that stand where nothing else gives one, as those of a recipe do.
 
     Raises InputError for bad values, and for names that are no options, telling the known ones.
 
@@ -70,11 +75,13 @@ def configure(recipe: str | None = None, argv: Sequence[str] = (), **options: An
     try:
         _check_keys(_flat(options), "option")
         _check_keys(_option_names(arguments), "option")
+        if over is not None:
+            _apply(parser, over, "option")
         if recipe is not None:
             _apply(parser, load_recipe(recipe, model, data), f"recipe {recipe} of {model}: key")
-            options = {**options, "recipe": recipe}
+            parser.set_defaults({"recipe": recipe})
         _apply(parser, options, "option")
-        return _config(parser.parse_args(arguments))
+        return _settled(_config(parser.parse_args(arguments)), {*_flat(options), *_option_names(arguments)})
     except (ArgumentError, TypeError, ValueError) as error:
         raise InputError(str(error)) from None
 
@@ -99,7 +106,8 @@ def _parse(arguments: Sequence[str], with_recipe: bool = True) -> Invocation:
         values = load_recipe(parsed.recipe, parsed.model, parsed.data)
         _apply(parser, values, f"recipe {parsed.recipe} of {parsed.model}: key")
         parsed = parser.parse_args(arguments)
-    return Invocation(_config(parsed).resolved(), *(bool(parsed[switch]) for switch in _SWITCHES))
+    config = _settled(_config(parsed), set(_option_names(arguments)))
+    return Invocation(config.resolved(), *(bool(parsed[switch]) for switch in _SWITCHES))
 
 
 def _apply(parser: ArgumentParser, values: Mapping[str, Any], what: str) -> None:
@@ -116,6 +124,16 @@ def _config(parsed: Namespace) -> TrainConfig:
     for key in _OTHER:
         values.pop(key, None)
     return TrainConfig(**{**values, **_groups(values)})
+
+
+def _settled(config: TrainConfig, given: set[str]) -> TrainConfig:
+    """Folds or another split: what the user has ``given`` decides against a recipe's; both given stay as they are."""
+    rule = None if config.data_options.split is None else parse_split(config.data_options.split)
+    if not config.folds or rule is None or (rule.kind == "folds" and rule.folds in (None, config.folds)):
+        return config
+    if "data_options.split" not in given:
+        return replace(config, data_options=replace(config.data_options, split=None))
+    return config if "folds" in given else replace(config, folds=0)
 
 
 def _groups(values: Mapping[str, Any]) -> dict[str, Any]:

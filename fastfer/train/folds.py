@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
 from fastfer.train.folder import check_folder
 from fastfer.train.placement import is_main_process
 from fastfer.train.progress import Display, Silent
+from fastfer.train.public import public_config
 from fastfer.train.run import train
 
 _SCORES = ("accuracy", "macro_f1")
@@ -86,7 +87,7 @@ def summary(config: TrainConfig, reports: Sequence[dict[str, Any]]) -> dict[str,
         **{epoch: {score: _spread([each[epoch][score] for each in reports]) for score in _SCORES}
            for epoch in ("best", "last")},
         "confusion": confusion.tolist(),
-        "config": asdict(config),
+        "config": public_config(config),
         "runs": [
             {
                 "fold": number,

@@ -8,14 +8,16 @@ stride 2. The default backbone has 59, which is why the paper's 59 for RAF-DB me
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastfer.models import FerModel
+from fastfer.models.patt_lite import AttentionClassifier
 from fastfer.nn import BatchNorm2d, Conv2d, DepthwiseConv2d, SeparableConv2d
+from fastfer.train.options import Stage
 
 _Layer = tuple[nn.Parameter, ...]
 
@@ -65,14 +67,20 @@ def freeze(model: FerModel, unfreeze: int | None) -> list[nn.Module]:
 class StageModes:
     """A stage's way of running the network: frozen layers and rates of dropout. `undo` gives everything back."""
 
-    def __init__(self, model: FerModel, unfreeze: int | None, dropout: float | None, spatial_dropout: float) -> None:
+    def __init__(self, model: FerModel, stage: Stage) -> None:
         self._model = model
-        self._norms = freeze(model, unfreeze)
-        if dropout is not None:
+        self._norms = freeze(model, stage.unfreeze)
+        if stage.dropout is not None:
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
-                    module.p = dropout
-        self._hook = self._drop_patches(spatial_dropout) if spatial_dropout else None
+                    module.p = stage.dropout
+        self._hooks = []
+        if stage.spatial_dropout:
+            patches = _part(model, "patches", nn.Module, "spatial_dropout")
+            self._hooks.append(_drop(patches, F.dropout2d, stage.spatial_dropout))
+        if stage.attention_dropout:
+            classifier = _part(model, "classifier", AttentionClassifier, "attention_dropout")
+            self._hooks.append(_drop(classifier, F.dropout, stage.attention_dropout))
 
     def train(self) -> None:
         """Training mode, but for the frozen norms."""
@@ -81,17 +89,24 @@ class StageModes:
             norm.eval()
 
     def undo(self) -> None:
-        """Everything trainable, no dropout of patches; rates of dropout stay."""
+        """Everything trainable, no dropout of patches or after attention; rates of dropout layers stay."""
         self._model.requires_grad_(True)
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
-    def _drop_patches(self, rate: float) -> Any:
-        patches = getattr(self._model, "patches", None)
-        if not isinstance(patches, nn.Module):
-            raise ValueError(f"spatial_dropout: expected 0 for {self._model.name}, which has no patches")
 
-        def drop(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            return F.dropout2d(output, rate, module.training)
+def _part(model: FerModel, name: str, kind: type[nn.Module], option: str) -> nn.Module:
+    module = getattr(model, name, None)
+    if not isinstance(module, kind):
+        what = "attention classifier" if name == "classifier" else name
+        raise ValueError(f"{option}: expected 0 for {model.name}, which has no {what} with these options")
+    return module
 
-        return patches.register_forward_hook(drop)
+
+def _drop(module: nn.Module, drop: Callable[[Tensor, float, bool], Tensor], rate: float) -> RemovableHandle:
+    """Dropout of the module's output, in training."""
+
+    def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return drop(output, rate, module.training)
+
+    return module.register_forward_hook(hook)

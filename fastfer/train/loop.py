@@ -73,7 +73,7 @@ class Trainer:
         self._begins, self._teacher = begins, teacher
         channels_last: Any = {"memory_format": torch.channels_last}  # torch's stubs lack this overload
         self.model: FerModel = model.to(self.placement.device, **channels_last)
-        self.modes = StageModes(model, self.stage.unfreeze, self.stage.dropout, self.stage.spatial_dropout)
+        self.modes = StageModes(model, self.stage)
         self.objective = Objective(
             config.loss, class_counts(source), model.embedding_dim, config.label_smoothing, soft_mode(source)
         ).to(self.placement.device)
@@ -150,7 +150,7 @@ class Trainer:
         kept = [buffer.clone() for buffer in self.model.buffers()] if skipping else []
         self.optimizer.zero_grad(set_to_none=True)
         logits, embedding = self._network(x)
-        loss = self.objective(logits, embedding, targets)
+        loss = self.objective(logits, embedding, targets, batch)
         if self._teacher is not None:
             loss = self._teacher.mixed(loss, logits, x)
         share = len(x) / (batch or len(x))

@@ -61,11 +61,12 @@ class Targets:
 
 
 class Objective(nn.Module):
-    """The loss of a batch: a weighted sum of terms, each a mean over the batch, 0-dim.
+    """The loss of a batch: a weighted sum of terms, each a mean over the batch but for a summed centre loss, 0-dim.
 
     Class weights multiply each image's cross-entropy before a mean over images, as in Keras, and not over the weights,
-    as in torch. The centre loss is ½ mean_n |x_n - c_y(n)|²: the paper sums both terms of its joint loss over the
-    batch, so their proportion λ is the same. Its centres are moved by `learn_centers`, after backward.
+    as in torch. The centre loss is ½ |x_n - c_y(n)|², its mean over the batch or, as the equations of the joint loss
+    have it beside a mean cross-entropy, its sum: at batch 64 the same λ then weighs 64 times as much. Its centres are
+    moved by `learn_centers`, after backward.
     Soft labels of the mode "multi_target" have the loss -log max_c(t_c p_c) (Barsoum et al. 2016).
     """
 
@@ -94,15 +95,23 @@ class Objective(nn.Module):
         """Whether the loss looks at the embedding."""
         return bool(self.options.triplet or (self.options.center and self.options.center_on == "embedding"))
 
-    def forward(self, logits: Tensor, embedding: Tensor | None, targets: Targets) -> Tensor:
-        """Logits (N, K), embedding (N, D) where `needs_embedding`, targets of N images."""
+    def forward(
+        self, logits: Tensor, embedding: Tensor | None, targets: Targets, batch: int | None = None
+    ) -> Tensor:  # fmt: skip
+        """Logits (N, K), embedding (N, D) where `needs_embedding`, targets of N images.
+
+        ``batch`` counts the images of all processes (default: N), among which a part's loss is weighed by its share.
+        """
         logits = logits.float()
         terms = []
         if self.options.softmax:
             terms.append(self.options.softmax * self._entropy(logits, targets))
         if self.centers is not None:
             features = self._centered(logits, embedding)
-            terms.append(self.options.center / len(targets) * center_loss(features, targets.labels, self.centers))
+            weight = self.options.center / len(targets)
+            if self.options.center_reduction == "sum":
+                weight *= batch or len(targets)
+            terms.append(weight * center_loss(features, targets.labels, self.centers))
         if self.options.triplet and embedding is not None:
             terms.append(self.options.triplet * self._triplet(embedding.float(), targets.labels))
         return torch.stack(terms).sum()

@@ -160,6 +160,7 @@ class Stage:
             frozen (default: everything trains)
         dropout: rate of the network's dropout layers (default: as it was built)
         spatial_dropout: rate of dropping whole channels of the patches
+        attention_dropout: rate of dropout after the attention, on the embedding that the last layer reads
     """
 
     epochs: int = 0
@@ -171,11 +172,13 @@ class Stage:
     unfreeze: int | None = None
     dropout: float | None = None
     spatial_dropout: float = 0.0
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         number("epochs", self.epochs, 0)
         positive("lr", self.lr)
         number("spatial_dropout", self.spatial_dropout, 0, 1)
+        number("attention_dropout", self.attention_dropout, 0, 1)
         for name in ("unfreeze", "dropout"):
             value = getattr(self, name)
             if value is not None:
@@ -184,12 +187,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The loss: a weighted sum of terms, each a mean over the batch.
+    """The loss: a weighted sum of terms, each a mean over the batch unless center_reduction says otherwise.
 
     Args:
         softmax: weight of the cross-entropy
         softmax_trains: all, or only the last layer, which then learns to read an embedding that the other terms shape
         center: weight of the centre loss (Wen et al. 2016), the λ of a joint loss
+        center_reduction: mean of the centre loss over the batch, or its sum, as the joint loss of the improved
+            MobileNetV3 is written: with batches of 64 the same weight then counts 64-fold
         center_on: the centre loss' feature: the embedding or the logits
         center_alpha: learning rate of the centres
         triplet: weight of the batch-hard triplet loss on the embedding (Hermans et al. 2017)
@@ -200,6 +205,7 @@ class LossOptions:
     softmax: float = 1.0
     softmax_trains: Literal["all", "head"] = "all"
     center: float = 0.0
+    center_reduction: Literal["mean", "sum"] = "mean"
     center_on: Literal["embedding", "logits"] = "embedding"
     center_alpha: float = 0.5
     triplet: float = 0.0
@@ -216,8 +222,18 @@ class LossOptions:
         one_of("loss.softmax_trains", self.softmax_trains, ("all", "head"))
         if self.softmax_trains == "head" and not (self.triplet or (self.center and self.center_on == "embedding")):
             raise ValueError("loss.softmax_trains: expected all without a term on the embedding, got head")
+        one_of("loss.center_reduction", self.center_reduction, ("mean", "sum"))
         one_of("loss.center_on", self.center_on, ("embedding", "logits"))
         one_of("loss.class_weights", self.class_weights, ("none", "balanced"))
+
+    def __str__(self) -> str:
+        """In words, for reports: "cross-entropy (mean over the batch) + 0.4 · ½ |x - c|² (sum over the batch)"."""
+        terms = {
+            "cross-entropy (mean over the batch)": self.softmax,
+            f"½ |x - c|² on the {self.center_on} ({self.center_reduction} over the batch)": self.center,
+            f"batch-hard triplet loss of margin {self.triplet_margin:g} (mean over the batch)": self.triplet,
+        }
+        return " + ".join(f"{weight:g} · {term}" for term, weight in terms.items() if weight)
 
 
 @dataclass(frozen=True)

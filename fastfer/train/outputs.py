@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,19 +23,12 @@ from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
 from fastfer.train.start import Start
 
-_PRIVATE = (
-    "out",
-    "root",
-    "from_weights",
-    "pretrained",
-    "teacher",
-)  # paths of one machine have no place in a file that is passed on
-
 
 class Run(Protocol):
     """What is read of a run."""
 
     config: TrainConfig
+    public: dict[str, Any]
     model: FerModel
     placement: Placement
     preprocess: Preprocess
@@ -83,7 +75,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "split": split_record(run).to_json(),
         "epoch": run.last["epoch"],
         "validation": {key: run.last[key] for key in ("accuracy", "macro_f1")},
-        "config": {key: value for key, value in asdict(run.config).items() if key not in _PRIVATE},
+        "config": run.public,
     }
 
 
@@ -113,12 +105,13 @@ def content(run: Run) -> dict[str, Any]:
         },
         "start": run.start.source or "fresh weights",
         "recipe": config.recipe,
+        "loss": str(config.loss),
         "backends": fastfer.backend.plan(),
         "seed": config.seed,
         "preprocess": run.preprocess.to_json(),
         "split": split_record(run).to_json(),
         "fingerprints": run.fingerprints,
-        "config": asdict(config),
+        "config": run.public,
         "environment": {
             **report.environment(), "device": run.placement.device.type, "processes": run.placement.processes,
             "precision": run.placement.precision, "resident": run.trainer.resident,

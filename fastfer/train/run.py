@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 import fastfer
 from fastfer.backends.reference.norm import synchronised
-from fastfer.data import FaceCrop, Shards, Split, YuNet, load_dataset
+from fastfer.data import DataError, DataOptions, FaceCrop, Shards, Split, YuNet, load_dataset
 from fastfer.data.face import Picture
 from fastfer.data.files import write_text
 from fastfer.data.split_record import dataset_name
@@ -34,6 +34,7 @@ from fastfer.train.freezing import StageModes
 from fastfer.train.loop import EpochResult, Trainer
 from fastfer.train.placement import Placement
 from fastfer.train.progress import Display, Silent
+from fastfer.train.public import public_config
 from fastfer.train.start import Start, start_from, start_imagenet
 from fastfer.train.stopping import position
 from fastfer.train.teacher import Teacher
@@ -81,6 +82,7 @@ class _Run:
         if config.model not in fastfer.list_models() and not is_external(config.model):
             raise ValueError(f"model: expected one of {', '.join(fastfer.list_models())}, got {config.model!r}")
         self.config, self.placement, self.resume, self.overwrite = config, placement, resume, overwrite
+        self.public = public_config(config)
         self.display = display if placement.is_main else Silent()
         self.out = Path(str(config.out))
         saved = check_folder(self.out, resume, overwrite)
@@ -111,7 +113,7 @@ class _Run:
         self.model = self._create_model()
         self.evaluate.probe(self.model)
         for stage in self.stages:  # of all stages now, before the first has taken its time
-            StageModes(self.model, stage.unfreeze, None, stage.spatial_dropout).undo()
+            StageModes(self.model, replace(stage, dropout=None)).undo()
         self.start = Start(source=record.get("start", {})) if saved else self._start()
         self.teacher = self._load_teacher()
         self.trainer = self._make_trainer(self.history[-1]["stage"] - 1 if self.history else 0)
@@ -260,10 +262,13 @@ class _Run:
 def _load(config: TrainConfig) -> tuple[Source, Split]:
     """Training images, from ``config.shards`` where it is given, and validation split."""
     parts = ("train", "validation") if config.shards is None else ("validation",)
-    splits = load_dataset(
-        config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
-        parts=parts, options=config.data_options, transform=_face_crop(config), mixed_size=config.input.size,
-    )  # fmt: skip
+    try:
+        splits = load_dataset(
+            config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
+            parts=parts, options=config.data_options, transform=_face_crop(config), mixed_size=config.input.size,
+        )  # fmt: skip
+    except DataError as error:
+        raise DataError(_with_group(str(error))) from error
     split = splits["validation"]
     if config.shards is None:
         return splits["train"], split
@@ -271,6 +276,12 @@ def _load(config: TrainConfig) -> tuple[Source, Split]:
     if shards.names != split.names:
         raise ValueError(f"shards: expected the classes {', '.join(split.names)}, got {', '.join(shards.names)}")
     return shards, split
+
+
+def _with_group(message: str) -> str:
+    """The message with the trainer's name of the option that it begins with: "data_options.split: ..."."""
+    name = message.partition(":")[0]
+    return f"data_options.{message}" if name in {option.name for option in fields(DataOptions)} else message
 
 
 def _face_crop(config: TrainConfig) -> Callable[[Picture], Picture] | None:
