@@ -157,6 +157,27 @@ def write_keras(path: Path, arrays: dict[tuple[str, str], np.ndarray], nested: b
             group.create_dataset(place, data=array.astype(np.float32))
 
 
+def write_keras3(path: Path, arrays: dict[tuple[str, str], np.ndarray], names: bool) -> None:
+    """HDF5 as Keras 3 writes weights: layers by class and number, their arrays by number, names in an attribute."""
+    import h5py
+
+    order = {
+        "conv2d": ("kernel",), "depthwise_conv2d": ("depthwise_kernel",),
+        "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    }  # fmt: skip
+    places: dict[str, str] = {}
+    with h5py.File(path, "w") as file:
+        for (layer, name), array in arrays.items():
+            kind = next(kind for kind, leaves in order.items() if name in leaves)
+            if layer not in places:
+                number = sum(place.rstrip("_0123456789") == kind for place in places.values())
+                places[layer] = kind if number == 0 else f"{kind}_{number}"
+            group = file.require_group(f"layers/{places[layer]}/vars")
+            if names:
+                group.attrs["name"] = layer
+            group.create_dataset(str(order[kind].index(name)), data=array.astype(np.float32))
+
+
 def keras_features(arrays: dict[tuple[str, str], np.ndarray], x: Tensor, depth: int | None = None) -> Tensor:
     """Keras' MobileNet: padding (0, 1) before convolutions of stride 2, "same" for the others; eps 1e-3."""
 

@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import http.server
 import threading
+import time
+import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from stock_mobilenets import TimmV1, TorchvisionV3, keras_arrays, keras_features, randomised, write_keras
+from stock_mobilenets import TimmV1, TorchvisionV3, keras_arrays, keras_features, randomised, write_keras, write_keras3
 
 from fastfer.models import DownloadError, FerModel, create_model, load_imagenet, load_weights, save_weights
-from fastfer.models.pretrained import SOURCES, Source, cached_file
+from fastfer.models.pretrained import SOURCES, Source, cached_file, download
+from fastfer.models.pretrained.files import read_tensors
 
 PLAIN = {"attention": "none", "act": "relu"}
 STOCK = {**PLAIN, "high_attention": "se", "halved": False}
@@ -205,7 +210,7 @@ BAD = {
     "text": (lambda to: to.write_text("<html>not found</html>"), "expected safetensors, torch.save's or HDF5"),
     "hdf5": (lambda to: to.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "expected Keras' weights in HDF5"),
     "zip": (lambda to: to.write_bytes(b"PK" + bytes(99)), "expected a state dict that torch.save wrote"),
-    "objects": (lambda to: torch.save({"a": 1}, to), "expected a state dict of tensors, got dict"),
+    "objects": (lambda to: torch.save({"a": 1}, to), "expected a state dict of tensors, .* got dict of other"),
     "foreign": (lambda to: torch.save({"fc": torch.zeros(2)}, to), "expected weights of torchvision .*keys such as fc"),
     "code": (lambda to: torch.save({"a": threading.Thread}, to), "expected a state dict that torch.save wrote"),
 }
@@ -237,6 +242,167 @@ def test_an_unfit_file_changes_nothing(torchvision: tuple, tmp_path: Path, chang
         load_imagenet(model, tmp_path / "w.pth")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.pretrained is None
+
+
+# checkpoints as training scripts write them
+
+
+def torchvision_checkpoint(state: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {
+        "model": {f"module.{key}": value for key, value in state.items()},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "lr_scheduler": {"last_epoch": 3},
+        "epoch": 3,
+        "args": argparse.Namespace(data_path=Path("/data"), lr=0.1),
+    }
+
+
+WRAPPED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], tuple[str, ...]]] = {
+    "DataParallel": (
+        lambda state: {f"module.{key}": value for key, value in state.items()}, ('names without "module."',),
+    ),
+    "torch.compile": (
+        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()}, ('names without "_orig_mod."',),
+    ),
+    "both": (
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+        ('names without "module."', 'names without "_orig_mod."'),
+    ),
+    "state_dict": (lambda state: {"state_dict": state}, ("state_dict of a checkpoint",)),
+    "torchvision": (
+        torchvision_checkpoint,
+        ("model of a checkpoint (left out: optimizer, lr_scheduler, epoch, args)", 'names without "module."'),
+    ),
+    "timm": (
+        lambda state: {"epoch": 1, "arch": "x", "state_dict": state, "state_dict_ema": state, "metric": np.float64(1)},
+        ("state_dict of a checkpoint (left out: epoch, arch, state_dict_ema, metric)",),
+    ),
+    "average": (
+        lambda state: {"model_ema": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}}},
+        ("model_ema of a checkpoint", 'names without "module."'),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrap", "notes"), WRAPPED.values(), ids=WRAPPED)
+def test_wrappers_are_taken_off_and_said(
+    torchvision: tuple, tmp_path: Path, wrap: Callable[[dict[str, torch.Tensor]], object], notes: tuple[str, ...]
+) -> None:
+    state = torch.load(torchvision[1], weights_only=True)
+    torch.save(wrap(state), tmp_path / "checkpoint.pth")
+    plain, model = (
+        create_model("mobilenetv3_cpsca", pretrained=p) for p in (torchvision[1], tmp_path / "checkpoint.pth")
+    )
+    assert model.pretrained.unwrapped == notes
+    assert all(f"taken: {note}" in str(model.pretrained) for note in notes)
+    assert plain.pretrained.unwrapped == ()
+    for key in model.pretrained.loaded:
+        assert torch.equal(model.state_dict()[key], plain.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("names", [True, False], ids=["with names", "by order"])
+@pytest.mark.parametrize("archive", [True, False], ids=["keras", "weights.h5"])
+def test_keras_3(keras: tuple[dict, Path], tmp_path: Path, names: bool, archive: bool) -> None:
+    """Arrays by class and number; in later releases with the layer's name beside them."""
+    inner = tmp_path / "model.weights.h5"
+    write_keras3(inner, keras[0], names)
+    path = inner
+    if archive:
+        path = tmp_path / "model.keras"
+        with zipfile.ZipFile(path, "w") as target:
+            target.write(inner, "model.weights.h5")
+            target.writestr("config.json", "{}")
+    a, b = (create_model("patt_lite", pretrained=p, keras_padding=True) for p in (keras[1], path))
+    assert b.pretrained.unwrapped == (("model.weights.h5 of a Keras 3 archive",) if archive else ())
+    assert a.pretrained.loaded == b.pretrained.loaded
+    assert all(torch.equal(a.state_dict()[key], b.state_dict()[key]) for key in a.pretrained.loaded)
+
+
+# files that mean harm
+
+
+def deflated(to: Path) -> None:
+    torch.save({"features.0.0.weight": torch.zeros(1 << 20)}, to.with_suffix(".plain"))
+    with zipfile.ZipFile(to.with_suffix(".plain")) as source, zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+
+
+def h5(write: Callable[[object, Path], object]) -> Callable[[Path], None]:
+    def make(to: Path) -> None:
+        h5py = pytest.importorskip("h5py")
+        other = to.with_name("other.bin")
+        other.write_bytes(bytes(4096))
+        with h5py.File(to, "w") as file:
+            write(file, other)
+
+    return make
+
+
+def virtual(file: object, other: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    layout = h5py.VirtualLayout(shape=(4,), dtype="f4")
+    layout[:] = h5py.VirtualSource(str(other), "x", shape=(4,))
+    file.create_group("conv1").create_virtual_dataset("kernel:0", layout)  # type: ignore[attr-defined]
+
+
+def nested(file: object, other: Path) -> None:
+    for _ in range(40):
+        file = file.create_group("a")  # type: ignore[attr-defined]
+
+
+HARM: dict[str, tuple[Callable[[Path], None], str]] = {
+    "stride 0": (
+        lambda to: torch.save({"features.0.0.weight": torch.zeros(1).expand(1 << 40)}, to), "repeated by strides",
+    ),
+    "deflated": (deflated, "compressed members"),
+    "sparse": (lambda to: torch.save({"a": torch.zeros(2, 2).to_sparse()}, to), "expected a plain tensor"),
+    "external": (
+        h5(lambda file, other: file.create_group("conv1").create_dataset(  # type: ignore[attr-defined]
+            "kernel:0", (8,), "f4", external=[(str(other), 0, 32)])), "has its data in another file",
+    ),
+    "virtual": (h5(virtual), "has its data in another file"),
+    "external link": (
+        h5(lambda file, other: file.__setitem__("conv1", pytest.importorskip("h5py").ExternalLink(str(other), "/"))),  # type: ignore[attr-defined]
+        "is a link to another place",
+    ),
+    "soft link": (
+        h5(lambda file, other: file.__setitem__("conv1", pytest.importorskip("h5py").SoftLink("/conv1"))),  # type: ignore[attr-defined]
+        "is a link to another place",
+    ),
+    "large": (
+        h5(lambda file, other: file.create_group("conv1").create_dataset(  # type: ignore[attr-defined]
+            "kernel:0", (1 << 20, 1 << 20), "f4", chunks=(1024, 1024))), "expected at most 268,435,456 numbers",
+    ),
+    "nested": (h5(nested), "groups nested deeper than 16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), HARM.values(), ids=HARM)
+def test_files_that_mean_harm_are_refused_by_name(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    path = tmp_path / "w"
+    make(path)
+    with pytest.raises(ValueError, match=rf"{path}: .*{message}"):
+        load_imagenet(create_model("mobilenetv3_cpsca"), path)
+
+
+@pytest.mark.parametrize("kind", ["pth", "h5", "safetensors"])
+def test_damaged_files_raise_nothing_else(
+    torchvision: tuple, keras: tuple, timm: tuple, tmp_path: Path, kind: str
+) -> None:
+    """Cut anywhere, or with bytes that are others: a ValueError with the file's name, or weights, and no third way."""
+    source = {"pth": torchvision, "h5": keras, "safetensors": timm}[kind][1]
+    whole, rng = source.read_bytes(), np.random.default_rng(0)
+    for number in range(12):
+        data = bytearray(whole[: int(rng.integers(len(whole)))] if number % 2 else whole)
+        for place in rng.integers(0, min(len(data), 4096), 3) if data else ():
+            data[int(place)] ^= int(rng.integers(1, 256))
+        path = tmp_path / f"{number}.{kind}"
+        path.write_bytes(data)
+        try:
+            read_tensors(path)
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017 - whether it raises depends on the bytes
 
 
 def test_wrong_network_padding_or_checksum(torchvision: tuple, timm: tuple, tmp_path: Path) -> None:
@@ -271,6 +437,19 @@ def server(timm: tuple[TimmV1, Path], tmp_path: Path, monkeypatch: pytest.Monkey
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
+            if self.path.startswith("/to/"):
+                self.send_response(302)
+                self.send_header("Location", self.path.removeprefix("/to/"))
+                self.end_headers()
+                return
+            if self.path.startswith("/drip"):
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(100):
+                        self.wfile.write(b"x")
+                        time.sleep(0.05)
+                return
             body = bodies.get(self.path)
             self.send_response(404 if body is None else 200)
             self.end_headers()
@@ -280,6 +459,8 @@ def server(timm: tuple[TimmV1, Path], tmp_path: Path, monkeypatch: pytest.Monkey
         def log_message(self, *args: object) -> None:
             pass
 
+    monkeypatch.setattr(download, "_SCHEMES", ("http",))
+    monkeypatch.setattr(download, "_HOSTS", ("127.0.0.1",))
     monkeypatch.setenv("FASTFER_CACHE", str(tmp_path / "cache"))
     for name in ("HF_HUB_OFFLINE", "FASTFER_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -326,6 +507,78 @@ def test_a_failed_download_is_an_error(
     with pytest.raises(DownloadError, match=f"(?s)timm/mobilenetv1_100: cannot fetch .*{message}.*give its path"):
         create_model("patt_lite", pretrained="timm/mobilenetv1_100")
     assert not [entry for entry in tmp_path.rglob("*") if entry.is_file()]
+
+
+@pytest.mark.parametrize(
+    "place", ["http://localhost:1/x", "ftp://127.0.0.1/x", "file:///etc/passwd", "http://127.0.0.1.evil.example/x"]
+)
+def test_redirects_to_other_places_are_refused(
+    server: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    source = Source(f"{server[0]}/to/{place}", "sha256:00")
+    monkeypatch.setitem(SOURCES, "timm/mobilenetv1_100", source)
+    with pytest.raises(DownloadError, match=r"expected an address at 127.0.0.1 by http, got|[Rr]edirect"):
+        cached_file("timm/mobilenetv1_100")
+    assert not [entry for entry in tmp_path.rglob("*") if entry.is_file()]
+
+
+def test_only_https_to_the_publishers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFER_CACHE", str(tmp_path / "cache"))
+    for url in ("http://download.pytorch.org/x", "https://pytorch.org.example.com/x", "file:///etc/passwd"):
+        monkeypatch.setitem(SOURCES, "timm/mobilenetv1_100", Source(url, "sha256:00"))
+        with pytest.raises(DownloadError, match=r"expected an address at download.pytorch.org, .* by https, got"):
+            cached_file("timm/mobilenetv1_100")
+    for source in SOURCES.values():
+        if source.url.startswith("https"):
+            download._check_address(source.url)
+    download._check_address("https://cdn-lfs.hf.co/x")
+
+
+def test_a_dripping_server_ends_at_the_deadline(server: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_DEADLINE", 0.3)
+    monkeypatch.setitem(SOURCES, "timm/mobilenetv1_100", Source(f"{server[0]}/drip", "sha256:00"))
+    begun = time.monotonic()
+    with pytest.raises(DownloadError, match=r"not finished after 0\.3 seconds"):
+        cached_file("timm/mobilenetv1_100")
+    assert time.monotonic() - begun < 3
+    assert not [entry for entry in tmp_path.rglob("*") if entry.is_file()]
+
+
+def test_a_file_without_its_record_is_proved_again(server: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "timm/mobilenetv1_100", served(server[0]))
+    path = cached_file("timm/mobilenetv1_100")
+    path.with_name(f"{path.name}.digest").unlink()
+    assert cached_file("timm/mobilenetv1_100") == path
+    assert server[1][-1] == "/pointer"
+    path.write_bytes(b"something else")
+    with pytest.raises(DownloadError, match="is not the published file"):
+        cached_file("timm/mobilenetv1_100")
+    monkeypatch.setenv("FASTFER_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="the record of its checksum is not in the cache, and FASTFER_OFFLINE"):
+        cached_file("timm/mobilenetv1_100")
+
+
+def test_planted_links_are_not_followed(server: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "timm/mobilenetv1_100", served(server[0]))
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    path = tmp_path / "cache" / "timm--mobilenetv1_100" / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    for name in (path.name, f"{path.name}.digest"):
+        path.with_name(name).symlink_to(mine)
+        with pytest.raises(DownloadError, match="is a link, which this package does not make"):
+            cached_file("timm/mobilenetv1_100")
+        path.with_name(name).unlink()
+    assert mine.read_text() == "mine"
+
+
+def test_threads_fetch_side_by_side(server: tuple, timm: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "timm/mobilenetv1_100", served(server[0]))
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(cached_file, ["timm/mobilenetv1_100"] * 16))
+    assert len(set(paths)) == 1
+    assert paths[0].read_bytes() == timm[1].read_bytes()
+    assert sorted(entry.name for entry in paths[0].parent.iterdir()) == [paths[0].name, f"{paths[0].name}.digest"]
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "FASTFER_OFFLINE"])

@@ -1,91 +1,159 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files of other libraries as tensors by name: safetensors, ``torch.save`` and Keras' HDF5, told by content."""
+"""Weight files of other libraries as tensors by name: safetensors, ``torch.save`` and Keras' HDF5, told by content.
+
+Training scripts wrap what is wanted here: in {"state_dict": ...}, in names that begin with "module." (DataParallel) or
+"_orig_mod." (torch.compile), Keras 3 in a zip archive. All of that is taken off, and said in notes. The files come from
+elsewhere: nothing in them is executed, no other file is opened, and sizes are looked at before memory is taken.
+"""
 
 from __future__ import annotations
 
-import importlib
-import pickle
+import argparse
+import io
+import pathlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastfer.models.pretrained.keras_files import keras_tensors
+
+LARGEST = 1 << 30
+"""Bytes of a file, and of all its tensors as float32; the networks' files have 17 to 22 million."""
+
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_LEAVES = {
-    "kernel": "weight",
-    "depthwise_kernel": "weight",
-    "gamma": "weight",
-    "beta": "bias",
-    "bias": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
-"""Keras' names of a layer's arrays -> torch's."""
+_KERAS_ARCHIVE = "model.weights.h5"
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_SCALAR: Any = np.float64(0).__reduce__()[0]  # numpy's maker of numbers, whose module has another name in numpy 1
+_INERT: list[Any] = [
+    argparse.Namespace, pathlib.Path, pathlib.PurePath, pathlib.PosixPath, pathlib.PurePosixPath,
+    _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType,
+]  # fmt: skip
+"""What timm's and torchvision's checkpoints hold beside tensors: options of the command line, scores. None has code."""
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of the file, in torch's order of axes. Nothing in the file is executed.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Every tensor of the file, in torch's order of axes and without wrappers, and what was taken off, in words.
 
     FileNotFoundError, ImportError (HDF5 without h5py), or ValueError for a file that cannot be read as weights.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path}: expected at most {LARGEST:,} bytes, got {path.stat().st_size:,}")
     with path.open("rb") as file:
         start = file.read(len(_HDF5))
     if start == _HDF5:
-        return dict(_keras(path))
+        return _checked(path, keras_tensors(path, path, LARGEST)), ()
+    if start[:2] == b"PK" and (inner := _keras_archive(path)) is not None:
+        tensors = _checked(path, keras_tensors(path, io.BytesIO(inner), LARGEST))
+        return tensors, (f"{_KERAS_ARCHIVE} of a Keras 3 archive",)
     # A zip archive, or the pickle that older releases of torch wrote.
-    return _torch(path) if start[:2] in (b"PK", b"\x80\x02") else _safetensors(path)
+    content = _torch(path) if start[:2] in (b"PK", b"\x80\x02") else _safetensors(path)
+    tensors, notes = _unwrapped(path, content)
+    return _checked(path, tensors), notes
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected safetensors, torch.save's or HDF5, got none of them ({error})") from None
+    except Exception as error:
+        raise ValueError(
+            f"{path}: expected safetensors, torch.save's or HDF5, got none of them ({_short(error)})"
+        ) from None
 
 
-def _torch(path: Path) -> dict[str, Tensor]:
+def _torch(path: Path) -> Any:
+    """What ``torch.save`` wrote, by torch's reader that knows tensors, containers and numbers alone."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: expected a state dict that torch.save wrote, got another file ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a state dict of tensors, got {type(state).__name__} of other things")
-    return state
+        _check_archive(path)
+        with torch.serialization.safe_globals(_INERT):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged or made-up file can raise anything inside of torch's reader, whose message then is of no more use.
+    except Exception as error:
+        raise ValueError(
+            f"{path}: expected a state dict that torch.save wrote, got another file ({_short(error)})"
+        ) from None
 
 
-def _keras(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """ "layer.weight" and so on; kernels (h, w, in, out), depthwise (h, w, channels, 1) with the last axes first."""
+def _check_archive(path: Path) -> None:
+    """ValueError for an archive whose members unpack to more than they take; torch stores, and never compresses."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(member.file_size > member.compress_size for member in archive.infolist()):
+            raise ValueError("compressed members, which torch.save does not write")
+
+
+def _keras_archive(path: Path) -> bytes | None:
+    """The weights in a Keras 3 archive; None for other archives."""
     try:
-        h5py: Any = importlib.import_module("h5py")
-    except ImportError as error:
-        raise ImportError(f"{path}: Keras' weight files need h5py: pip install 'fastfer[keras]' ({error})") from error
-    try:
-        with h5py.File(path, "r") as file:
-            for layer, group in file.get("model_weights", file).items():
-                arrays: dict[str, Any] = {}
-                if isinstance(group, h5py.Group):
-                    # Below the layer lie its arrays, in some files under further groups of any name.
-                    group.visititems(lambda name, item, into=arrays: into.update({name: item}))
-                for name, item in arrays.items():
-                    leaf = name.rsplit("/", 1)[-1].split(":")[0]
-                    if isinstance(item, h5py.Dataset) and leaf in _LEAVES:
-                        yield f"{layer}.{_LEAVES[leaf]}", _axes(leaf, np.asarray(item, np.float32))
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: expected Keras' weights in HDF5, got a file that cannot be read ({error})") from None
+        with zipfile.ZipFile(path) as archive:
+            if _KERAS_ARCHIVE not in archive.namelist():
+                return None
+            if archive.getinfo(_KERAS_ARCHIVE).file_size > LARGEST:
+                raise ValueError(f"{_KERAS_ARCHIVE}: expected at most {LARGEST:,} bytes")
+            return archive.read(_KERAS_ARCHIVE)
+    except zipfile.BadZipFile:
+        return None
+    except Exception as error:
+        raise ValueError(f"{path}: expected a Keras 3 archive, got one that cannot be read ({_short(error)})") from None
 
 
-def _axes(leaf: str, array: np.ndarray[Any, Any]) -> Tensor:
-    if array.ndim == 4:
-        array = array.transpose((2, 3, 0, 1) if leaf == "depthwise_kernel" else (3, 2, 0, 1))
-    elif array.ndim == 2:
-        array = array.T
-    return torch.from_numpy(np.ascontiguousarray(array))
+def _unwrapped(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict in ``content``, without the prefixes of wrappers, and what was done."""
+    notes: list[str] = []
+    for _ in range(4):  # a checkpoint in a checkpoint has been seen; deeper ones are no accident
+        if _is_state(content) or not isinstance(content, Mapping):
+            break
+        key = next((k for k in (*_WRAPPERS, *_AVERAGES) if isinstance(content.get(k), Mapping)), None)
+        if key is None:
+            break
+        left = [str(k) for k in content if k != key]
+        notes.append(f"{key} of a checkpoint" + (f" (left out: {', '.join(left[:8])})" if left else ""))
+        content = content[key]
+    if not _is_state(content):
+        raise ValueError(
+            f"{path}: expected a state dict of tensors, or one under {', '.join(_WRAPPERS[:3])}, got "
+            f"{type(content).__name__} of other things"
+        )
+    state = {key: value for key, value in content.items() if key != "n_averaged"}  # torch's average of weights
+    for _ in range(4):
+        prefix = next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        notes.append(f'names without "{prefix}"')
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state, tuple(notes)
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """ValueError for tensors that stand for more than they hold, or for more than a network has."""
+    total = 0
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+            raise ValueError(f"{path}: {key}: expected a plain tensor, got {value.layout} {value.dtype}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {key}: expected {value.numel()} numbers, got fewer, repeated by strides")
+        total += 4 * value.numel()
+    if total > LARGEST:
+        raise ValueError(f"{path}: expected at most {LARGEST // 4:,} numbers, got {total // 4:,}")
+    return tensors
+
+
+def _short(error: Exception) -> str:
+    """The first line of a message."""
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

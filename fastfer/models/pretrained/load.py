@@ -30,6 +30,7 @@ class LoadReport:
     loaded   our tensors that were filled
     skipped  the file's tensors without a place in our network
     fresh    our tensors that keep their initial values
+    unwrapped  what was taken off around the tensors, in words: a checkpoint's other entries, prefixes of names
     mean, std  per channel on the scale 0..1: how the input was normalised when the weights were trained
     """
 
@@ -39,11 +40,13 @@ class LoadReport:
     loaded: tuple[str, ...]
     skipped: tuple[str, ...]
     fresh: tuple[str, ...]
+    unwrapped: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __str__(self) -> str:
         lines = [f"{self.layout} from {self.source} (sha256 {self.sha256[:16]})"]
+        lines += [f"  taken: {note}" for note in self.unwrapped]
         for what, keys in (("loaded", self.loaded), ("skipped", self.skipped), ("left fresh", self.fresh)):
             lines.append(f"  {what}: {len(keys)} tensors" + (f" of {_modules(keys)}" if keys else ""))
         return "\n".join(lines)
@@ -69,10 +72,11 @@ def load_imagenet(model: FerModel, source: str | Path, *, sha256: str | None = N
     if not path.is_file():
         known = ", ".join(SOURCES)
         raise FileNotFoundError(f"load_imagenet: source: expected a file or one of {known}, got {str(source)!r}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 is not None and digest != sha256.lower():
         raise ValueError(f"{path}: sha256: expected {sha256.lower()}, got {digest}")
-    theirs = read_tensors(path)
+    theirs, unwrapped = read_tensors(path)
     layout = _layout(path, model, theirs)
     names = {
         f"{ours}.{leaf}": f"{other}.{leaf}"
@@ -94,6 +98,7 @@ def load_imagenet(model: FerModel, source: str | Path, *, sha256: str | None = N
         loaded=tuple(names),
         skipped=tuple(key for key in theirs if key not in used and not key.endswith(_COUNTER)),
         fresh=tuple(key for key in model.state_dict() if key not in names and not key.endswith(_COUNTER)),
+        unwrapped=unwrapped,
         mean=layout.mean,
         std=layout.std,
     )
