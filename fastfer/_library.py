@@ -36,9 +36,13 @@ Fields = TypeVar("Fields")
 Result = TypeVar("Result")
 
 
+_included, _excluded = _C._dispatch_tls_local_include_set, _C._dispatch_tls_local_exclude_set
+_autocasts, _profiles = _C._is_any_autocast_enabled, _C._autograd._profiler_enabled
+
+
 def _keys() -> tuple[int, int]:
     """The dispatch keys that this thread adds to, and takes from, those of the tensors."""
-    return _C._dispatch_tls_local_include_set().raw_repr(), _C._dispatch_tls_local_exclude_set().raw_repr()
+    return _included().raw_repr(), _excluded().raw_repr()
 
 
 def _plain_keys() -> frozenset[tuple[int, int]]:
@@ -57,19 +61,23 @@ def _is_plain() -> bool:
     """Whether nothing but torch's own gradients would see a call to an op."""
     return (
         not torch.compiler.is_compiling()
-        and _keys() in _PLAIN
-        and not _C._is_any_autocast_enabled()
-        and not _C._autograd._profiler_enabled()
+        and (_included().raw_repr(), _excluded().raw_repr()) in _PLAIN
+        and not _autocasts()
+        and not _profiles()
     )
 
 
 class Op(Generic[Fields, Result]):
     """A registered op: ``registered`` is torch's, calling this object takes the shorter way where it can."""
 
-    __slots__ = ("differentiate", "family", "name", "reference", "registered", "results", "signature")
+    __slots__ = (
+        *("differentiate", "family", "name", "ordinary", "reference", "registered", "requires_grad", "results"),
+        "signature",
+    )
 
     def __init__(self, name: str, family: str, signature: Signature, results: Results) -> None:
         self.name, self.family, self.signature, self.results = name, family, signature, results
+        self.ordinary, self.requires_grad = signature.ordinary, signature.requires_grad
         self.registered: Any = getattr(torch.ops.fastfer, name).default
         self.differentiate: Any = None
         self.reference: Any = getattr(importlib.import_module(f"fastfer.backends.reference.{family}"), name)
@@ -82,19 +90,15 @@ class Op(Generic[Fields, Result]):
                 exported: Result = self.reference(fields)
                 return exported
             return self.dispatched(fields)
-        tensors, differentiable = self.signature.tensors(fields), False
-        for t in tensors:
-            if t is not None:
-                kind = type(t)
-                if kind is not Tensor and kind is not Parameter:
-                    return self.dispatched(fields)
-                differentiable = differentiable or t.requires_grad
-        if differentiable and torch.is_grad_enabled():
+        x = self.ordinary(fields)
+        if x is None:
+            return self.dispatched(fields)
+        if torch.is_grad_enabled() and self.requires_grad(fields):
             if self.differentiate is None:
                 return self.dispatched(fields)
-            return self.named(self.differentiate(fields, *tensors))
-        x = tensors[0]
-        assert x is not None
+            result = self.differentiate(fields, *self.signature.tensors(fields))
+            made: Result = result if self.results.single else self.results.cls(*result)
+            return made
         return self.run(x, fields) if x.is_cpu or x.is_cuda else self.dispatched(fields)
 
     def named(self, result: Any) -> Result:
@@ -108,11 +112,7 @@ class Op(Generic[Fields, Result]):
 
     def needs_gradient(self, fields: Fields) -> bool:
         """Whether a call has to keep what backward needs."""
-        if torch.is_grad_enabled():
-            for t in self.signature.tensors(fields):
-                if t is not None and t.requires_grad:
-                    return True
-        return False
+        return torch.is_grad_enabled() and bool(self.requires_grad(fields))
 
     def run(self, x: Tensor, fields: Fields) -> Result:
         """The active backend's function; ``x`` is the first tensor."""
@@ -183,45 +183,28 @@ def autograd(
     if isinstance(backward, Op):
         takes, returns = backward.signature.cls, backward.results.cls
     signature, gradient = op.signature, Gradient(op.signature, op.results, Signature(takes), Results(returns))
-    save, collect, place = gradient.save(), gradient.collect(), gradient.place()
-    without = gradient.unmarked()
+    save = gradient.save(kept)
     below: Any = _C._AutoDispatchBelowAutograd
     after: Any = _C._after_autograd_keyset
-
-    def keep(ctx: Any, fields: Any, result: Any) -> None:
-        if without:
-            ctx.mark_non_differentiable(*(result[i] for i in without))
-        ctx.set_materialize_grads(False)
-        save(ctx, *(kept(fields, result) if kept is not None else (fields, result)))
-
-    def gradients(ctx: Any, needs: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        if all(grad is None for grad in grads):
-            return (None,) * len(needs)
-        return place(needs, backward(collect(ctx, needs, grads)))
 
     def forward(ctx: Any, fields: Any, *tensors: Tensor | None) -> Any:
         x = tensors[0]
         assert x is not None
         result = op.run(x, fields) if x.is_cpu or x.is_cuda else op.dispatched(fields)
-        keep(ctx, fields, result)
+        save(ctx, fields, result)
         return result
 
     def forward_below(ctx: Any, keys: Any, *args: Any) -> Any:
         with below():
             result = op.registered.redispatch(keys & after, *args)
-        keep(ctx, signature.unflatten(*args), op.named(result))
+        save(ctx, signature.unflatten(*args), op.named(result))
         return result
 
-    def eager_gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return None, *gradients(ctx, ctx.needs_input_grad[1:], grads)
-
-    def gradient_below(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad
-        result: list[Tensor | None] = [None] * len(needs)
-        places = [1 + place for place in signature.tensor_places]  # the first is ``keys``
-        for i, grad in zip(places, gradients(ctx, [needs[i] for i in places], grads), strict=True):
-            result[i] = grad
-        return tuple(result)
+    # The first input of both is no tensor: the signature, or the dispatch keys.
+    eager = {leaf.name: i for i, leaf in enumerate(signature.tensor_leaves, 1)}
+    flat = {leaf.name: i for i, leaf in enumerate(signature.leaves, 1)}
+    eager_gradient = gradient.function(backward, eager, 1 + len(eager))
+    gradient_below = gradient.function(backward, flat, 1 + len(flat))
 
     # Function.apply looks for torch.func's wrappers among all arguments first: where calls are plain there are none.
     op.differentiate = super(torch.autograd.Function, _function(f"{op.name}_eager", forward, eager_gradient)).apply

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 _SCALARS = {float: "float", int: "int", bool: "bool"}
 
@@ -120,6 +121,21 @@ class Signature:
         read = (f"{leaf.read}, " for leaf in self.tensor_leaves)
         self.tensors = self._compiled("tensors", "a", *self.bind(), f"return ({''.join(read)})")
         """All tensors of the signature, with None for those that are missing."""
+        self.ordinary = self._compiled("ordinary", "a", *self.bind(), *self._all_ordinary())
+        """The first tensor; None where one is of a subclass other than Parameter."""
+        asked = (
+            f"({leaf.read} is not None and {leaf.read}.requires_grad)" if leaf.type == "Tensor?"
+            else f"{leaf.read}.requires_grad" for leaf in self.tensor_leaves
+        )  # fmt: skip
+        self.requires_grad = self._compiled("requires_grad", "a", *self.bind(), f"return {' or '.join(asked)}")
+        """Whether one of the tensors requires a gradient."""
+
+    def _all_ordinary(self) -> Iterator[str]:
+        for leaf in self.tensor_leaves:
+            yield f"kind = type({leaf.read})"
+            missing = f" and {leaf.read} is not None" if leaf.type == "Tensor?" else ""
+            yield f"if kind is not Tensor and kind is not Parameter{missing}: return None"
+        yield f"return {self.tensor_leaves[0].read}"
 
     def _read(self, owner: Group) -> Iterator[Leaf]:
         self.groups[owner.name] = owner
@@ -160,7 +176,7 @@ class Signature:
         return f"(None if {parts[0]} is None else {made})" if owner.optional else made
 
     def _compiled(self, name: str, parameters: str, *lines: str) -> Callable[..., Any]:
-        return compiled(name, parameters, lines, dict(self.values))
+        return compiled(name, parameters, lines, self.values | {"Tensor": Tensor, "Parameter": Parameter})
 
 
 class Results:
@@ -182,27 +198,25 @@ class Results:
         return "r" if self.single else f"r.{name}"
 
 
-def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros(shape, dtype=dtype, device=device)
-
-
 class Gradient:
-    """How a backward signature is filled from a forward call, and its results returned, by names.
-
-    ``save(ctx, a, r)`` keeps what backward needs of arguments and results; ``collect(ctx, needs, grads)`` makes the
-    backward signature; ``place(needs, g)`` gives the gradients g in the order of the forward op's tensors.
-    """
+    """How a backward signature is filled from a forward call, and its results returned, by names."""
 
     def __init__(self, forward: Signature, results: Results, backward: Signature, gradients: Results) -> None:
-        self.forward, self.results, self.backward, self.gradients = forward, results, backward, gradients
-        self.slots = {leaf.name: i for i, leaf in enumerate(forward.tensor_leaves)}
+        self.forward, self.results, self.backward = forward, results, backward
         self.incoming = [leaf for leaf in backward.leaves if leaf.name[:2] == "d_" and leaf.name[2:] in results.names]
         rest = [leaf for leaf in backward.leaves if leaf not in self.incoming and leaf.name not in backward.flags]
         self.saved = [leaf for leaf in rest if leaf.tensor]
         self.options = [leaf for leaf in rest if not leaf.tensor]
-        self.differentiable = tuple(leaf.name[2:] for leaf in self.incoming)
-        self.required = [leaf for leaf in self.incoming if leaf.type == "Tensor"] if len(self.incoming) > 1 else []
-        """Gradients that are zeros where they are missing; without any gradient backward is not called."""
+        given = {} if gradients.single else {name.removeprefix("d_"): f"_g.{name}" for name in gradients.names}
+        self.given = given or {forward.tensor_leaves[0].name: "_g"}
+        unknown = self.given.keys() - {leaf.name for leaf in forward.tensor_leaves}
+        if unknown:
+            raise TypeError(f"{gradients.cls.__name__}: expected gradients d_<input>, got {sorted(unknown)}")
+        required = [leaf for leaf in self.incoming if leaf.type == "Tensor"]
+        self.filled = len(required) == len(self.incoming) != 1 or results.single
+        """Whether torch puts zeros where gradients are missing. Else backward is not called where all are, and those
+        ``required`` beside others are zeros."""
+        self.required = [] if self.filled or len(self.incoming) == 1 else required
 
     def _value(self, leaf: Leaf) -> str:
         if leaf.name in self.results.names:
@@ -215,55 +229,58 @@ class Gradient:
             f"{self.backward.cls.__name__}: {leaf.name}: expected an input, output or property of the forward op"
         )
 
-    def save(self) -> Callable[[Any, Any, Any], None]:
-        lines = [
-            *self.forward.bind(),
-            f"ctx.save_for_backward({', '.join(map(self._value, self.saved))})",
-            f"ctx.options = ({''.join(f'{self._value(leaf)}, ' for leaf in self.options)})",
-        ]
+    def save(self, kept: Callable[[Any, Any], tuple[Any, Any]] | None) -> Callable[[Any, Any, Any], None]:
+        """A function of ctx, arguments a and results r that keeps what backward needs, after ``kept`` replaced them."""
+        differentiable = {leaf.name[2:] for leaf in self.incoming}
+        without = [self.results.read(name) for name in self.results.names if name not in differentiable]
+        lines = [f"ctx.mark_non_differentiable({', '.join(without)})"] if without else []
+        lines += [] if self.filled else ["ctx.set_materialize_grads(False)"]
         for leaf in self.required:
             y = self.results.read(leaf.name[2:])
             lines.append(f"ctx.like_{leaf.name} = {y}.shape, {y}.dtype, {y}.device")
-        return compiled("save", "ctx, a, r", lines, dict(self.forward.values))
+        lines += [] if kept is None else ["a, r = kept(a, r)"]
+        lines += self.forward.bind()
+        lines.append(f"ctx.save_for_backward({', '.join(map(self._value, self.saved))})")
+        if self.options:
+            lines.append(f"ctx.options = ({''.join(f'{self._value(leaf)}, ' for leaf in self.options)})")
+        return compiled("save", "ctx, a, r", lines, self.forward.values | {"kept": kept})
 
-    def unmarked(self) -> tuple[int, ...]:
-        """Places of the results that have no gradient."""
-        return tuple(i for i, name in enumerate(self.results.names) if name not in self.differentiable)
-
-    def collect(self) -> Callable[[Any, Any, Any], Any]:
-        unpack = [
-            f"{''.join(f'{leaf.name}, ' for leaf in leaves)} = {source}"
-            for leaves, source in ((self.saved, "ctx.saved_tensors"), (self.options, "ctx.options"))
-            if leaves
-        ]
-        lines = [
-            *unpack,
-            *(f"{leaf.name} = grads[{self.results.names.index(leaf.name[2:])}]" for leaf in self.incoming),
-        ]
-        lines += (f"if {leaf.name} is None: {leaf.name} = zeros(*ctx.like_{leaf.name})" for leaf in self.required)
+    def function(
+        self, backward: Callable[[Any], Any], slots: dict[str, int], count: int
+    ) -> Callable[..., tuple[Tensor | None, ...]]:
+        """A function of ctx and the results' gradients that returns ``count`` gradients, an input's in its slot."""
+        nothing = f"return {('None, ' * count)}"
+        lines = []
+        if not self.filled:
+            lines.append(f"if {' and '.join(f'{leaf.name} is None' for leaf in self.incoming)}: {nothing}")
+        for leaf in self.required:
+            lines.append(f"if {leaf.name} is None: {leaf.name} = zeros(*ctx.like_{leaf.name})")
+        for leaves, source in ((self.saved, "ctx.saved_tensors"), (self.options, "ctx.options")):
+            if leaves:
+                lines.append(f"{''.join(f'{leaf.name}, ' for leaf in leaves)} = {source}")
+        lines.append("_needs = ctx.needs_input_grad")
         for name, flags in self.backward.flags.items():
-            asked = (" or ".join(f"needs[{slot}]" for slot in self._covered(flag, hint)) for flag, hint in
-                     _hints(flags).items())  # fmt: skip
+            asked = (
+                " or ".join(f"_needs[{slot}]" for slot in self._covered(flag, hint, slots))
+                for flag, hint in _hints(flags).items()
+            )
             lines.append(f"{name} = ({', '.join(asked)},)")
-        lines.append(f"return {self.backward.build()}")
-        return compiled("collect", "ctx, needs, grads", lines, self.backward.values | {"zeros": _zeros})
+        lines.append(f"_g = backward({self.backward.build()})")
+        placed = ["None"] * count
+        for name, value in self.given.items():
+            placed[slots[name]] = f"{value} if _needs[{slots[name]}] else None"
+        lines.append(f"return {''.join(f'{text}, ' for text in placed)}")
+        values = self.backward.values | {"zeros": _zeros, "backward": backward}
+        return compiled("gradient", "ctx, " + ", ".join(f"d_{name}" for name in self.results.names), lines, values)
 
-    def _covered(self, flag: str, hint: Any) -> list[int]:
+    def _covered(self, flag: str, hint: Any, slots: dict[str, int]) -> list[int]:
         names = get_args(hint)[1:] if get_origin(hint) is Annotated else (flag,)
-        slots = [
-            self.slots[leaf.name]
-            for name in names for leaf in self.forward.tensor_leaves if name in (leaf.name, leaf.group)
-        ]  # fmt: skip
-        if not slots:
+        inputs = (leaf for name in names for leaf in self.forward.tensor_leaves if name in (leaf.name, leaf.group))
+        covered = [slots[leaf.name] for leaf in inputs]
+        if not covered:
             raise TypeError(f"{self.backward.cls.__name__}: {flag}: expected names of inputs, got {names}")
-        return slots
+        return covered
 
-    def place(self) -> Callable[[Any, Any], tuple[Tensor | None, ...]]:
-        given = {} if self.gradients.single else {name.removeprefix("d_"): f"r.{name}" for name in self.gradients.names}
-        if self.gradients.single:
-            given[self.forward.tensor_leaves[0].name] = "r"
-        unknown = given.keys() - self.slots.keys()
-        if unknown:
-            raise TypeError(f"{self.gradients.cls.__name__}: expected gradients d_<input>, got {sorted(unknown)}")
-        each = (f"{given[name]} if needs[{i}] else None" if name in given else "None" for name, i in self.slots.items())
-        return compiled("place", "needs, r", [f"return ({''.join(f'{text}, ' for text in each)})"], {})
+
+def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)

@@ -24,7 +24,7 @@ def _positions(x: Shape, kernel: Shape, stride: Sequence[int], padding: Sequence
     top, left, bottom, right = padding
     height = (x[2] + top + bottom - kernel[2]) // stride[0] + 1
     width = (x[3] + left + right - kernel[3]) // stride[1] + 1
-    return x[0] * height * width
+    return int(x[0] * height * width)
 
 
 def _depthwise(a: Any) -> int:
