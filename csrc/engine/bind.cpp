@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "core/bind.h"
-#include "engine/file.h"
-#include "engine/plan.h"
-#include "engine/pool.h"
+#include "engine/graph/file.h"
+#include "engine/plan/plan.h"
+#include "engine/threads.h"
 
 namespace ff {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "engine/file.h"
+#include "engine/graph/file.h"
 
 namespace {
 

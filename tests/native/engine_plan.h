@@ -7,8 +7,8 @@
 #include <stdexcept>
 #include <thread>
 
-#include "engine/plan.h"
-#include "engine/pool.h"
+#include "engine/plan/plan.h"
+#include "engine/threads.h"
 #include "engine_file.h"
 #include "harness.h"
 

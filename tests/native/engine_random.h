@@ -9,7 +9,7 @@
 #include <memory>
 #include <string>
 
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine_networks.h"
 
 namespace {
@@ -168,8 +168,22 @@ class RandomPlans {
 
   void fail(engine::Type type, bool strict, const std::string& what) {
     static const char* const kNames[] = {"float32", "bfloat16", "int8"};
-    ++failures_;
+    if (!failures_++) print();
     std::printf("FAILED random network %llu, %s %s%s: %s\n", static_cast<unsigned long long>(seed_), isa_name(isa_), kNames[static_cast<int>(type)], strict ? " strict" : "", what.c_str());
+  }
+
+  // The network of a failure, a node a line.
+  void print() const {
+    const auto text = [](const Shape& s) { return std::to_string(s.channels) + "x" + std::to_string(s.height) + "x" + std::to_string(s.width); };
+    std::printf("network %llu: 0 is %s\n", static_cast<unsigned long long>(seed_), text(net_.net.values[0]).c_str());
+    for (size_t i = 0; i < net_.net.nodes.size(); ++i) {
+      std::printf("  %zu = op %u of", i + 1, static_cast<unsigned>(net_.net.nodes[i].op));
+      for (const uint32_t input : net_.net.nodes[i].inputs) std::printf(" %u", input);
+      std::printf(", attributes");
+      for (const int a : net_.net.nodes[i].attrs) std::printf(" %d", a);
+      std::printf(": %s\n", text(net_.net.values[i + 1]).c_str());
+    }
+    for (size_t o = 0; o < net_.net.outputs.size(); ++o) std::printf("  output %zu is %u\n", o, net_.net.outputs[o]);
   }
 
   static constexpr double kSlack = 3;

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "engine/file.h"
+#include "engine/graph/file.h"
 #include "naive.h"
 
 namespace {

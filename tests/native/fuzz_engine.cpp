@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine_file.h"
 
 namespace {

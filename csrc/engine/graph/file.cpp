@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/file.h"
+#include "engine/graph/file.h"
 
 #include <cmath>
 #include <cstring>
@@ -77,16 +77,20 @@ Weights weights(Reader& reader, const uint8_t* data, size_t floats) {
   return {reinterpret_cast<const float*>(data) + first, static_cast<idx>(count)};
 }
 
-Node node(Reader& reader, size_t values, const uint8_t* data, size_t floats) {
+Node read_node(Reader& reader, size_t values, const uint8_t* data, size_t floats, int number) {
   Node n{};
-  n.op = static_cast<Op>(reader.next<uint32_t>("a node's op"));
+  n.origin = number;
+  const auto code = reader.next<uint32_t>("a node's op");
   const auto inputs = reader.count("a node's inputs", kMostFields, 4);
   const auto attrs = reader.count("a node's attributes", kMostFields, 4);
   const auto n_weights = reader.count("a node's weights", kMostFields, 16);
   n.output = reader.id("a node's output", values);
   for (uint32_t i = 0; i < inputs; ++i) n.inputs.push_back(reader.id("a node's input", values));
-  for (uint32_t i = 0; i < attrs; ++i) n.attrs.push_back(reader.next<int32_t>("an attribute"));
-  for (uint32_t i = 0; i < n_weights; ++i) n.weights.push_back(weights(reader, data, floats));
+  std::vector<int> numbers;
+  for (uint32_t i = 0; i < attrs; ++i) numbers.push_back(reader.next<int32_t>("an attribute"));
+  std::vector<Weights> parts;
+  for (uint32_t i = 0; i < n_weights; ++i) parts.push_back(weights(reader, data, floats));
+  n.op = make_op(code, numbers, parts, "engine file: node " + std::to_string(number));
   return n;
 }
 
@@ -102,7 +106,7 @@ void read_ranges(Reader& reader, Graph& g) {
   }
 }
 
-Graph graph(const uint8_t* bytes, Section where, const uint8_t* data, size_t floats) {
+Graph read_graph(const uint8_t* bytes, Section where, const uint8_t* data, size_t floats) {
   Reader reader(bytes + where.offset, where.size);
   Graph g{};
   const auto values = reader.count("values", kMostValues, 12), nodes = reader.count("nodes", kMostValues, 20);
@@ -113,7 +117,7 @@ Graph graph(const uint8_t* bytes, Section where, const uint8_t* data, size_t flo
     const int channels = extent(reader, "a value's channels"), height = extent(reader, "a value's height");
     g.values.push_back({channels, height, extent(reader, "a value's width")});
   }
-  for (uint32_t i = 0; i < nodes; ++i) g.nodes.push_back(node(reader, values, data, floats));
+  for (uint32_t i = 0; i < nodes; ++i) g.nodes.push_back(read_node(reader, values, data, floats, static_cast<int>(i)));
   if (!reader.done()) read_ranges(reader, g);
   if (!reader.done()) fail("graph: expected nothing after the ranges");
   return g;
@@ -160,7 +164,7 @@ File parse_file(const void* data, size_t size) {
   if (values.offset % 64 || values.size % 4) fail("data: expected a 64-aligned section of whole floats");
   File file;
   file.metadata.assign(reinterpret_cast<const char*>(bytes) + metadata.offset, metadata.size);
-  file.graph = graph(bytes, where, bytes + values.offset, values.size / 4);
+  file.graph = read_graph(bytes, where, bytes + values.offset, values.size / 4);
   check_graph(file.graph);
   return file;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/pool.h"
+#include "engine/threads.h"
 
 #include <linux/futex.h>
 #include <pthread.h>

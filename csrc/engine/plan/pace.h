@@ -8,7 +8,7 @@
 #include <chrono>
 #include <cstdint>
 
-#include "engine/pool.h"
+#include "engine/threads.h"
 
 namespace ff::engine {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 
 #include <pthread.h>
 
@@ -9,8 +9,8 @@
 #include <limits>
 #include <stdexcept>
 
-#include "engine/file.h"
-#include "engine/pool.h"
+#include "engine/graph/file.h"
+#include "engine/threads.h"
 
 namespace ff::engine {
 namespace {
@@ -55,6 +55,10 @@ double seconds_of(const Step& step, int lanes) {
   const double products = step.products > 0 ? step.products : step.macs;
   return products / (6e9 * lanes) + step.bytes / 80e9 + 2e-7;
 }
+
+// Packed weights may take so many bytes, and so many for each of the file's: Winograd's algorithm takes four floats for one,
+// and few outputs are filled up to whole vectors.
+constexpr size_t kPackedWeights = size_t{256} << 20, kPackedShare = 8;
 
 // Below this a step is not worth two barriers.
 constexpr double kLeastSeconds = 4e-7;
@@ -120,14 +124,17 @@ struct Plan::Job {
 Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_(options.threads), fenced_(options.fenced) {
   guard_fork();
   File parsed = parse_file(file, size);
-  const Graph& graph = parsed.graph;
+  Graph& graph = parsed.graph;
   input_ = graph.values[static_cast<size_t>(graph.input)];
   for (const int output : graph.outputs) outputs_.push_back(graph.values[static_cast<size_t>(output)]);
   for (const auto* values : {&options.bytes.scale, &options.bytes.shift})
     if (!values->empty() && values->size() != static_cast<size_t>(input_.channels))
       throw std::invalid_argument("EnginePlan: scale, shift: expected " + std::to_string(input_.channels) +
                                   " values, one for each channel, got " + std::to_string(values->size()));
-  program_ = build(graph, {options.isa, options.type, options.strict, options.apart, options.strip_bytes}, options.bytes);
+  BuildOptions build_options{options.isa};
+  build_options.type = options.type, build_options.strict = options.strict, build_options.apart = options.apart;
+  build_options.strip_bytes = options.strip_bytes, build_options.most_weights = kPackedWeights + kPackedShare * size;
+  program_ = build(std::move(graph), build_options, options.bytes);
   metadata_ = std::move(parsed.metadata);
   const int lanes = kernels_of(options.isa).lanes;
   for (Step& step : program_->steps) {
@@ -231,6 +238,8 @@ std::vector<StepTime> Plan::profile(const void* image, Pixels type, int repeats)
 std::vector<Range> Plan::ranges(const void* images, Pixels type, idx batch) const {
   const std::vector<Slot>& values = program_->values;
   if (values.empty()) throw std::invalid_argument("EnginePlan.ranges: expected a plan whose steps are apart");
+  for (const Slot& s : values)
+    if (s.type != Type::float32) throw std::invalid_argument("EnginePlan.ranges: expected a plan in float32");
   constexpr float kMost = std::numeric_limits<float>::max();
   std::vector<Range> ranges(values.size(), Range{kMost, -kMost});
   std::vector<std::vector<float>> room;

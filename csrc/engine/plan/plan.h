@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/builder.h"
-#include "engine/pace.h"
+#include "engine/plan/pace.h"
+#include "engine/plan/program.h"
 
 namespace ff::engine {
 

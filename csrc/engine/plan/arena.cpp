@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/arena.h"
+#include "engine/plan/arena.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <string>
 
-#include "engine/graph.h"
+#include "engine/graph/graph.h"
 
 namespace ff::engine {
 
