@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections.abc import Sequence
 from types import ModuleType
 
 from typing_extensions import Buffer
@@ -174,6 +175,10 @@ def cross_entropy_fwd(
     loss: int, d_logits: int, threads: int,
 ) -> None: ...  # fmt: skip
 def engine_checksum(data: Buffer) -> int: ...
+def engine_ops() -> list[tuple[str, int, int, list[str], list[str]]]: ...
+def engine_output_shape(
+    op: str, inputs: Sequence[tuple[int, int, int]], attrs: Sequence[int], weights: Sequence[int]
+) -> tuple[int, int, int]: ...
 def engine_spin(microseconds: int) -> None: ...
 
 class EnginePlan:

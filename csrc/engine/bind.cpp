@@ -116,6 +116,28 @@ std::vector<std::pair<float, float>> plan_ranges(const Plan& plan, Address image
   return pairs;
 }
 
+using OpRow = std::tuple<std::string, uint32_t, int, std::vector<std::string>, std::vector<std::string>>;
+
+std::vector<OpRow> op_rows() {
+  std::vector<OpRow> rows;
+  for (auto& op : engine::op_table()) rows.emplace_back(op.name, op.code, op.inputs, op.attrs, op.weights);
+  return rows;
+}
+
+py::tuple shape_of(const std::string& name, const std::vector<std::tuple<int, int, int>>& inputs, const std::vector<int>& attrs, const std::vector<idx>& weights) {
+  std::vector<Shape> shapes;
+  for (const auto& [channels, height, width] : inputs) {
+    if (channels < 1 || height < 1 || width < 1) throw py::value_error(name + ": inputs: expected sizes of at least 1");
+    shapes.push_back({channels, height, width});
+  }
+  std::vector<engine::Weights> parts;
+  for (const idx count : weights) parts.push_back({nullptr, count});
+  static const std::vector<engine::OpNames> table = engine::op_table();
+  for (const auto& op : table)
+    if (op.name == name) return as_tuple(engine::output_shape(engine::make_op(op.code, attrs, parts, ""), shapes, ""));
+  throw py::value_error("engine_output_shape: op: expected a known name, got '" + name + "'");
+}
+
 }  // namespace
 
 void bind_engine(py::module_& m) {
@@ -141,6 +163,9 @@ void bind_engine(py::module_& m) {
     const Bytes bytes(data);
     return engine::checksum(bytes.data(), bytes.size());
   }, "Checksum of an engine file's bytes from 32 on.");
+  m.def("engine_ops", op_rows, "The operations of engine files: name, code, number of inputs (-1: one or more), names of attributes and of weights.");
+  m.def("engine_output_shape", shape_of, py::arg("op"), py::arg("inputs"), py::arg("attrs"), py::arg("weights"),
+        "The (C, H, W) that an operation makes of maps of such shapes; of weights the numbers of floats. ValueError where they do not fit.");
   m.def("engine_spin", engine::set_spin, py::arg("microseconds"), "How long idle engine threads spin before they sleep.");
 }
 

@@ -3,20 +3,21 @@
 
 Every value is a map (C, H, W) of one image, the batch is free: a vector is (C, 1, 1), tokens are the pixels of a map.
 Nodes stand in execution order, a value is written by one node, the input by none. `OPS` lists the operations with
-their code in the file, their attributes and weights, and how the output's shape follows; activations are indices of
+their code in the file, their attributes and weights; how the output's shape follows from the inputs' is known in one
+place, the extension; activations are indices of
 `fastfer._checks.ACTIVATIONS`, padding is (top, left, bottom, right).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfer._checks import ACTIVATIONS
+from fastfer.runtime import native
 
 Array = NDArray[Any]
 
@@ -110,140 +111,17 @@ class Graph:
 
 
 def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
-    """The shape that ``node`` makes of its inputs' shapes, its parts checked."""
+    """The shape that ``node`` makes of its inputs' shapes, its parts checked; the extension knows both."""
     spec = OPS.get(node.op)
     if spec is None:
         raise GraphError(f"graph: expected one of {', '.join(OPS)}, got {node.op!r}")
-    if len(inputs) != spec.inputs and not (spec.inputs == MANY and len(inputs) > 1):
-        raise GraphError(f"{node.op}: expected {spec.inputs} inputs, got {len(inputs)}")
-    for kind, names, got in (("attributes", spec.attrs, node.attrs), ("weights", spec.weights, node.weights)):
-        if len(names) != len(got):
-            raise GraphError(f"{node.op}: expected the {kind} {', '.join(names) or 'none'}, got {len(got)}")
-    for name in ("act", "gate_act"):
-        if name in spec.attrs and not 0 <= node.attr(name) < len(ACTIVATIONS):
-            raise GraphError(f"{node.op}: {name}: expected 0 to {len(ACTIVATIONS) - 1}, got {node.attr(name)}")
-    shape = spec.shape(node, list(inputs))
-    if min(shape) < 1:
-        raise GraphError(f"{node.op}: expected an output of at least one element, got {tuple(shape)} from {inputs}")
-    return shape
-
-
-def _sizes(node: Node, **expected: int) -> None:
-    """The counts of weights."""
-    for name, count in expected.items():
-        if node.weight(name).size != count:
-            raise GraphError(f"{node.op}: {name}: expected {count} values, got {node.weight(name).size}")
-
-
-def _window(node: Node, x: Shape) -> tuple[int, int]:
-    """Output height and width of a sliding window."""
-    kh, kw, sh, sw, *pads = node.attrs[:8]
-    if min(kh, kw, sh, sw) < 1 or min(pads) < 0:
-        raise GraphError(f"{node.op}: expected kernel and stride >= 1, padding >= 0, got {node.attrs[:8]}")
-    return (x.height + pads[0] + pads[2] - kh) // sh + 1, (x.width + pads[1] + pads[3] - kw) // sw + 1
-
-
-def _conv(node: Node, inputs: list[Shape]) -> Shape:
-    (x,), groups, outputs = inputs, node.attr("groups"), node.weight("bias").size
-    if groups not in (1, x.channels) or (groups > 1 and outputs != groups):
-        raise GraphError(f"conv: groups: expected 1 or {x.channels} with as many outputs, got {groups}, {outputs}")
-    _sizes(node, weight=outputs * (x.channels // groups) * node.attr("kh") * node.attr("kw"))
-    return Shape(outputs, *_window(node, x))
-
-
-def _pool(node: Node, inputs: list[Shape]) -> Shape:
-    return Shape(inputs[0].channels, *_window(node, inputs[0]))
-
-
-def _vector(node: Node, inputs: list[Shape]) -> Shape:
-    return Shape(inputs[0].channels, 1, 1)
-
-
-def _broadcast(node: Node, inputs: list[Shape]) -> Shape:
-    a, b = inputs
-    if any(size not in (1, full) for size, full in zip(b, a, strict=True)):
-        raise GraphError(f"{node.op}: expected each size of the second input 1 or as {tuple(a)}, got {tuple(b)}")
-    return a
-
-
-def _same(node: Node, inputs: list[Shape]) -> Shape:
-    return inputs[0]
-
-
-def _affine(node: Node, inputs: list[Shape]) -> Shape:
-    _sizes(node, scale=inputs[0].channels, shift=inputs[0].channels)
-    return inputs[0]
-
-
-def _concat(node: Node, inputs: list[Shape]) -> Shape:
-    if len({shape[1:] for shape in inputs}) != 1:
-        raise GraphError(f"concat: expected maps of one height and width, got {[tuple(s) for s in inputs]}")
-    return Shape(sum(shape.channels for shape in inputs), *inputs[0][1:])
-
-
-def _channel_pool(node: Node, inputs: list[Shape]) -> Shape:
-    return Shape(2 if node.attr("order") < 2 else 1, *inputs[0][1:])
-
-
-def _line_pool(node: Node, inputs: list[Shape]) -> Shape:
-    c, h, w = inputs[0]
-    return Shape(c, 1, w) if node.attr("axis") else Shape(c, h, 1)
-
-
-def _mlp(node: Node, channels: int) -> None:
-    hidden = node.weight("b1").size
-    _sizes(node, w1=hidden * channels, w2=hidden * channels, b2=channels)
-
-
-def _cbam(node: Node, inputs: list[Shape]) -> Shape:
-    _mlp(node, inputs[0].channels)
-    _sizes(node, spatial=2 * node.attr("kh") * node.attr("kw"), spatial_bias=1)
-    return inputs[0]
-
-
-def _se(node: Node, inputs: list[Shape]) -> Shape:
-    _mlp(node, inputs[0].channels)
-    return inputs[0]
-
-
-def _scse(node: Node, inputs: list[Shape]) -> Shape:
-    _mlp(node, inputs[0].channels)
-    _sizes(node, spatial=inputs[0].channels, spatial_bias=1)
-    return inputs[0]
-
-
-def _sa(node: Node, inputs: list[Shape]) -> Shape:
-    _sizes(node, spatial=2 * node.attr("kh") * node.attr("kw"), spatial_bias=1)
-    return inputs[0]
-
-
-def _csa(node: Node, inputs: list[Shape]) -> Shape:
-    _sizes(node, spatial=2, spatial_bias=1)
-    c, h, w = inputs[0]
-    return Shape(c, h // 2, w // 2) if node.attr("pool") else inputs[0]
-
-
-def _coordinate(node: Node, inputs: list[Shape]) -> Shape:
-    c, middle = inputs[0].channels, node.weight("bias").size
-    _sizes(node, weight=middle * c, rows=c * middle, rows_bias=c, columns=c * middle, columns_bias=c)
-    return inputs[0]
-
-
-def _dot_attention(node: Node, inputs: list[Shape]) -> Shape:
-    q, kv = inputs
-    if q.channels != kv.channels:
-        raise GraphError(f"dot_attention: expected tokens of one width, got {q.channels} and {kv.channels}")
-    _sizes(node, scale=1)
-    return Shape(kv.channels, 1, 1) if node.attr("mean") else q
-
-
-def _additive_attention(node: Node, inputs: list[Shape]) -> Shape:
-    h, x = inputs
-    if h != x:
-        raise GraphError(f"additive_attention: expected two maps of one shape, got {tuple(h)} and {tuple(x)}")
-    hidden = node.weight("bias").size
-    _sizes(node, weight=hidden * 2 * x.channels, score=hidden, score_bias=1)
-    return Shape(x.channels, 1, 1)
+    if spec.inputs == MANY and len(inputs) < 2:
+        raise GraphError(f"{node.op}: expected two inputs or more, got {len(inputs)}")
+    sizes = [weight.size for weight in node.weights]
+    try:
+        return Shape(*native().engine_output_shape(node.op, list(map(tuple, inputs)), list(node.attrs), sizes))
+    except ValueError as error:
+        raise GraphError(str(error)) from None
 
 
 class Op(NamedTuple):
@@ -253,7 +131,6 @@ class Op(NamedTuple):
     inputs: int
     attrs: tuple[str, ...]
     weights: tuple[str, ...]
-    shape: Callable[[Node, list[Shape]], Shape]
 
 
 MANY = -1
@@ -261,26 +138,26 @@ _WINDOW = ("kh", "kw", "sh", "sw", "top", "left", "bottom", "right")
 _MLP = ("w1", "b1", "w2", "b2")
 _GATE = ("spatial", "spatial_bias")
 OPS: dict[str, Op] = {
-    "conv": Op(1, 1, (*_WINDOW, "groups", "act"), ("weight", "bias"), _conv),
-    "max_pool": Op(2, 1, _WINDOW, (), _pool),
-    "avg_pool": Op(3, 1, (*_WINDOW, "count_padding"), (), _pool),
-    "global_pool": Op(4, 1, ("kind",), (), _vector),
-    "add": Op(5, 2, ("act",), (), _broadcast),
-    "mul": Op(6, 2, ("act",), (), _broadcast),
-    "act": Op(7, 1, ("act",), (), _same),
-    "affine": Op(8, 1, ("act",), ("scale", "shift"), _affine),
-    "concat": Op(9, MANY, (), (), _concat),
-    "channel_pool": Op(10, 1, ("order",), (), _channel_pool),
-    "line_pool": Op(11, 1, ("axis", "kind"), (), _line_pool),
-    "cbam": Op(20, 1, ("kh", "kw"), (*_MLP, *_GATE), _cbam),
-    "se": Op(21, 1, ("act", "gate_act"), _MLP, _se),
-    "eca": Op(22, 1, (), ("weight",), _same),
-    "scse": Op(23, 1, ("act",), (*_MLP, *_GATE), _scse),
-    "sa": Op(24, 1, ("order", "kh", "kw"), _GATE, _sa),
-    "csa": Op(25, 1, ("pool",), ("weight", *_GATE), _csa),
-    "coordinate": Op(26, 1, ("mode",), ("weight", "bias", "rows", "rows_bias", "columns", "columns_bias"), _coordinate),
-    "dot_attention": Op(27, 2, ("mean",), ("scale",), _dot_attention),
-    "additive_attention": Op(28, 2, (), ("weight", "bias", "score", "score_bias"), _additive_attention),
+    "conv": Op(1, 1, (*_WINDOW, "groups", "act"), ("weight", "bias")),
+    "max_pool": Op(2, 1, _WINDOW, ()),
+    "avg_pool": Op(3, 1, (*_WINDOW, "count_padding"), ()),
+    "global_pool": Op(4, 1, ("kind",), ()),
+    "add": Op(5, 2, ("act",), ()),
+    "mul": Op(6, 2, ("act",), ()),
+    "act": Op(7, 1, ("act",), ()),
+    "affine": Op(8, 1, ("act",), ("scale", "shift")),
+    "concat": Op(9, MANY, (), ()),
+    "channel_pool": Op(10, 1, ("order",), ()),
+    "line_pool": Op(11, 1, ("axis", "kind"), ()),
+    "cbam": Op(20, 1, ("kh", "kw"), (*_MLP, *_GATE)),
+    "se": Op(21, 1, ("act", "gate_act"), _MLP),
+    "eca": Op(22, 1, (), ("weight",)),
+    "scse": Op(23, 1, ("act",), (*_MLP, *_GATE)),
+    "sa": Op(24, 1, ("order", "kh", "kw"), _GATE),
+    "csa": Op(25, 1, ("pool",), ("weight", *_GATE)),
+    "coordinate": Op(26, 1, ("mode",), ("weight", "bias", "rows", "rows_bias", "columns", "columns_bias")),
+    "dot_attention": Op(27, 2, ("mean",), ("scale",)),
+    "additive_attention": Op(28, 2, (), ("weight", "bias", "score", "score_bias")),
 }
 """Kinds of pooling: 0 mean, 1 maximum. ``order`` of `channel_pool`: 0 [max; mean], 1 [mean; max], 2 mean, 3 max;
 ``axis`` of `line_pool`: 0 over the width, 1 over the height; ``mode`` of `coordinate`: 0 CA, 1 MAXCA, 2 CPSCA."""

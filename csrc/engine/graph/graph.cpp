@@ -11,6 +11,9 @@ constexpr int kMostAct = static_cast<int>(Act::sigmoid);
 
 [[noreturn]] void fail(const std::string& text) { throw std::invalid_argument("engine file: " + text); }
 
+// How messages about an operation begin.
+std::string prefix(const std::string& where, const std::string& name) { return where.empty() ? name + ": " : where + " (" + name + "): "; }
+
 // Collects an operation's names.
 struct Namer {
   OpNames names;
@@ -74,7 +77,7 @@ graph::AnyOp make_op(uint32_t code, const std::vector<int>& attrs, const std::ve
     using T = std::remove_pointer_t<decltype(none)>;
     const OpNames& names = table[row++];
     if (names.code != code) return;
-    const std::string whole = where + " (" + names.name + "): ";
+    const std::string whole = prefix(where, names.name);
     counted(whole, "number of attributes", names.attrs.size(), attrs.size());
     counted(whole, "number of weights", names.weights.size(), weights.size());
     T op{};

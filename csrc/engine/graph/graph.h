@@ -36,7 +36,7 @@ struct Graph {
   const Shape& shape(int value) const { return values[static_cast<size_t>(value)]; }
 };
 
-// The operation and its parts as the file has them. Throws std::invalid_argument, which begins with `where` and the
+// The operation and its parts as the file has them. Throws std::invalid_argument, which begins with `where`, if any, and the
 // operation's name, for a code, a count or an attribute that is none.
 graph::AnyOp make_op(uint32_t code, const std::vector<int>& attrs, const std::vector<Weights>& weights, const std::string& where);
 

@@ -163,7 +163,7 @@ Shape output_shape(const graph::AnyOp& op, const std::vector<Shape>& shapes, con
       [&](const auto& one) -> Shape {
         using T = std::decay_t<decltype(one)>;
         if constexpr (graph::IsFileOp<T>::value) {
-          const std::string whole = where + " (" + T::kName + "): ";
+          const std::string whole = where.empty() ? std::string(T::kName) + ": " : where + " (" + T::kName + "): ";
           const graph::Inputs in{shapes, whole};
           if (T::kInputs == graph::kMany ? shapes.empty() : shapes.size() != static_cast<size_t>(T::kInputs))
             in.fail("number of inputs", T::kInputs == graph::kMany ? "1 or more" : std::to_string(T::kInputs), std::to_string(shapes.size()));
