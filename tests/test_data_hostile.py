@@ -90,6 +90,7 @@ def png(width: int, height: int) -> bytes:
     )
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(100_000_000, 1), (1, 100_000_000), (MAX_SIDE + 1, 8), (16_000, 10_000)])
 def test_huge_images_are_refused_by_their_header(size: tuple[int, int], little_memory: None) -> None:
     with pytest.raises(

@@ -350,9 +350,10 @@ def test_a_figure_beside_the_data_is_only_a_remark(tmp_path: Path, capsys: pytes
 def test_images_outside_the_place_are_a_problem_of_check_and_a_warning_in_training(tmp_path: Path) -> None:
     class_tree(tmp_path / "faces")
     save(tmp_path / "more" / "0.png", face(0))
-    expected = "1 images lie outside the folder that was read, faces: more (1)"
+    save(tmp_path / "faces" / "runs" / "confusion.png", face(1))
+    expected = "2 images lie outside the data set's folders: faces/runs (1), more (1)"
     assert expected in check(tmp_path).problems
-    with pytest.warns(UserWarning, match="1 images lie outside the folder that was read"):
+    with pytest.warns(UserWarning, match="2 images lie outside the data set's folders"):
         load_dataset("auto", tmp_path)
 
 

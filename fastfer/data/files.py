@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from os.path import isdir
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +15,7 @@ LFS_MARK = b"version https://git-lfs"
 """How Git LFS's stand-in for a file begins."""
 
 
-__all__ = ["file_inside", "printable", "reference", "refuse_lfs_pointer", "replace_atomically", "write_text"]
+__all__ = ["file_inside", "printable", "reference", "refuse_lfs_pointer", "replace_atomically", "warn", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -45,6 +46,11 @@ def file_inside(folder: Path, name: str, where: str) -> Path:
     if max(len(part.encode(errors="surrogateescape")) for part in plain.parts) > 255 or len(plain.parts) > 16:
         raise DataError(f"{where}: expected a file's name, got {len(name)} letters")
     return folder / plain
+
+
+def warn(message: str) -> None:
+    """A UserWarning about a data set: the line of code that noticed says nothing to whoever reads it."""
+    warnings.warn_explicit(printable(message), UserWarning, "fastfer.data", 1)
 
 
 def reference(path: str | Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastfer.data.files import printable
+from fastfer.data.layouts import is_part
 from fastfer.data.manifest import Manifest
 from fastfer.data.tree import MAX_ENTRIES, Listing, Tree
 
@@ -33,8 +34,8 @@ class Inventory:
     left_out    {reason: number of images that the layout knows and does not take}
     untaken     images among those of the data set that no rule of the layout took
     unread      files of other formats in class folders
-    outside     images beside the place
-    loose       images in a folder above the data set's own images: a logo, a figure
+    outside     images outside the place, or in folders in it that name neither a part nor a class
+    loose       images in a folder above the data set's folders: a logo, a figure
     empty       class folders without an image
     others      {suffix: number of other files}
     system      number of what file managers and systems left behind
@@ -70,8 +71,7 @@ class Inventory:
 
     def doubts(self) -> list[str]:
         """What may be part of the data set, and lies elsewhere or is empty."""
-        where = "the file" if isfile(self.place) else "the folder"
-        found = [self._grouped(self.outside, f"images lie outside {where} that was read, {self._name(self.place)}")]
+        found = [self._grouped(self.outside, "images lie outside the data set's folders")]
         found.append(self._listed(self.empty, "class folders hold no image"))
         found.append(self._listed([path for path in self.dangling if not self._inside(path)], _NOWHERE))
         found += [f"{self._name(f)} cannot be read: {why}" for f, why in self.unreadable.items() if not self._inside(f)]
@@ -90,7 +90,7 @@ class Inventory:
         rows += [(count, f"images left out: {reason}") for reason, count in self.left_out.items()]
         rows.append((len(self.untaken), "images that no rule of the layout took"))
         rows.append((len(self.unread), "files of other formats in class folders"))
-        rows.append((len(self.outside), "images outside the place that was read"))
+        rows.append((len(self.outside), "images outside the data set's folders"))
         rows.append((len(self.loose), "images beside the data set's folders"))
         kinds = ", ".join(f"{printable(suffix) or 'no suffix'} {count}" for suffix, count in self.others.items())
         rows.append((sum(self.others.values()), f"other files ({kinds})"))
@@ -177,12 +177,16 @@ def take_inventory(tree: Tree, place: Path, manifest: Manifest, named: Iterable[
 
 
 def _kind(folder: Path, place: Path, home: bool) -> str:
-    """Of an image in ``folder`` that nothing accounts for. ``home``: images of the data set lie in the same folder."""
+    """Of an image in ``folder`` that nothing accounts for. ``home``: images of the data set lie in the same folder.
+
+    Below a folder named as a part or a class it is one of the data set; below runs or figures it hardly is.
+    """
     if home:
         return "untaken"
     if folder == place or folder in place.parents:
         return "loose"
-    return "untaken" if place in folder.parents else "outside"
+    inner = place in folder.parents and any(is_part(Path(name)) for name in folder.relative_to(place).parts)
+    return "untaken" if inner else "outside"
 
 
 def _sort_others(listing: Listing, in_class: bool, known: set[Path], unread: list[Path], others: Counter[str]) -> None:

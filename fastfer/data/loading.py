@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, overload
 from fastfer.data import drawn
 from fastfer.data.assemble import Prepared, assemble, prepare
 from fastfer.data.audit import remove_duplicates
+from fastfer.data.files import warn
 from fastfer.data.images import Cache, Transform
 from fastfer.data.inventory import Inventory, take_inventory
 from fastfer.data.layouts import Dataset, Found, Request, recognise
@@ -169,7 +169,7 @@ def _settled(manifest: Manifest, options: DataOptions) -> Manifest:
 def _settle_inventory(inventory: Inventory, skip: bool) -> str:
     """Raise DataError for what was not read, or warn where it is skipped; returns a note of it. Warns of doubts."""
     if doubts := [*inventory.doubts(), *inventory.remarks()]:
-        warnings.warn(f"{inventory.root}: {'; '.join(doubts)}", stacklevel=2)
+        warn(f"{inventory.root}: {'; '.join(doubts)}")
     refusals = "; ".join(inventory.refusals())
     if not refusals:
         return ""
@@ -178,7 +178,7 @@ def _settle_inventory(inventory: Inventory, skip: bool) -> str:
             f"{inventory.root} is not read whole: {refusals} (python -m fastfer.data check lists all files, "
             "skip_corrupt goes on without these)"
         )
-    warnings.warn(f"skipped: {refusals}", stacklevel=2)
+    warn(f"skipped: {refusals}")
     return f"not read: {refusals}"
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fastfer.data.files import warn
 from fastfer.data.labels import BASIC_NAMES
 from fastfer.data.split import DataError
 
@@ -81,7 +81,7 @@ def settle(unusable: Sequence[str], what: str, skip: bool) -> str:
     message = f"{len(unusable)} of {what} cannot be used: {shown}"
     if not skip:
         raise DataError(f"{message} (skip_corrupt goes on without them)")
-    warnings.warn(f"skipped: {message}", stacklevel=2)
+    warn(f"skipped: {message}")
     return f"{len(unusable)} unusable images skipped"
 
 
