@@ -14,7 +14,7 @@ FF_INLINE vecf pool_window(const float* x, idx row, idx kh, idx kw) {
   for (idx i = 0; i < (KH ? KH : kh); ++i)
     for (idx j = 0; j < (KW ? KW : kw); ++j) {
       const vecf pixel = load(x + i * row + j * L);
-      v = Mean ? v + pixel : max_bound(pixel, v);
+      v = Mean ? v + pixel : larger(pixel, v);
     }
   return v;
 }

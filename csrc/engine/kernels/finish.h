@@ -7,6 +7,9 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
+// The larger of each lane, and NaN where either is one, as torch's poolings have it: max_bound keeps a NaN of its first.
+FF_INLINE vecf larger(vecf v, vecf most) { return most == most ? max_bound(v, most) : most; }
+
 using engine::Conv;
 using engine::Epilogue;
 using engine::Part;

@@ -42,7 +42,7 @@ FF_INLINE void gather_pixels(const engine::PixelPools& p, idx y, idx x, idx firs
     for (int i = 0; i < N; ++i) {
       vecf v = load(from + i * L) * scale, bound = v;
       if (block == blocks - 1) v = (vecf)((i32v)v & real), bound = real ? v : least;
-      sum[i] = fma(v, tap, sum[i]), most[i] = max_bound(bound, most[i]);
+      sum[i] = fma(v, tap, sum[i]), most[i] = larger(bound, most[i]);
     }
   }
   FF_UNROLL(4)
@@ -59,7 +59,7 @@ FF_NOINLINE void pixel_pools(const engine::PixelPools& p, Part part) {
       for (idx i = 0; i < fours; i += 4) gather_pixels<4>(p, y, x + i, i, group);
       for (idx i = fours; i < n; ++i) gather_pixels<1>(p, y, x + i, i, group);
       const vecf mean = share * fold_each(group.sum, [](vecf a, vecf b) { return a + b; });
-      const vecf most = maxima ? fold_each(group.most, [](vecf a, vecf b) { return max_bound(a, b); }) : vecf{};
+      const vecf most = maxima ? fold_each(group.most, [](vecf a, vecf b) { return larger(a, b); }) : vecf{};
       if (p.max) store_n<float>(p.max + y * p.row + x, most, n);
       if (p.mean) store_n<float>(p.mean + y * p.row + x, mean, n);
       if (!p.gate) return;
@@ -146,9 +146,9 @@ FF_INLINE void gated_row(const engine::Gated& p, idx block, idx y, vecf channel)
   for (idx i = 0; i < p.y.width; ++i) {
     vecf v = gated_pixel<Sum>(x, channel, pixel);
     if constexpr (Pool) {
-      v = max_bound(v, gated_pixel<Sum>(x + L, channel, pixel ? pixel + 1 : nullptr));
-      v = max_bound(v, gated_pixel<Sum>(x + p.x.row, channel, below));
-      v = max_bound(v, gated_pixel<Sum>(x + p.x.row + L, channel, below ? below + 1 : nullptr));
+      v = larger(gated_pixel<Sum>(x + L, channel, pixel ? pixel + 1 : nullptr), v);
+      v = larger(gated_pixel<Sum>(x + p.x.row, channel, below), v);
+      v = larger(gated_pixel<Sum>(x + p.x.row + L, channel, below ? below + 1 : nullptr), v);
       below = below ? below + 2 : nullptr;
     }
     store(to + i * L, residual ? v + load(residual + i * L) : v);

@@ -83,11 +83,11 @@ FF_NOINLINE void line_pools(const engine::LinePools& p, Part part) {
       vecf sum = {}, most = least;
       for (idx i = 0; i < m.width; ++i) {
         const vecf v = load(x + i * L);
-        sum = sum + v, most = max_bound(v, most);
+        sum = sum + v, most = larger(v, most);
         float* column = to.column_sum ? to.column_sum + (block * m.width + i) * L : nullptr;
         if (column) store(column, row ? load(column) + v : v);
         column = to.column_max ? to.column_max + (block * m.width + i) * L : nullptr;
-        if (column) store(column, row ? max_bound(v, load(column)) : v);
+        if (column) store(column, row ? larger(v, load(column)) : v);
       }
       if (to.line_sum) store(to.line_sum + (block * m.height + row) * L, sum);
       if (to.line_max) store(to.line_max + (block * m.height + row) * L, most);
@@ -100,7 +100,7 @@ FF_NOINLINE void reduce(const engine::Reduce& p) {
     for (idx i = 0; i < p.lines; ++i) {
       const idx from = (block * p.lines + i) * L;
       if (p.sums) sum = sum + load(p.sums + from);
-      if (p.maxima) most = max_bound(load(p.maxima + from), most);
+      if (p.maxima) most = larger(load(p.maxima + from), most);
     }
     sum = sum * splat(p.scale);
     float* to = at(p.y, block, 0);
