@@ -11,6 +11,7 @@ from pathlib import Path
 from fastfer.data.labels import canonical_name
 from fastfer.data.manifest import PARTS, Manifest, Problems
 from fastfer.data.options import DataOptions
+from fastfer.data.pixel_csv import PART_OF_USAGE
 from fastfer.data.split import DataError
 from fastfer.data.tree import Tree
 
@@ -21,6 +22,9 @@ SPLIT_FOLDERS = {
     "test": "test", "testing": "test", "test_set": "test",
 }  # fmt: skip
 """Part that a folder's name stands for, in lower case."""
+
+PART_WORDS = {**{usage.lower(): part for usage, part in PART_OF_USAGE.items()}, **SPLIT_FOLDERS}
+"""Part that a word in a table stands for, in lower case."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from os.path import isfile
 from pathlib import Path
 
 from fastfer.data.files import file_inside, refuse_lfs_pointer
-from fastfer.data.layouts import SPLIT_FOLDERS, Request, search
-from fastfer.data.pixel_csv import PART_OF_USAGE
+from fastfer.data.layouts import PART_WORDS, SPLIT_FOLDERS, Request, search
 from fastfer.data.split import DataError
 from fastfer.data.tree import Tree
 
@@ -29,7 +28,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Names that a column may have, the first that is there counts; compared without case, with _ for blanks."""
 SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
-PARTS = {**{usage.lower(): part for usage, part in PART_OF_USAGE.items()}, **SPLIT_FOLDERS}
 _LONGEST = 4096  # letters in a line that is looked at to recognise a list
 _MOST = 50  # more tables and texts in one folder are one for each image, and not looked into
 
@@ -175,9 +173,9 @@ def _row(path: Path, root: Path, columns: dict[str, int], fields: Sequence[str],
     values = {what: fields[at].strip() if at < len(fields) else "" for what, at in columns.items()}
     file = _file(path, values["file"], where)
     usage = values.get("part", "").lower()
-    if usage and usage not in PARTS:
-        raise DataError(f"{where}: unknown part {usage!r}; expected one of {', '.join(PARTS)}")
-    part, subject = PARTS[usage] if usage else None, values.get("subject") or None
+    if usage and usage not in PART_WORDS:
+        raise DataError(f"{where}: unknown part {usage!r}; expected one of {', '.join(PART_WORDS)}")
+    part, subject = PART_WORDS[usage] if usage else None, values.get("subject") or None
     return Row(where, file, file.relative_to(root).as_posix(), values["label"], part, subject)
 
 

@@ -21,16 +21,15 @@ from numpy.typing import NDArray
 
 from fastfer.data.files import file_inside, refuse_lfs_pointer
 from fastfer.data.labels import BASIC_NAMES, FER2013_CODES, RAF_DB_CODES, canonical_name, code_names
-from fastfer.data.layouts import SPLIT_FOLDERS, Layout, Request, search
+from fastfer.data.layouts import PART_WORDS, SPLIT_FOLDERS, Layout, Request, search
 from fastfer.data.manifest import Manifest, Sample
-from fastfer.data.pixel_csv import PART_OF_USAGE, PIXELS, SIDE, parse_pixels
+from fastfer.data.pixel_csv import PIXELS, SIDE, parse_pixels
 from fastfer.data.split import DataError
 from fastfer.data.tree import Tree
 
 IMAGE_COLUMNS = ("image", "img_bytes", "image_bytes", "img", "pixels")
 LABEL_COLUMNS = ("emotion_name", "label", "labels", "emotion")
 USAGE_COLUMNS = ("usage", "split")
-PARTS = {**{usage.lower(): part for usage, part in PART_OF_USAGE.items()}, **SPLIT_FOLDERS}
 
 MAX_GROWTH, MAX_SMALL = 200, 1 << 26
 """A table may take MAX_SMALL bytes, or MAX_GROWTH times its file: encoded images do not grow, and pixels as a list of
@@ -151,12 +150,12 @@ def _sample(table: Table, number: int, name_of: Callable[[Label], str], part: st
 def _part(table: Table, number: int) -> str | None:
     if table.usages is not None:
         usage = str(table.usages[number])
-        if usage.lower() not in PARTS:
+        if usage.lower() not in PART_WORDS:
             where = f"{table.path}, row {number}"
-            raise DataError(f"{where}: unknown usage {usage!r}; expected one of {', '.join(PARTS)}")
-        return PARTS[usage.lower()]
+            raise DataError(f"{where}: unknown usage {usage!r}; expected one of {', '.join(PART_WORDS)}")
+        return PART_WORDS[usage.lower()]
     words = re.split(r"[^a-z]+", table.path.stem.lower())
-    return next((PARTS[word] for word in (*words, table.path.parent.name.lower()) if word in PARTS), None)
+    return next((PART_WORDS[word] for word in (*words, table.path.parent.name.lower()) if word in PART_WORDS), None)
 
 
 def _image(value: Any, folder: Path, where: str) -> Path | bytes | NDArray[np.uint8]:

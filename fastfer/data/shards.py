@@ -240,7 +240,7 @@ class Shards:
             self._digests = tuple(str(shard["sha256"]) for shard in entry["shards"])
             self.has_soft, self.soft_mode = bool(entry["soft"]), str(entry["soft_mode"])
             self.protocol = str(entry["protocol"])
-        except (AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path}: expected the index of ShardWriter, got another file ({error!r})") from None
@@ -294,7 +294,7 @@ def _record(place: str, key: str, members: dict[str, bytes], names: Sequence[str
         if distribution is not None and not (distribution.min() >= 0 and abs(float(distribution.sum()) - 1) < 1e-4):
             raise ValueError(f"soft: expected numbers from 0 that sum to 1, got {distribution.tolist()[:8]}")
         return Record(members[images[0]], label, str(entry.get("id", key)), entry.get("subject"), distribution, place)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{place}: expected a label of {', '.join(names)}, and soft as listed, got {error!r}") from None
 
 
