@@ -5,7 +5,8 @@ An op is called in two ways. When something listens to torch's dispatcher (``tor
 ``vmap``, autocast, the profiler, tensor subclasses), through the dispatcher, as any registered op. In plain eager mode
 straight to the backend, with gradients by way of a ``torch.autograd.Function``: each of the dispatcher's crossings into
 Python turns all arguments into boxed values and back, 45 us of the 170 us that a training step of a small block took.
-``torch.export``, and with it ONNX, sees neither, but the op's plain torch.
+``torch.export``, and with it ONNX, sees neither, but the op's plain torch; so do torch.func's transforms and forward
+mode (`fastfer._transforms`).
 
 An op is called with its signature, a NamedTuple of `fastfer.signatures`; only torch sees its values as a flat list.
 
@@ -22,10 +23,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as _forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
-from fastfer import _checks, backend
+from fastfer import _checks, _transforms, backend
 from fastfer._signature import Gradient, Results, Signature
 
 _LIB: Any = torch.library.Library("fastfer", "DEF")  # type: ignore[no-untyped-call]
@@ -64,6 +66,7 @@ def _is_plain() -> bool:
         and (_included().raw_repr(), _excluded().raw_repr()) in _PLAIN
         and not _autocasts()
         and not _profiles()
+        and _forward_ad._current_level < 0
     )
 
 
@@ -89,6 +92,9 @@ class Op(Generic[Fields, Result]):
             if torch.compiler.is_exporting():  # standard operators only, so that the graph runs without this package
                 exported: Result = self.reference(fields)
                 return exported
+            if not torch.compiler.is_compiling() and _transforms.differentiates(self.signature.tensors(fields)):
+                differentiated: Result = self.reference(fields)
+                return differentiated
             return self.dispatched(fields)
         x = self.ordinary(fields)
         if x is None:
@@ -211,6 +217,8 @@ def autograd(
     dispatched = _function(f"{op.name}_autograd", forward_below, gradient_below)
 
     def dispatch(keys: Any, *args: Any) -> Any:
+        if _transforms.has_tangent(args):
+            raise NotImplementedError(f"torch.ops.fastfer.{op.name}: expected a call of fastfer.ops in forward mode")
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return dispatched.apply(keys, *args)
         with below():
@@ -285,6 +293,8 @@ class FlatOp:
             if not torch.compiler.is_dynamo_compiling() and _C._dispatch_tls_is_dispatch_key_excluded(_MARK):
                 return self.registered(*args)
             if torch.compiler.is_exporting():  # standard operators only, so that the graph runs without this package
+                return self.reference(*args)
+            if not torch.compiler.is_compiling() and _transforms.differentiates(args):
                 return self.reference(*args)
             return self.registered(*args)
         differentiable = False
@@ -377,6 +387,8 @@ def autograd_flat(op: FlatOp, setup: Callable[..., None], backward: Callable[...
     dispatched = _function(f"{op.name}_autograd", forward_below, gradient_below)
 
     def dispatch(keys: Any, *args: Any) -> Any:
+        if _transforms.has_tangent(args):
+            raise NotImplementedError(f"torch.ops.fastfer.{op.name}: expected a call of fastfer.ops in forward mode")
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return dispatched.apply(keys, *args)
         with below():

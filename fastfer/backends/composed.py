@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastfer.backends.reference import elementwise
-from fastfer.backends.reference.norm import nhwc, norm_statistics, normalise
+from fastfer.backends.reference._layout import nhwc
+from fastfer.backends.reference.norm import norm_statistics, normalise
 from fastfer.signatures.fields import Affine, Link, LinkGradients
 from fastfer.signatures.separable_conv import (
     DepthwiseNormBackward,

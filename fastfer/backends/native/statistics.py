@@ -16,7 +16,10 @@ def update_running(mean: Tensor, var: Tensor, stats: Tensor, momentum: float) ->
             return False
     if type(stats) is not Tensor or not stats.is_cpu:
         return False
-    wide = stats.dtype == torch.float64
-    _C.update_running(wide, mean.shape[0], stats.data_ptr(), mean.data_ptr(), var.data_ptr(), momentum)
+    try:
+        addresses = stats.data_ptr(), mean.data_ptr(), var.data_ptr()
+    except RuntimeError:  # a tensor of torch.func, which has no memory
+        return False
+    _C.update_running(stats.dtype == torch.float64, mean.shape[0], *addresses, momentum)
     torch.autograd.graph.increment_version((mean, var))
     return True

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fastfer.backends.reference import elementwise
-from fastfer.backends.reference.norm import nhwc, norm_act, statistics
+from fastfer.backends.reference._layout import nhwc
+from fastfer.backends.reference.norm import norm_act, statistics
 
 _DIMS = (0, 2, 3)
 Function = Callable[..., Any]

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfer.backends.reference.norm import nhwc, norm_statistics, normalise, normalise_backward, wanted
+from fastfer.backends.reference._layout import nhwc
+from fastfer.backends.reference.norm import norm_statistics, normalise, normalise_backward, wanted
 from fastfer.backends.reference.separable_conv import (
     depthwise_conv2d,
     depthwise_conv2d_backward,

@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfer.backends.reference._layout import nhwc
 from fastfer.backends.reference.norm import over_batch, statistics
 from fastfer.backends.reference.pool import global_avg_max_pool
-
-_CL = torch.channels_last
 
 
 def _gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,14 +46,10 @@ def _spatial(y: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor) -> Tens
     return torch.sigmoid((y - stats[0]) * (stats[1] * n_weight) + n_bias)
 
 
-def _image(y: Tensor) -> Tensor:
-    return torch.empty_like(y, memory_format=_CL).copy_(y)
-
-
 def channel_gate_train(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x · g, pooled, positions: x (N, C, H, W), w1 (H, C), b1 (H,), w2 (C, H), b2 (C,), H hidden units."""
     pooled, positions = _gate(x, w1, b1, w2, b2)
-    return _image(x * pooled[2, :, :, None, None]), pooled, positions
+    return nhwc(x * pooled[2, :, :, None, None]), pooled, positions
 
 
 def channel_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -72,7 +67,7 @@ def spatial_gate_train(
     """
     planes, channels = _planes(x, weight)
     stats = statistics(planes[2][:, None], n_mean, n_var, eps, batch_stats)
-    return _image(x * _spatial(planes[2], n_weight, n_bias, stats)[:, None]), planes, channels, stats
+    return nhwc(x * _spatial(planes[2], n_weight, n_bias, stats)[:, None]), planes, channels, stats
 
 
 def spatial_gate(
@@ -120,7 +115,7 @@ def channel_gate_backward(
     dx = dx.flatten(2).scatter_add(2, positions.long()[:, :, None], (d_max @ w1)[:, :, None]).view(x.shape)
     d_w1, d_b1 = d_avg.T @ avg + d_max.T @ largest, (d_avg + d_max).sum(0)
     d_w2, d_b2 = dz.T @ (F.relu(hidden[0]) + F.relu(hidden[1])), 2 * dz.sum(0)
-    return _keep(mask, (1, 4), (_image(dx), d_w1, d_b1, d_w2, d_b2))
+    return _keep(mask, (1, 4), (nhwc(dx), d_w1, d_b1, d_w2, d_b2))
 
 
 def spatial_gate_backward(
@@ -143,7 +138,7 @@ def spatial_gate_backward(
     )  # fmt: skip
     dx = dout * s[:, None] + d_planes[:, 1:] / x.shape[1]
     dx = dx.scatter_add(1, channels.long()[:, None], d_planes[:, :1])
-    return _keep(mask, (1, 3), (_image(dx), d_weight.contiguous(), d_nw, d_nb))
+    return _keep(mask, (1, 3), (nhwc(dx), d_weight.contiguous(), d_nw, d_nb))
 
 
 def cbam_backward(

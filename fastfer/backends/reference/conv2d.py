@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastfer.backends.reference import _linked
-from fastfer.backends.reference.norm import nhwc, norm_act, norm_act_backward, statistics
+from fastfer.backends.reference._layout import nhwc
+from fastfer.backends.reference.norm import norm_act, norm_act_backward, statistics
 from fastfer.backends.reference.pool import at_maxima, max_pool2d_backward, max_pool2d_train
 
 

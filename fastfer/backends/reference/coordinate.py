@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastfer.backends.reference._layout import nhwc
 from fastfer.backends.reference.norm import norm_act, norm_act_backward, statistics
 
 KINDS = ("ca", "maxca", "cpsca")
@@ -86,7 +87,7 @@ def coordinate_attention_train(
     ]
     gates = torch.cat(logits).sigmoid_()
     g_h, g_w = _split(gates, x)
-    return torch.empty_like(x, memory_format=_CL).copy_(x * g_h * g_w), pooled, at, y, gates, stats
+    return nhwc(x * g_h * g_w), pooled, at, y, gates, stats
 
 
 def coordinate_attention(*args: object) -> Tensor:

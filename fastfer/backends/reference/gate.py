@@ -18,12 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastfer.backends.reference import _linked, elementwise
-
-_CL = torch.channels_last
-
-
-def _out(y: Tensor) -> Tensor:
-    return torch.empty_like(y, memory_format=_CL).copy_(y)
+from fastfer.backends.reference._layout import nhwc
 
 
 def _channel_logits(
@@ -64,7 +59,7 @@ def gate_train(
         pixels = _pixels(x, sw, sb, linear).contiguous()
         gates = gates + _pixel_logits(pixels, sw, sb, linear).sigmoid()
     y = x * gates
-    return _out(F.max_pool2d(y, 2) if pool else y), means, pixels
+    return nhwc(F.max_pool2d(y, 2) if pool else y), means, pixels
 
 
 def gate(*args: object) -> Tensor:
@@ -128,7 +123,7 @@ def gate_backward(
         else:
             dx = dx + dl * sw[:, 1:] / x.shape[1]
             dx = dx.scatter_add(1, pixels[:, 2:].long(), dl * sw[:, :1])
-    grads = (_out(dx) if need_dx else nothing, *channel, *pixel)
+    grads = (nhwc(dx) if need_dx else nothing, *channel, *pixel)
     return tuple(grad if grad.numel() else x.new_empty(grad.shape) for grad in grads)
 
 

@@ -40,7 +40,9 @@ def triplet_loss_train(features: Tensor, labels: Tensor, margin: float) -> tuple
     if not count:
         return features.new_zeros(()), labels.new_empty((0, 2)), features.new_empty((0, 2))
     # Differences, not the expanded square: near rows would cancel in |a|² - 2ab + |b|².
-    distances = (features[:, None] - features[None]).square().sum(2).sqrt()
+    squares = (features[:, None] - features[None]).square().sum(2)
+    # The root has no derivative at 0, where torch's would be NaN.
+    distances = torch.where(squares == 0, 0, torch.where(squares == 0, 1, squares).sqrt())
     same = labels[:, None] == labels[None]
     positives = same & ~torch.eye(count, dtype=torch.bool, device=labels.device)
     valid = positives.any(1) & (~same).any(1)

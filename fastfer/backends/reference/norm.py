@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastfer.backends.reference import elementwise
+from fastfer.backends.reference._layout import nhwc
 from fastfer.signatures.fields import Affine, LeftNorm, RunningNorm
 
 _DIMS = (0, 2, 3)
@@ -42,11 +43,6 @@ def over_batch(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
 
 def _channels(v: Tensor) -> Tensor:
     return v.view(1, -1, 1, 1)
-
-
-def nhwc(y: Tensor) -> Tensor:
-    """A channels_last copy."""
-    return torch.empty_like(y, memory_format=torch.channels_last).copy_(y)
 
 
 def norm_act(y: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Tensor, act: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfer.backends.reference._layout import dense, nhwc
+
 _CL = torch.channels_last
 
 
@@ -27,7 +29,7 @@ def max_pool2d_train(x: Tensor, kernel: list[int], stride: list[int], padding: l
     -> two of (N, C, (H + top + bottom - KH) // sh + 1, (W + left + right - KW) // sw + 1), channels_last.
     """
     top, left, bottom, right = padding
-    padded = F.pad(x, (left, right, top, bottom), value=float("-inf")).contiguous(memory_format=_CL)
+    padded = dense(F.pad(x, (left, right, top, bottom), value=float("-inf")))
     y, found = F.max_pool2d(padded, tuple(kernel), tuple(stride), return_indices=True)
     rows, columns = (_starts(x, y.shape[axis], stride[axis - 2], 0, axis) for axis in (2, 3))
     row, column = found // padded.shape[3] - rows, found % padded.shape[3] - columns
@@ -35,18 +37,18 @@ def max_pool2d_train(x: Tensor, kernel: list[int], stride: list[int], padding: l
     row, column = row.maximum(top - rows), column.maximum(left - columns)
     dtype = torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
     places = (row * kernel[1] + column).to(dtype)
-    return y.contiguous(memory_format=_CL), torch.empty_like(places, memory_format=_CL).copy_(places)
+    return dense(y), nhwc(places)
 
 
 def max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
     """The output of `max_pool2d_train`."""
     top, left, bottom, right = padding
-    x = x.contiguous(memory_format=_CL)
+    x = dense(x)
     if (top, left) == (bottom, right):
         y = F.max_pool2d(x, tuple(kernel), tuple(stride), (top, left))
     else:
         y = F.max_pool2d(F.pad(x, (left, right, top, bottom), value=float("-inf")), tuple(kernel), tuple(stride))
-    return y.contiguous(memory_format=_CL)
+    return dense(y)
 
 
 def max_pool2d_backward(
@@ -66,7 +68,7 @@ def at_maxima(x: Tensor, positions: Tensor, kernel: list[int], stride: list[int]
     place = positions.long()
     rows, columns = (_starts(x, place.shape[axis], stride[axis - 2], padding[axis - 2], axis) for axis in (2, 3))
     pixel = (rows + place // kernel[1]) * x.shape[3] + columns + place % kernel[1]
-    return x.flatten(2).gather(2, pixel.flatten(2)).view(place.shape).contiguous(memory_format=_CL)
+    return dense(x.flatten(2).gather(2, pixel.flatten(2)).view(place.shape))
 
 
 def global_avg_pool(x: Tensor) -> Tensor:

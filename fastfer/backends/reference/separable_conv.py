@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastfer.backends import composed
-from fastfer.backends.reference.norm import nhwc, norm_statistics, normalise, normalise_backward, wanted
+from fastfer.backends.reference._layout import nhwc
+from fastfer.backends.reference.norm import norm_statistics, normalise, normalise_backward, wanted
 from fastfer.signatures.separable_conv import (
     ConvGradients,
     ConvNeeds,
