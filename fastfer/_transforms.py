@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _functorch: Any = torch._C._functorch
+_unpack: Any = forward_ad.unpack_dual
 
 
 def in_forward_mode() -> bool:
@@ -46,4 +47,4 @@ def has_tangent(tensors: Iterable[object]) -> bool:
     """Whether one of the tensors carries a tangent of forward mode."""
     if not in_forward_mode():
         return False
-    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors if isinstance(t, Tensor))
+    return any(_unpack(t).tangent is not None for t in tensors if isinstance(t, Tensor))

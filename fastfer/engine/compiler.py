@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastfer import _memory
 from fastfer.engine import convert_aten, convert_attention, convert_fastfer, convert_shape  # noqa: F401 - they register handlers
 from fastfer.engine import metadata as fields
 from fastfer.engine.calibrate import calibrated
@@ -21,7 +20,7 @@ from fastfer.engine.graph import Graph
 from fastfer.engine.outputs import placed, usual
 from fastfer.engine.program import Program
 from fastfer.engine.record import recorded
-from fastfer.engine.trace import traced
+from fastfer.engine.trace import check_tensors, traced
 from fastfer.models import FerModel
 from fastfer.runtime import Engine, default_threads
 
@@ -77,8 +76,7 @@ def compile(
         raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
     if fallback not in ("error", "torch"):
         raise ValueError(f"compile: fallback: expected 'error' or 'torch', got {fallback!r}")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        _memory.check("compile", name, tensor)
+    check_tensors(model)
     size = _size(model, example)
     own = model if isinstance(model, FerModel) else None  # attributes of other models are their own matter
     names = class_names if class_names is not None or own is None else own.class_names

@@ -50,10 +50,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
+def check_tensors(model: nn.Module) -> None:
+    """Raise where a parameter or buffer is not in memory; not while another thread has others in their place."""
+    with _tracing:
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            _memory.check("compile", name, tensor)
+
+
 def example_batch(model: nn.Module, size: tuple[int, ...], images: int = BATCH) -> Tensor:
     """Zero images of (C, H, W) = ``size`` with the dtype and device of the model."""
     usual = torch.empty(0, dtype=torch.float32, device="cpu")
-    like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), usual)
+    with _tracing:
+        like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), usual)
     return torch.zeros((images, *size), dtype=like.dtype, device=like.device)
 
 
