@@ -17,6 +17,8 @@ from test_data_lists import affectnet
 from fastfer.data import DataError, Shards, ShardWriter, load_dataset
 from fastfer.data.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def listed(root: Path) -> Path:
     names = [save(root / f"{k}.png", face(k, 8, 8)).name for k in range(6)]

@@ -24,6 +24,8 @@ from fastfer.data.formats import FORMATS, MAX_PIXELS, MAX_SIDE
 from fastfer.data.images import decode, probe
 from fastfer.data.pixels import resize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) print\n%%EOF\n"
 
 

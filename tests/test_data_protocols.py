@@ -32,6 +32,8 @@ from fastfer.data.loading import find_dataset
 from fastfer.data.options import DataOptions, parse_options
 from fastfer.data.votes import judge
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # the official test part
 
 
