@@ -30,9 +30,12 @@ from PIL import Image
 from fastfer.data import DataError, load_dataset
 from fastfer.data.__main__ import main
 from fastfer.data.check import check
-from fastfer.data.formats import FORMATS
+from fastfer.data.formats import FORMATS, MAX_PIXELS, MAX_SIDE
+from fastfer.data.labels import CODE_TABLES
+from fastfer.data.layouts import SPLIT_FOLDERS
 from fastfer.data.loading import find_dataset, read_manifest
-from fastfer.data.options import DataOptions
+from fastfer.data.options import LABEL_MODES, DataOptions
+from fastfer.data.rafd import CAMERA_SETS
 
 CLASSES = ("angry", "fear", "happy")
 
@@ -453,3 +456,13 @@ def test_fer2013_folders_of_every_class_are_one_data_set(tmp_path: Path) -> None
     found = find_dataset("auto", tmp_path)
     assert (found.dataset.name, found.place) == ("fer2013", tmp_path)
     assert len(read_manifest(found, DataOptions()).samples) == 3 * len(FER2013_NAMES)
+
+
+def test_the_page_on_data_names_what_there_is() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    names = {"JPEG2000": "JPEG 2000", "WEBP": "WebP", "DIB": "BMP"}
+    words = [names.get(name, name) for name in FORMATS]
+    words += [f"`{word}`" for word in (*CODE_TABLES, *LABEL_MODES, *CAMERA_SETS) if word != "frontal"]
+    words += [word for word in SPLIT_FOLDERS if not word.endswith("_set")]
+    words += [f"{MAX_SIDE:,} pixels a side", f"{MAX_PIXELS // 10**6} million"]
+    assert [word for word in words if word not in page] == []

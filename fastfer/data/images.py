@@ -112,7 +112,7 @@ def common_form(
     if size is not None:
         return Form(channels, (size, size), size, transform)
     if transform is not None:
-        return Form(channels, None, mixed_size, transform)
+        return Form(channels, None if mixed_size is None else (mixed_size, mixed_size), mixed_size, transform)
     shapes = sorted({shape for _, shape in found})
     if len(shapes) < 2:
         return Form(channels, shapes[0] if shapes else None)
