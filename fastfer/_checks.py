@@ -65,7 +65,10 @@ def padding4(op: str, value: int | Sequence[int]) -> list[int]:
 
 def is_tensor(op: str, arg: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {arg}: expected a torch.Tensor, got {type(x).__name__}")
+        kind, hint = type(x), ""
+        if kind.__module__.startswith("torch.fx"):
+            hint = " of torch.fx.symbolic_trace, which has no shape to check: torch.export traces this package's ops"
+        raise TypeError(f"{op}: {arg}: expected a torch.Tensor, got {kind.__name__}{hint}")
     return x
 
 

@@ -33,6 +33,7 @@ from fastfer._signature import Gradient, Results, Signature
 _LIB: Any = torch.library.Library("fastfer", "DEF")  # type: ignore[no-untyped-call]
 _OPS: dict[str, Any] = {}
 _C: Any = torch._C
+_JIT: Any = torch.jit
 _HALF = frozenset(_checks.HALF_DTYPES)
 Fields = TypeVar("Fields")
 Result = TypeVar("Result")
@@ -68,6 +69,20 @@ def _is_plain() -> bool:
         and not _profiles()
         and _forward_ad._current_level < 0
     )
+
+
+def is_jit_traced() -> bool:
+    """Whether ``torch.jit.trace`` listens."""
+    return bool(_JIT.is_tracing())
+
+
+def gradients_on() -> bool:
+    """Whether calls keep what backward needs, where a tensor asks for it.
+
+    Under ``torch.jit.trace`` always: its check traces again without gradients, and expects the same calls. Of an op
+    without parameters no tensor asks for it in that second trace, so such an op asks `is_jit_traced` itself.
+    """
+    return torch.is_grad_enabled() or is_jit_traced()
 
 
 class Op(Generic[Fields, Result]):
@@ -118,7 +133,7 @@ class Op(Generic[Fields, Result]):
 
     def needs_gradient(self, fields: Fields) -> bool:
         """Whether a call has to keep what backward needs."""
-        return torch.is_grad_enabled() and bool(self.requires_grad(fields))
+        return gradients_on() and bool(self.requires_grad(fields))
 
     def run(self, x: Tensor, fields: Fields) -> Result:
         """The active backend's function; ``x`` is the first tensor."""

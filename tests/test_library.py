@@ -107,6 +107,33 @@ def test_engines_compiled_in_several_threads_leave_the_ops_and_the_model_as_they
     assert not [node.name for node in exported.graph.nodes if "fastfer" in str(node.target)]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["fgw_fer", *(pytest.param(name, marks=pytest.mark.full) for name in fastfer.list_models() if name != "fgw_fer")],
+)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_networks_are_traced_by_torch_jit_with_gradients_on(name: str) -> None:
+    """Its check traces a second time, without gradients; the traced network has the gradients of the first."""
+    size = {"patt_lite": 224, "vgg16_csa": 64, "mobilenetv3_cpsca": 64}.get(name, 48)
+    torch.manual_seed(0)
+    model = fastfer.create_model(name).eval()
+    x, other = torch.randn(2, model.in_chans, size, size), torch.randn(3, model.in_chans, size, size)
+    traced = torch.jit.trace(model, x)
+    for images in (x, other):
+        assert torch.equal(traced(images), model(images))
+    weight = next(model.parameters())
+    want = torch.autograd.grad(model(other).sum(), weight)
+    torch.testing.assert_close(torch.autograd.grad(traced(other).sum(), weight), want)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(model, x)(other), model(other))
+
+
+@pytest.mark.parametrize("name", fastfer.list_models())
+def test_symbolic_traces_of_networks_are_refused_by_name(name: str) -> None:
+    with pytest.raises(TypeError, match=r"got Proxy of torch\.fx\.symbolic_trace, .*: torch\.export traces"):
+        torch.fx.symbolic_trace(fastfer.create_model(name).eval())
+
+
 def test_vmap_autocast_and_the_profiler_see_the_op(leaves: list[Tensor]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not _library._is_plain()

@@ -20,7 +20,7 @@ from fastfer.engine.graph import Graph
 from fastfer.engine.outputs import placed, usual
 from fastfer.engine.program import Program
 from fastfer.engine.record import recorded
-from fastfer.engine.trace import check_tensors, traced
+from fastfer.engine.trace import check_tensors, evaluating, traced
 from fastfer.models import FerModel
 from fastfer.runtime import Engine, default_threads
 
@@ -145,7 +145,9 @@ def _in_float32(model: nn.Module, program: Program, size: tuple[int, ...]) -> Pr
         and not isinstance(model, FerModel)
     ):
         return program
-    return traced(copy.deepcopy(model).float().cpu(), size)
+    with evaluating(model):  # while no other thread has other tensors in it
+        twin = copy.deepcopy(model)
+    return traced(twin.float().cpu(), size)
 
 
 def _size(model: nn.Module, example: Tensor | Sequence[int] | None) -> tuple[int, ...]:

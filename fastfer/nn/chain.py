@@ -35,7 +35,7 @@ class Chain(nn.Sequential):
 
 def chained(x: Tensor, blocks: Sequence[Any]) -> Tensor:
     """Blocks one after the other, as a `Chain` of them."""
-    if not (x.is_cpu and torch.is_grad_enabled() and _links()):
+    if not (isinstance(x, Tensor) and x.is_cpu and torch.is_grad_enabled() and _links()):
         for block in blocks:
             x = block(x)
         return x

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
@@ -132,7 +131,7 @@ def _tokens(op: str, arg: str, x: object) -> Tensor:
 
 
 def _differentiable(*args: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args)
+    return _library.gradients_on() and any(t is not None and t.requires_grad for t in args)
 
 
 def dot_product_attention(
@@ -163,7 +162,7 @@ def dot_product_attention(
     else:
         raise TypeError(f"{op}: scale: expected a number, a torch.Tensor or None, got {type(scale).__name__}")
     out: Tensor
-    if _differentiable(q, k, v, learnt):
+    if _library.is_jit_traced() or _differentiable(q, k, v, learnt):
         out, _ = _dot_train(q, k, v, learnt, factor)
     else:
         out = _dot(q, k, v, learnt, factor)

@@ -197,7 +197,7 @@ def _check_spatial(op: str, x: Tensor, weight: Tensor, norm: Norm, name: str, tr
 
 
 def _differentiable(args: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
+    return _library.gradients_on() and any(isinstance(t, Tensor) and t.requires_grad for t in args)
 
 
 def channel_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ def conv2d(
     if batch_stats:
         check_batch("conv2d", (x.shape[0], weight.shape[0], height, width))
     y: Tensor
-    if not batch_stats and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:7])):
+    if not batch_stats and not (_library.gradients_on() and any(t is not None and t.requires_grad for t in args[:7])):
         y = _conv2d(*args)
         return y if pool is None else max_pool2d(y, *pool)
     if window is not None and norm is not None and window[0][0] * window[0][1] <= 256:

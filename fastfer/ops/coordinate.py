@@ -187,7 +187,7 @@ def coordinate_attention(
         x, weight, bias, *norm[:4], norm.eps, _checks.act_code(op, act), h_weight, h_bias, w_weight, w_bias,
         kind_code(op, kind),
     )  # fmt: skip
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor))
+    differentiable = _library.gradients_on() and any(t.requires_grad for t in args if isinstance(t, Tensor))
     out: Tensor
     if not training and not differentiable:
         out = _attention(*args)

@@ -83,7 +83,7 @@ for _op in (_gate, _gate_train):
 
 
 def _run(*args: Any) -> Tensor:
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor))
+    differentiable = _library.gradients_on() and any(t.requires_grad for t in args if isinstance(t, Tensor))
     out: Tensor = _gate_train(*args)[0] if differentiable else _gate(*args)
     return out
 

@@ -186,7 +186,7 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
     if not margin >= 0:
         raise ValueError(f"{op}: margin: expected a number >= 0, got {margin}")
     loss: Tensor
-    if torch.is_grad_enabled() and features.requires_grad:
+    if _library.gradients_on() and features.requires_grad:
         loss, _, _ = _triplet_train(features, labels, margin)
     else:
         loss = _triplet(features, labels, margin)
@@ -217,7 +217,7 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{op}: label_smoothing: expected 0 <= label_smoothing <= 1, got {label_smoothing}")
     loss: Tensor
-    if torch.is_grad_enabled() and logits.requires_grad:
+    if _library.gradients_on() and logits.requires_grad:
         loss, _ = _entropy_train(logits, labels, weight, label_smoothing)
     else:
         loss = _entropy(logits, labels, weight, label_smoothing)

@@ -143,7 +143,7 @@ def batch_norm(x: Tensor, norm: Norm, *, act: str | None = None, training: bool 
     out: Tensor
     if training:
         check_batch(op, x.shape)
-    elif not (torch.is_grad_enabled() and any(t.requires_grad for t in args[:3])):
+    elif not (_library.gradients_on() and any(t.requires_grad for t in args[:3])):
         out = _batch_norm(*args)
         return out
     out, stats = _batch_norm_train(*args, training)

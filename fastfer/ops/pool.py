@@ -162,7 +162,7 @@ def max_pool2d(
     kernels, strides, pads = check_pool(op, Pool(kernel, stride, padding), x.shape[2], x.shape[3])
     _check_pixels(op, x)
     y: Tensor
-    if x.requires_grad and torch.is_grad_enabled():
+    if _library.is_jit_traced() or (x.requires_grad and _library.gradients_on()):
         y, _ = _max_pool_train(x, kernels, strides, pads)
     else:
         y = _max_pool(x, kernels, strides, pads)
