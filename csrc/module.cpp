@@ -41,15 +41,6 @@ void choose_isa(const std::string& name) {
   throw py::value_error("ISA: expected auto" + known + ", got '" + name + "'");
 }
 
-// running += momentum · (batch - running) of mean and variance; stats [3][channels], see NormParams.
-template <class T>
-void update_running(idx channels, const T* stats, T* mean, T* var, T momentum) {
-  for (idx c = 0; c < channels; ++c) {
-    mean[c] += momentum * (stats[c] - mean[c]);
-    var[c] += momentum * (stats[2 * channels + c] - var[c]);
-  }
-}
-
 // kernel -> {ISA: calls}, ISAs that ran only.
 std::map<std::string, std::map<std::string, idx>> kernels() {
   int count = 0;
@@ -76,14 +67,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", isas, py::arg("only_supported") = false, "ISAs compiled in, or those this CPU runs.");
   m.def("kernels", kernels, "Calls of every kernel by ISA since the process started.");
   m.def("openmp_runtime", openmp_runtime, "File of the OpenMP runtime shared with torch, or \"none\".");
-  m.def("update_running", [](bool wide, idx channels, Address stats, Address mean, Address var, double momentum) {
-    const auto update = [&](auto zero) {
-      using T = decltype(zero);
-      update_running<T>(channels, static_cast<const T*>(pointer(stats)), static_cast<T*>(pointer(mean)),
-                        static_cast<T*>(pointer(var)), static_cast<T>(momentum));
-    };
-    wide ? update(0.0) : update(0.0f);
-  });
   m.attr("compiler") = __VERSION__;
   bind_memory(m);
   bind_engine(m);

@@ -20,6 +20,9 @@ struct DotProductParams {
   const void* dout;
   void *dq, *dk, *dv, *dscale;  // null where not wanted
   int threads;
+
+  FF_REQUIRED(batch, queries, keys, depth, width, q, k, v, scale, factor, out, stats, threads)
+  FF_OPTIONAL(dout, dq, dk, dv, dscale)
 };
 
 struct AdditiveParams {
@@ -31,6 +34,9 @@ struct AdditiveParams {
   void *dx, *dh;                                // null where not wanted
   void *d_weight, *d_bias, *d_v, *d_v_bias;     // all null where not wanted
   int threads;
+
+  FF_REQUIRED(batch, tokens, dim, hidden, x, h, weight, v, u, weights, threads)
+  FF_OPTIONAL(bias, v_bias, out, dout, dx, dh, d_weight, d_bias, d_v, d_v_bias)
 };
 
 }  // namespace ff

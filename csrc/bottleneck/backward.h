@@ -31,13 +31,13 @@ struct BottleneckBackward {
   double* sums_x;              // of g·(w·x - mean) [stride]
   bool crossed;                // whether sums over x·g are wanted
 
-  FF_CLASS_INLINE T* packed_slice(idx slice) const { return packed + slice * (e.slices.width * round_up_lanes<T>(p.in)); }
+  FF_CLASS_INLINE T* packed_slice(idx slice) const { return packed + slice * (e.slices.width * round_up_lanes<T>(p.in_channels)); }
 
   void take(Arena& a) {
     const DepthwiseShape& s = p.shape;
     e.take(a), n1.take(a, p.norm1, s.c), grad1.take(a, p.norm1, s.c);
-    scaled = a.take<T>(s.c * p.in), packed = a.take<T>(e.slices.count * e.slices.width * round_up_lanes<T>(p.in));
-    dw_parts = a.take<T>(chunks * (s.kh * s.kw + 1) * stride), parts = a.take<T>(crossed ? chunks * p.in * stride : 0);
+    scaled = a.take<T>(s.c * p.in_channels), packed = a.take<T>(e.slices.count * e.slices.width * round_up_lanes<T>(p.in_channels));
+    dw_parts = a.take<T>(chunks * (s.kh * s.kw + 1) * stride), parts = a.take<T>(crossed ? chunks * p.in_channels * stride : 0);
     sums = a.take<double>(chunks * stride), sums_x = a.take<double>(stride);
   }
   void fill() {
@@ -45,10 +45,10 @@ struct BottleneckBackward {
     n1.fill(p.norm1, p.shape.c);
     e.shift = n1.shift, e.pack(expand, n1.scale, p.threads);
     for (idx c = 0; c < p.shape.c; ++c)
-      for (idx i = 0; i < p.in; ++i) scaled[c * p.in + i] = expand[c * p.in + i] * n1.scale[c];
+      for (idx i = 0; i < p.in_channels; ++i) scaled[c * p.in_channels + i] = expand[c * p.in_channels + i] * n1.scale[c];
     for (idx i = 0; i < e.slices.count; ++i)
-      for_panels<T>(p.in, e.slices.size(i), p.threads, [&](idx panel) {
-        pack_rows<T>(packed_slice(i), scaled + e.slices.begin(i) * p.in, p.in, e.slices.size(i), panel);
+      for_panels<T>(p.in_channels, e.slices.size(i), p.threads, [&](idx panel) {
+        pack_rows<T>(packed_slice(i), scaled + e.slices.begin(i) * p.in_channels, p.in_channels, e.slices.size(i), panel);
       });
   }
 };
@@ -56,7 +56,7 @@ struct BottleneckBackward {
 template <class T>
 FF_INLINE idx expansion_chunks(const BottleneckParams& p, const Bands& bands) {
   constexpr idx kMost = 16, kBytes = 16 << 20;
-  const idx by_bytes = max_idx(2, kBytes / (p.in * round_up_lanes<T>(p.shape.c) * static_cast<idx>(sizeof(T))));
+  const idx by_bytes = max_idx(2, kBytes / (p.in_channels * round_up_lanes<T>(p.shape.c) * static_cast<idx>(sizeof(T))));
   return max_idx(1, min_idx(min_idx(kMost, by_bytes), bands.count));
 }
 
@@ -77,7 +77,7 @@ FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands
   const RowKernels<T> kernels = row_kernels<T>(s);
   const idx c = b.e.slices.begin(slice), all = p.shape.c, taps = s.kh * s.kw, image = bands.image(begin), halo = (s.kh - 1) / s.sh;
   const T inf = T(kInfinity), *w = b.w + c * taps;
-  T *dw = b.dw_parts + chunk * (taps + 1) * b.stride + c * taps, *part = b.parts + chunk * p.in * b.stride + c;
+  T *dw = b.dw_parts + chunk * (taps + 1) * b.stride + c * taps, *part = b.parts + chunk * p.in_channels * b.stride + c;
   const NormAct<T> after{b.after.scale + c, b.after.shift + c, nullptr, b.after.act};
   const NormGrad<T> norm2{b.norm2->slope + c, b.norm2->curve + c, b.norm2->offset + c};
   r.dy = {r.dy.base, s.ow * s.c}, r.z = {r.z.base, s.w * s.c}, r.a = {r.a.base, s.w * s.c};
@@ -94,7 +94,7 @@ FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands
     fill_zero(r.sums, s.c), fill_zero(r.sums_x, s.c);
     idx y = lo;
     for (idx oy = first; oy < last; ++oy) {
-      if (p.d_dw) kernels.weight_grad(s, r.a.origin(), r.dy.at(oy), oy, dw);
+      if (p.d_dw_weight) kernels.weight_grad(s, r.a.origin(), r.dy.at(oy), oy, dw);
       for (const idx stop = oy + 1 < s.oh ? input_row(s, oy + 1) : s.h; y < stop; ++y) {
         kernels.input_grad(s, r.dy.origin(), r.dy.first, last, y, w, r.da, false);
         act_grad_rows<T>(r.g + (y - lo) * s.w * r.ldg, r.ldg, r.da, s.c, r.z.at(y), s.c, s.w, s.c,
@@ -103,13 +103,13 @@ FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands
     }
     if (!count) continue;
     add_to(b.sums + chunk * b.stride + c, r.sums, s.c);
-    const idx pixel = (image * s.h + lo) * s.w * p.in;
+    const idx pixel = (image * s.h + lo) * s.w * p.in_channels;
     T* dx = p.dx ? static_cast<T*>(p.dx) + pixel : nullptr;
     Ahead written;  // dx is fetched before it is written
-    if (slice == 0) written.add(dx, count * p.in * static_cast<idx>(sizeof(T)));
+    if (slice == 0) written.add(dx, count * p.in_channels * static_cast<idx>(sizeof(T)));
     if (b.crossed)
-      gemm<T, true>({b.e.x + pixel, p.in, r.g, r.ldg, part, b.stride, p.in, s.c, count, nullptr, -inf, inf, true, &written});
-    if (dx) gemm<T, false>({r.g, r.ldg, b.packed_slice(slice), 0, dx, p.in, count, p.in, s.c, nullptr, -inf, inf, slice > 0});
+      gemm<T, true>({b.e.x + pixel, p.in_channels, r.g, r.ldg, part, b.stride, p.in_channels, s.c, count, nullptr, -inf, inf, true, &written});
+    if (dx) gemm<T, false>({r.g, r.ldg, b.packed_slice(slice), 0, dx, p.in_channels, count, p.in_channels, s.c, nullptr, -inf, inf, slice > 0});
   }
 }
 
@@ -130,7 +130,7 @@ FF_INLINE void expand_depthwise_backward_pass(const BottleneckBackward<T>& b) {
     });
     fill_zero(b.dw_parts + chunk * (taps + 1) * b.stride, (taps + 1) * b.stride);
     fill_zero(b.sums + chunk * b.stride, b.stride);
-    if (b.crossed) fill_zero(b.parts + chunk * p.in * b.stride, p.in * b.stride);
+    if (b.crossed) fill_zero(b.parts + chunk * p.in_channels * b.stride, p.in_channels * b.stride);
     const idx begin = bands.count * chunk / b.chunks, end = bands.count * (chunk + 1) / b.chunks;
     for (idx band = begin; band < end;) {
       const idx stop = min_idx(end, (bands.image(band) + 1) * bands.per_image);
@@ -144,7 +144,7 @@ FF_INLINE void expand_depthwise_backward_pass(const BottleneckBackward<T>& b) {
 template <class T>
 FF_INLINE const NormGrad<T>* expansion_gradient(BottleneckBackward<T>& b) {
   const BottleneckParams& p = b.p;
-  const idx c = p.shape.c, in = p.in, pixels = p.shape.n * p.shape.h * p.shape.w;
+  const idx c = p.shape.c, in = p.in_channels, pixels = p.shape.n * p.shape.h * p.shape.w;
   const T *expand = static_cast<const T*>(p.expand), *covariance = static_cast<const T*>(p.covariance), *m = covariance + c * in;
   const T* mean = static_cast<const T*>(p.norm1.stats);
   fold_parts(b.sums, b.chunks, b.stride, b.stride);
@@ -194,7 +194,7 @@ struct InputCorrection {
     packed = a.take<T>(packed_size<T>(in, in)), row = a.take<T>(in);
   }
   void fill(const BottleneckParams& p, const NormGrad<T>& form) const {
-    const idx c = p.shape.c, in = p.in, ld = block_stride<T>(in);
+    const idx c = p.shape.c, in = p.in_channels, ld = block_stride<T>(in);
     const T *expand = static_cast<const T*>(p.expand), *mean = static_cast<const T*>(p.norm1.stats);
     const T *m = static_cast<const T*>(p.covariance) + c * in, inf = T(kInfinity);
     for (idx o = 0; o < c; ++o)
@@ -216,7 +216,7 @@ struct InputCorrection {
 
 template <class T>
 FF_INLINE void correct_input_gradient(const BottleneckParams& p, const InputCorrection<T>& k) {
-  const idx rows = p.shape.n * p.shape.h * p.shape.w, in = p.in, block = block_rows<T>(3 * in);
+  const idx rows = p.shape.n * p.shape.h * p.shape.w, in = p.in_channels, block = block_rows<T>(3 * in);
   const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout), inf = T(kInfinity);
   T* dx = static_cast<T*>(p.dx);
   for_tasks(ceil_div(rows, block), p.threads, [&](idx b) {
@@ -234,36 +234,36 @@ template <class T>
 FF_INLINE void bottleneck_backward(const BottleneckParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx taps = s.kh * s.kw, pixels = s.n * s.oh * s.ow, stride = round_up_lanes<T>(s.c);
-  const idx chunks2 = backward_chunks<T>(pixels, s.c, p.out ? p.out : 1);
+  const idx chunks2 = backward_chunks<T>(pixels, s.c, p.out_channels ? p.out_channels : 1);
   const T *dout = static_cast<const T*>(p.dout), *y1 = static_cast<const T*>(p.y1);
   const bool params = p.d_expand != nullptr;
   BottleneckBackward<T> b{};
   b.p = p, b.e = expansion_of<T>(p), b.stride = stride;
   b.chunks = expansion_chunks<T>(p, expansion_bands<T>(s, b.e.slices)), b.crossed = params || p.batch_stats;
-  const Wide v3{pixels, p.out, 1}, v2{pixels, s.c, 1};
+  const Wide v3{pixels, p.out_channels, 1}, v2{pixels, s.c, 1};
   lay_out(Scratch::shared, [&](Arena& a) {
     NormBackward<T> norm3, norm2;
     NormGradVectors<T> grad2;
     InputCorrection<T> correction{};
-    b.take(a), norm2.take(a, p.norm2, s.c, v2), norm3.take(a, p.norm3, p.out, v3), grad2.take(a, p.norm2, s.c);
-    correction.take(a, s.c, p.in);
-    double* sums2 = a.take<double>(p.out ? 2 * chunks2 * stride : 0);
-    T *g = a.take<T>(p.out ? pixels * s.c : 0), *w = a.take<T>(taps * stride);
+    b.take(a), norm2.take(a, p.norm2, s.c, v2), norm3.take(a, p.norm3, p.out_channels, v3), grad2.take(a, p.norm2, s.c);
+    correction.take(a, s.c, p.in_channels);
+    double* sums2 = a.take<double>(p.out_channels ? 2 * chunks2 * stride : 0);
+    T *g = a.take<T>(p.out_channels ? pixels * s.c : 0), *w = a.take<T>(taps * stride);
     const bool real = w != nullptr;
     PointwiseBackward<T> projection{};
-    projection.rows = pixels, projection.in = s.c, projection.out = p.out, projection.threads = p.threads;
+    projection.rows = pixels, projection.in = s.c, projection.out = p.out_channels, projection.threads = p.threads;
     projection.g = real ? g : reinterpret_cast<T*>(sizeof(T)), projection.dw = static_cast<T*>(p.d_project);
-    if (real) b.fill(), pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps), b.w = w;
-    if (real && p.out) {
-      norm3.run(p.norm3, p.out, v3, dout, static_cast<const T*>(p.y2), Act::none, p.batch_stats, p.threads);
+    if (real) b.fill(), pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps), b.w = w;
+    if (real && p.out_channels) {
+      norm3.run(p.norm3, p.out_channels, v3, dout, static_cast<const T*>(p.y2), Act::none, p.batch_stats, p.threads);
       norm2.n.fill(p.norm2, s.c);
       projection.x = y1, projection.before = norm2.norm_act(p.act), projection.w = static_cast<const T*>(p.project);
       projection.dz = dout, projection.y = static_cast<const T*>(p.y2), projection.after = norm3.norm_act(Act::none);
       projection.norm2 = norm3.form, projection.sum_g = sums2, projection.sum_gx = sums2 + chunks2 * stride;
     }
-    if (p.out) pointwise_backward_pass(projection, a);
+    if (p.out_channels) pointwise_backward_pass(projection, a);
     if (!real) return;
-    if (p.out) {
+    if (p.out_channels) {
       b.norm2 = grad2.fill(p.norm2, s.c, sums2, sums2 + chunks2 * stride, chunks2, stride, pixels, p.batch_stats);
       b.dy = g, b.after = norm2.norm_act(Act::none);
     } else {
@@ -271,7 +271,7 @@ FF_INLINE void bottleneck_backward(const BottleneckParams& p) {
       b.norm2 = norm2.form, b.dy = dout, b.after = norm2.norm_act(p.act);
     }
     expand_depthwise_backward_pass(b);
-    if (p.d_dw) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw), static_cast<T*>(nullptr));
+    if (p.d_dw_weight) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
     if (b.crossed) {
       const NormGrad<T>* form = expansion_gradient(b);
       if (p.dx && p.batch_stats) correction.fill(p, *form);

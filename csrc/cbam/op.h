@@ -31,6 +31,10 @@ struct CbamParams {
   void *d_w1, *d_b1, *d_w2, *d_b2;     // all or none
   void *d_weight, *d_norm_weight, *d_norm_bias;
   int threads;
+
+  FF_REQUIRED(n, h, w, c, x, batch_stats, threads)
+  FF_OPTIONAL(hidden, k, w1, b1, w2, b2, weight, norm_weight, norm_bias, norm_mean, norm_var, eps, out, pooled, positions,
+              planes, channels, stats, dout, dx, d_w1, d_b1, d_w2, d_b2, d_weight, d_norm_weight, d_norm_bias)
 };
 
 }  // namespace ff

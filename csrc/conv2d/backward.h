@@ -139,10 +139,10 @@ FF_INLINE void conv_backward(const Conv2dParams& p) {
   lay_out(Scratch::shared, [&](Arena& a) {
     NormBackward<T> norm;
     norm.take(a, p.norm, s.o, v);
-    NormGrad<T> deferred{};
-    if (p.deferred.on) {
-      deferred = deferred_gradient<T>(a, p.norm.stats, p.deferred, s.o, pixels, v.times);
-      norm.form = &deferred;
+    NormGrad<T> linked{};
+    if (p.linked_output.on) {
+      linked = linked_gradient<T>(a, p.norm.stats, p.linked_output, s.o, pixels, v.times);
+      norm.form = &linked;
     }
     if (norm.n.scale)
       norm.run(p.norm, s.o, v, static_cast<const T*>(p.dout), pooled ? static_cast<const T*>(p.best) : pass.y, p.act,

@@ -167,7 +167,7 @@ FF_INLINE void conv_inference(const Conv2dParams& p) {
 template <class T>
 FF_INLINE void conv_training(const Conv2dParams& p) {
   const ConvShape& s = p.shape;
-  const bool measure = p.deferred.on || (p.norm.weight && p.batch_stats), pointwise = is_pointwise(s);
+  const bool measure = p.linked_output.on || (p.norm.weight && p.batch_stats), pointwise = is_pointwise(s);
   const idx group = pointwise ? 1 : pixel_group<T>(s);
   const ConvBlocks blocks = conv_blocks<T>(s, group);
   const bool tiled = takes_winograd<T>(s);
@@ -209,7 +209,7 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
     if (tiled) return tiles.pixels(part);
     return min_idx(blocks.block, blocks.pixels - part / blocks.times * blocks.block) / blocks.times;
   }, static_cast<T*>(p.norm.stats));
-  if (p.deferred.on) return;
+  if (p.linked_output.on) return;
   if (pooled) {
     n.fill(p.norm, s.o);
     return norm_pool_pass<T>(p, pass.y, n);

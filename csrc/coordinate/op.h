@@ -19,6 +19,9 @@ struct LinePoolParams {
   const void *d_row_mean, *d_row_max, *d_col_mean, *d_col_max;            // backward
   void* dx;
   int threads;
+
+  FF_REQUIRED(n, h, w, c, x, threads)
+  FF_OPTIONAL(row_mean, row_max, col_mean, col_max, d_row_mean, d_row_max, d_col_mean, d_col_max, dx)
 };
 
 struct CoordinateParams {
@@ -34,6 +37,10 @@ struct CoordinateParams {
   const void* dout;
   void *dx, *d_weight, *d_bias, *d_h_weight, *d_h_bias, *d_w_weight, *d_w_bias;  // null where not wanted
   int threads;
+
+  FF_REQUIRED(n, h, w, c, middle, kind, act, batch_stats, x, weight, norm, h_weight, w_weight, threads)
+  FF_OPTIONAL(bias, h_bias, w_bias, out, pooled, at, y, gates, dout, dx, d_weight, d_bias, d_h_weight, d_h_bias, d_w_weight,
+              d_w_bias)
 };
 
 }  // namespace ff

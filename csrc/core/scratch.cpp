@@ -3,7 +3,6 @@
 
 #include <sys/mman.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -11,7 +10,6 @@ namespace ff {
 namespace {
 
 constexpr size_t kHuge = size_t{2} << 20;
-std::atomic<size_t> held{0};
 
 struct Block {
   void* data = nullptr;
@@ -21,7 +19,6 @@ struct Block {
 
   void release() {
     std::free(data);
-    held.fetch_sub(size, std::memory_order_relaxed);
     data = nullptr;
     size = 0;
   }
@@ -35,7 +32,6 @@ struct Block {
     if (align == kHuge) madvise(fresh, rounded, MADV_HUGEPAGE);
     data = fresh;
     size = rounded;
-    held.fetch_add(size, std::memory_order_relaxed);
   }
 };
 
@@ -52,7 +48,5 @@ void* scratch_reserve(Scratch kind, size_t bytes) {
 void scratch_release() {
   for (Block& block : blocks) block.release();
 }
-
-size_t scratch_bytes() { return held.load(std::memory_order_relaxed); }
 
 }  // namespace ff

@@ -14,7 +14,5 @@ enum class Scratch : int { shared, task, count };
 void* scratch_reserve(Scratch kind, size_t bytes);
 // Frees the calling thread's scratch.
 void scratch_release();
-// Bytes held by all threads.
-size_t scratch_bytes();
 
 }  // namespace ff

@@ -3,6 +3,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "core/fields.h"
+
 namespace ff {
 
 using idx = int64_t;

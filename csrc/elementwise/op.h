@@ -14,6 +14,9 @@ struct ActivationParams {
   idx count;
   Act act;
   int threads;
+
+  FF_REQUIRED(x, out, count, act, threads)
+  FF_OPTIONAL(dy)
 };
 
 }  // namespace ff

@@ -269,8 +269,8 @@ FF_INLINE void gate_backward(const GateParams& p) {
   GateBackward<T> b{};
   Before<T> before;
   const idx parts = p.n * bands.count;
-  lay_out(Scratch::shared, [&](Arena& a) { b.take(a, p, bands), before.take(a, p.before, p.c, parts); });
-  before.fill(p.before, p.c);
+  lay_out(Scratch::shared, [&](Arena& a) { b.take(a, p, bands), before.take(a, p.linked_input, p.c, parts); });
+  before.fill(p.linked_input, p.c);
   const idx room_size = before ? bands.rows * p.w * p.c : 0;
   const bool streamed = before && streamable(static_cast<T*>(p.dx), p.n * size, p.c);
   if (p.linear) copy_padded(b.weights, sw, p.c);
@@ -330,7 +330,7 @@ FF_INLINE void gate_backward(const GateParams& p) {
                      });
         finish();
       });
-  before.finish(p.before, p.c, parts);
+  before.finish(p.linked_input, p.c, parts);
   parameter_gradients<T>(p, b, bands);
 }
 

@@ -61,9 +61,9 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
     means = a.take<T>(train ? 0 : p.n * p.c);
     values = a.take<T>(train || kind == PixelKind::none ? 0 : p.n * planes * plane);
     pixel = a.take<T>(kind == PixelKind::none ? 0 : p.n * plane), weights = a.take<T>(p.c);
-    before.take(a, p.before, p.c);
+    before.take(a, p.linked_input, p.c);
   });
-  before.fill(p.before, p.c);
+  before.fill(p.linked_input, p.c);
   const idx room_size = before ? bands.rows * p.w * p.c : 0;
   if (train) means = static_cast<T*>(p.means), values = static_cast<T*>(p.pixels);
   if (kind == PixelKind::linear) copy_padded(weights, static_cast<const T*>(p.sw), p.c);

@@ -20,7 +20,10 @@ struct GateParams {
   const void* dout;
   void *dx, *d_w1, *d_b1, *d_w2, *d_b2, *d_sw, *d_sb;  // null where not wanted
   int threads;
-  BeforeParams before;               // training; backward wants dx
+  LinkedInputParams linked_input;    // training; backward wants dx
+
+  FF_REQUIRED(n, h, w, c, hidden, act, gate_act, linear, pool, x, threads)
+  FF_OPTIONAL(w1, b1, w2, b2, sw, sb, out, means, pixels, dout, dx, d_w1, d_b1, d_w2, d_b2, d_sw, d_sb, linked_input)
 };
 
 }  // namespace ff

@@ -18,6 +18,9 @@ struct CenterParams {
   const void* dloss;               // [1]
   void *d_features, *d_centers;    // null where not wanted
   int threads;
+
+  FF_REQUIRED(count, dim, classes, features, labels, centers, threads)
+  FF_OPTIONAL(loss, dloss, d_features, d_centers)
 };
 
 struct TripletParams {
@@ -31,6 +34,9 @@ struct TripletParams {
   const void* dloss;     // [1]
   void* d_features;      // [count][dim]
   int threads;
+
+  FF_REQUIRED(count, dim, features, pairs, slopes, threads)
+  FF_OPTIONAL(labels, margin, loss, dloss, d_features)
 };
 
 struct CrossEntropyParams {
@@ -43,6 +49,9 @@ struct CrossEntropyParams {
   void* loss;           // [1]
   void* d_logits;       // [count][classes]: gradient of the loss; null in inference
   int threads;
+
+  FF_REQUIRED(count, classes, logits, labels, targets, weight, smoothing, loss, d_logits, threads)
+  FF_OPTIONAL()
 };
 
 }  // namespace ff

@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "norm/bind.h"
+#include "core/bind.h"
 #include "norm/op.h"
 
 namespace ff {
+namespace {
+
+template <class T>
+void update_running(const RunningParams& p) {
+  const T *stats = static_cast<const T*>(p.stats), momentum = static_cast<T>(p.momentum);
+  T *mean = static_cast<T*>(p.mean), *var = static_cast<T*>(p.var);
+  for (idx c = 0; c < p.channels; ++c) {
+    mean[c] += momentum * (stats[c] - mean[c]);
+    var[c] += momentum * (stats[2 * p.channels + c] - var[c]);
+  }
+}
+
+}  // namespace
 
 void bind_norm(py::module_& m) {
-  m.def("batch_norm_fwd", [](bool wide, bool train, idx rows, idx channels, Address x, const NormList& norm, double eps,
-                             int act, bool batch_stats, Address out, int threads) {
-    BatchNormParams p{};
-    p.rows = rows, p.channels = channels, p.x = pointer(x), p.norm = norm_params(norm, eps);
-    p.act = static_cast<Act>(act), p.batch_stats = batch_stats, p.out = pointer(out), p.threads = threads;
-    if (train)
-      run(batch_norm_train_f32, batch_norm_train_f64, wide, p);
-    else
-      run(batch_norm_fwd_f32, batch_norm_fwd_f64, wide, p);
-  });
-  m.def("batch_norm_bwd", [](bool wide, idx rows, idx channels, Address dout, Address x, const NormList& norm, int act,
-                             bool batch_stats, Address dx, int threads) {
-    BatchNormParams p{};
-    p.rows = rows, p.channels = channels, p.dout = pointer(dout), p.x = pointer(x), p.norm = norm_params(norm, 0);
-    p.act = static_cast<Act>(act), p.batch_stats = batch_stats, p.out = pointer(dx), p.threads = threads;
-    run(batch_norm_bwd_f32, batch_norm_bwd_f64, wide, p);
-  });
+  bind_params<NormParams>(m, "NormParams");
+  bind_params<BatchNormParams>(m, "BatchNormParams");
+  bind_params<RunningParams>(m, "RunningParams");
+  const ParamsType& params = bind::params_type<RunningParams>();
+  bind::add_kernel(m, "update_running_f32", params, bind::run<RunningParams, update_running<float>>);
+  bind::add_kernel(m, "update_running_f64", params, bind::run<RunningParams, update_running<double>>);
 }
 
 }  // namespace ff

@@ -23,13 +23,13 @@ struct Before {
   NormAct<T> norm_act() const { return {n.scale, n.shift, n.mean, act}; }
 
   // `parts`: partial sums of the gradients; 0 in forward.
-  void take(Arena& a, const BeforeParams& p, idx channels, idx parts = 0) {
+  void take(Arena& a, const LinkedInputParams& p, idx channels, idx parts = 0) {
     if (!p.weight) return;
     n.take(a, {p.weight, p.bias, nullptr, nullptr, 0, nullptr, nullptr, nullptr}, channels);
     stride = round_up_lanes<T>(channels), act = p.act;
     if (parts) sum_g = a.take<double>(parts * stride), sum_gx = a.take<double>(parts * stride);
   }
-  void fill(const BeforeParams& p, idx channels) {
+  void fill(const LinkedInputParams& p, idx channels) {
     if (!p.weight) return;
     norm_vectors<T>(static_cast<const T*>(p.weight), static_cast<const T*>(p.bias), static_cast<const T*>(p.stats),
                     channels, n.scale, n.shift, n.mean);
@@ -48,7 +48,7 @@ struct Before {
     add_to(sum_g + part * stride, room, channels), add_to(sum_gx + part * stride, room + stride, channels);
   }
   // The gradients of weight, bias and statistics from all parts.
-  void finish(const BeforeParams& p, idx channels, idx parts) const {
+  void finish(const LinkedInputParams& p, idx channels, idx parts) const {
     if (!*this) return;
     fold_parts(sum_g, parts, stride, channels), fold_parts(sum_gx, parts, stride, channels);
     const T *weight = static_cast<const T*>(p.weight), *invstd = static_cast<const T*>(p.stats) + channels;
@@ -67,7 +67,7 @@ struct Before {
 
 // The first op's side: the affine form of its output's gradient, for rows of `count` values a channel.
 template <class T>
-FF_INLINE NormGrad<T> deferred_gradient(Arena& a, const void* stats_of, const DeferredParams& p, idx channels, idx count, idx times) {
+FF_INLINE NormGrad<T> linked_gradient(Arena& a, const void* stats_of, const LinkedOutputParams& p, idx channels, idx count, idx times) {
   T *slope = a.take<T>(channels * times), *curve = a.take<T>(channels * times), *offset = a.take<T>(channels * times);
   if (!slope) return {};
   const T *stats = static_cast<const T*>(stats_of), *d = static_cast<const T*>(p.d_stats);

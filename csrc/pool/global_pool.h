@@ -131,13 +131,13 @@ FF_INLINE void global_pool_backward(const GlobalPoolParams& p) {
   for_tasks(ceil_div(p.n, group), p.threads, [&](idx task) {
     for (idx i = task * group; i < min_idx(p.n, (task + 1) * group); ++i) {
       T* dx = static_cast<T*>(p.dx) + i * p.pixels * p.c;
-      const T* davg = p.davg ? static_cast<const T*>(p.davg) + i * p.c : nullptr;
+      const T* davg = p.d_avg ? static_cast<const T*>(p.d_avg) + i * p.c : nullptr;
       for_lanes<T>(p.c, [&](idx c, idx n) {
         const vec<T> share = davg ? load_n<T>(davg + c, n) / count : vec<T>{};
         for (idx pixel = 0; pixel < p.pixels; ++pixel) store_n<T>(dx + pixel * p.c + c, share, n);
       });
-      if (!p.dmax) continue;
-      for (idx c = 0; c < p.c; ++c) dx[p.positions[i * p.c + c] * p.c + c] += static_cast<const T*>(p.dmax)[i * p.c + c];
+      if (!p.d_max) continue;
+      for (idx c = 0; c < p.c; ++c) dx[p.positions[i * p.c + c] * p.c + c] += static_cast<const T*>(p.d_max)[i * p.c + c];
     }
   });
 }

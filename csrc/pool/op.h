@@ -18,6 +18,9 @@ struct MaxPoolParams {
   const void* dy;    // [n,oh,ow,c]
   void* dx;          // [n,h,w,c]
   int threads;
+
+  FF_REQUIRED(n, h, w, c, oh, ow, kh, kw, sh, sw, top, left, positions, threads)
+  FF_OPTIONAL(x, y, dy, dx)
 };
 
 struct GlobalPoolParams {
@@ -25,9 +28,12 @@ struct GlobalPoolParams {
   const void* x;         // [n,pixels,c]
   void *avg, *max;       // [n,c], or null where not wanted
   int32_t* positions;    // [n,c] with max; read by backward
-  const void *davg, *dmax;  // [n,c] or null
+  const void *d_avg, *d_max;  // [n,c] or null
   void* dx;              // [n,pixels,c]
   int threads;
+
+  FF_REQUIRED(n, pixels, c, threads)
+  FF_OPTIONAL(x, avg, max, positions, d_avg, d_max, dx)
 };
 
 }  // namespace ff

@@ -170,7 +170,7 @@ FF_INLINE void depthwise_forward(const DepthwiseParams& p) {
     w = a.take<T>(taps * stride);
     bias = a.take<T>(stride);
   });
-  pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
+  pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
   depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, static_cast<T*>(p.y), nullptr, nullptr, p.threads, {}});
 }
@@ -181,9 +181,9 @@ FF_INLINE void depthwise_backward(const DepthwiseParams& p) {
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw;
   lay_out(Scratch::shared, [&](Arena& a) {
     T* w = a.take<T>(taps * stride);
-    if (w) pack_depthwise<T>(w, static_cast<const T*>(p.w), nullptr, s.c, taps);
+    if (w) pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
     depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, static_cast<const T*>(p.dy), nullptr, {}, nullptr,
-                                static_cast<T*>(p.dx), static_cast<T*>(p.dw), static_cast<T*>(p.db), p.threads, {}},
+                                static_cast<T*>(p.dx), static_cast<T*>(p.d_weight), static_cast<T*>(p.d_bias), p.threads, {}},
                                a);
   });
 }

@@ -207,13 +207,13 @@ template <class T>
 FF_INLINE void pointwise_forward(const PointwiseParams& p) {
   T *packed = nullptr, *bias = nullptr;
   lay_out(Scratch::shared, [&](Arena& a) {
-    packed = a.take<T>(packed_size<T>(p.out, p.in));
-    bias = a.take<T>(p.out);
+    packed = a.take<T>(packed_size<T>(p.out_channels, p.in_channels));
+    bias = a.take<T>(p.out_channels);
   });
-  pack_pointwise<T>(packed, static_cast<const T*>(p.w), nullptr, p.in, p.out, p.threads);
-  copy_padded(bias, static_cast<const T*>(p.bias), p.out);
+  pack_pointwise<T>(packed, static_cast<const T*>(p.weight), nullptr, p.in_channels, p.out_channels, p.threads);
+  copy_padded(bias, static_cast<const T*>(p.bias), p.out_channels);
   PointwiseForward<T> pass{};
-  pass.rows = p.rows, pass.in = p.in, pass.out = p.out, pass.threads = p.threads;
+  pass.rows = p.rows, pass.in = p.in_channels, pass.out = p.out_channels, pass.threads = p.threads;
   pass.x = static_cast<const T*>(p.x), pass.packed = packed, pass.bias = bias, pass.y = static_cast<T*>(p.y);
   pointwise_forward_pass(pass);
 }
@@ -221,9 +221,9 @@ FF_INLINE void pointwise_forward(const PointwiseParams& p) {
 template <class T>
 FF_INLINE void pointwise_backward(const PointwiseParams& p) {
   PointwiseBackward<T> pass{};
-  pass.rows = p.rows, pass.in = p.in, pass.out = p.out, pass.threads = p.threads;
-  pass.x = static_cast<const T*>(p.x), pass.w = static_cast<const T*>(p.w), pass.dz = static_cast<const T*>(p.dy);
-  pass.g = static_cast<T*>(p.dx), pass.dw = static_cast<T*>(p.dw), pass.db = static_cast<T*>(p.db);
+  pass.rows = p.rows, pass.in = p.in_channels, pass.out = p.out_channels, pass.threads = p.threads;
+  pass.x = static_cast<const T*>(p.x), pass.w = static_cast<const T*>(p.weight), pass.dz = static_cast<const T*>(p.dy);
+  pass.g = static_cast<T*>(p.dx), pass.dw = static_cast<T*>(p.d_weight), pass.db = static_cast<T*>(p.d_bias);
   lay_out(Scratch::shared, [&](Arena& arena) { pointwise_backward_pass(pass, arena); });
 }
 

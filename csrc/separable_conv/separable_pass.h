@@ -25,8 +25,8 @@ FF_INLINE void separable_inference(const SeparableParams& p) {
   });
   fold<T>(p.norm1, p.dw_bias, s.c, scale1, shift1);
   fold<T>(p.norm2, p.pw_bias, out, scale2, shift2);
-  pack_depthwise<T>(w, static_cast<const T*>(p.dw), p.norm1.weight ? scale1 : nullptr, s.c, taps);
-  pack_pointwise<T>(packed, static_cast<const T*>(p.pw), p.norm2.weight ? scale2 : nullptr, s.c, out, p.threads);
+  pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), p.norm1.weight ? scale1 : nullptr, s.c, taps);
+  pack_pointwise<T>(packed, static_cast<const T*>(p.pw_weight), p.norm2.weight ? scale2 : nullptr, s.c, out, p.threads);
 
   T lo1, hi1, lo2, hi2;
   const bool clamped1 = clamp_bounds(p.act1, &lo1, &hi1), clamped2 = clamp_bounds(p.act2, &lo2, &hi2);
@@ -55,8 +55,8 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx stride1 = round_up_lanes<T>(s.c), taps = s.kh * s.kw, out = p.out_channels, stride2 = round_up_lanes<T>(out);
   const idx pixels = s.n * s.oh * s.ow, block = block_rows<T>(s.c + out), blocks = ceil_div(pixels, block);
-  const Bands bands = forward_bands<T>(s, p.before.weight);
-  const bool measure1 = p.norm1.weight && p.batch_stats, measure2 = p.deferred.on || (p.norm2.weight && p.batch_stats);
+  const Bands bands = forward_bands<T>(s, p.linked_input.weight);
+  const bool measure1 = p.norm1.weight && p.batch_stats, measure2 = p.linked_output.on || (p.norm2.weight && p.batch_stats);
   T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr;
   T *mean1 = nullptr, *m2_1 = nullptr, *mean2 = nullptr, *m2_2 = nullptr;
   NormVectors<T> n1, n2;
@@ -66,12 +66,12 @@ FF_INLINE void separable_training(const SeparableParams& p) {
     packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride2);
     if (measure1) mean1 = a.take<T>(bands.count * stride1), m2_1 = a.take<T>(bands.count * stride1);
     if (measure2) mean2 = a.take<T>(blocks * stride2), m2_2 = a.take<T>(blocks * stride2);
-    n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out), before.take(a, p.before, s.c);
+    n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out), before.take(a, p.linked_input, s.c);
   });
-  before.fill(p.before, s.c);
-  pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
+  before.fill(p.linked_input, s.c);
+  pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
   copy_padded(bias1, static_cast<const T*>(p.dw_bias), s.c);
-  pack_pointwise<T>(packed, static_cast<const T*>(p.pw), nullptr, s.c, out, p.threads);
+  pack_pointwise<T>(packed, static_cast<const T*>(p.pw_weight), nullptr, s.c, out, p.threads);
   copy_padded(bias2, static_cast<const T*>(p.pw_bias), out);
   constant_stats<T>(p.norm1, s.c, p.batch_stats), constant_stats<T>(p.norm2, out, p.batch_stats);
 
@@ -97,7 +97,7 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   if (!measure2) return;
   merge_moments(mean2, m2_2, blocks, stride2, out, p.norm2.eps,
                 [&](idx b) { return min_idx(block, pixels - b * block); }, static_cast<T*>(p.norm2.stats));
-  if (p.deferred.on) return;
+  if (p.linked_output.on) return;
   n2.fill(p.norm2, out);
   affine_act_pass<T>(z, pass.y, {pixels, out, 1}, n2, p.act2, p.threads);
 }
@@ -109,7 +109,7 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   const idx out = p.out_channels, pixels = s.n * s.oh * s.ow, taps = s.kh * s.kw;
   const idx stride1 = round_up_lanes<T>(s.c), stride2 = round_up_lanes<T>(out);
   const idx chunks = backward_chunks<T>(pixels, s.c, out);
-  const bool below = p.dx || p.d_dw, norm1 = p.norm1.weight, norm2 = p.norm2.weight;
+  const bool below = p.dx || p.d_dw_weight, norm1 = p.norm1.weight, norm2 = p.norm2.weight;
   Before<T> before;
   lay_out(Scratch::shared, [&](Arena& a) {
     NormVectors<T> n1, n2;
@@ -122,12 +122,12 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
     T* w = a.take<T>(taps * stride1);
     T* again = a.take<T>(p.y1 ? 0 : pixels * s.c + stride1);
     const bool real = w != nullptr;
-    before.take(a, p.before, s.c, kDepthwiseChunks);
-    NormGrad<T> deferred{};
-    if (p.deferred.on) deferred = deferred_gradient<T>(a, p.norm2.stats, p.deferred, out, pixels, 1);
-    if (real) before.fill(p.before, s.c);
+    before.take(a, p.linked_input, s.c, kDepthwiseChunks);
+    NormGrad<T> linked{};
+    if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
+    if (real) before.fill(p.linked_input, s.c);
     const T* y1 = p.y1 ? static_cast<const T*>(p.y1) : again;
-    if (real) pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
+    if (real) pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
     if (real && !p.y1) {  // few images
       T* zero = again + pixels * s.c;
       fill_zero(zero, stride1);
@@ -136,16 +136,16 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
     PointwiseBackward<T> pass{};
     pass.rows = pixels, pass.in = s.c, pass.out = out, pass.threads = p.threads;
     pass.g = below ? g : nullptr;
-    pass.dw = static_cast<T*>(p.d_pw), pass.db = static_cast<T*>(p.d_pw_bias);
+    pass.dw = static_cast<T*>(p.d_pw_weight), pass.db = static_cast<T*>(p.d_pw_bias);
     if (real) {
       n1.fill(p.norm1, s.c), n2.fill(p.norm2, out);
       double* sums2_x = sums2 + kSumChunks * stride2;
       if (norm2)
         sums_pass<T>({static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), {pixels, out, 1},
                       {n2.scale, n2.shift, n2.mean, p.act2}, kSumChunks, stride2, sums2, sums2_x, p.threads});
-      pass.norm2 = p.deferred.on ? &deferred : grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
+      pass.norm2 = p.linked_output.on ? &linked : grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
       pass.x = y1, pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
-      pass.w = static_cast<const T*>(p.pw), pass.dz = static_cast<const T*>(p.dout);
+      pass.w = static_cast<const T*>(p.pw_weight), pass.dz = static_cast<const T*>(p.dout);
       pass.y = static_cast<const T*>(p.y2), pass.after = {n2.scale, n2.shift, n2.mean, p.act2};
       pass.sum_g = norm1 && below ? sums1 : nullptr;
       pass.sum_gx = norm1 && below ? sums1 + chunks * stride1 : nullptr;
@@ -156,14 +156,14 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
 
     DepthwiseBackward<T> depthwise{};
     depthwise.s = s, depthwise.threads = p.threads;
-    depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw), depthwise.db = static_cast<T*>(p.d_dw_bias);
+    depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw_weight), depthwise.db = static_cast<T*>(p.d_dw_bias);
     if (real && below) {
       depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
       depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1, depthwise.before = before;
     }
     if (below) depthwise_backward_pass(depthwise, a);
   });
-  before.finish(p.before, s.c, kDepthwiseChunks);
+  before.finish(p.linked_input, s.c, kDepthwiseChunks);
 }
 
 }  // namespace

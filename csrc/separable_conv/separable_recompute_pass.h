@@ -26,7 +26,7 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx out = p.out_channels, pixels = s.n * s.oh * s.ow, stride = round_up_lanes<T>(out);
   const Bands bands = recompute_bands<T>(s);
-  const bool measured = p.deferred.on || (p.norm2.weight && p.batch_stats);
+  const bool measured = p.linked_output.on || (p.norm2.weight && p.batch_stats);
   T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr, *mean = nullptr, *m2 = nullptr;
   NormVectors<T> n2;
   Before<T> before;
@@ -34,12 +34,12 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
     w = a.take<T>(s.kh * s.kw * round_up_lanes<T>(s.c)), bias1 = a.take<T>(s.c);
     packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride);
     if (measured) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
-    n2.take(a, p.norm2, out), before.take(a, p.before, s.c);
+    n2.take(a, p.norm2, out), before.take(a, p.linked_input, s.c);
   });
-  before.fill(p.before, s.c);
-  pack_depthwise<T>(w, static_cast<const T*>(p.dw), nullptr, s.c, s.kh * s.kw);
+  before.fill(p.linked_input, s.c);
+  pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, s.kh * s.kw);
   copy_padded<T>(bias1, nullptr, s.c);
-  pack_pointwise<T>(packed, static_cast<const T*>(p.pw), nullptr, s.c, out, p.threads);
+  pack_pointwise<T>(packed, static_cast<const T*>(p.pw_weight), nullptr, s.c, out, p.threads);
   copy_padded(bias2, static_cast<const T*>(p.pw_bias), out);
   constant_stats<T>(p.norm2, out, p.batch_stats);
   if (!measured) n2.fill(p.norm2, out);
@@ -70,7 +70,7 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
   if (!measured) return;
   merge_moments(mean, m2, bands.count, stride, out, p.norm2.eps,
                 [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm2.stats));
-  if (p.deferred.on) return;
+  if (p.linked_output.on) return;
   n2.fill(p.norm2, out);
   affine_act_pass<T>(z, y2, {pixels, out, 1}, n2, p.act2, p.threads);
 }
@@ -95,7 +95,7 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
   const idx out = p.out_channels, taps = s.kh * s.kw, halo = (s.kh - 1) / s.sh, row = s.ow * s.c;
   const Bands bands = recompute_bands<T>(s);
   const RowKernels<T> kernels = row_kernels<T>(s);
-  const bool below = p.dx || p.d_dw, streamed = p.dx && streamable(static_cast<T*>(p.dx), s.n * s.h * s.w * s.c, s.c);
+  const bool below = p.dx || p.d_dw_weight, streamed = p.dx && streamable(static_cast<T*>(p.dx), s.n * s.h * s.w * s.c, s.c);
   const idx lda = block_stride<T>(s.c), ldg = block_stride<T>(out), most = bands.rows * s.ow;
   T *y1 = nullptr, *g2 = nullptr, *window = nullptr, *sums = nullptr, *room = nullptr, *dz = nullptr;
   lay_out(Scratch::task, [&](Arena& a) {
@@ -106,7 +106,7 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
   T *d_pw = b.pw_parts + chunk * out * b.stride1, *d_dw = b.dw_parts + chunk * (taps + 1) * b.stride1;
   double* d_bias = b.bias_parts + chunk * b.stride2;
   fill_zero(d_dw, (taps + 1) * b.stride1), fill_zero(d_bias, b.stride2);
-  if (p.d_pw && begin == end) fill_zero(d_pw, out * b.stride1);
+  if (p.d_pw_weight && begin == end) fill_zero(d_pw, out * b.stride1);
   PointwiseBackward<T> gradient{};
   gradient.out = out, gradient.dz = static_cast<const T*>(p.dout), gradient.y = static_cast<const T*>(p.y2);
   gradient.after = b.norm2.norm_act(p.act2), gradient.norm2 = b.norm2.form;
@@ -127,7 +127,7 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
       sums_rows<T>(g2, ldg, count, out, sums);
       add_to(d_bias, sums, out);
     }
-    if (p.d_pw) {
+    if (p.d_pw_weight) {
       for (idx oy = first; oy < last; ++oy)
         kernels.forward(s, z, oy, b.w, b.bias, y1 + (oy - first) * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
       gemm<T, true>({g2, ldg, y1, lda, d_pw, b.stride1, out, s.c, count, nullptr, T(-kInfinity), T(kInfinity),
@@ -140,7 +140,7 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
     const idx line = s.w * s.c, low = complete_row(s, first), high = complete_row(s, last);
     T *dx = p.dx ? static_cast<T*>(p.dx) + image * s.h * line : nullptr, *to = b.before ? dz - low * line : dx;
     for (idx oy = first; oy < last; ++oy) {
-      if (p.d_dw) kernels.weight_grad(s, z, dy + oy * row, oy, d_dw);
+      if (p.d_dw_weight) kernels.weight_grad(s, z, dy + oy * row, oy, d_dw);
       for (idx y = complete_row(s, oy); p.dx && y < complete_row(s, oy + 1); ++y)
         kernels.input_grad(s, dy, above, last, y, b.w, to + y * line, streamed && !b.before);
     }
@@ -159,29 +159,29 @@ FF_INLINE void separable_recompute_backward(const SeparableParams& p) {
   RecomputeBackward<T> b{};
   b.p = p, b.chunks = min_idx(s.n, backward_chunks<T>(pixels, s.c, out));
   b.stride1 = round_up_lanes<T>(s.c), b.stride2 = round_up_lanes<T>(out);
-  NormGrad<T> deferred{};
+  NormGrad<T> linked{};
   lay_out(Scratch::shared, [&](Arena& a) {
-    b.norm2.take(a, p.norm2, out, v), b.before.take(a, p.before, s.c, b.chunks);
-    if (p.deferred.on) deferred = deferred_gradient<T>(a, p.norm2.stats, p.deferred, out, pixels, 1);
+    b.norm2.take(a, p.norm2, out, v), b.before.take(a, p.linked_input, s.c, b.chunks);
+    if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
     b.w = a.take<T>(taps * b.stride1), b.bias = a.take<T>(b.stride1), b.packed = a.take<T>(packed_size<T>(s.c, out));
-    b.pw_parts = a.take<T>(p.d_pw ? b.chunks * out * b.stride1 : 0), b.dw_parts = a.take<T>(b.chunks * (taps + 1) * b.stride1);
+    b.pw_parts = a.take<T>(p.d_pw_weight ? b.chunks * out * b.stride1 : 0), b.dw_parts = a.take<T>(b.chunks * (taps + 1) * b.stride1);
     b.bias_parts = a.take<double>(b.chunks * b.stride2);
   });
-  const T* pw = static_cast<const T*>(p.pw);
+  const T* pw = static_cast<const T*>(p.pw_weight);
   b.norm2.run(p.norm2, out, v, static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), p.act2, p.batch_stats, p.threads);
-  if (p.deferred.on) b.norm2.form = &deferred;
-  b.before.fill(p.before, s.c);
+  if (p.linked_output.on) b.norm2.form = &linked;
+  b.before.fill(p.linked_input, s.c);
   for (idx chunk = 0; chunk < b.chunks; ++chunk) b.before.zero(chunk);
-  pack_depthwise<T>(b.w, static_cast<const T*>(p.dw), nullptr, s.c, taps);
+  pack_depthwise<T>(b.w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
   copy_padded<T>(b.bias, nullptr, s.c);
   for_panels<T>(s.c, out, p.threads, [&](idx panel) { pack_rows<T>(b.packed, pw, s.c, out, panel); });
   for_tasks(b.chunks, p.threads, [&](idx chunk) {
     recompute_backward_images(b, chunk, s.n * chunk / b.chunks, s.n * (chunk + 1) / b.chunks);
   });
-  b.before.finish(p.before, s.c, b.chunks);
-  if (p.d_dw) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw), static_cast<T*>(nullptr));
-  if (p.d_pw)
-    store_pointwise_grad(b.pw_parts, b.bias_parts, b.chunks, s.c, out, static_cast<T*>(p.d_pw),
+  b.before.finish(p.linked_input, s.c, b.chunks);
+  if (p.d_dw_weight) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
+  if (p.d_pw_weight)
+    store_pointwise_grad(b.pw_parts, b.bias_parts, b.chunks, s.c, out, static_cast<T*>(p.d_pw_weight),
                          static_cast<T*>(p.d_pw_bias), p.threads);
 }
 

@@ -62,8 +62,8 @@ class Bottleneck {
   }
   BottleneckParams params(const Inputs& in, int threads) const {
     BottleneckParams p{};
-    p.shape = s_, p.in = in_, p.out = out_, p.act = static_cast<Act>(act_), p.batch_stats = batch_, p.residual = residual_;
-    p.x = in.x.ptr(), p.expand = in.expand.ptr(), p.dw = in.dw.ptr(), p.project = in.project.ptr(), p.threads = threads;
+    p.shape = s_, p.in_channels = in_, p.out_channels = out_, p.act = static_cast<Act>(act_), p.batch_stats = batch_, p.residual = residual_;
+    p.x = in.x.ptr(), p.expand = in.expand.ptr(), p.dw_weight = in.dw.ptr(), p.project = in.project.ptr(), p.threads = threads;
     p.norm1 = in.n1.params(n1_.eps), p.norm2 = in.n2.params(n2_.eps), p.norm3 = in.n3.params(n3_.eps);
     return p;
   }
@@ -88,7 +88,7 @@ class Bottleneck {
     p.result = result.ptr(), p.y1 = y1.ptr(), p.y2 = y2.ptr(), p.covariance = covariance.ptr();
     p.norm1.stats = stats1.ptr(), p.norm2.stats = stats2.ptr(), p.norm3.stats = stats3.ptr();
     call<T>(inverted_bottleneck_train_f32, inverted_bottleneck_train_f64, p);
-    p.dout = in.dout.ptr(), p.dx = dx.ptr(), p.d_expand = d_expand.ptr(), p.d_dw = d_dw.ptr(), p.d_project = d_project.ptr();
+    p.dout = in.dout.ptr(), p.dx = dx.ptr(), p.d_expand = d_expand.ptr(), p.d_dw_weight = d_dw.ptr(), p.d_project = d_project.ptr();
     p.norm1.d_weight = d_w1.ptr(), p.norm1.d_bias = d_b1.ptr(), p.norm2.d_weight = d_w2.ptr(), p.norm2.d_bias = d_b2.ptr();
     p.norm3.d_weight = d_w3.ptr(), p.norm3.d_bias = d_b3.ptr();
     call<T>(inverted_bottleneck_bwd_f32, inverted_bottleneck_bwd_f64, p);

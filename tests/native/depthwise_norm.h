@@ -24,7 +24,7 @@ void depthwise_norm(const std::string& isa, const DepthwiseShape& s, int act, bo
   const idx length = pixels(s) * 4 + s.kh * s.kw;
   const auto params = [&](int threads) {
     DepthwiseParams p{};
-    p.shape = s, p.x = in_x.ptr(), p.w = in_w.ptr(), p.bias = in_bias.ptr(), p.norm = in_norm.params(norm.eps);
+    p.shape = s, p.x = in_x.ptr(), p.weight = in_w.ptr(), p.bias = in_bias.ptr(), p.norm = in_norm.params(norm.eps);
     p.act = static_cast<Act>(act), p.batch_stats = batch, p.threads = threads;
     return p;
   };
@@ -33,7 +33,7 @@ void depthwise_norm(const std::string& isa, const DepthwiseShape& s, int act, bo
     DepthwiseParams p = params(threads);
     p.out = out.ptr(), p.y = o_y.ptr(), p.norm.stats = o_stats.ptr();
     call<T>(depthwise_norm_train_f32, depthwise_norm_train_f64, p);
-    p.out = nullptr, p.dout = in_dout.ptr(), p.dx = dx.ptr(), p.dw = dw.ptr(), p.db = db.ptr();
+    p.out = nullptr, p.dout = in_dout.ptr(), p.dx = dx.ptr(), p.d_weight = dw.ptr(), p.d_bias = db.ptr();
     p.norm.d_weight = d_weight.ptr(), p.norm.d_bias = d_bias.ptr();
     call<T>(depthwise_norm_bwd_f32, depthwise_norm_bwd_f64, p);
     return Results<T>{{"out", out.take(name)}, {"y", o_y.take(name)}, {"stats", o_stats.take(name)}, {"dx", dx.take(name)},

@@ -51,7 +51,7 @@ struct LinkIn {
   Out<T> d_weight, d_bias, d_stats;
 
   explicit LinkIn(const Link& link) : norm(link.norm), stats(link.stats), d_weight(link.channels), d_bias(link.channels), d_stats(3 * link.channels) {}
-  BeforeParams params(int act) {
+  LinkedInputParams params(int act) {
     return {norm.weight.ptr(), norm.bias.ptr(), stats.ptr(), static_cast<Act>(act), d_weight.ptr(), d_bias.ptr(), d_stats.ptr()};
   }
   void take(Results<T>& results, const std::string& name) const {
@@ -85,13 +85,13 @@ void linked_separable(const std::string& isa, const DepthwiseShape& s, idx out, 
     Out<T> y(pixels(s) * out), kept(pixels(s) * s.c), o_stats1(between ? 3 * s.c : 0), o_stats2(3 * out);
     Out<T> dx(s.n * s.h * s.w * s.c), d_dw(s.c * s.kh * s.kw), d_pw(out * s.c), d_w1(s.c), d_b1(s.c);
     SeparableParams p{};
-    p.shape = s, p.out_channels = out, p.batch_stats = true, p.threads = threads, p.x = in_x.ptr(), p.dw = in_dw.ptr(), p.pw = in_pw.ptr();
+    p.shape = s, p.out_channels = out, p.batch_stats = true, p.threads = threads, p.x = in_x.ptr(), p.dw_weight = in_dw.ptr(), p.pw_weight = in_pw.ptr();
     if (between) p.norm1 = in1.params(n1.eps), p.norm1.stats = o_stats1.ptr(), p.act1 = static_cast<Act>(act), p.y1 = kept.ptr();
     p.norm2.eps = n2.eps, p.norm2.stats = o_stats2.ptr(), p.out = y.ptr();
-    p.before = before.params(act), p.deferred.on = true;
+    p.linked_input = before.params(act), p.linked_output.on = true;
     call<T>(separable_conv2d_train_f32, separable_conv2d_train_f64, p);
-    p.y2 = y.ptr(), p.deferred.d_stats = in_d_stats.ptr(), p.dout = in_dy.ptr();
-    p.dx = dx.ptr(), p.d_dw = d_dw.ptr(), p.d_pw = d_pw.ptr();
+    p.y2 = y.ptr(), p.linked_output.d_stats = in_d_stats.ptr(), p.dout = in_dy.ptr();
+    p.dx = dx.ptr(), p.d_dw_weight = d_dw.ptr(), p.d_pw_weight = d_pw.ptr();
     if (between) p.norm1.d_weight = d_w1.ptr(), p.norm1.d_bias = d_b1.ptr();
     call<T>(separable_conv2d_bwd_f32, separable_conv2d_bwd_f64, p);
     Results<T> results{{"y", y.take(name)}, {"stats", o_stats2.take(name)}, {"d_dw", d_dw.take(name)}, {"d_pw", d_pw.take(name)}, {"dx", dx.take(name)}};
@@ -101,7 +101,7 @@ void linked_separable(const std::string& isa, const DepthwiseShape& s, idx out, 
 }
 
 template <class T>
-void deferred_conv(const std::string& isa, const ConvShape& s) {
+void linked_conv(const std::string& isa, const ConvShape& s) {
   Random random(static_cast<uint32_t>(s.c + 7 * s.o));
   const idx count = s.n * s.oh * s.ow;
   const Values x = random.values(s.n * s.h * s.w * s.c), w = random.values(s.o * s.c * s.kh * s.kw);
@@ -109,15 +109,15 @@ void deferred_conv(const std::string& isa, const ConvShape& s) {
   const naive::Norm norm = random.norm(s.o);
   const Values y = naive::conv(s, x, w, {}), stats = naive::stats(norm, y, s.o, true);
   const naive::Grads grads = naive::conv_grads(s, through_stats(dy, d_stats, y, stats, s.o), x, w);
-  const std::string name = isa + " deferred convolution c" + std::to_string(s.c) + " o" + std::to_string(s.o);
+  const std::string name = isa + " linked convolution c" + std::to_string(s.c) + " o" + std::to_string(s.o);
   const In<T> in_x(x), in_w(w), in_dy(dy), in_d_stats(d_stats);
   expect<T>(name, {{y}, {stats}, {grads.dx}, {grads.dw, grads.dw_terms}}, 4 * count + s.c * s.kh * s.kw, [&](int threads) {
     Out<T> o_y(count * s.o), o_stats(3 * s.o), dx(s.n * s.h * s.w * s.c), dw(s.o * s.c * s.kh * s.kw);
     Conv2dParams p{};
     p.shape = s, p.x = in_x.ptr(), p.weight = in_w.ptr(), p.norm.eps = norm.eps, p.norm.stats = o_stats.ptr();
-    p.batch_stats = true, p.out = o_y.ptr(), p.threads = threads, p.deferred.on = true;
+    p.batch_stats = true, p.out = o_y.ptr(), p.threads = threads, p.linked_output.on = true;
     call<T>(conv2d_train_f32, conv2d_train_f64, p);
-    p.y = o_y.ptr(), p.dout = in_dy.ptr(), p.dx = dx.ptr(), p.d_weight = dw.ptr(), p.deferred.d_stats = in_d_stats.ptr();
+    p.y = o_y.ptr(), p.dout = in_dy.ptr(), p.dx = dx.ptr(), p.d_weight = dw.ptr(), p.linked_output.d_stats = in_d_stats.ptr();
     call<T>(conv2d_bwd_f32, conv2d_bwd_f64, p);
     return Results<T>{{"y", o_y.take(name)}, {"stats", o_stats.take(name)}, {"dx", dx.take(name)}, {"dw", dw.take(name)}};
   });
@@ -130,13 +130,13 @@ void linked_gate(const std::string& isa, idx n, idx h, idx w, idx c, int act, bo
   const Link link(random, n * h * w, c, act);
   const idx size = n * h * w * c, out_size = pool ? n * (h / 2) * (w / 2) * c : size;
   const Values w1 = random.values(3), sw = random.values(2), sb = random.values(1), dout = random.values(out_size);
-  const auto run = [&](auto type, const Values& x, BeforeParams before, int threads, const std::string& name) {
+  const auto run = [&](auto type, const Values& x, LinkedInputParams before, int threads, const std::string& name) {
     using S = decltype(type);
     const In<S> in_x(x), in_w1(w1), in_sw(sw), in_sb(sb), in_dout(dout);
     Out<S> out(out_size), means(n * c), places(n * 3 * h * w), dx(size), d_w1(3), d_sw(2), d_sb(1);
     GateParams p{};
     p.n = n, p.h = h, p.w = w, p.c = c, p.hidden = 3, p.gate_act = Act::sigmoid, p.pool = pool, p.threads = threads;
-    p.x = in_x.ptr(), p.w1 = in_w1.ptr(), p.sw = in_sw.ptr(), p.sb = in_sb.ptr(), p.before = before;
+    p.x = in_x.ptr(), p.w1 = in_w1.ptr(), p.sw = in_sw.ptr(), p.sb = in_sb.ptr(), p.linked_input = before;
     p.out = out.ptr(), p.means = means.ptr(), p.pixels = places.ptr();
     call<S>(gate_train_f32, gate_train_f64, p);
     p.dout = in_dout.ptr(), p.dx = dx.ptr(), p.d_w1 = d_w1.ptr(), p.d_sw = d_sw.ptr(), p.d_sb = d_sb.ptr();
@@ -165,9 +165,9 @@ void linked(const std::string& isa) {
           shape(3, 9, 12, 20, 4, 4, 4, 4, 1, 1, 1, 1), shape(2, 6, 5, 260, 3, 3, 1, 1, 1, 1, 1, 1), shape(8, 7, 9, 4, 2, 2, 2, 2, 0, 0, 0, 0)})
       linked_separable<T>(isa, s, s.c == 16 ? 24 : 13, ++act % 7, between);
   }
-  deferred_conv<T>(isa, {2, 9, 8, 1, 16, 9, 8, 3, 3, 1, 1, 1, 1});
-  deferred_conv<T>(isa, {3, 9, 10, 5, 19, 5, 5, 3, 3, 2, 2, 1, 1});
-  deferred_conv<T>(isa, {2, 7, 6, 12, 20, 7, 6, 1, 1, 1, 1, 0, 0});
+  linked_conv<T>(isa, {2, 9, 8, 1, 16, 9, 8, 3, 3, 1, 1, 1, 1});
+  linked_conv<T>(isa, {3, 9, 10, 5, 19, 5, 5, 3, 3, 2, 2, 1, 1});
+  linked_conv<T>(isa, {2, 7, 6, 12, 20, 7, 6, 1, 1, 1, 1, 0, 0});
   linked_gate<T>(isa, 2, 5, 6, 18, 5, false);
   linked_gate<T>(isa, 5, 7, 6, 33, 6, true);
 }

@@ -95,11 +95,11 @@ void global_pool(const std::string& isa, idx n, idx pixels, idx c, bool nan = fa
     call<T>(global_max_pool_fwd_f32, global_max_pool_fwd_f64, p);
     p.avg = avg2.ptr(), p.max = max2.ptr(), p.positions = places2.ptr();
     call<T>(global_avg_max_pool_fwd_f32, global_avg_max_pool_fwd_f64, p);
-    p.davg = in_davg.ptr(), p.dx = dx1.ptr();
+    p.d_avg = in_davg.ptr(), p.dx = dx1.ptr();
     call<T>(global_avg_pool_bwd_f32, global_avg_pool_bwd_f64, p);
-    p.davg = nullptr, p.dmax = in_dmax.ptr(), p.dx = dx2.ptr();
+    p.d_avg = nullptr, p.d_max = in_dmax.ptr(), p.dx = dx2.ptr();
     call<T>(global_max_pool_bwd_f32, global_max_pool_bwd_f64, p);
-    p.davg = in_davg.ptr(), p.dx = dx3.ptr();
+    p.d_avg = in_davg.ptr(), p.dx = dx3.ptr();
     call<T>(global_avg_max_pool_bwd_f32, global_avg_max_pool_bwd_f64, p);
     return Results<T>{{"avg", avg1.take(name)}, {"max", max1.take(name)}, {"places", numbers<T>(places1.take(name))},
                       {"avg of both", avg2.take(name)}, {"max of both", max2.take(name)},

@@ -52,9 +52,9 @@ void depthwise(const std::string& isa, const DepthwiseShape& s) {
             pixels(s) + s.kh * s.kw, [&](int threads) {
     Out<T> y(size_y), dx(size_x), dw(size_w), db(s.c);
     DepthwiseParams p{};
-    p.shape = s, p.x = in_x.ptr(), p.w = in_w.ptr(), p.bias = in_bias.ptr(), p.y = y.ptr(), p.threads = threads;
+    p.shape = s, p.x = in_x.ptr(), p.weight = in_w.ptr(), p.bias = in_bias.ptr(), p.y = y.ptr(), p.threads = threads;
     call<T>(depthwise_conv2d_fwd_f32, depthwise_conv2d_fwd_f64, p);
-    p.dy = in_dy.ptr(), p.dx = dx.ptr(), p.dw = dw.ptr(), p.db = db.ptr();
+    p.dy = in_dy.ptr(), p.dx = dx.ptr(), p.d_weight = dw.ptr(), p.d_bias = db.ptr();
     call<T>(depthwise_conv2d_bwd_f32, depthwise_conv2d_bwd_f64, p);
     return Results<T>{{"y", y.take(name)}, {"dx", dx.take(name)}, {"dw", dw.take(name)}, {"db", db.take(name)}};
   });
@@ -74,10 +74,10 @@ void pointwise(const std::string& isa, idx rows, idx in, idx out) {
   expect<T>(name, want, rows + in + out, [&](int threads) {
     Out<T> y(rows * out), dx(rows * in), dw(out * in), db(out);
     PointwiseParams p{};
-    p.rows = rows, p.in = in, p.out = out, p.threads = threads;
-    p.x = in_x.ptr(), p.w = in_w.ptr(), p.bias = in_bias.ptr(), p.y = y.ptr();
+    p.rows = rows, p.in_channels = in, p.out_channels = out, p.threads = threads;
+    p.x = in_x.ptr(), p.weight = in_w.ptr(), p.bias = in_bias.ptr(), p.y = y.ptr();
     call<T>(pointwise_conv2d_fwd_f32, pointwise_conv2d_fwd_f64, p);
-    p.dy = in_dy.ptr(), p.dx = dx.ptr(), p.dw = dw.ptr(), p.db = db.ptr();
+    p.dy = in_dy.ptr(), p.dx = dx.ptr(), p.d_weight = dw.ptr(), p.d_bias = db.ptr();
     call<T>(pointwise_conv2d_bwd_f32, pointwise_conv2d_bwd_f64, p);
     return Results<T>{{"y", y.take(name)}, {"dx", dx.take(name)}, {"dw", dw.take(name)}, {"db", db.take(name)}};
   });
@@ -128,7 +128,7 @@ class Separable {
   SeparableParams params(const Inputs& in, int threads) const {
     SeparableParams p{};
     p.shape = s_, p.out_channels = out_, p.batch_stats = batch_, p.threads = threads;
-    p.x = in.x.ptr(), p.dw = in.dw.ptr(), p.dw_bias = in.dw_bias.ptr(), p.pw = in.pw.ptr(), p.pw_bias = in.pw_bias.ptr();
+    p.x = in.x.ptr(), p.dw_weight = in.dw.ptr(), p.dw_bias = in.dw_bias.ptr(), p.pw_weight = in.pw.ptr(), p.pw_bias = in.pw_bias.ptr();
     p.norm1 = in.n1.params(n1_.eps), p.norm2 = in.n2.params(n2_.eps);
     p.act1 = static_cast<Act>(act1_), p.act2 = static_cast<Act>(act2_), p.dout = in.dout.ptr();
     return p;
@@ -155,7 +155,7 @@ class Separable {
     SeparableParams p = params(in, threads);
     p.out = out.ptr(), p.y1 = direct_ ? nullptr : y1.ptr(), p.y2 = follows() ? y2.ptr() : nullptr, p.norm1.stats = stats1.ptr(), p.norm2.stats = stats2.ptr();
     call<T>(separable_conv2d_train_f32, separable_conv2d_train_f64, p);
-    p.dx = dx.ptr(), p.d_dw = d_dw.ptr(), p.d_dw_bias = direct_ ? nullptr : d_dwb.ptr(), p.d_pw = d_pw.ptr(), p.d_pw_bias = d_pwb.ptr();
+    p.dx = dx.ptr(), p.d_dw_weight = d_dw.ptr(), p.d_dw_bias = direct_ ? nullptr : d_dwb.ptr(), p.d_pw_weight = d_pw.ptr(), p.d_pw_bias = d_pwb.ptr();
     if (norm1) p.norm1.d_weight = d_w1.ptr(), p.norm1.d_bias = d_b1.ptr();
     if (norm2) p.norm2.d_weight = d_w2.ptr(), p.norm2.d_bias = d_b2.ptr();
     call<T>(separable_conv2d_bwd_f32, separable_conv2d_bwd_f64, p);

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.backends.native.memory import address, empty
+from fastfer.backends.native.memory import empty
 
 
 def _dot(
@@ -20,10 +20,22 @@ def _dot(
         return q.new_zeros((batch, queries, width)), q.new_zeros((2, batch, queries)) if train else None
     out = empty(q, batch, queries, width)
     stats = q.new_empty((2, batch, queries)) if train else None
-    _C.dot_product_attention_fwd(
-        q.dtype == torch.float64, batch, queries, keys, depth, width, q.data_ptr(), k.data_ptr(), v.data_ptr(),
-        address(scale), factor, out.data_ptr(), address(stats), num_threads(),
-    )  # fmt: skip
+    params = _C.DotProductParams(
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        depth=depth,
+        width=width,
+        q=q,
+        k=k,
+        v=v,
+        scale=scale,
+        factor=factor,
+        out=out,
+        stats=stats,
+        threads=num_threads(),
+    )
+    _C.dot_product_attention_fwd(q.dtype == torch.float64, params)
     return out, stats
 
 
@@ -51,12 +63,28 @@ def dot_product_attention_backward(
         for wanted, t in zip(mask, (q, k, v, scale), strict=True)
     ]
     if busy:
-        dout, q, k, v = dout.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
-        _C.dot_product_attention_bwd(
-            q.dtype == torch.float64, batch, queries, keys, depth, width, dout.data_ptr(), q.data_ptr(), k.data_ptr(),
-            v.data_ptr(), address(scale), factor, out.data_ptr(), stats.data_ptr(), address(grads[0]),
-            address(grads[1]), address(grads[2]), address(grads[3]), num_threads(),
-        )  # fmt: skip
+        dq, dk, dv, dscale = grads
+        params = _C.DotProductParams(
+            batch=batch,
+            queries=queries,
+            keys=keys,
+            depth=depth,
+            width=width,
+            q=q.contiguous(),
+            k=k.contiguous(),
+            v=v.contiguous(),
+            scale=scale,
+            factor=factor,
+            out=out,
+            stats=stats,
+            dout=dout.contiguous(),
+            dq=dq,
+            dk=dk,
+            dv=dv,
+            dscale=dscale,
+            threads=num_threads(),
+        )
+        _C.dot_product_attention_bwd(q.dtype == torch.float64, params)
     return tuple(q.new_empty(0) if grad is None else grad for grad in grads)
 
 
@@ -64,7 +92,6 @@ def _additive(
     x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, v: Tensor, v_bias: Tensor, train: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     (batch, tokens, dim), hidden = x.shape, weight.shape[0]
-    x, h, weight, bias, v = x.contiguous(), h.contiguous(), weight.contiguous(), bias.contiguous(), v.contiguous()
     u = empty(x, batch, tokens, hidden) if train else None
     weights = x.new_empty((batch, tokens)) if train else None
     if not x.numel():
@@ -73,11 +100,23 @@ def _additive(
             weights.fill_(1 / tokens)
         return x.new_zeros((batch, dim)), u, weights
     out = x.new_empty((batch, dim))
-    _C.additive_attention_fwd(
-        x.dtype == torch.float64, batch, tokens, dim, hidden, x.data_ptr(), h.data_ptr(), weight.data_ptr(),
-        bias.data_ptr(), v.data_ptr(), v_bias.data_ptr(), out.data_ptr(), address(u), address(weights),
-        num_threads(),
-    )  # fmt: skip
+    params = _C.AdditiveParams(
+        batch=batch,
+        tokens=tokens,
+        dim=dim,
+        hidden=hidden,
+        x=x.contiguous(),
+        h=h.contiguous(),
+        weight=weight.contiguous(),
+        bias=bias.contiguous(),
+        v=v.contiguous(),
+        v_bias=v_bias,
+        out=out,
+        u=u,
+        weights=weights,
+        threads=num_threads(),
+    )
+    _C.additive_attention_fwd(x.dtype == torch.float64, params)
     return out, u, weights
 
 
@@ -105,10 +144,26 @@ def additive_attention_backward(
         for want, shape in zip(wanted, shapes, strict=True)
     ]
     if x.numel():
-        dout, x, h, weight, v = dout.contiguous(), x.contiguous(), h.contiguous(), weight.contiguous(), v.contiguous()
-        _C.additive_attention_bwd(
-            x.dtype == torch.float64, batch, tokens, dim, hidden, dout.data_ptr(), x.data_ptr(), h.data_ptr(),
-            weight.data_ptr(), v.data_ptr(), u.data_ptr(), weights.data_ptr(), address(grads[0]), address(grads[1]),
-            address(grads[2]), address(grads[3]), address(grads[4]), address(grads[5]), num_threads(),
-        )  # fmt: skip
+        dx, dh, d_weight, d_bias, d_v, d_v_bias = grads
+        params = _C.AdditiveParams(
+            batch=batch,
+            tokens=tokens,
+            dim=dim,
+            hidden=hidden,
+            x=x.contiguous(),
+            h=h.contiguous(),
+            weight=weight.contiguous(),
+            v=v.contiguous(),
+            u=u,
+            weights=weights,
+            dout=dout.contiguous(),
+            dx=dx,
+            dh=dh,
+            d_weight=d_weight,
+            d_bias=d_bias,
+            d_v=d_v,
+            d_v_bias=d_v_bias,
+            threads=num_threads(),
+        )
+        _C.additive_attention_bwd(x.dtype == torch.float64, params)
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)

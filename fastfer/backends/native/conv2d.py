@@ -10,26 +10,58 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.backends.native.memory import CPU, NO_LINK, address, empty_nhwc, flat, link, nhwc
+from fastfer.backends.native.memory import CPU, empty_nhwc, flat, nhwc
+from fastfer.backends.native.norms import NormGradients, backward_norm, forward_norm, norm_gradients
+from fastfer.signatures.fields import Affine, LeftNorm, RunningNorm
 
 _CL = torch.channels_last
-_NO_POOL = [0] * 8
 
 
-def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> list[int]:
-    """n, h, w, c, o, oh, ow, kh, kw, sh, sw, top, left."""
-    n, c, h, w = x.shape
-    o, _, kh, kw = weight.shape
+def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> _C.ConvShape:
+    (n, c, h, w), (o, _, kh, kw) = x.shape, weight.shape
     (sh, sw), (top, left, bottom, right) = stride, padding
-    oh, ow = (h + top + bottom - kh) // sh + 1, (w + left + right - kw) // sw + 1
-    return [n, h, w, c, o, oh, ow, kh, kw, sh, sw, top, left]
+    return _C.ConvShape(
+        n=n,
+        h=h,
+        w=w,
+        c=c,
+        o=o,
+        oh=(h + top + bottom - kh) // sh + 1,
+        ow=(w + left + right - kw) // sw + 1,
+        kh=kh,
+        kw=kw,
+        sh=sh,
+        sw=sw,
+        top=top,
+        left=left,
+    )
 
 
-def _pool_shape(shape: list[int], kernel: list[int], stride: list[int], padding: list[int]) -> list[int]:
-    """oh, ow, kh, kw, sh, sw, top, left of a pooling behind ``shape``."""
-    oh = (shape[5] + padding[0] + padding[2] - kernel[0]) // stride[0] + 1
-    ow = (shape[6] + padding[1] + padding[3] - kernel[1]) // stride[1] + 1
-    return [oh, ow, *kernel, *stride, padding[0], padding[1]]
+def _pool_shape(shape: _C.ConvShape, kernel: list[int], stride: list[int], padding: list[int]) -> _C.PoolShape:
+    """Of a pooling after the convolution of ``shape``."""
+    (kh, kw), (sh, sw), (top, left, bottom, right) = kernel, stride, padding
+    return _C.PoolShape(
+        oh=(shape.oh + top + bottom - kh) // sh + 1,
+        ow=(shape.ow + left + right - kw) // sw + 1,
+        kh=kh,
+        kw=kw,
+        sh=sh,
+        sw=sw,
+        top=top,
+        left=left,
+    )
+
+
+def _running(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float
+) -> RunningNorm | None:
+    if weight is None or bias is None or mean is None or var is None:
+        return None
+    return RunningNorm(weight, bias, mean, var, eps)
+
+
+def _affine(weight: Tensor | None, bias: Tensor | None) -> Affine | None:
+    return None if weight is None or bias is None else Affine(weight, bias)
 
 
 def _run(
@@ -38,20 +70,26 @@ def _run(
     eps: float, act: int, stride: list[int], padding: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     shape = _shape(x, weight, stride, padding)
-    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
-    norm = [flat(t) for t in (n_weight, n_bias, n_mean, n_var)]
-    outputs, height, width = shape[4:7]
-    out = empty_nhwc(x, outputs, height, width)
-    follows = n_weight is not None or act != 0
+    out = empty_nhwc(x, shape.o, shape.oh, shape.ow)
+    follows = train and (n_weight is not None or act != 0)
     y = stats = out  # not written in inference
     if train:
-        y = empty_nhwc(x, outputs, height, width) if follows else x.new_empty(0)
-        stats = x.new_empty((3, outputs) if n_weight is not None else 0)
-    _C.conv2d_fwd(
-        x.dtype == torch.float64, train, shape, x.data_ptr(), weight.data_ptr(), address(bias),
-        [*map(address, norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(),
-        y.data_ptr() if train and follows else 0, num_threads(), _NO_POOL, 0, 0, NO_LINK,
-    )  # fmt: skip
+        y = empty_nhwc(x, shape.o, shape.oh, shape.ow) if follows else x.new_empty(0)
+        stats = x.new_empty((3, shape.o) if n_weight is not None else 0)
+    params = _C.Conv2dParams(
+        shape=shape,
+        x=nhwc(x),
+        weight=weight.contiguous(),
+        bias=flat(bias),
+        norm=forward_norm(_running(n_weight, n_bias, n_mean, n_var, eps), stats),
+        act=act,
+        batch_stats=batch_stats,
+        out=out,
+        y=y if follows else None,
+        threads=num_threads(),
+    )
+    run = _C.conv2d_train if train else _C.conv2d_fwd
+    run(x.dtype == torch.float64, params)
     return out, y, stats
 
 
@@ -77,17 +115,26 @@ def conv2d_pool_train(
     """Output, y, y at the maxima, their places in the windows, statistics (3, O) as `conv2d_train`."""
     shape = _shape(x, weight, stride, padding)
     pool = _pool_shape(shape, pool_kernel, pool_stride, pool_padding)
-    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
-    norm = [t.contiguous() for t in (n_weight, n_bias, n_mean, n_var)]
-    y = empty_nhwc(x, *shape[4:7])
-    out, best = (empty_nhwc(x, shape[4], pool[0], pool[1]) for _ in range(2))
+    y = empty_nhwc(x, shape.o, shape.oh, shape.ow)
+    out, best = (empty_nhwc(x, shape.o, pool.oh, pool.ow) for _ in range(2))
     positions = torch.empty(out.shape, dtype=torch.uint8, device=CPU, memory_format=_CL)
-    stats = x.new_empty((3, shape[4]))
-    _C.conv2d_fwd(
-        x.dtype == torch.float64, True, shape, x.data_ptr(), weight.data_ptr(), address(bias),
-        [*(t.data_ptr() for t in norm), stats.data_ptr(), 0, 0], eps, act, batch_stats, out.data_ptr(), y.data_ptr(),
-        num_threads(), pool, best.data_ptr(), positions.data_ptr(), NO_LINK,
-    )  # fmt: skip
+    stats = x.new_empty((3, shape.o))
+    params = _C.Conv2dParams(
+        shape=shape,
+        x=nhwc(x),
+        weight=weight.contiguous(),
+        bias=flat(bias),
+        norm=forward_norm(RunningNorm(n_weight, n_bias, n_mean, n_var, eps), stats),
+        act=act,
+        batch_stats=batch_stats,
+        out=out,
+        y=y,
+        pool=pool,
+        best=best,
+        positions=positions,
+        threads=num_threads(),
+    )
+    _C.conv2d_train(x.dtype == torch.float64, params)
     return out, y, best, positions, stats
 
 
@@ -97,23 +144,31 @@ def _backward(
     pool: list[int] | None, best: Tensor | None, positions: Tensor | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     shape = _shape(x, weight, stride, padding)
-    windows = _NO_POOL if pool is None else _pool_shape(shape, pool[:2], pool[2:4], pool[4:])
-    dout, x, weight = nhwc(dout), nhwc(x), weight.contiguous()
-    n_weight, n_bias = flat(n_weight), flat(n_bias)
-    norm = n_weight is not None
+    windows = None if pool is None else _pool_shape(shape, pool[:2], pool[2:4], pool[4:])
+    x, weight, norm = nhwc(x), weight.contiguous(), _affine(n_weight, n_bias)
     need_dx, need_weight = mask
-    sizes = [shape[4] if wanted else 0 for wanted in (need_weight, need_weight and norm, need_weight and norm)]
-    dx = empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if need_dx else x.new_empty(0)
-    d_weight = torch.empty_like(weight) if need_weight else x.new_empty(0)
-    d_bias, d_n_weight, d_n_bias = (x.new_empty(size) for size in sizes)
-    _C.conv2d_bwd(
-        x.dtype == torch.float64, shape, dout.data_ptr(), x.data_ptr(), y.data_ptr() if norm or act else 0,
-        weight.data_ptr(),
-        [address(n_weight), address(n_bias), 0, 0, stats.data_ptr(), d_n_weight.data_ptr(), d_n_bias.data_ptr()],
-        act, batch_stats, dx.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(), num_threads(),
-        windows, address(best), address(positions), NO_LINK,
-    )  # fmt: skip
-    return dx, d_weight, d_bias, d_n_weight, d_n_bias
+    dx = empty_nhwc(x, shape.c, shape.h, shape.w) if need_dx else None
+    d_weight, d_bias = (torch.empty_like(weight), x.new_empty(shape.o)) if need_weight else (None, None)
+    d_norm = norm_gradients(norm, need_weight)
+    params = _C.Conv2dParams(
+        shape=shape,
+        x=x,
+        weight=weight,
+        norm=backward_norm(norm, stats, d_norm),
+        act=act,
+        batch_stats=batch_stats,
+        y=y if norm is not None or act else None,
+        dout=nhwc(dout),
+        dx=dx,
+        d_weight=d_weight,
+        d_bias=d_bias,
+        pool=windows,
+        best=best,
+        positions=positions,
+        threads=num_threads(),
+    )
+    _C.conv2d_bwd(x.dtype == torch.float64, params)
+    return tuple(x.new_empty(0) if grad is None else grad for grad in (dx, d_weight, d_bias, *d_norm))
 
 
 def conv2d_backward(*args: Any) -> tuple[Tensor, ...]:
@@ -139,13 +194,21 @@ def conv2d_linked(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The convolution's output and its statistics (3, O); see `fastfer.backends.reference._linked`."""
     shape = _shape(x, weight, stride, padding)
-    x, weight, bias = nhwc(x), weight.contiguous(), flat(bias)
-    y, stats = empty_nhwc(x, *shape[4:7]), x.new_empty((3, shape[4]))
-    _C.conv2d_fwd(
-        x.dtype == torch.float64, True, shape, x.data_ptr(), weight.data_ptr(), address(bias),
-        [0, 0, 0, 0, stats.data_ptr(), 0, 0], eps, 0, True, y.data_ptr(), 0, num_threads(), _NO_POOL, 0, 0,
-        link((None,) * 3, 0, (), True, None),
-    )  # fmt: skip
+    y, stats = empty_nhwc(x, shape.o, shape.oh, shape.ow), x.new_empty((3, shape.o))
+    params = _C.Conv2dParams(
+        shape=shape,
+        x=nhwc(x),
+        weight=weight.contiguous(),
+        bias=flat(bias),
+        norm=forward_norm(LeftNorm(mean, var, eps), stats),
+        act=0,
+        batch_stats=True,
+        out=y,
+        y=None,
+        linked_output=_C.LinkedOutputParams(on=True),
+        threads=num_threads(),
+    )
+    _C.conv2d_train(x.dtype == torch.float64, params)
     return y, stats
 
 
@@ -155,14 +218,26 @@ def conv2d_linked_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, weight and bias; those not asked for are empty."""
     shape = _shape(x, weight, stride, padding)
-    dy, x, weight = nhwc(dy), nhwc(x), weight.contiguous()
+    x, weight = nhwc(x), weight.contiguous()
     d_stats = torch.zeros_like(stats) if d_stats is None else d_stats.contiguous()
-    dx = empty_nhwc(x, x.shape[1], x.shape[2], x.shape[3]) if mask[0] else x.new_empty(0)
-    d_weight = torch.empty_like(weight) if mask[1] else x.new_empty(0)
-    d_bias = x.new_empty(shape[4] if mask[2] else 0)
-    _C.conv2d_bwd(
-        x.dtype == torch.float64, shape, dy.data_ptr(), x.data_ptr(), y.data_ptr(), weight.data_ptr(),
-        [0, 0, 0, 0, stats.data_ptr(), 0, 0], 0, True, dx.data_ptr(), d_weight.data_ptr(), d_bias.data_ptr(),
-        num_threads(), _NO_POOL, 0, 0, link((None,) * 3, 0, (), True, d_stats),
-    )  # fmt: skip
-    return dx, d_weight, d_bias
+    need_dx, need_weight, need_bias = mask
+    dx = empty_nhwc(x, shape.c, shape.h, shape.w) if need_dx else None
+    d_weight = torch.empty_like(weight) if need_weight else None
+    d_bias = x.new_empty(shape.o) if need_bias else None
+    params = _C.Conv2dParams(
+        shape=shape,
+        x=x,
+        weight=weight,
+        norm=backward_norm(None, stats, NormGradients()),
+        act=0,
+        batch_stats=True,
+        y=y,
+        dout=nhwc(dy),
+        dx=dx,
+        d_weight=d_weight,
+        d_bias=d_bias,
+        linked_output=_C.LinkedOutputParams(on=True, d_stats=d_stats),
+        threads=num_threads(),
+    )
+    _C.conv2d_bwd(x.dtype == torch.float64, params)
+    return tuple(x.new_empty(0) if grad is None else grad for grad in (dx, d_weight, d_bias))

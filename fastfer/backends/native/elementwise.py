@@ -20,7 +20,8 @@ def activation(a: Activation) -> Tensor:
     """act(x)."""
     y = torch.empty_like(a.x)
     x = _like(a.x, y)
-    _C.activation_fwd(x.dtype == torch.float64, x.data_ptr(), y.data_ptr(), x.numel(), a.act, num_threads())
+    params = _C.ActivationParams(x=x, out=y, count=x.numel(), act=a.act, threads=num_threads())
+    _C.activation_fwd(x.dtype == torch.float64, params)
     return y
 
 
@@ -28,7 +29,6 @@ def activation_backward(a: ActivationBackward) -> Tensor:
     """d_out · act'(x)."""
     dx = torch.empty_like(a.x)
     x, dy = _like(a.x, dx), _like(a.d_out, dx)
-    _C.activation_bwd(
-        x.dtype == torch.float64, dy.data_ptr(), x.data_ptr(), dx.data_ptr(), x.numel(), a.act, num_threads()
-    )
+    params = _C.ActivationParams(x=x, dy=dy, out=dx, count=x.numel(), act=a.act, threads=num_threads())
+    _C.activation_bwd(x.dtype == torch.float64, params)
     return dx

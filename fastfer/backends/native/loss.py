@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
-from fastfer.backends.native.memory import address
 
 
 def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
@@ -25,10 +24,17 @@ def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     (count, dim), classes = features.shape, centers.shape[0]
     features, centers, labels = features.contiguous(), centers.contiguous(), _labels("center_loss", labels, classes)
     loss = features.new_empty(())
-    _C.center_loss_fwd(
-        features.dtype == torch.float64, count, dim, classes, features.data_ptr(), labels.data_ptr(),
-        centers.data_ptr(), loss.data_ptr(), num_threads(),
-    )  # fmt: skip
+    params = _C.CenterParams(
+        count=count,
+        dim=dim,
+        classes=classes,
+        features=features,
+        labels=labels,
+        centers=centers,
+        loss=loss,
+        threads=num_threads(),
+    )
+    _C.center_loss_fwd(features.dtype == torch.float64, params)
     return loss
 
 
@@ -41,10 +47,19 @@ def center_loss_backward(
     d_features, d_centers = (
         torch.empty_like(t) if wanted else None for wanted, t in zip(mask, (features, centers), strict=True)
     )
-    _C.center_loss_bwd(
-        features.dtype == torch.float64, count, dim, classes, dloss.data_ptr(), features.data_ptr(), labels.data_ptr(),
-        centers.data_ptr(), address(d_features), address(d_centers), num_threads(),
-    )  # fmt: skip
+    params = _C.CenterParams(
+        count=count,
+        dim=dim,
+        classes=classes,
+        features=features,
+        labels=labels,
+        centers=centers,
+        dloss=dloss,
+        d_features=d_features,
+        d_centers=d_centers,
+        threads=num_threads(),
+    )
+    _C.center_loss_bwd(features.dtype == torch.float64, params)
     none = features.new_empty(0)
     return none if d_features is None else d_features, none.clone() if d_centers is None else d_centers
 
@@ -54,10 +69,18 @@ def _triplet(features: Tensor, labels: Tensor, margin: float, train: bool) -> tu
     features, labels = features.contiguous(), labels.contiguous()
     loss = features.new_empty(())
     pairs, slopes = (labels.new_empty((count, 2)), features.new_empty((count, 2))) if train else (labels, features)
-    _C.triplet_loss_fwd(
-        features.dtype == torch.float64, count, dim, features.data_ptr(), labels.data_ptr(), margin, loss.data_ptr(),
-        pairs.data_ptr() if train else 0, slopes.data_ptr() if train else 0, num_threads(),
-    )  # fmt: skip
+    params = _C.TripletParams(
+        count=count,
+        dim=dim,
+        features=features,
+        labels=labels,
+        margin=margin,
+        loss=loss,
+        pairs=pairs if train else None,
+        slopes=slopes if train else None,
+        threads=num_threads(),
+    )
+    _C.triplet_loss_fwd(features.dtype == torch.float64, params)
     return loss, pairs, slopes
 
 
@@ -76,10 +99,17 @@ def triplet_loss_backward(dloss: Tensor, features: Tensor, pairs: Tensor, slopes
     count, dim = features.shape
     features = features.contiguous()
     d_features = torch.empty_like(features)
-    _C.triplet_loss_bwd(
-        features.dtype == torch.float64, count, dim, dloss.data_ptr(), features.data_ptr(), pairs.data_ptr(),
-        slopes.data_ptr(), d_features.data_ptr(), num_threads(),
-    )  # fmt: skip
+    params = _C.TripletParams(
+        count=count,
+        dim=dim,
+        features=features,
+        pairs=pairs,
+        slopes=slopes,
+        dloss=dloss,
+        d_features=d_features,
+        threads=num_threads(),
+    )
+    _C.triplet_loss_bwd(features.dtype == torch.float64, params)
     return d_features
 
 
@@ -91,11 +121,19 @@ def _entropy(
     logits, weight = logits.contiguous(), None if weight is None else weight.contiguous()
     loss = logits.new_empty(())
     grad = torch.empty_like(logits) if train else logits
-    _C.cross_entropy_fwd(
-        logits.dtype == torch.float64, count, classes, logits.data_ptr(), 0 if soft else target.data_ptr(),
-        target.data_ptr() if soft else 0, address(weight), smoothing, loss.data_ptr(),
-        grad.data_ptr() if train else 0, num_threads(),
-    )  # fmt: skip
+    params = _C.CrossEntropyParams(
+        count=count,
+        classes=classes,
+        logits=logits,
+        labels=None if soft else target,
+        targets=target if soft else None,
+        weight=weight,
+        smoothing=smoothing,
+        loss=loss,
+        d_logits=grad if train else None,
+        threads=num_threads(),
+    )
+    _C.cross_entropy_fwd(logits.dtype == torch.float64, params)
     return loss, grad
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every native caller needs: addresses, dense tensors, and memory for results.
+"""What every native caller needs: dense tensors, and memory for results.
 
 Small activations live with torch's allocator, large ones on huge pages that are kept for reuse: glibc gives every block
 above 32 MiB back at free, and each op that needs one faults its pages in again. Tensors made here are ordinary ones;
@@ -9,7 +9,6 @@ only their storage cannot be resized.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,40 +26,9 @@ CPU = torch.device("cpu")
 """For every tensor made here: torch's default device, and the device of a ``with``, may be another."""
 
 
-def address(t: Tensor | None) -> int:
-    """Address of a tensor's data, which the caller holds during the native call; 0 for None."""
-    return 0 if t is None else t.data_ptr()
-
-
-def addresses(*tensors: Tensor | None) -> list[int]:
-    """`address` of each."""
-    return [0 if t is None else t.data_ptr() for t in tensors]
-
-
 def flat(t: Tensor | None) -> Tensor | None:
     """Contiguous, None for None."""
     return None if t is None else t.contiguous()
-
-
-NO_LINK = [0] * 9
-"""No normalisation is taken over from the op before, or left to the one behind; see `link`."""
-
-
-def link(
-    before: Sequence[Tensor | None], act: int, grads: Sequence[Tensor | None], deferred: bool, d_stats: Tensor | None
-) -> list[int]:
-    """Addresses for the extension: (stats, weight, bias) of the norm before and its activation, and in backward their
-    gradients; whether the last norm is left to the next op, and in backward the gradient of its statistics."""
-    stats, weight, bias = addresses(*before)
-    return [
-        weight,
-        bias,
-        stats,
-        *(addresses(grads[1], grads[2], grads[0]) if grads else (0, 0, 0)),
-        act,
-        int(deferred),
-        address(d_stats),
-    ]
 
 
 def nhwc(x: Tensor) -> Tensor:

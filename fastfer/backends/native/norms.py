@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalisations as the extension takes them: dense tensors, None where there is no norm, and their addresses."""
+"""Normalisations as the extension takes them: params of dense tensors, and memory for gradients."""
 
 from __future__ import annotations
 
@@ -8,43 +8,53 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastfer.backends.native.memory import address, addresses
+from fastfer import _C
 from fastfer.signatures.fields import Affine, LeftNorm, Link, LinkGradients, RunningNorm
 
 
-class DenseNorm(NamedTuple):
-    """Weight, bias, running mean and variance, dense; None without a norm."""
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    mean: Tensor | None = None
-    var: Tensor | None = None
-
-
-class DenseAffine(NamedTuple):
-    """Weight and bias, dense; None without a norm."""
+class NormGradients(NamedTuple):
+    """Gradients of a norm's weight and bias; None where not wanted."""
 
     weight: Tensor | None = None
     bias: Tensor | None = None
 
 
-NO_NORM = LeftNorm(torch.empty(0, device="cpu"), torch.empty(0, device="cpu"), 0.0)
-"""For its eps, where there is no norm."""
-
-
-def dense_norm(norm: RunningNorm | LeftNorm | None) -> DenseNorm:
-    """The norm's tensors, dense; one that is left to the next op has neither weight nor bias here."""
+def forward_norm(norm: RunningNorm | LeftNorm | None, stats: Tensor | None = None) -> _C.NormParams | None:
+    """A norm for a forward pass, which in training writes ``stats``. Of a norm that is left to the next op the pass
+    computes the statistics alone."""
     if norm is None:
-        return DenseNorm()
-    mean, var = norm.mean.contiguous(), norm.var.contiguous()
+        return None
     if isinstance(norm, LeftNorm):
-        return DenseNorm(None, None, mean, var)
-    return DenseNorm(norm.weight.contiguous(), norm.bias.contiguous(), mean, var)
+        return _C.NormParams(eps=norm.eps, stats=stats)
+    return _C.NormParams(
+        weight=norm.weight.contiguous(),
+        bias=norm.bias.contiguous(),
+        mean=norm.mean.contiguous(),
+        var=norm.var.contiguous(),
+        eps=norm.eps,
+        stats=stats,
+    )
 
 
-def dense_affine(norm: Affine | None) -> DenseAffine:
-    """Weight and bias, dense."""
-    return DenseAffine() if norm is None else DenseAffine(norm.weight.contiguous(), norm.bias.contiguous())
+def backward_norm(norm: Affine | None, stats: Tensor, grads: NormGradients) -> _C.NormParams:
+    """A norm for a backward pass. Without one the statistics are those of a norm that was left to the next op."""
+    if norm is None:
+        return _C.NormParams(stats=stats)
+    return _C.NormParams(
+        weight=norm.weight.contiguous(),
+        bias=norm.bias.contiguous(),
+        stats=stats,
+        d_weight=grads.weight,
+        d_bias=grads.bias,
+    )
+
+
+def norm_gradients(norm: Affine | None, needed: bool = True) -> NormGradients:
+    """Memory for the gradients of a norm's weight and bias."""
+    if norm is None or not needed:
+        return NormGradients()
+    like = norm.weight
+    return NormGradients(like.new_empty(like.shape), like.new_empty(like.shape))
 
 
 def dense_link(link: Link) -> Link:
@@ -57,15 +67,17 @@ def link_gradients(link: Link) -> LinkGradients:
     return LinkGradients(*map(torch.empty_like, (link.stats, link.weight, link.bias)))
 
 
-NO_LINK = [0] * 9
-"""No normalisation is taken over from the op before, or left to the one after; see `link`."""
-
-
-def link(
-    before: Link | None, grads: LinkGradients | None = None, leaves: bool = False, d_stats: Tensor | None = None
-) -> list[int]:
-    """Addresses for the extension: the norm taken over from the op before, and in backward its gradients; whether the
-    last norm is left to the next op, and in backward the gradient of its statistics."""
-    norm = [0, 0, 0] if before is None else addresses(before.weight, before.bias, before.stats)
-    of_norm = [0, 0, 0] if grads is None else addresses(grads.weight, grads.bias, grads.stats)
-    return [*norm, *of_norm, 0 if before is None else before.act, int(leaves), address(d_stats)]
+def linked_input(link: Link | None, grads: LinkGradients | None = None) -> _C.LinkedInputParams | None:
+    """The norm that an op takes over from the op before it; the link has dense tensors."""
+    if link is None:
+        return None
+    d_stats, d_weight, d_bias = (None, None, None) if grads is None else grads
+    return _C.LinkedInputParams(
+        weight=link.weight,
+        bias=link.bias,
+        stats=link.stats,
+        act=link.act,
+        d_weight=d_weight,
+        d_bias=d_bias,
+        d_stats=d_stats,
+    )

@@ -13,29 +13,34 @@ from fastfer.backends.native.memory import CPU, empty_nhwc, nhwc
 _CL = torch.channels_last
 
 
-def _shape(
-    x: Tensor, size: list[int], out: tuple[int, int], kernel: list[int], stride: list[int], padding: list[int]
-) -> list[int]:
-    """n, h, w, c, oh, ow, kh, kw, sh, sw, top, left."""
-    return [x.shape[0], *size, x.shape[1], *out, *kernel, *stride, padding[0], padding[1]]
-
-
 def _max_pool(
     x: Tensor, kernel: list[int], stride: list[int], padding: list[int], positions: bool
 ) -> tuple[Tensor, Tensor | None]:
-    x = nhwc(x)
-    _, channels, height, width = x.shape
-    out = (
-        (height + padding[0] + padding[2] - kernel[0]) // stride[0] + 1,
-        (width + padding[1] + padding[3] - kernel[1]) // stride[1] + 1,
-    )
-    y = empty_nhwc(x, channels, *out)
-    dtype = torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
+    (n, c, h, w), (kh, kw), (sh, sw), (top, left, bottom, right) = x.shape, kernel, stride, padding
+    oh, ow = (h + top + bottom - kh) // sh + 1, (w + left + right - kw) // sw + 1
+    y = empty_nhwc(x, c, oh, ow)
+    dtype = torch.uint8 if kh * kw <= 256 else torch.int32
     at = torch.empty(y.shape, dtype=dtype, device=CPU, memory_format=_CL) if positions else None
-    shape = _shape(x, [height, width], out, kernel, stride, padding)
-    _C.max_pool2d_fwd(
-        x.dtype == torch.float64, shape, x.data_ptr(), y.data_ptr(), 0 if at is None else at.data_ptr(), num_threads()
+    params = _C.MaxPoolParams(
+        n=n,
+        h=h,
+        w=w,
+        c=c,
+        oh=oh,
+        ow=ow,
+        kh=kh,
+        kw=kw,
+        sh=sh,
+        sw=sw,
+        top=top,
+        left=left,
+        x=nhwc(x),
+        y=y,
+        positions=at,
+        threads=num_threads(),
     )
+    run = _C.max_pool2d_train if positions else _C.max_pool2d_fwd
+    run(x.dtype == torch.float64, params)
     return y, at
 
 
@@ -55,75 +60,100 @@ def max_pool2d_backward(
     dy: Tensor, positions: Tensor, size: list[int], kernel: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
     """Gradient of x (N, C, *size)."""
-    dy, positions = nhwc(dy), nhwc(positions)
-    dx = empty_nhwc(dy, dy.shape[1], *size)
-    shape = _shape(dy, size, (dy.shape[2], dy.shape[3]), kernel, stride, padding)
-    _C.max_pool2d_bwd(
-        dy.dtype == torch.float64, shape, dy.data_ptr(), positions.data_ptr(), dx.data_ptr(), num_threads()
+    (n, c, oh, ow), (h, w), (kh, kw), (sh, sw), (top, left, _, _) = dy.shape, size, kernel, stride, padding
+    dx = empty_nhwc(dy, c, h, w)
+    params = _C.MaxPoolParams(
+        n=n,
+        h=h,
+        w=w,
+        c=c,
+        oh=oh,
+        ow=ow,
+        kh=kh,
+        kw=kw,
+        sh=sh,
+        sw=sw,
+        top=top,
+        left=left,
+        positions=nhwc(positions),
+        dy=nhwc(dy),
+        dx=dx,
+        threads=num_threads(),
     )
+    _C.max_pool2d_bwd(dy.dtype == torch.float64, params)
     return dx
-
-
-def _pixels(x: Tensor) -> tuple[int, int, int]:
-    """n, pixels, c."""
-    n, c, height, width = x.shape
-    return n, height * width, c
 
 
 def global_avg_pool(x: Tensor) -> Tensor:
     """Mean over the image."""
-    x = nhwc(x)
-    avg = x.new_empty(x.shape[:2])
-    _C.global_avg_pool_fwd(x.dtype == torch.float64, *_pixels(x), x.data_ptr(), avg.data_ptr(), 0, 0, num_threads())
+    n, c, h, w = x.shape
+    avg = x.new_empty((n, c))
+    params = _C.GlobalPoolParams(n=n, pixels=h * w, c=c, x=nhwc(x), avg=avg, threads=num_threads())
+    _C.global_avg_pool_fwd(x.dtype == torch.float64, params)
     return avg
 
 
 def global_avg_pool_backward(davg: Tensor, size: list[int]) -> Tensor:
     """Gradient of x (N, C, *size)."""
-    davg = davg.contiguous()
-    dx = empty_nhwc(davg, davg.shape[1], *size)
-    _C.global_avg_pool_bwd(dx.dtype == torch.float64, *_pixels(dx), davg.data_ptr(), 0, 0, dx.data_ptr(), num_threads())
+    (n, c), (h, w) = davg.shape, size
+    dx = empty_nhwc(davg, c, h, w)
+    params = _C.GlobalPoolParams(n=n, pixels=h * w, c=c, d_avg=davg.contiguous(), dx=dx, threads=num_threads())
+    _C.global_avg_pool_bwd(dx.dtype == torch.float64, params)
     return dx
 
 
 def global_max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the image and its pixel."""
-    x = nhwc(x)
-    largest, positions = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.int32)
-    _C.global_max_pool_fwd(
-        x.dtype == torch.float64, *_pixels(x), x.data_ptr(), 0, largest.data_ptr(), positions.data_ptr(), num_threads()
+    n, c, h, w = x.shape
+    largest, positions = x.new_empty((n, c)), x.new_empty((n, c), dtype=torch.int32)
+    params = _C.GlobalPoolParams(
+        n=n, pixels=h * w, c=c, x=nhwc(x), max=largest, positions=positions, threads=num_threads()
     )
+    _C.global_max_pool_fwd(x.dtype == torch.float64, params)
     return largest, positions
 
 
 def global_max_pool_backward(dmax: Tensor, positions: Tensor, size: list[int]) -> Tensor:
     """Gradient of x (N, C, *size)."""
-    dmax, positions = dmax.contiguous(), positions.contiguous()
-    dx = empty_nhwc(dmax, dmax.shape[1], *size)
-    _C.global_max_pool_bwd(
-        dx.dtype == torch.float64, *_pixels(dx), 0, dmax.data_ptr(), positions.data_ptr(), dx.data_ptr(), num_threads()
+    (n, c), (h, w) = dmax.shape, size
+    dx = empty_nhwc(dmax, c, h, w)
+    params = _C.GlobalPoolParams(
+        n=n,
+        pixels=h * w,
+        c=c,
+        positions=positions.contiguous(),
+        d_max=dmax.contiguous(),
+        dx=dx,
+        threads=num_threads(),
     )
+    _C.global_max_pool_bwd(dx.dtype == torch.float64, params)
     return dx
 
 
 def global_avg_max_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and maximum over the image, and the maximum's pixel, in one read."""
-    x = nhwc(x)
-    avg, largest = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    positions = x.new_empty(x.shape[:2], dtype=torch.int32)
-    _C.global_avg_max_pool_fwd(
-        x.dtype == torch.float64, *_pixels(x), x.data_ptr(), avg.data_ptr(), largest.data_ptr(), positions.data_ptr(),
-        num_threads(),
-    )  # fmt: skip
+    n, c, h, w = x.shape
+    avg, largest, positions = x.new_empty((n, c)), x.new_empty((n, c)), x.new_empty((n, c), dtype=torch.int32)
+    params = _C.GlobalPoolParams(
+        n=n, pixels=h * w, c=c, x=nhwc(x), avg=avg, max=largest, positions=positions, threads=num_threads()
+    )
+    _C.global_avg_max_pool_fwd(x.dtype == torch.float64, params)
     return avg, largest, positions
 
 
 def global_avg_max_pool_backward(davg: Tensor, dmax: Tensor, positions: Tensor, size: list[int]) -> Tensor:
     """Gradient of x (N, C, *size)."""
-    davg, dmax, positions = davg.contiguous(), dmax.contiguous(), positions.contiguous()
-    dx = empty_nhwc(dmax, dmax.shape[1], *size)
-    _C.global_avg_max_pool_bwd(
-        dx.dtype == torch.float64, *_pixels(dx), davg.data_ptr(), dmax.data_ptr(), positions.data_ptr(), dx.data_ptr(),
-        num_threads(),
-    )  # fmt: skip
+    (n, c), (h, w) = dmax.shape, size
+    dx = empty_nhwc(dmax, c, h, w)
+    params = _C.GlobalPoolParams(
+        n=n,
+        pixels=h * w,
+        c=c,
+        positions=positions.contiguous(),
+        d_avg=davg.contiguous(),
+        d_max=dmax.contiguous(),
+        dx=dx,
+        threads=num_threads(),
+    )
+    _C.global_avg_max_pool_bwd(dx.dtype == torch.float64, params)
     return dx

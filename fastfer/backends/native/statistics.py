@@ -17,9 +17,9 @@ def update_running(mean: Tensor, var: Tensor, stats: Tensor, momentum: float) ->
     if type(stats) is not Tensor or not stats.is_cpu:
         return False
     try:
-        addresses = stats.data_ptr(), mean.data_ptr(), var.data_ptr()
+        params = _C.RunningParams(channels=mean.shape[0], stats=stats, mean=mean, var=var, momentum=momentum)
     except RuntimeError:  # a tensor of torch.func, which has no memory
         return False
-    _C.update_running(stats.dtype == torch.float64, mean.shape[0], *addresses, momentum)
+    _C.update_running(stats.dtype == torch.float64, params)
     torch.autograd.graph.increment_version((mean, var))
     return True
