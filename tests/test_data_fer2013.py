@@ -67,6 +67,13 @@ def test_a_recut_without_prefixes_is_split_by_folder_and_says_so(tmp_path: Path)
     assert splits["train"].protocol.startswith("fer2013 (folders)")
 
 
+def test_numbered_images_of_some_of_the_classes_are_somebodys_own(tmp_path: Path) -> None:
+    for part in ("train", "validation"):
+        for k, name in enumerate(FER2013_NAMES[:3]):
+            save(tmp_path / part / name / f"{k}.png", face(k))
+    assert load_dataset("auto", tmp_path)["train"].protocol.startswith("image_folder")
+
+
 def test_folders_of_other_file_names_are_taken_where_the_set_is_named(tmp_path: Path) -> None:
     for part in ("train", "validation"):
         for k, name in enumerate(FER2013_NAMES):

@@ -36,6 +36,7 @@ from fastfer.data.layouts import SPLIT_FOLDERS
 from fastfer.data.loading import find_dataset, read_manifest
 from fastfer.data.options import LABEL_MODES, DataOptions
 from fastfer.data.rafd import CAMERA_SETS
+from fastfer.data.split_record import SplitRecord
 
 CLASSES = ("angry", "fear", "happy")
 
@@ -429,6 +430,18 @@ def test_names_with_control_characters_are_escaped(tmp_path: Path, capsys: pytes
     text = capsys.readouterr().out
     assert "\x1b" not in text
     assert "more\\x1b[31m\\n (1)" in text
+
+
+def test_names_need_not_be_text(tmp_path: Path) -> None:
+    class_tree(tmp_path)
+    folder = tmp_path / "train" / "happy"
+    (folder / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/\xff=<b>.png"))
+    splits = load_dataset("auto", tmp_path)
+    assert len(splits["train"]) == 6
+    record = SplitRecord.of("image_folder", DataOptions(), splits)
+    assert record.difference("train", splits["train"]) is None
+    assert json.loads(json.dumps(record.to_json()))["images"]["train"]["count"] == 6
+    assert check(tmp_path).images == 12
 
 
 # names of parts

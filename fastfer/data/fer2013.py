@@ -113,12 +113,17 @@ def _find_folders(tree: Tree) -> list[Path]:
 
 
 def _is_folder_layout(tree: Tree, root: Path) -> bool:
-    """Split folders of the seven classes; file names with FER2013's prefixes, or numbered 48x48 grey images."""
+    """Split folders of the seven classes; file names with FER2013's prefixes, or of all seven numbered 48x48 grey
+    images.
+    """
     if not _is_tree_of_seven(tree, root):
         return False
     if any(map(_PREFIX.match, image_names(tree, root))):
         return True
-    images = class_images(tree, class_folders(tree, root), root)
+    folders = class_folders(tree, root)
+    if expressions(folders) != set(BASIC_NAMES):
+        return False
+    images = class_images(tree, folders, root)
     first = next((image for image in images if is_expression(image.label)), None)
     numbered = first is not None and re.fullmatch(r"(im)?[0-9]+", first.path.stem) is not None
     return first is not None and numbered and probe(Sample(first.path, None, first.id)) == (True, (SIDE, SIDE))

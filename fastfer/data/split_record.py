@@ -89,4 +89,5 @@ def _listing(split: Split | int) -> dict[str, Any]:
         return {"count": split, "digest": None}
     if split.ids is None:
         return {"count": len(split), "digest": split.fingerprint()}
-    return {"count": len(split), "digest": hashlib.sha256("\n".join(sorted(split.ids)).encode()).hexdigest()}
+    names = "\n".join(sorted(split.ids)).encode(errors="surrogateescape")  # a name need not be text
+    return {"count": len(split), "digest": hashlib.sha256(names).hexdigest()}
