@@ -315,7 +315,7 @@ class FlatOp:
         differentiable = False
         for arg in args:
             kind = type(arg)
-            if kind is Tensor or kind is Parameter:
+            if (kind is Tensor or kind is Parameter) and not arg.is_neg():
                 differentiable = differentiable or arg.requires_grad
             elif isinstance(arg, Tensor):
                 return self.registered(*args)

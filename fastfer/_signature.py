@@ -122,7 +122,7 @@ class Signature:
         self.tensors = self._compiled("tensors", "a", *self.bind(), f"return ({''.join(read)})")
         """All tensors of the signature, with None for those that are missing."""
         self.ordinary = self._compiled("ordinary", "a", *self.bind(), *self._all_ordinary())
-        """The first tensor; None where one is of a subclass other than Parameter."""
+        """The first tensor; None where one is of a subclass other than Parameter, or has a sign still to be applied."""
         asked = (
             f"({leaf.read} is not None and {leaf.read}.requires_grad)" if leaf.type == "Tensor?"
             else f"{leaf.read}.requires_grad" for leaf in self.tensor_leaves
@@ -132,9 +132,10 @@ class Signature:
 
     def _all_ordinary(self) -> Iterator[str]:
         for leaf in self.tensor_leaves:
-            yield f"kind = type({leaf.read})"
-            missing = f" and {leaf.read} is not None" if leaf.type == "Tensor?" else ""
-            yield f"if kind is not Tensor and kind is not Parameter{missing}: return None"
+            yield f"t = {leaf.read}"
+            yield f"{'if t is not None: ' if leaf.type == 'Tensor?' else ''}kind = type(t)"
+            other = "(kind is not Tensor and kind is not Parameter) or t.is_neg()"
+            yield f"if {f't is not None and ({other})' if leaf.type == 'Tensor?' else other}: return None"
         yield f"return {self.tensor_leaves[0].read}"
 
     def _read(self, owner: Group) -> Iterator[Leaf]:

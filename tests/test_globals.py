@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -98,3 +100,56 @@ def test_networks_train(network: str, name: str) -> None:
     want = [t.clone() for t in step()]
     with GLOBALS[name]():
         same(step(), want)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_signs_that_are_still_to_be_applied(row: Row, cpu_backend: Variant) -> None:
+    """The imaginary part of a conjugate is a view whose elements have the other sign in memory."""
+    case, _ = draw_case(row, 0)
+    want = case.run(case.draw.dtype)
+    views = {name: case.draw.views.get(name, lambda t: t) for name in case.draw.leaves}
+    case.draw.views = {name: lambda t, view=view: torch._neg_view(-view(t)) for name, view in views.items()}
+    case.upstream = [torch._neg_view(-t) for t in case.upstream]
+    got = case.run(case.draw.dtype)
+    same((got.outputs, got.grads, got.state), (want.outputs, want.grads, want.state))
+
+
+@pytest.mark.parametrize("padding", [1 << 30, (1 << 31) - 1])
+def test_outputs_larger_than_any_memory_are_refused(padding: int) -> None:
+    x, w = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
+    for op in (ops.conv2d, ops.depthwise_conv2d):
+        with pytest.raises((ValueError, RuntimeError, MemoryError), match=r"bytes|memory|size|^$"):
+            op(x, w, padding=padding)
+
+
+@pytest.mark.parametrize("huge", [1 << 31, 1 << 32, 1 << 63, 1 << 70])
+def test_sizes_beyond_32_bits_are_refused_by_name(huge: int) -> None:
+    x, w = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
+    for op in (ops.conv2d, ops.depthwise_conv2d):
+        with pytest.raises(ValueError, match=f"{op.__name__}: stride: expected ints <= 2147483647, got {huge}"):
+            op(x, w, stride=huge)
+        with pytest.raises(ValueError, match=f"{op.__name__}: padding: expected ints <= 2147483647, got {huge}"):
+            op(x, w, padding=huge)
+    for name in ("kernel", "stride"):
+        with pytest.raises(ValueError, match=f"max_pool2d: {name}: expected ints <= 2147483647, got {huge}"):
+            ops.max_pool2d(x, **({"kernel": 2} | {name: huge}))
+
+
+def test_labels_that_another_thread_changes(cpu_backend: Variant) -> None:
+    logits, labels, stop = torch.randn(4096, 3), torch.zeros(4096, dtype=torch.int64), threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            labels.fill_(1 << 40)
+            labels.zero_()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(300):
+            with contextlib.suppress(IndexError, RuntimeError):
+                ops.cross_entropy(logits, labels)
+    finally:
+        stop.set()
+        thread.join()
+    torch.testing.assert_close(ops.cross_entropy(logits, labels), torch.nn.functional.cross_entropy(logits, labels))

@@ -11,8 +11,8 @@ from fastfer.backend import num_threads
 
 
 def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
-    """``labels`` dense; IndexError unless all are in [0, classes)."""
-    labels = labels.contiguous()
+    """A copy of ``labels``, which no other thread changes later; IndexError unless all are in [0, classes)."""
+    labels = labels.clone(memory_format=torch.contiguous_format)
     bad = _C.first_outside(labels.data_ptr(), labels.shape[0], classes)
     if bad >= 0:
         raise IndexError(f"{op}: labels: expected 0 <= label < {classes}, got {int(labels[bad])}")

@@ -22,6 +22,9 @@ if _SETTING not in ("0", "1"):
 _LARGE = 1 << 20 if _SETTING == "1" else 1 << 62
 
 
+_MOST = 1 << 47
+"""Bytes that a process can address; sizes beyond would not fit the sums of the kernels."""
+
 CPU = torch.device("cpu")
 """For every tensor made here: torch's default device, and the device of a ``with``, may be another."""
 
@@ -36,12 +39,19 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _large(like: Tensor, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    size = math.prod(shape) * like.element_size()
+    if size > _MOST:
+        raise ValueError(f"fastfer: output: expected at most {_MOST} bytes, got {size} for shape {tuple(shape)}")
+    made: Tensor = from_dlpack(_C.huge_empty(like.dtype == torch.float64, list(shape), list(strides)))
+    return made
+
+
 def empty(like: Tensor, *shape: int) -> Tensor:
     """Uninitialised contiguous tensor with the dtype of ``like``."""
     if math.prod(shape) * like.element_size() < _LARGE:
         return torch.empty(shape, dtype=like.dtype, device=CPU)
-    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    return from_dlpack(_C.huge_empty(like.dtype == torch.float64, list(shape), strides))
+    return _large(like, shape, [math.prod(shape[i + 1 :]) for i in range(len(shape))])
 
 
 def empty_nhwc(like: Tensor, channels: int, height: int, width: int) -> Tensor:
@@ -50,5 +60,4 @@ def empty_nhwc(like: Tensor, channels: int, height: int, width: int) -> Tensor:
     if n * channels * height * width * like.element_size() < _LARGE:
         shape = (n, channels, height, width)
         return torch.empty(shape, dtype=like.dtype, device=CPU, memory_format=torch.channels_last)
-    strides = [height * width * channels, 1, width * channels, channels]
-    return from_dlpack(_C.huge_empty(like.dtype == torch.float64, [n, channels, height, width], strides))
+    return _large(like, (n, channels, height, width), [height * width * channels, 1, width * channels, channels])

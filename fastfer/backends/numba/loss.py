@@ -18,12 +18,14 @@ def _starts(items: int, count: int) -> Array:
     return np.arange(count + 1, dtype=np.int64) * items // count
 
 
-def _check(op: str, labels: Tensor, classes: int) -> None:
-    """IndexError unless all labels are in [0, classes)."""
+def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
+    """A copy of ``labels``, which no other thread changes later; IndexError unless all are in [0, classes)."""
+    labels = labels.clone(memory_format=torch.contiguous_format)
     values = labels.numpy()
     if values.size and not (values.min() >= 0 and values.max() < classes):
         bad = int(values[(values < 0) | (values >= classes)][0])
         raise IndexError(f"{op}: labels: expected 0 <= label < {classes}, got {bad}")
+    return labels
 
 
 def _columns(dim: int, work: int) -> tuple[int, Array]:
@@ -34,7 +36,7 @@ def _columns(dim: int, work: int) -> tuple[int, Array]:
 
 def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     """½ sum_n |x_n - c_y(n)|²."""
-    _check("center_loss", labels, centers.shape[0])
+    labels = _labels("center_loss", labels, centers.shape[0])
     rows, dim = features.shape
     count = chunks(rows, features.numel())
     parts = np.zeros(count)
@@ -50,7 +52,7 @@ def center_loss_backward(
     dloss: Tensor, features: Tensor, labels: Tensor, centers: Tensor, mask: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of features and centers; those not in ``mask`` are empty."""
-    _check("center_loss", labels, centers.shape[0])
+    labels = _labels("center_loss", labels, centers.shape[0])
     d_features = features.new_empty(features.shape if mask[0] else 0)
     d_centers = centers.new_zeros(centers.shape if mask[1] else 0)
     count, starts = _columns(features.shape[1], features.numel())
@@ -106,7 +108,7 @@ def _entropy(
 ) -> tuple[Tensor, Tensor]:
     (rows, classes), soft = logits.shape, target.is_floating_point()
     if not soft:
-        _check("cross_entropy", target, classes)
+        target = _labels("cross_entropy", target, classes)
     total = float(rows)
     if not soft and weight is not None:
         total = float(weight.detach().numpy()[target.numpy()].sum(dtype=np.float64))
