@@ -188,7 +188,10 @@ def measure(options: argparse.Namespace) -> str:
         for threads in options.threads:
             engine = fastfer.compile(model, threads=threads, **precision(model, options.dtype))
             for batch in options.batches:
-                result = compare(model, engine, batch, others=others, rounds=options.rounds, seconds=options.seconds)
+                result = compare(
+                    model, engine, batch, twin=_stock(name), others=others, rounds=options.rounds,
+                    seconds=options.seconds,
+                )  # fmt: skip
                 print(f"{result}\n", flush=True)
                 results.append(result)
     names = ("engine", *others)

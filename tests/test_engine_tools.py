@@ -97,14 +97,22 @@ def test_a_missing_package_names_the_extra(model: nn.Module, name: str, monkeypa
         peers.PEERS[name](Subject(model, np.zeros((1, 1, 8, 8), np.float32), 1))
 
 
-def test_stock_builds_have_the_networks_weights() -> None:
-    pytest.importorskip("bench.stock", reason="bench is not beside the tests: not a checkout")
+def test_others_run_a_network_in_torchs_own_ops() -> None:
+    model = create_model("fgw_fer", separable=False).eval()
+    twin = peers.stock(model, (32, 40))
+    assert not [node.name for node in twin.graph.nodes if "fastfer" in str(node.target)]  # type: ignore[union-attr]
+    for count in (1, 3):
+        x = torch.randn(count, 1, 32, 40)
+        with torch.no_grad():
+            torch.testing.assert_close(twin(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_compare_of_a_fastfer_network(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("fgw_fer").eval()
-    x = torch.randn(2, 1, 48, 48)
-    with torch.no_grad():
-        torch.testing.assert_close(peers.stock(model)(x), model(x), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match=r"expected fgw_fer with its usual options, got .*'separable': False"):
-        peers.stock(create_model("fgw_fer", separable=False))
+    engine = fastfer.compile(model, (1, 32, 32), threads=1)
+    monkeypatch.setitem(peers.PEERS, "slow", _peer(0, 0.001))
+    result = compare.compare(model, engine, 2, others=["slow"], rounds=1, seconds=0.01)
+    assert result.timings[1].error < 1e-4
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,13 +107,15 @@ def compare(
     engine: Engine,
     batch: int = 1,
     *,
+    twin: nn.Module | None = None,
     others: Sequence[str] | None = None,
     rounds: int = 8,
     seconds: float = 0.3,
 ) -> Comparison:
     """Time ``engine`` and ``others`` on ``batch`` images, all with the engine's threads.
 
-    ``others`` are names of `peers.PEERS`, by default those of the engine's precision.
+    ``twin`` is the network in torch's own ops, which the others run, by default `peers.stock` of it. ``others`` are
+    names of `peers.PEERS`, by default those of the engine's precision.
 
     Raises ImportError naming the extra for a package that is missing, and RuntimeError, before anything is timed, for
     a runtime whose output is further than `TOLERANCE` from that of ``model`` in float64.
@@ -122,10 +124,11 @@ def compare(
     unknown = [name for name in others if name not in peers.PEERS]
     if unknown:
         raise ValueError(f"compare: others: expected some of {', '.join(peers.PEERS)}, got {unknown[0]!r}")
-    subject = Subject(peers.stock(model), images_for(engine, batch), engine.threads)
+    twin = peers.stock(model, engine.input_shape[1:]) if twin is None else twin
+    subject = Subject(twin, images_for(engine, batch), engine.threads)
     images = subject.images
     with torch.no_grad():
-        want = copy.deepcopy(subject.model).double()(torch.from_numpy(images).double()).numpy()
+        want = copy.deepcopy(model).cpu().eval().double()(torch.from_numpy(images).double()).numpy()
     runtimes = [Peer("fastfer engine", engine.dtype, lambda: engine(images))]
     runtimes += [peers.PEERS[name](subject) for name in others]
     errors, limit = {}, TOLERANCE[engine.dtype]

@@ -2,8 +2,7 @@
 """Other runtimes on the same network: ONNX Runtime, OpenVINO, ``torch.compile``; each forced to a precision and a
 number of threads.
 
-They get the network in stock torch ops: a module of torch alone as it is, one of fastfer's from the checkout's
-``bench.stock``, with its weights.
+They get the network in torch's own ops: a module of torch alone as it is, one of fastfer's as it is exported.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fastfer.engine.graph import Array
-from fastfer.models import FerModel, create_model
+from fastfer.models import FerModel
 
 Run = Callable[[], Array]
 
@@ -38,24 +37,17 @@ class Peer:
     run: Run
 
 
-def stock(model: nn.Module) -> nn.Module:
-    """The model in stock torch ops, in evaluation mode on the CPU. ValueError for a variant that has no such build."""
+def stock(model: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """The model in torch's own ops, in evaluation mode on the CPU, for images of (H, W) = ``size``.
+
+    Of a fastfer network that is its export, whose ops are those of the plain formulas.
+    """
     if not isinstance(model, FerModel):
         return copy.deepcopy(model).cpu().eval()
-    try:
-        builds = importlib.import_module("bench.stock")
-    except ImportError as error:
-        raise ImportError(
-            f"{error}; comparing a fastfer network needs the bench folder of a checkout in the path"
-        ) from None
-    usual = create_model(model.name, num_classes=model.num_classes, in_chans=model.in_chans)
-    plain = {key: value for key, value in model.options.items() if key != "dropout"}
-    if any(usual.options[key] != value for key, value in plain.items()) or model.num_classes != 7:
-        raise ValueError(f"compare: model: expected {model.name} with its usual options, got {model.options}")
-    twin: nn.Module = builds.BUILDERS[model.name]().eval()
-    with torch.no_grad():
-        builds.copy_weights(model, twin)
-    return twin
+    from fastfer.export.program import to_program
+
+    exported: nn.Module = to_program(model, size=size).module()
+    return exported
 
 
 def _required(package: str) -> Any:
