@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Variant
 from draws import dtypes, kernels, normal
+from flat import Flat
 from guard import Guarded
 from loss_oracle import center_formula, classes_of, entropy_oracle, triplet_formula, upstream
 from tolerance import assert_close
@@ -239,7 +240,7 @@ def test_random_shapes(variant: Variant) -> None:
 
 @dtypes
 def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: torch.dtype) -> None:
-    module = backend.implementation("loss", "cpu")
+    module = Flat(backend.implementation("loss", "cpu"))
     for count, dim, classes in ((3, 5, 2), (17, 33, 4), (9, 16, 9)):
         x, centers, labels = (
             normal(count, dim, dtype=dtype),

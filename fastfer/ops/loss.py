@@ -7,114 +7,75 @@ triplet loss the features and 24 bytes a sample; cross-entropy the gradient of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
-
-_FAMILY = "loss"
-
-
-def _dense(t: Tensor) -> Tensor:
-    return t.new_empty(t.shape)
-
-
-def _fake_center(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
-    return features.new_empty(())
-
-
-def _fake_center_backward(
-    dloss: Tensor, features: Tensor, labels: Tensor, centers: Tensor, mask: Sequence[bool]
-) -> tuple[Tensor, ...]:
-    return tuple(_dense(t) if wanted else t.new_empty(0) for wanted, t in zip(mask, (features, centers), strict=True))
-
-
-def _fake_triplet(features: Tensor, labels: Tensor, margin: float) -> Tensor:
-    return features.new_empty(())
-
-
-def _fake_triplet_train(features: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, ...]:
-    pairs = (features.shape[0], 2)
-    return features.new_empty(()), labels.new_empty(pairs), features.new_empty(pairs)
-
-
-def _fake_triplet_backward(dloss: Tensor, features: Tensor, pairs: Tensor, slopes: Tensor) -> Tensor:
-    return _dense(features)
-
-
-def _fake_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
-    return logits.new_empty(())
-
-
-def _fake_entropy_train(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, ...]:
-    return logits.new_empty(()), _dense(logits)
-
-
-_CENTER = "Tensor features, Tensor labels, Tensor centers"
-_ENTROPY = "Tensor logits, Tensor target, Tensor? weight, float smoothing"
-_center = _library.define_flat(f"center_loss({_CENTER}) -> Tensor", _FAMILY, _fake_center)
-_center_backward = _library.define_flat(
-    f"center_loss_backward(Tensor dloss, {_CENTER}, bool[2] mask) -> (Tensor, Tensor)", _FAMILY, _fake_center_backward
-)
-_triplet = _library.define_flat(
-    "triplet_loss(Tensor features, Tensor labels, float margin) -> Tensor", _FAMILY, _fake_triplet
-)
-_triplet_train = _library.define_flat(
-    "triplet_loss_train(Tensor features, Tensor labels, float margin) -> (Tensor, Tensor, Tensor)",
-    _FAMILY,
-    _fake_triplet_train,
-)
-_triplet_backward = _library.define_flat(
-    "triplet_loss_backward(Tensor dloss, Tensor features, Tensor pairs, Tensor slopes) -> Tensor",
-    _FAMILY,
-    _fake_triplet_backward,
-)
-_entropy = _library.define_flat(f"cross_entropy({_ENTROPY}) -> Tensor", _FAMILY, _fake_entropy)
-_entropy_train = _library.define_flat(
-    f"cross_entropy_train({_ENTROPY}) -> (Tensor, Tensor)", _FAMILY, _fake_entropy_train, stored=2
+from fastfer.signatures.loss import (
+    Center,
+    CenterBackward,
+    CenterGradients,
+    CenterNeeds,
+    Entropy,
+    EntropyBackward,
+    EntropyTrained,
+    Triplet,
+    TripletBackward,
+    TripletTrained,
 )
 
 
-def _center_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    features, labels, centers = inputs
-    ctx.save_for_backward(features, labels, centers.clone())
+def _dense(t: Tensor, wanted: bool = True) -> Tensor:
+    return t.new_empty(t.shape if wanted else 0)
 
 
-def _center_grad(ctx: Any, dloss: Tensor) -> tuple[Any, ...]:
-    mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
-    features, centers = _center_backward(dloss, *ctx.saved_tensors, mask)
-    return features if mask[0] else None, None, centers if mask[1] else None
+def _fake_loss(a: Center | Triplet) -> Tensor:
+    return a.features.new_empty(())
 
 
-def _triplet_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, pairs, slopes = output
-    ctx.save_for_backward(inputs[0], pairs, slopes)
-    ctx.mark_non_differentiable(pairs, slopes)
-    ctx.set_materialize_grads(False)
+def _fake_center_backward(a: CenterBackward) -> CenterGradients:
+    return CenterGradients(_dense(a.features, a.needs.features), _dense(a.centers, a.needs.centers))
 
 
-def _triplet_grad(ctx: Any, dloss: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    return None if dloss is None else _triplet_backward(dloss, *ctx.saved_tensors), None, None
+def _fake_triplet_train(a: Triplet) -> TripletTrained:
+    pairs = (a.features.shape[0], 2)
+    return TripletTrained(_fake_loss(a), a.labels.new_empty(pairs), a.features.new_empty(pairs))
 
 
-def _entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
+def _fake_triplet_backward(a: TripletBackward) -> Tensor:
+    return _dense(a.features)
 
 
-def _entropy_grad(ctx: Any, dloss: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    return None if dloss is None else dloss * ctx.saved_tensors[0], None, None, None
+def _fake_entropy(a: Entropy) -> Tensor:
+    return a.logits.new_empty(())
 
 
-_library.autograd_flat(_center, _center_setup, _center_grad)
-_library.autograd_flat(_triplet_train, _triplet_setup, _triplet_grad)
-_library.autograd_flat(_entropy_train, _entropy_setup, _entropy_grad)
+def _fake_entropy_train(a: Entropy) -> EntropyTrained:
+    return EntropyTrained(_fake_entropy(a), _dense(a.logits))
+
+
+def _keep_center(a: Center, out: Tensor) -> tuple[Center, Tensor]:
+    return a._replace(centers=a.centers.clone()), out
+
+
+def _entropy_grad(a: EntropyBackward) -> Tensor:
+    return a.d_loss * a.slopes
+
+
+_center = _library.define("center_loss", "loss", Center, Tensor, _fake_loss)
+_center_backward = _library.define(
+    "center_loss_backward", "loss", CenterBackward, CenterGradients, _fake_center_backward
+)
+_triplet = _library.define("triplet_loss", "loss", Triplet, Tensor, _fake_loss)
+_triplet_train = _library.define("triplet_loss_train", "loss", Triplet, TripletTrained, _fake_triplet_train)
+_triplet_backward = _library.define("triplet_loss_backward", "loss", TripletBackward, Tensor, _fake_triplet_backward)
+_entropy = _library.define("cross_entropy", "loss", Entropy, Tensor, _fake_entropy)
+_entropy_train = _library.define("cross_entropy_train", "loss", Entropy, EntropyTrained, _fake_entropy_train)
+_library.autograd(_center, _center_backward, kept=_keep_center)
+_library.autograd(_triplet_train, _triplet_backward)
+_library.autograd(_entropy_train, _entropy_grad, takes=EntropyBackward, returns=Tensor)
 for _op in (_center, _triplet, _triplet_train, _entropy, _entropy_train):
-    _library.autocast_flat(_op)  # losses in float32, as torch
+    _library.autocast(_op)  # losses in float32, as torch
 
 
 def _rows(op: str, arg: str, x: object) -> Tensor:
@@ -151,8 +112,7 @@ def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     outside [0, K). Source: Wen et al. 2016, eq. 2 and 3.
     """
     _check_center("center_loss", features, labels, centers)
-    loss: Tensor = _center(features, labels, centers)
-    return loss
+    return _center(Center(features, labels, centers))
 
 
 @torch.no_grad()
@@ -166,7 +126,8 @@ def update_centers_(centers: Tensor, features: Tensor, labels: Tensor, alpha: fl
     if not 0 <= alpha <= 1:
         raise ValueError(f"{op}: alpha: expected 0 <= alpha <= 1, got {alpha}")
     one = torch.ones((), dtype=centers.dtype, device=centers.device)
-    sums = _center_backward(one, features.to(centers.dtype), labels, centers, [False, True])[1]
+    needs = CenterNeeds(features=False, centers=True)
+    sums = _center_backward(CenterBackward(one, features.to(centers.dtype), labels, centers, needs)).d_centers
     counts = centers.new_ones(centers.shape[0]).index_add_(0, labels, one.expand(labels.shape[0]))
     return centers.sub_(sums / counts[:, None], alpha=alpha)
 
@@ -185,12 +146,8 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
     _labels(op, labels, features, "features")
     if not margin >= 0:
         raise ValueError(f"{op}: margin: expected a number >= 0, got {margin}")
-    loss: Tensor
-    if _library.gradients_on() and features.requires_grad:
-        loss, _, _ = _triplet_train(features, labels, margin)
-    else:
-        loss = _triplet(features, labels, margin)
-    return loss
+    triplet = Triplet(features, labels, margin)
+    return _triplet_train(triplet).loss if _triplet_train.needs_gradient(triplet) else _triplet(triplet)
 
 
 def cross_entropy(
@@ -216,9 +173,7 @@ def cross_entropy(
         _checks.like(op, "weight", weight, logits, (logits.shape[1],), "logits")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{op}: label_smoothing: expected 0 <= label_smoothing <= 1, got {label_smoothing}")
-    loss: Tensor
-    if _library.gradients_on() and logits.requires_grad:
-        loss, _ = _entropy_train(logits, labels, weight, label_smoothing)
-    else:
-        loss = _entropy(logits, labels, weight, label_smoothing)
-    return loss
+    fields = Entropy(logits, labels, weight, label_smoothing)
+    if _library.gradients_on() and logits.requires_grad:  # a weight that requires a gradient gets none
+        return _entropy_train(fields).loss
+    return _entropy(fields)

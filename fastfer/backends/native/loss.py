@@ -8,6 +8,17 @@ from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
+from fastfer.backends.native.memory import flat
+from fastfer.signatures.loss import (
+    Center,
+    CenterBackward,
+    CenterGradients,
+    Entropy,
+    EntropyTrained,
+    Triplet,
+    TripletBackward,
+    TripletTrained,
+)
 
 
 def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
@@ -19,10 +30,11 @@ def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
     return labels
 
 
-def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+def center_loss(a: Center) -> Tensor:
     """½ sum_n |x_n - c_y(n)|²."""
-    (count, dim), classes = features.shape, centers.shape[0]
-    features, centers, labels = features.contiguous(), centers.contiguous(), _labels("center_loss", labels, classes)
+    (count, dim), classes = a.features.shape, a.centers.shape[0]
+    features, centers = a.features.contiguous(), a.centers.contiguous()
+    labels = _labels("center_loss", a.labels, classes)
     loss = features.new_empty(())
     params = _C.CenterParams(
         count=count,
@@ -38,15 +50,13 @@ def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     return loss
 
 
-def center_loss_backward(
-    dloss: Tensor, features: Tensor, labels: Tensor, centers: Tensor, mask: list[bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of features and centers; those not in ``mask`` are empty."""
-    (count, dim), classes = features.shape, centers.shape[0]
-    features, centers, labels = features.contiguous(), centers.contiguous(), _labels("center_loss", labels, classes)
-    d_features, d_centers = (
-        torch.empty_like(t) if wanted else None for wanted, t in zip(mask, (features, centers), strict=True)
-    )
+def center_loss_backward(a: CenterBackward) -> CenterGradients:
+    """Gradients of features and centers."""
+    (count, dim), classes = a.features.shape, a.centers.shape[0]
+    features, centers = a.features.contiguous(), a.centers.contiguous()
+    labels = _labels("center_loss", a.labels, classes)
+    d_features = torch.empty_like(features) if a.needs.features else None
+    d_centers = torch.empty_like(centers) if a.needs.centers else None
     params = _C.CenterParams(
         count=count,
         dim=dim,
@@ -54,19 +64,18 @@ def center_loss_backward(
         features=features,
         labels=labels,
         centers=centers,
-        dloss=dloss,
+        dloss=a.d_out,
         d_features=d_features,
         d_centers=d_centers,
         threads=num_threads(),
     )
     _C.center_loss_bwd(features.dtype == torch.float64, params)
-    none = features.new_empty(0)
-    return none if d_features is None else d_features, none.clone() if d_centers is None else d_centers
+    return CenterGradients(*(features.new_empty(0) if grad is None else grad for grad in (d_features, d_centers)))
 
 
-def _triplet(features: Tensor, labels: Tensor, margin: float, train: bool) -> tuple[Tensor, Tensor, Tensor]:
-    count, dim = features.shape
-    features, labels = features.contiguous(), labels.contiguous()
+def _triplet(a: Triplet, train: bool) -> TripletTrained:
+    count, dim = a.features.shape
+    features, labels = a.features.contiguous(), a.labels.contiguous()
     loss = features.new_empty(())
     pairs, slopes = (labels.new_empty((count, 2)), features.new_empty((count, 2))) if train else (labels, features)
     params = _C.TripletParams(
@@ -74,38 +83,38 @@ def _triplet(features: Tensor, labels: Tensor, margin: float, train: bool) -> tu
         dim=dim,
         features=features,
         labels=labels,
-        margin=margin,
+        margin=a.margin,
         loss=loss,
         pairs=pairs if train else None,
         slopes=slopes if train else None,
         threads=num_threads(),
     )
     _C.triplet_loss_fwd(features.dtype == torch.float64, params)
-    return loss, pairs, slopes
+    return TripletTrained(loss, pairs, slopes)
 
 
-def triplet_loss(features: Tensor, labels: Tensor, margin: float) -> Tensor:
+def triplet_loss(a: Triplet) -> Tensor:
     """Mean over anchors a of max(0, margin + max_p |a - p| - min_n |a - n|)."""
-    return _triplet(features, labels, margin, False)[0]
+    return _triplet(a, False).loss
 
 
-def triplet_loss_train(features: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, hardest positive and negative (N, 2) and slopes (N, 2), as in ``fastfer.backends.reference.loss``."""
-    return _triplet(features, labels, margin, True)
+def triplet_loss_train(a: Triplet) -> TripletTrained:
+    """Loss, hardest positive and negative, slopes."""
+    return _triplet(a, True)
 
 
-def triplet_loss_backward(dloss: Tensor, features: Tensor, pairs: Tensor, slopes: Tensor) -> Tensor:
+def triplet_loss_backward(a: TripletBackward) -> Tensor:
     """Gradient of the features."""
-    count, dim = features.shape
-    features = features.contiguous()
+    count, dim = a.features.shape
+    features = a.features.contiguous()
     d_features = torch.empty_like(features)
     params = _C.TripletParams(
         count=count,
         dim=dim,
         features=features,
-        pairs=pairs,
-        slopes=slopes,
-        dloss=dloss,
+        pairs=a.pairs,
+        slopes=a.slopes,
+        dloss=a.d_loss,
         d_features=d_features,
         threads=num_threads(),
     )
@@ -113,14 +122,12 @@ def triplet_loss_backward(dloss: Tensor, features: Tensor, pairs: Tensor, slopes
     return d_features
 
 
-def _entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, train: bool
-) -> tuple[Tensor, Tensor]:
-    (count, classes), soft = logits.shape, target.is_floating_point()
-    target = target.contiguous() if soft else _labels("cross_entropy", target, classes)
-    logits, weight = logits.contiguous(), None if weight is None else weight.contiguous()
+def _entropy(a: Entropy, train: bool) -> EntropyTrained:
+    (count, classes), soft = a.logits.shape, a.target.is_floating_point()
+    target = a.target.contiguous() if soft else _labels("cross_entropy", a.target, classes)
+    logits, weight = a.logits.contiguous(), flat(a.weight)
     loss = logits.new_empty(())
-    grad = torch.empty_like(logits) if train else logits
+    slopes = torch.empty_like(logits) if train else logits
     params = _C.CrossEntropyParams(
         count=count,
         classes=classes,
@@ -128,22 +135,20 @@ def _entropy(
         labels=None if soft else target,
         targets=target if soft else None,
         weight=weight,
-        smoothing=smoothing,
+        smoothing=a.smoothing,
         loss=loss,
-        d_logits=grad if train else None,
+        d_logits=slopes if train else None,
         threads=num_threads(),
     )
     _C.cross_entropy_fwd(logits.dtype == torch.float64, params)
-    return loss, grad
+    return EntropyTrained(loss, slopes)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
+def cross_entropy(a: Entropy) -> Tensor:
     """Mean cross-entropy."""
-    return _entropy(logits, target, weight, smoothing, False)[0]
+    return _entropy(a, False).loss
 
 
-def cross_entropy_train(
-    logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Loss and its gradient by the logits (N, K)."""
-    return _entropy(logits, target, weight, smoothing, True)
+def cross_entropy_train(a: Entropy) -> EntropyTrained:
+    """Loss and its derivative by the logits."""
+    return _entropy(a, True)

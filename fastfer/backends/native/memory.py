@@ -9,6 +9,7 @@ only their storage cannot be resized.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

@@ -9,6 +9,16 @@ from torch import Tensor
 
 from fastfer.backends.numba import _losses
 from fastfer.backends.numba._numba import Array, chunks
+from fastfer.signatures.loss import (
+    Center,
+    CenterBackward,
+    CenterGradients,
+    Entropy,
+    EntropyTrained,
+    Triplet,
+    TripletBackward,
+    TripletTrained,
+)
 
 _COLUMNS = 64
 """Columns of a block in backward, at least: whole registers of every CPU."""
@@ -34,9 +44,10 @@ def _columns(dim: int, work: int) -> tuple[int, Array]:
     return count, np.minimum(_starts(-(-dim // _COLUMNS), count) * _COLUMNS, dim)
 
 
-def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+def center_loss(a: Center) -> Tensor:
     """½ sum_n |x_n - c_y(n)|²."""
-    labels = _labels("center_loss", labels, centers.shape[0])
+    features, centers = a.features, a.centers
+    labels = _labels("center_loss", a.labels, centers.shape[0])
     rows, dim = features.shape
     count = chunks(rows, features.numel())
     parts = np.zeros(count)
@@ -48,24 +59,24 @@ def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     return torch.full((), 0.5 * float(parts.sum()), dtype=features.dtype, device="cpu")
 
 
-def center_loss_backward(
-    dloss: Tensor, features: Tensor, labels: Tensor, centers: Tensor, mask: list[bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of features and centers; those not in ``mask`` are empty."""
-    labels = _labels("center_loss", labels, centers.shape[0])
-    d_features = features.new_empty(features.shape if mask[0] else 0)
-    d_centers = centers.new_zeros(centers.shape if mask[1] else 0)
+def center_loss_backward(a: CenterBackward) -> CenterGradients:
+    """Gradients of features and centers."""
+    features, centers = a.features, a.centers
+    labels = _labels("center_loss", a.labels, centers.shape[0])
+    d_features = features.new_empty(features.shape if a.needs.features else 0)
+    d_centers = centers.new_zeros(centers.shape if a.needs.centers else 0)
     count, starts = _columns(features.shape[1], features.numel())
     if features.numel():
         _losses.center_backward(
             features.dtype, count, features.numel(), d_features, d_centers, features.contiguous(),
-            centers.contiguous(), dloss, labels.contiguous(), starts, features.shape[1],
+            centers.contiguous(), a.d_out, labels.contiguous(), starts, features.shape[1],
         )  # fmt: skip
-    return d_features, d_centers
+    return CenterGradients(d_features, d_centers)
 
 
-def triplet_loss_train(features: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, hardest positive and negative (N, 2) and slopes (N, 2), as in ``fastfer.backends.reference.loss``."""
+def triplet_loss_train(a: Triplet) -> TripletTrained:
+    """Loss, hardest positive and negative, slopes."""
+    features, labels, margin = a
     rows, dim = features.shape
     squares, pairs = torch.zeros((rows, 2), dtype=torch.float64, device="cpu"), labels.new_full((rows, 2), -1)
     work = rows * rows * max(dim, 1)
@@ -82,30 +93,30 @@ def triplet_loss_train(features: Tensor, labels: Tensor, margin: float) -> tuple
     loss = torch.where(active, hinge, 0).sum() * share
     slopes = torch.where(active[:, None] & (distances != 0), share / distances, 0)
     pairs[~valid] = -1
-    return loss.to(features.dtype), pairs, slopes.to(features.dtype)
+    return TripletTrained(loss.to(features.dtype), pairs, slopes.to(features.dtype))
 
 
-def triplet_loss(features: Tensor, labels: Tensor, margin: float) -> Tensor:
+def triplet_loss(a: Triplet) -> Tensor:
     """Mean over anchors a of max(0, margin + max_p |a - p| - min_n |a - n|)."""
-    return triplet_loss_train(features, labels, margin)[0]
+    return triplet_loss_train(a).loss
 
 
-def triplet_loss_backward(dloss: Tensor, features: Tensor, pairs: Tensor, slopes: Tensor) -> Tensor:
+def triplet_loss_backward(a: TripletBackward) -> Tensor:
     """Gradient of the features."""
+    features = a.features
     grads = features.new_zeros(features.shape)
     count, starts = _columns(features.shape[1], features.numel())
     if features.numel():
-        signed = slopes * torch.stack([dloss, -dloss])
+        signed = a.slopes * torch.stack([a.d_loss, -a.d_loss])
         _losses.triplet_backward(
-            features.dtype, count, features.numel(), grads, features.contiguous(), signed, pairs, starts,
+            features.dtype, count, features.numel(), grads, features.contiguous(), signed, a.pairs, starts,
             features.shape[1],
         )  # fmt: skip
     return grads
 
 
-def _entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, train: bool
-) -> tuple[Tensor, Tensor]:
+def _entropy(a: Entropy, train: bool) -> EntropyTrained:
+    logits, target, weight, smoothing = a
     (rows, classes), soft = logits.shape, target.is_floating_point()
     if not soft:
         target = _labels("cross_entropy", target, classes)
@@ -125,16 +136,14 @@ def _entropy(
         )  # fmt: skip
     with np.errstate(all="ignore"):
         loss = parts.sum() / np.float64(total)
-    return torch.full((), float(loss), dtype=logits.dtype, device="cpu"), grad
+    return EntropyTrained(torch.full((), float(loss), dtype=logits.dtype, device="cpu"), grad)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
+def cross_entropy(a: Entropy) -> Tensor:
     """Mean cross-entropy."""
-    return _entropy(logits, target, weight, smoothing, False)[0]
+    return _entropy(a, False).loss
 
 
-def cross_entropy_train(
-    logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Loss and its gradient by the logits (N, K)."""
-    return _entropy(logits, target, weight, smoothing, True)
+def cross_entropy_train(a: Entropy) -> EntropyTrained:
+    """Loss and its derivative by the logits."""
+    return _entropy(a, True)

@@ -6,6 +6,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastfer.signatures.loss import (
+    Center,
+    CenterBackward,
+    CenterGradients,
+    Entropy,
+    EntropyTrained,
+    Triplet,
+    TripletBackward,
+    TripletTrained,
+)
+
 
 def check_labels(op: str, labels: Tensor, classes: int) -> None:
     """IndexError unless all labels are in [0, classes)."""
@@ -14,31 +25,27 @@ def check_labels(op: str, labels: Tensor, classes: int) -> None:
         raise IndexError(f"{op}: labels: expected 0 <= label < {classes}, got {int(bad[0])}")
 
 
-def center_loss(features: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
-    """½ sum_n |x_n - c_y(n)|² (eq. 2): features (N, D), labels (N,) int64, centers (K, D) -> ()."""
-    check_labels("center_loss", labels, centers.shape[0])
-    return 0.5 * (features - centers[labels]).double().square().sum().to(features.dtype)
+def center_loss(a: Center) -> Tensor:
+    """½ sum_n |x_n - c_y(n)|² (eq. 2)."""
+    check_labels("center_loss", a.labels, a.centers.shape[0])
+    return 0.5 * (a.features - a.centers[a.labels]).double().square().sum().to(a.features.dtype)
 
 
-def center_loss_backward(
-    dloss: Tensor, features: Tensor, labels: Tensor, centers: Tensor, mask: list[bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of features, x_n - c_y(n), and centers, the class's sum of c - x; those not in ``mask`` are empty."""
-    check_labels("center_loss", labels, centers.shape[0])
-    diff, none = (features - centers[labels]) * dloss, features.new_empty(0)
-    return diff if mask[0] else none, torch.zeros_like(centers).index_add_(0, labels, -diff) if mask[1] else none
+def center_loss_backward(a: CenterBackward) -> CenterGradients:
+    """Gradients of features, x_n - c_y(n), and centers, the class's sum of c - x."""
+    check_labels("center_loss", a.labels, a.centers.shape[0])
+    diff, none = (a.features - a.centers[a.labels]) * a.d_out, a.features.new_empty(0)
+    return CenterGradients(
+        diff if a.needs.features else none,
+        torch.zeros_like(a.centers).index_add_(0, a.labels, -diff) if a.needs.centers else none,
+    )
 
 
-def triplet_loss_train(features: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (), hardest positive and negative (N, 2) int64 of each anchor, slopes (N, 2).
-
-    The slopes are the loss's derivatives by the two distances, made positive, over the distance: what the difference
-    of two rows is multiplied by. An anchor without positive or negative has indices -1; slopes are 0 there, where the
-    hinge is closed, and at distance 0.
-    """
-    count = features.shape[0]
+def triplet_loss_train(a: Triplet) -> TripletTrained:
+    """Loss, hardest positive and negative of each anchor, slopes."""
+    features, labels, count = a.features, a.labels, a.features.shape[0]
     if not count:
-        return features.new_zeros(()), labels.new_empty((0, 2)), features.new_empty((0, 2))
+        return TripletTrained(features.new_zeros(()), labels.new_empty((0, 2)), features.new_empty((0, 2)))
     # Differences, not the expanded square: near rows would cancel in |a|² - 2ab + |b|².
     squares = (features[:, None] - features[None]).square().sum(2)
     # The root has no derivative at 0, where torch's would be NaN.
@@ -48,35 +55,36 @@ def triplet_loss_train(features: Tensor, labels: Tensor, margin: float) -> tuple
     valid = positives.any(1) & (~same).any(1)
     far, positive = distances.masked_fill(~positives, -1).max(1)
     near, negative = distances.masked_fill(same, torch.inf).min(1)
-    hinge = margin + far - near
+    hinge = a.margin + far - near
     share = 1 / valid.sum().clamp(min=1).to(features.dtype)
     active = valid & ~(hinge <= 0)
     loss = torch.where(active, hinge, 0).sum() * share
     pair = torch.stack([far, near], 1)
     slopes = torch.where(active[:, None] & (pair != 0), share / pair, 0)
     indices = torch.where(valid[:, None], torch.stack([positive, negative], 1), -1)
-    return loss, indices, slopes
+    return TripletTrained(loss, indices, slopes)
 
 
-def triplet_loss(features: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """Mean over anchors a of max(0, margin + max_p |a - p| - min_n |a - n|): features (N, D), labels (N,) -> ()."""
-    return triplet_loss_train(features, labels, margin)[0]
+def triplet_loss(a: Triplet) -> Tensor:
+    """Mean over anchors a of max(0, margin + max_p |a - p| - min_n |a - n|)."""
+    return triplet_loss_train(a).loss
 
 
-def triplet_loss_backward(dloss: Tensor, features: Tensor, pairs: Tensor, slopes: Tensor) -> Tensor:
+def triplet_loss_backward(a: TripletBackward) -> Tensor:
     """Gradient of the features (N, D)."""
-    result = torch.zeros_like(features)
+    result = torch.zeros_like(a.features)
     for column, sign in ((0, 1.0), (1, -1.0)):
-        other = pairs[:, column].clamp(min=0)
-        slope = (sign * dloss * slopes[:, column])[:, None]
-        diff = torch.where(slope != 0, slope * (features - features[other]), 0)
+        other = a.pairs[:, column].clamp(min=0)
+        slope = (sign * a.d_loss * a.slopes[:, column])[:, None]
+        diff = torch.where(slope != 0, slope * (a.features - a.features[other]), 0)
         result += diff
         result.index_add_(0, other, -diff)
     return result
 
 
-def _target_weights(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
+def _target_weights(a: Entropy) -> tuple[Tensor, Tensor]:
     """What each log-probability is multiplied by (N, K), and what the sum is divided by ()."""
+    logits, target, weight, smoothing = a
     count, classes = logits.shape
     scale = logits.new_ones(classes) if weight is None else weight
     if target.is_floating_point():
@@ -86,18 +94,17 @@ def _target_weights(logits: Tensor, target: Tensor, weight: Tensor | None, smoot
     return scale * (hot * (1 - smoothing) + smoothing / classes), scale[target].sum()
 
 
-def cross_entropy_train(
-    logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Loss () and its gradient by the logits (N, K)."""
-    factors, total = _target_weights(logits, target, weight, smoothing)
-    logs = torch.log_softmax(logits, 1)
+def cross_entropy_train(a: Entropy) -> EntropyTrained:
+    """Loss and its derivative by the logits."""
+    factors, total = _target_weights(a)
+    logs = torch.log_softmax(a.logits, 1)
     terms = factors * logs
-    if not target.is_floating_point() and smoothing == 0:  # 0 · inf: classes without a factor do not take part
-        terms = terms.gather(1, target[:, None])
-    return -terms.sum() / total, (logs.exp() * factors.sum(1, keepdim=True) - factors) / total
+    if not a.target.is_floating_point() and a.smoothing == 0:  # 0 · inf: classes without a factor do not take part
+        terms = terms.gather(1, a.target[:, None])
+    slopes = (logs.exp() * factors.sum(1, keepdim=True) - factors) / total
+    return EntropyTrained(-terms.sum() / total, slopes)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
-    """Mean cross-entropy as `torch.nn.functional.cross_entropy`: logits (N, K), target (N,) int64 or (N, K) -> ()."""
-    return cross_entropy_train(logits, target, weight, smoothing)[0]
+def cross_entropy(a: Entropy) -> Tensor:
+    """Mean cross-entropy as `torch.nn.functional.cross_entropy`."""
+    return cross_entropy_train(a).loss
