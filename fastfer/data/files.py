@@ -15,7 +15,10 @@ LFS_MARK = b"version https://git-lfs"
 """How Git LFS's stand-in for a file begins."""
 
 
-__all__ = ["file_inside", "printable", "reference", "refuse_lfs_pointer", "replace_atomically", "warn", "write_text"]
+__all__ = [
+    "file_inside", "printable", "reference", "refuse_lfs_pointer", "replace_atomically", "terminal", "warn",
+    "write_text",
+]  # fmt: skip
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -62,6 +65,11 @@ def reference(path: str | Path) -> dict[str, str]:
     file = path / "shards.json" if isdir(path) else path
     with file.open("rb") as content:
         return {"name": path.name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+
+
+def terminal(text: str) -> str:
+    """`printable`, line by line."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def printable(text: str) -> str:

@@ -41,6 +41,13 @@ class InputSpec:
     @classmethod
     def from_metadata(cls, header: Mapping[str, Any]) -> InputSpec:
         """Of the header of a weight file. TypeError or ValueError where it does not say, or contradicts itself."""
+        try:
+            return cls._read(header)
+        except (ArithmeticError, AttributeError, LookupError) as error:  # of values that are no settings at all
+            raise ValueError(f"preprocess: expected settings, got {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _read(cls, header: Mapping[str, Any]) -> InputSpec:
         preprocess = Preprocess.from_metadata(header)
         said = input_size(header)
         form = None if header.get("stored") is None else _sides("stored", header["stored"], (3,))

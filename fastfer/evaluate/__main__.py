@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from fastfer.data import list_datasets
+from fastfer.data.files import terminal
 from fastfer.data.options import parse_options
 from fastfer.evaluate.cost import measure_cost
 from fastfer.evaluate.groups import groups_of, read_groups
@@ -124,13 +125,13 @@ def _run(args: argparse.Namespace) -> int:
     if found.trained_on:
         print(f"caution: the network was trained on {found.trained_on} of these {len(split)} images")
     for note in loaded.notes:
-        print(f"note: {note}")
+        print(terminal(f"note: {note}"))
     print(f"wrote {', '.join(path.name for path in paths)} to {out}")
     return 0
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(terminal(f"error: {message}"), file=sys.stderr)
     return 2
 
 

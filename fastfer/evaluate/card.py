@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastfer.data.files import printable
 from fastfer.evaluate.report import CONFUSION_FILE, CONFUSION_TABLE, REPORT_FILE
 from fastfer.models.published import PAPERS
 
@@ -20,7 +23,8 @@ _CLASS_SCORES = ("precision", "recall", "f1")
 
 
 def model_card(report: Mapping[str, Any]) -> str:
-    """Markdown text of a report of `fastfer.evaluate.files.content`."""
+    """Markdown text of a report of `fastfer.evaluate.files.content`; its texts come from data sets and weight files."""
+    report = _escaped(report)
     sections = (_result, _protocol, _classes, _groups, _cost, _paper, _environment, _terms)
     title = f"# {report['model']} on {report['data']}, {report['split']}"
     return "\n\n".join([title, *(text for section in sections if (text := section(report)))]) + "\n"
@@ -144,6 +148,16 @@ def _terms(report: Mapping[str, Any]) -> str:
         f"the terms of {report['trained'].get('data') or 'the training data'}"
     )
     return f"## Licence\n\nWeights: {licence}.\n\n## Lawful use\n\n{LAWFUL_USE}"
+
+
+def _escaped(value: Any) -> Any:
+    """The same with texts that are neither HTML nor Markdown's tables, links or code, nor steer a terminal."""
+    if isinstance(value, str):
+        text = html.escape(printable(value), quote=False)
+        return re.sub(r"([|`\[\]\\])", r"\\\1", text)
+    if isinstance(value, Mapping):
+        return {_escaped(key): _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _words(settings: Mapping[str, Any] | None) -> str:

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 import fastfer
-from fastfer.data.files import replace_atomically, write_text
+from fastfer.data.files import printable, replace_atomically, write_text
+from fastfer.evaluate.fonts import shown
 from fastfer.info import cpu_model
 
 REPORT_FILE, CONFUSION_FILE, CONFUSION_TABLE = "report.json", "confusion.png", "confusion.csv"
@@ -39,7 +41,13 @@ def _finite(value: Any) -> Any:
 
 
 def write_confusion(out: Path, confusion: Sequence[Sequence[int]], names: Sequence[str], title: str) -> None:
-    """Heat map of the confusion matrix: colour and first number are the share of the true class, below it the count."""
+    """Heat map of the confusion matrix: colour and first number are the share of the true class, below it the count.
+
+    Names whose letters no installed font has are numbers, and a line below says so.
+    """
+    labels = shown(names)
+    font = FontProperties() if labels.path is None else FontProperties(fname=labels.path)
+    text: dict[str, Any] = {"fontproperties": font, "parse_math": False}  # a name may hold dollar signs
     counts = np.asarray(confusion)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 1.6 + 0.85 * len(names)
@@ -47,11 +55,14 @@ def write_confusion(out: Path, confusion: Sequence[Sequence[int]], names: Sequen
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
-    axes.set_yticks(range(len(names)), [f"{name} ({row.sum()})" for name, row in zip(names, counts, strict=True)])
+    rows = [f"{name} ({row.sum()})" for name, row in zip(labels.names, counts, strict=True)]
+    axes.set_xticks(range(len(names)), labels.names, rotation=35, ha="right", **text)
+    axes.set_yticks(range(len(names)), rows, **text)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (images)")
-    axes.set_title(title)
+    axes.set_title(printable(title), parse_math=False)
+    if labels.note:
+        figure.supxlabel(labels.note, fontsize=8)
     for (row, column), value in np.ndenumerate(share):
         axes.text(
             column, row, f"{value:.1%}\n{counts[row, column]}", ha="center", va="center", fontsize=9,
@@ -66,9 +77,15 @@ def write_confusion_table(out: Path, confusion: Sequence[Sequence[int]], names: 
     """The counts as csv: a row per true class, a column per predicted one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *names])
-    writer.writerows([name, *row] for name, row in zip(names, confusion, strict=True))
+    plain = [csv_text(name) for name in names]
+    writer.writerow(["true \\ predicted", *plain])
+    writer.writerows([name, *row] for name, row in zip(plain, confusion, strict=True))
     write_text(out / CONFUSION_TABLE, text.getvalue())
+
+
+def csv_text(text: str) -> str:
+    """A name that no spreadsheet takes for a formula, nor a terminal for a command."""
+    return f"'{printable(text)}" if text.lstrip()[:1] in ("=", "+", "-", "@") else printable(text)
 
 
 def environment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastfer.evaluate.fonts import shown
 from fastfer.explain.choose import Example, Row
 
 Pixels = NDArray[np.uint8]
@@ -62,13 +63,17 @@ def _face(face: Pixels) -> Image.Image:
 class _Canvas:
     """Cells of face over map over caption, in rows with a label each."""
 
-    def __init__(self, columns: int, rows: int, stacked: int, breaks: Sequence[int] = ()) -> None:
+    def __init__(
+        self, columns: int, rows: int, stacked: int, breaks: Sequence[int] = (), font: str | None = None
+    ) -> None:  # fmt: skip
         self._breaks = tuple(breaks)
         self._cell = (_SIDE + _GAP, stacked * _SIDE + _CAPTION + 2 * _GAP)
         width = self.left(columns) + _GAP
         self.image = Image.new("RGB", (width, _HEADER + rows * self._cell[1]), "white")
         self.pen = ImageDraw.Draw(self.image)
-        self.font, self.small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
+        self.font, self.small = (
+            ImageFont.load_default(size=size) if font is None else ImageFont.truetype(font, size) for size in (15, 12)
+        )
 
     def left(self, column: int) -> int:
         """Where a column starts; there is more room before each break."""
@@ -105,9 +110,11 @@ def example_sheet(
 
     faces (N, H, W) or (N, C, H, W); ``heat`` has the map (h, w), in 0..1, of each image shown, by index.
     """
+    labels = shown(names)
+    names, title = labels.names, f"{title}; {labels.note}" if labels.note else title
     hits = max(1, *(len(row.right) for row in rows))
     taken_for = [i for i in range(len(names)) if any(row.wrong[i] is not None for row in rows)]
-    canvas = _Canvas(hits + len(taken_for), len(rows), 2, breaks=(hits,))
+    canvas = _Canvas(hits + len(taken_for), len(rows), 2, breaks=(hits,), font=labels.path)
     canvas.title(title)
     canvas.header(0, "right, drawn by lot", 0)
     if taken_for:
@@ -139,7 +146,9 @@ def layer_sheet(
     layers: Mapping[str, Mapping[int, NDArray[np.float32]]],
 ) -> Image.Image:  # fmt: skip
     """A row per class, its surest recognised image shown: the face, then the map of each layer by itself."""
-    canvas = _Canvas(1 + len(layers), len(rows), 1, breaks=(1,))
+    labels = shown(names)
+    names, title = labels.names, f"{title}; {labels.note}" if labels.note else title
+    canvas = _Canvas(1 + len(layers), len(rows), 1, breaks=(1,), font=labels.path)
     canvas.title(title)
     for at, name in enumerate(layers, start=1):
         canvas.header(at, name, 1)

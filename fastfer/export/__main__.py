@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from fastfer.data.files import terminal
+
+    print(terminal(f"error: {message}"), file=sys.stderr)
     return code
 
 

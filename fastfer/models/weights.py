@@ -59,8 +59,8 @@ def load_weights(path: str | Path) -> FerModel:
         with torch.device("meta"):
             model = create_model(metadata["model"], **metadata["options"])
         _check_classes("file", metadata["classes"], model.num_classes)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _invalid(path, str(error)) from None
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise _invalid(path, str(error)[:500]) from None
     try:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - the file is no mapping
@@ -86,12 +86,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise _invalid(path, "expected a header entry 'fastfer', got " + (", ".join(sorted(header)) or "none"))
     try:
         metadata = {key: json.loads(value) for key, value in header.items()}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(path, f"expected JSON in the header, got {error}") from None
     if metadata["fastfer"] != LAYOUT:
-        raise _invalid(path, f"expected layout {LAYOUT}, got {metadata['fastfer']!r}")
+        raise _invalid(path, f"expected layout {LAYOUT}, got {str(metadata['fastfer'])[:80]!r}")
     if not isinstance(metadata.get("model"), str) or not isinstance(metadata.get("options"), dict):
-        raise _invalid(path, f"expected a model's name and options, got {metadata!r}")
+        raise _invalid(path, f"expected a model's name and options, got {str(metadata)[:200]}")
     metadata.setdefault("classes", None)
     return metadata
 

@@ -125,7 +125,9 @@ def _named(option: str, values: Sequence[str]) -> dict[str, Path]:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from fastfer.data.files import terminal
+
+    print(terminal(f"error: {message}"), file=sys.stderr)
     return code
 
 

@@ -56,7 +56,9 @@ def _summary(best: dict[str, Any]) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from fastfer.data.files import terminal
+
+    print(terminal(f"error: {message}"), file=sys.stderr)
     return code
 
 

@@ -25,6 +25,8 @@ from fastfer.train.options import Distill, EarlyStop, Input, InverseTime, LossOp
 
 _SWITCHES = ("resume", "overwrite")
 _OTHER = ("config", "help", *_SWITCHES)
+_DEEPEST = 16  # groups within groups; options have three
+_LONGEST = 1 << 20  # bytes of a file of options, which takes three thousand
 _OPEN = ("model_options",)  # groups whose keys the network knows
 
 
@@ -51,10 +53,11 @@ def parse_args(argv: Sequence[str]) -> Invocation:
         out = str(invocation.config.out)
         saved = Path(out, CONFIG_FILE)
         if invocation.resume and saved.is_file():
+            check_yaml(saved)
             again = _parse(["--config", str(saved), *arguments], with_recipe=False)
             return replace(again, config=replace(again.config, out=out))
         return invocation
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise InputError(str(error)) from None
 
 
@@ -82,7 +85,7 @@ def configure(
             parser.set_defaults({"recipe": recipe})
         _apply(parser, options, "option")
         return _settled(_config(parser.parse_args(arguments)), {*_flat(options), *_option_names(arguments)})
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise InputError(str(error)) from None
 
 
@@ -191,7 +194,29 @@ def _option_names(arguments: Sequence[str]) -> Iterator[str]:
         yield name.removesuffix("+")
         if name == "config":
             value = value if equals else "".join(arguments[position + 1 : position + 2])
+            check_yaml(Path(value))
             yield from _keys_of(Path(value))
+
+
+def check_yaml(path: Path) -> None:
+    """ValueError for a file that is more than options: of aliases, ten lines of which can stand for 10⁹ values."""
+    try:
+        if path.stat().st_size > _LONGEST:
+            raise ValueError(f"config: {path}: expected at most {_LONGEST:,} bytes")
+        depth = 0
+        with path.open(encoding="utf-8") as file:
+            for event in yaml.parse(file, yaml.SafeLoader):  # piece by piece: the reader's time grows with the depth
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if isinstance(event, yaml.AliasEvent):
+                    raise ValueError(f"config: {path}: expected options without aliases (*name)")
+                if depth > _DEEPEST:
+                    raise ValueError(f"config: {path}: expected options, got groups nested too deeply")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config: {path}: expected UTF-8, got {error}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {path}: expected YAML, got {str(error)[:300]}") from None
+    except OSError:  # the parser says of a missing file what it expects
+        return
 
 
 def _keys_of(path: Path) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import yaml
 
 from fastfer.data import Augment, DataOptions
 from fastfer.train.options import (
+    MOST_EPOCHS,
     Distill,
     EarlyStop,
     Input,
@@ -29,6 +31,8 @@ CONFIG_FILE = "config.yaml"
 _EPOCHS = {"drawn": 5, "fer2013": 60}
 _LEARNING_RATES = {"onecycle": 5e-3, "cosine": 2e-3, "plateau": 1e-3, "inverse_time": 1e-3, "constant": 1e-3}
 _PLANNED = ("onecycle", "cosine")  # schedules that are laid out over all epochs
+
+_MOST_FOLDS = 9999  # as a split rule can name
 
 # What may differ between a run and its continuation: nothing that decides what is computed.
 _FREE_ON_RESUME = (
@@ -164,7 +168,7 @@ class TrainConfig:
         for name, least in counts.items():
             value = getattr(self, name)
             if value is not None:
-                number(name, value, least)
+                number(name, value, least, MOST_EPOCHS + 1 if name == "epochs" else math.inf)
         if self.lr is not None:
             positive("lr", self.lr)
         for name in ("weight_decay", "clip_norm"):
@@ -184,8 +188,8 @@ class TrainConfig:
             raise ValueError(
                 f"sync_norms: expected backend reference, whose norms alone can be synchronised; got {self.backend!r}"
             )
-        if self.folds == 1 or self.folds < 0:
-            raise ValueError(f"folds: expected 0 or 2 and more, got {self.folds}")
+        if self.folds == 1 or not 0 <= self.folds <= _MOST_FOLDS:
+            raise ValueError(f"folds: expected 0, or 2 to {_MOST_FOLDS}, got {self.folds}")
         if (self.face_model is None) != (self.input.crop_margin is None):
             raise ValueError("face_model and input.crop_margin: expected both or neither, got one")
         if self.from_weights is not None and self.pretrained is not None:

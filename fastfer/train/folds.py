@@ -37,9 +37,9 @@ def train_folds(
     ``resume`` goes on with the fold that was interrupted. Errors as `fastfer.train.train`.
     """
     config, display = config.resolved(), display or Silent()
+    _check_count(config)
     runs = fold_configs(config)
     out = Path(str(config.out))
-    _check_count(config, runs[0])
     if not resume:
         _check_folders(out, runs, overwrite)
     elif not any((Path(str(run.out)) / CONFIG_FILE).exists() for run in runs):
@@ -62,19 +62,13 @@ def train_folds(
 
 def fold_configs(config: TrainConfig) -> list[TrainConfig]:
     """The run of each fold. InputError for options of another split."""
-    split = config.data_options.split
-    wanted = split if split == _ALONE else f"{config.folds}-fold"
-    if split not in (None, wanted):
-        raise InputError(f"data_options.split: expected {wanted} or {_ALONE} for folds={config.folds}, got {split!r}")
-    return [
-        replace(
-            config,
-            folds=0,
-            data_options=replace(config.data_options, split=wanted, fold=fold),
-            out=str(Path(str(config.out), f"fold-{fold + 1:02d}")),
-        )
-        for fold in range(config.folds)
-    ]
+    wanted = _rule(config)
+    return [_fold(config, wanted, fold) for fold in range(config.folds)]
+
+
+def _fold(config: TrainConfig, split: str, fold: int) -> TrainConfig:
+    options = replace(config.data_options, split=split, fold=fold)
+    return replace(config, folds=0, data_options=options, out=str(Path(str(config.out), f"fold-{fold + 1:02d}")))
 
 
 def summary(config: TrainConfig, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -104,9 +98,19 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
 
 
-def _check_count(config: TrainConfig, first: TrainConfig) -> None:
+def _rule(config: TrainConfig) -> str:
+    """The split of the folds. InputError for options of another one."""
+    split = config.data_options.split
+    wanted = split if split == _ALONE else f"{config.folds}-fold"
+    if split not in (None, wanted):
+        raise InputError(f"data_options.split: expected {wanted} or {_ALONE} for folds={config.folds}, got {split!r}")
+    return wanted
+
+
+def _check_count(config: TrainConfig) -> None:
     """InputError unless the data set has as many folds as are asked for."""
     try:
+        first = _fold(config, _rule(config), 0)
         count = len(load_folds(config.data, config.root, options=first.data_options))
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -14,8 +14,14 @@ ScheduleName = Literal["onecycle", "cosine", "plateau", "inverse_time", "constan
 OptimizerName = Literal["adamw", "adam", "sgd"]
 
 
+_LARGEST = 1 << 53  # whole numbers up to it are floats as well
+MOST_EPOCHS = 1_000_000
+
+
 def number(name: str, value: float, least: float, below: float = math.inf) -> None:
-    """ValueError unless ``least`` <= ``value`` < ``below``."""
+    """ValueError unless ``least`` <= ``value`` < ``below``, and for numbers that no counter or float holds."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"{name}: expected at most {_LARGEST}, got a number of {len(str(abs(value)))} digits")
     if not (least <= value < below):
         end = "" if below == math.inf else f" and below {below:g}"
         raise ValueError(f"{name}: expected {least:g} or more{end}, got {value}")
@@ -23,6 +29,7 @@ def number(name: str, value: float, least: float, below: float = math.inf) -> No
 
 def positive(name: str, value: float) -> None:
     """ValueError unless ``value`` is finite and above 0."""
+    number(name, value, 0)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}: expected a positive number, got {value}")
 
@@ -175,7 +182,7 @@ class Stage:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        number("epochs", self.epochs, 0)
+        number("epochs", self.epochs, 0, MOST_EPOCHS + 1)
         positive("lr", self.lr)
         number("spatial_dropout", self.spatial_dropout, 0, 1)
         number("attention_dropout", self.attention_dropout, 0, 1)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastfer.data.files import terminal
+
 
 class Display:
     """Writes to ``console``; a bar appears only on a terminal, and only on it."""
@@ -18,7 +20,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """One line of plain text."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(terminal(text), markup=False, soft_wrap=True)
 
     @contextmanager
     def epoch(self, title: str, steps: int) -> Iterator[Callable[[float], None]]:

@@ -124,7 +124,10 @@ class _Run:
     def _create_model(self) -> FerModel:
         torch.manual_seed(derived_seed(self.config.seed, "weights"))
         options = {"num_classes": len(self.names), "in_chans": len(self.preprocess.mean), **self.config.model_options}
-        model = fastfer.create_model(self.config.model, **options)
+        try:
+            model = fastfer.create_model(self.config.model, **options)
+        except (TypeError, ArithmeticError) as error:  # of values that are no sizes, from inside of torch
+            raise ValueError(f"model_options: {str(error).partition(chr(10))[0][:300]}") from error
         model.class_names = self.names
         return model
 
