@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -12,7 +11,6 @@ import yaml
 
 from fastfer.data import Augment, DataOptions
 from fastfer.train.options import (
-    MOST_EPOCHS,
     Distill,
     EarlyStop,
     Input,
@@ -22,6 +20,7 @@ from fastfer.train.options import (
     Plateau,
     ScheduleName,
     Stage,
+    epoch_count,
     number,
     one_of,
     positive,
@@ -168,7 +167,9 @@ class TrainConfig:
         for name, least in counts.items():
             value = getattr(self, name)
             if value is not None:
-                number(name, value, least, MOST_EPOCHS + 1 if name == "epochs" else math.inf)
+                number(name, value, least)
+        if self.epochs is not None:
+            epoch_count(self.epochs, 1)
         if self.lr is not None:
             positive("lr", self.lr)
         for name in ("weight_decay", "clip_norm"):

@@ -15,7 +15,7 @@ OptimizerName = Literal["adamw", "adam", "sgd"]
 
 
 _LARGEST = 1 << 53  # whole numbers up to it are floats as well
-MOST_EPOCHS = 1_000_000
+_MOST_EPOCHS = 1_000_000
 
 
 def number(name: str, value: float, least: float, below: float = math.inf) -> None:
@@ -25,6 +25,13 @@ def number(name: str, value: float, least: float, below: float = math.inf) -> No
     if not (least <= value < below):
         end = "" if below == math.inf else f" and below {below:g}"
         raise ValueError(f"{name}: expected {least:g} or more{end}, got {value}")
+
+
+def epoch_count(value: int, least: int) -> None:
+    """ValueError for fewer epochs than ``least``, or more than anyone waits for."""
+    number("epochs", value, least)
+    if value > _MOST_EPOCHS:
+        raise ValueError(f"epochs: expected at most {_MOST_EPOCHS}, got {value}")
 
 
 def positive(name: str, value: float) -> None:
@@ -182,7 +189,7 @@ class Stage:
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        number("epochs", self.epochs, 0, MOST_EPOCHS + 1)
+        epoch_count(self.epochs, 0)
         positive("lr", self.lr)
         number("spatial_dropout", self.spatial_dropout, 0, 1)
         number("attention_dropout", self.attention_dropout, 0, 1)
