@@ -26,6 +26,7 @@ from attention_oracle import (
 )
 from conftest import Variant
 from draws import dtypes, kernels, normal
+from flat import Flat
 from guard import Guarded
 from tolerance import assert_close
 
@@ -99,7 +100,7 @@ def test_tanh(variant: Variant, dtype: torch.dtype) -> None:
     )
     x = torch.cat([sizes, -sizes, torch.tensor([math.inf, -math.inf, math.nan])]).to(dtype).view(1, -1, 1)
     one, zero = torch.ones(1, dtype=dtype), torch.zeros(1, dtype=dtype)
-    weight, module = torch.stack([one, zero], 1), backend.implementation("attention", "cpu")
+    weight, module = torch.stack([one, zero], 1), Flat(backend.implementation("attention", "cpu"))
     _, u, _ = module.additive_attention_train(x, torch.zeros_like(x), weight, zero, one, zero)
     assert_close(u, x.double().tanh(), "elementwise", scale=0.0)
 
@@ -274,7 +275,7 @@ def test_threads_give_the_same_bits(kernel_variant: Variant, dtype: torch.dtype,
 
 @dtypes
 def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: torch.dtype) -> None:
-    module = backend.implementation("attention", "cpu")
+    module = Flat(backend.implementation("attention", "cpu"))
     for sizes in (Sizes(2, 5, 7, 3, 9), Sizes(1, 97, 20, 17, 15), Sizes(2, 3, 260, 4, 1)):
         leaves, dout = dot_inputs(sizes, dtype)
         q, k, v, scale = (leaf.detach() for leaf in leaves)

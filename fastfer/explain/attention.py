@@ -21,6 +21,7 @@ from fastfer.backends.reference.coordinate import coordinate_attention_train
 from fastfer.models.patt_lite import PatchAttention
 from fastfer.nn import CBAM, CSA, AdditiveAttention, CoordinateAttention, DotProductAttention, ScSE, SpatialAttention
 from fastfer.nn._lookup import weight_and_bias
+from fastfer.signatures.attention import Additive
 
 Maps = dict[str, dict[str, Tensor]]
 """Kind of attention -> module's name -> maps (N, H, W), each at the module's own resolution."""
@@ -115,9 +116,8 @@ def _dot_product(module: DotProductAttention, q: Tensor, k: Tensor | None = None
 
 def _additive(module: AdditiveAttention, x: Tensor, h: Tensor | None = None) -> Tensor:
     proj, score = module.proj, module.score
-    return additive_attention_train(
-        x, x if h is None else h, proj.weight, proj.bias, score.weight, score.bias
-    )[2]  # fmt: skip
+    fields = Additive(x, x if h is None else h, proj.weight, proj.bias, score.weight, score.bias)
+    return additive_attention_train(fields).weights
 
 
 def _patches(module: PatchAttention, x: Tensor) -> Tensor:

@@ -8,119 +8,75 @@ layer and the attention weights: 4·(A + 1) bytes a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from torch import Tensor
 
 from fastfer import _checks, _library
+from fastfer.signatures.attention import (
+    Additive,
+    AdditiveBackward,
+    AdditiveGradients,
+    AdditiveTrained,
+    DotProduct,
+    DotProductBackward,
+    DotProductGradients,
+    DotProductTrained,
+)
 
-_FAMILY = "attention"
-_DOT = "Tensor q, Tensor k, Tensor v, Tensor? scale, float factor"
-_ADDITIVE = "Tensor x, Tensor h, Tensor weight, Tensor bias, Tensor v, Tensor v_bias"
+
+def _grad(t: Tensor, wanted: bool) -> Tensor:
+    return t.new_empty(t.shape if wanted else 0)
 
 
-def _dense(t: Tensor) -> Tensor:
-    return t.new_empty(t.shape)
+def _fake_dot(a: DotProduct) -> Tensor:
+    return a.q.new_empty((a.q.shape[0], a.q.shape[1], a.v.shape[2]))
 
 
-def _grads(mask: Sequence[bool], *like: Tensor | None) -> tuple[Tensor, ...]:
-    any_tensor = next(t for t in like if t is not None)
-    return tuple(
-        _dense(t) if wanted and t is not None else any_tensor.new_empty(0) for wanted, t in zip(mask, like, strict=True)
+def _fake_dot_train(a: DotProduct) -> DotProductTrained:
+    return DotProductTrained(_fake_dot(a), a.q.new_empty((2, a.q.shape[0], a.q.shape[1])))
+
+
+def _fake_dot_backward(a: DotProductBackward) -> DotProductGradients:
+    d_scale = a.q.new_empty(0) if a.scale is None else _grad(a.scale, a.needs.scale)
+    return DotProductGradients(_grad(a.q, a.needs.q), _grad(a.k, a.needs.k), _grad(a.v, a.needs.v), d_scale)
+
+
+def _fake_additive(a: Additive) -> Tensor:
+    return a.x.new_empty((a.x.shape[0], a.x.shape[2]))
+
+
+def _fake_additive_train(a: Additive) -> AdditiveTrained:
+    tokens = (a.x.shape[0], a.x.shape[1])
+    return AdditiveTrained(_fake_additive(a), a.x.new_empty((*tokens, a.weight.shape[0])), a.x.new_empty(tokens))
+
+
+def _fake_additive_backward(a: AdditiveBackward) -> AdditiveGradients:
+    wanted, hidden = a.needs.params, a.weight.shape[0]
+    return AdditiveGradients(
+        d_x=_grad(a.x, a.needs.x),
+        d_h=_grad(a.h, a.needs.h),
+        d_weight=_grad(a.weight, wanted),
+        d_bias=a.weight.new_empty(hidden if wanted else 0),
+        d_v=_grad(a.v, wanted),
+        d_v_bias=a.weight.new_empty(1 if wanted else 0),
     )
 
 
-def _fake_dot(q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None, factor: float) -> Tensor:
-    return q.new_empty((q.shape[0], q.shape[1], v.shape[2]))
-
-
-def _fake_dot_train(*args: Any) -> tuple[Tensor, Tensor]:
-    q = args[0]
-    return _fake_dot(*args), q.new_empty((2, q.shape[0], q.shape[1]))
-
-
-def _fake_dot_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None, factor: float, out: Tensor, stats: Tensor,
-    mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return _grads(mask, q, k, v, scale)
-
-
-def _fake_additive(x: Tensor, *rest: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[2]))
-
-
-def _fake_additive_train(x: Tensor, h: Tensor, weight: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-    tokens = (x.shape[0], x.shape[1])
-    return _fake_additive(x), x.new_empty((*tokens, weight.shape[0])), x.new_empty(tokens)
-
-
-def _fake_additive_backward(
-    dout: Tensor, x: Tensor, h: Tensor, weight: Tensor, v: Tensor, u: Tensor, weights: Tensor, mask: list[bool]
-) -> tuple[Tensor, ...]:
-    dx, dh, params = mask
-    rows, one = weight.new_empty(weight.shape[0]), weight.new_empty(1)
-    return _grads((dx, dh, params, params, params, params), x, h, weight, rows, v, one)
-
-
-_dot = _library.define_flat(f"dot_product_attention({_DOT}) -> Tensor", _FAMILY, _fake_dot)
-_dot_train = _library.define_flat(f"dot_product_attention_train({_DOT}) -> (Tensor, Tensor)", _FAMILY, _fake_dot_train)
-_dot_backward = _library.define_flat(
-    f"dot_product_attention_backward(Tensor dout, {_DOT}, Tensor out, Tensor stats, bool[4] mask)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_dot_backward, stored=3,
-)  # fmt: skip
-_additive = _library.define_flat(f"additive_attention({_ADDITIVE}) -> Tensor", _FAMILY, _fake_additive)
-_additive_train = _library.define_flat(
-    f"additive_attention_train({_ADDITIVE}) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_additive_train
+_dot = _library.define("dot_product_attention", "attention", DotProduct, Tensor, _fake_dot)
+_dot_train = _library.define("dot_product_attention_train", "attention", DotProduct, DotProductTrained, _fake_dot_train)
+_dot_backward = _library.define(
+    "dot_product_attention_backward", "attention", DotProductBackward, DotProductGradients, _fake_dot_backward
 )
-_additive_backward = _library.define_flat(
-    "additive_attention_backward(Tensor dout, Tensor x, Tensor h, Tensor weight, Tensor v, Tensor u, Tensor weights,"
-    " bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_additive_backward, stored=2,
-)  # fmt: skip
-
-
-def _dot_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, scale, ctx.factor = inputs
-    out, stats = output
-    ctx.save_for_backward(q, k, v, scale, out, stats)
-    ctx.mark_non_differentiable(stats)
-    ctx.set_materialize_grads(False)
-
-
-def _dot_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return (None,) * 5
-    q, k, v, scale, out, stats = ctx.saved_tensors
-    mask = list(ctx.needs_input_grad[:4])
-    grads = _dot_backward(dout, q, k, v, scale, ctx.factor, out, stats, mask)
-    return *(grad if wanted else None for wanted, grad in zip(mask, grads, strict=True)), None
-
-
-def _additive_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    x, h, weight, _, v, _ = inputs
-    _, u, weights = output
-    ctx.save_for_backward(x, h, weight, v, u, weights)
-    ctx.mark_non_differentiable(u, weights)
-    ctx.set_materialize_grads(False)
-
-
-def _additive_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return (None,) * 6
-    needs = ctx.needs_input_grad
-    grads = _additive_backward(dout, *ctx.saved_tensors, [needs[0], needs[1], any(needs[2:])])
-    return tuple(grad if wanted else None for wanted, grad in zip(needs, grads, strict=True))
-
-
-_library.autograd_flat(_dot_train, _dot_setup, _dot_grad)
-_library.autograd_flat(_additive_train, _additive_setup, _additive_grad)
-for _op in (_dot, _dot_train):
-    _library.autocast_flat(_op, "q", "k", "v", lower=True)
-for _op in (_additive, _additive_train):
-    _library.autocast_flat(_op, "x", "h", lower=True)
+_additive = _library.define("additive_attention", "attention", Additive, Tensor, _fake_additive)
+_additive_train = _library.define(
+    "additive_attention_train", "attention", Additive, AdditiveTrained, _fake_additive_train
+)
+_additive_backward = _library.define(
+    "additive_attention_backward", "attention", AdditiveBackward, AdditiveGradients, _fake_additive_backward
+)
+_library.autograd(_dot_train, _dot_backward)
+_library.autograd(_additive_train, _additive_backward)
+for _op in (_dot, _dot_train, _additive, _additive_train):
+    _library.autocast(_op, lower=True)
 
 
 def _tokens(op: str, arg: str, x: object) -> Tensor:
@@ -128,10 +84,6 @@ def _tokens(op: str, arg: str, x: object) -> Tensor:
     if t.dim() != 3:
         raise ValueError(f"{op}: {arg}: expected 3 dimensions (batch, tokens, features), got shape {tuple(t.shape)}")
     return t
-
-
-def _differentiable(*args: Tensor | None) -> bool:
-    return _library.gradients_on() and any(t is not None and t.requires_grad for t in args)
 
 
 def dot_product_attention(
@@ -161,12 +113,10 @@ def dot_product_attention(
         factor = factor * scale
     else:
         raise TypeError(f"{op}: scale: expected a number, a torch.Tensor or None, got {type(scale).__name__}")
-    out: Tensor
-    if _library.is_jit_traced() or _differentiable(q, k, v, learnt):
-        out, _ = _dot_train(q, k, v, learnt, factor)
-    else:
-        out = _dot(q, k, v, learnt, factor)
-    return out
+    fields = DotProduct(q, k, v, learnt, factor)
+    if _library.is_jit_traced() or _dot_train.needs_gradient(fields):
+        return _dot_train(fields).out
+    return _dot(fields)
 
 
 def additive_attention(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, v: Tensor, v_bias: Tensor) -> Tensor:
@@ -187,9 +137,5 @@ def additive_attention(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, v: Te
     _checks.like(op, "bias", bias, x, (hidden,))
     _checks.like(op, "v", v, x, (1, hidden) if isinstance(v, Tensor) and v.dim() == 2 else (hidden,))
     _checks.like(op, "v_bias", v_bias, x, (1,))
-    out: Tensor
-    if _differentiable(x, h, weight, bias, v, v_bias):
-        out, _, _ = _additive_train(x, h, weight, bias, v, v_bias)
-    else:
-        out = _additive(x, h, weight, bias, v, v_bias)
-    return out
+    fields = Additive(x, h, weight, bias, v, v_bias)
+    return _additive_train(fields).out if _additive_train.needs_gradient(fields) else _additive(fields)

@@ -9,17 +9,25 @@ from torch import Tensor
 from fastfer import _C
 from fastfer.backend import num_threads
 from fastfer.backends.native.memory import empty
+from fastfer.signatures.attention import (
+    Additive,
+    AdditiveBackward,
+    AdditiveGradients,
+    AdditiveTrained,
+    DotProduct,
+    DotProductBackward,
+    DotProductGradients,
+    DotProductTrained,
+)
 
 
-def _dot(
-    q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None, factor: float, train: bool
-) -> tuple[Tensor, Tensor | None]:
-    (batch, queries, depth), (_, keys, width) = q.shape, v.shape
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+def _dot(a: DotProduct, stats: Tensor | None) -> Tensor:
+    """The output; ``stats`` are written in training."""
+    (batch, queries, depth), (_, keys, width) = a.q.shape, a.v.shape
+    q, k, v = a.q.contiguous(), a.k.contiguous(), a.v.contiguous()
     if not batch * queries * keys:
-        return q.new_zeros((batch, queries, width)), q.new_zeros((2, batch, queries)) if train else None
+        return q.new_zeros((batch, queries, width))
     out = empty(q, batch, queries, width)
-    stats = q.new_empty((2, batch, queries)) if train else None
     params = _C.DotProductParams(
         batch=batch,
         queries=queries,
@@ -29,41 +37,42 @@ def _dot(
         q=q,
         k=k,
         v=v,
-        scale=scale,
-        factor=factor,
+        scale=a.scale,
+        factor=a.factor,
         out=out,
         stats=stats,
         threads=num_threads(),
     )
     _C.dot_product_attention_fwd(q.dtype == torch.float64, params)
-    return out, stats
+    return out
 
 
-def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None, factor: float) -> Tensor:
+def dot_product_attention(a: DotProduct) -> Tensor:
     """softmax(factor·scale·q kᵀ) v."""
-    return _dot(q, k, v, scale, factor, False)[0]
+    return _dot(a, None)
 
 
-def dot_product_attention_train(
-    q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None, factor: float
-) -> tuple[Tensor, Tensor | None]:
-    """Output and statistics (2, B, T): the largest score of each query, 1 / sum_j exp(score_j - largest)."""
-    return _dot(q, k, v, scale, factor, True)
+def dot_product_attention_train(a: DotProduct) -> DotProductTrained:
+    """Output and statistics."""
+    shape = (2, a.q.shape[0], a.q.shape[1])
+    stats = a.q.new_empty(shape) if a.k.shape[1] else a.q.new_zeros(shape)
+    return DotProductTrained(_dot(a, stats), stats)
 
 
-def dot_product_attention_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None, factor: float, out: Tensor, stats: Tensor,
-    mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of q, k, v and scale; those not in ``mask`` are empty."""
+def dot_product_attention_backward(a: DotProductBackward) -> DotProductGradients:
+    """Gradients of q, k, v and scale."""
+    q, k, v = a.q, a.k, a.v
     (batch, queries, depth), (_, keys, width) = q.shape, v.shape
     busy = batch * queries * keys > 0
-    grads = [
-        (empty(q, *t.shape) if busy else torch.zeros_like(t)) if wanted and t is not None else None
-        for wanted, t in zip(mask, (q, k, v, scale), strict=True)
-    ]
+
+    def wanted(t: Tensor | None, needed: bool) -> Tensor | None:
+        if not needed or t is None:
+            return None
+        return empty(q, *t.shape) if busy else torch.zeros_like(t)
+
+    dq, dk, dv = wanted(q, a.needs.q), wanted(k, a.needs.k), wanted(v, a.needs.v)
+    dscale = wanted(a.scale, a.needs.scale)
     if busy:
-        dq, dk, dv, dscale = grads
         params = _C.DotProductParams(
             batch=batch,
             queries=queries,
@@ -73,11 +82,11 @@ def dot_product_attention_backward(
             q=q.contiguous(),
             k=k.contiguous(),
             v=v.contiguous(),
-            scale=scale,
-            factor=factor,
-            out=out,
-            stats=stats,
-            dout=dout.contiguous(),
+            scale=a.scale,
+            factor=a.factor,
+            out=a.out,
+            stats=a.stats,
+            dout=a.d_out.contiguous(),
             dq=dq,
             dk=dk,
             dv=dv,
@@ -85,20 +94,18 @@ def dot_product_attention_backward(
             threads=num_threads(),
         )
         _C.dot_product_attention_bwd(q.dtype == torch.float64, params)
-    return tuple(q.new_empty(0) if grad is None else grad for grad in grads)
+    return DotProductGradients(*(q.new_empty(0) if grad is None else grad for grad in (dq, dk, dv, dscale)))
 
 
-def _additive(
-    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, v: Tensor, v_bias: Tensor, train: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _additive(a: Additive, u: Tensor | None, weights: Tensor | None) -> Tensor:
+    """The output; the hidden layer and the attention weights are written in training."""
+    x, h, weight, bias, v, v_bias = a
     (batch, tokens, dim), hidden = x.shape, weight.shape[0]
-    u = empty(x, batch, tokens, hidden) if train else None
-    weights = x.new_empty((batch, tokens)) if train else None
     if not x.numel():
         if u is not None and weights is not None and u.numel():  # no features: the score depends on the biases alone
             u.copy_(bias.tanh().expand(u.shape))
             weights.fill_(1 / tokens)
-        return x.new_zeros((batch, dim)), u, weights
+        return x.new_zeros((batch, dim))
     out = x.new_empty((batch, dim))
     params = _C.AdditiveParams(
         batch=batch,
@@ -117,34 +124,34 @@ def _additive(
         threads=num_threads(),
     )
     _C.additive_attention_fwd(x.dtype == torch.float64, params)
-    return out, u, weights
+    return out
 
 
-def additive_attention(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, v: Tensor, v_bias: Tensor) -> Tensor:
+def additive_attention(a: Additive) -> Tensor:
     """sum_t softmax_t(v · tanh(weight·[x_t; h_t] + bias) + v_bias) · x_t."""
-    return _additive(x, h, weight, bias, v, v_bias, False)[0]
+    return _additive(a, None, None)
 
 
-def additive_attention_train(
-    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, v: Tensor, v_bias: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Output, the hidden layer u (B, T, A) and the attention weights (B, T)."""
-    return _additive(x, h, weight, bias, v, v_bias, True)
+def additive_attention_train(a: Additive) -> AdditiveTrained:
+    """Output, the hidden layer u and the attention weights."""
+    batch, tokens, _ = a.x.shape
+    u, weights = empty(a.x, batch, tokens, a.weight.shape[0]), a.x.new_empty((batch, tokens))
+    return AdditiveTrained(_additive(a, u, weights), u, weights)
 
 
-def additive_attention_backward(
-    dout: Tensor, x: Tensor, h: Tensor, weight: Tensor, v: Tensor, u: Tensor, weights: Tensor, mask: list[bool]
-) -> tuple[Tensor, ...]:
-    """Gradients of x; h; weight, bias, v and v_bias (the last mask); those not in ``mask`` are empty."""
+def additive_attention_backward(a: AdditiveBackward) -> AdditiveGradients:
+    """Gradients of x; h; weight, bias, v and v_bias."""
+    x, h, weight, v, needed = a.x, a.h, a.weight, a.v, a.needs.params
     (batch, tokens, dim), hidden = x.shape, weight.shape[0]
-    shapes = (x.shape, x.shape, weight.shape, (hidden,), v.shape, (1,))
-    wanted = (mask[0], mask[1], mask[2], mask[2], mask[2], mask[2])
-    grads = [
-        (empty(x, *shape) if x.numel() else x.new_zeros(shape)) if want else None
-        for want, shape in zip(wanted, shapes, strict=True)
-    ]
+
+    def wanted(needed: bool, *shape: int) -> Tensor | None:
+        if not needed:
+            return None
+        return empty(x, *shape) if x.numel() else x.new_zeros(shape)
+
+    dx, dh, d_weight = wanted(a.needs.x, *x.shape), wanted(a.needs.h, *x.shape), wanted(needed, *weight.shape)
+    d_bias, d_v, d_v_bias = wanted(needed, hidden), wanted(needed, *v.shape), wanted(needed, 1)
     if x.numel():
-        dx, dh, d_weight, d_bias, d_v, d_v_bias = grads
         params = _C.AdditiveParams(
             batch=batch,
             tokens=tokens,
@@ -154,9 +161,9 @@ def additive_attention_backward(
             h=h.contiguous(),
             weight=weight.contiguous(),
             v=v.contiguous(),
-            u=u,
-            weights=weights,
-            dout=dout.contiguous(),
+            u=a.u,
+            weights=a.weights,
+            dout=a.d_out.contiguous(),
             dx=dx,
             dh=dh,
             d_weight=d_weight,
@@ -166,4 +173,5 @@ def additive_attention_backward(
             threads=num_threads(),
         )
         _C.additive_attention_bwd(x.dtype == torch.float64, params)
-    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+    grads = (dx, dh, d_weight, d_bias, d_v, d_v_bias)
+    return AdditiveGradients(*(x.new_empty(0) if grad is None else grad for grad in grads))
