@@ -10,7 +10,6 @@
 #include "core/bind.h"
 #include "engine/graph/file.h"
 #include "engine/plan/plan.h"
-#include "engine/threads.h"
 
 namespace ff {
 namespace {
@@ -166,7 +165,6 @@ void bind_engine(py::module_& m) {
   m.def("engine_ops", op_rows, "The operations of engine files: name, code, number of inputs (-1: one or more), names of attributes and of weights.");
   m.def("engine_output_shape", shape_of, py::arg("op"), py::arg("inputs"), py::arg("attrs"), py::arg("weights"),
         "The (C, H, W) that an operation makes of maps of such shapes; of weights the numbers of floats. ValueError where they do not fit.");
-  m.def("engine_spin", engine::set_spin, py::arg("microseconds"), "How long idle engine threads spin before they sleep.");
 }
 
 }  // namespace ff

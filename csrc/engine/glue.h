@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What stands between convolutions: pooling, arithmetic, gates, attention. Arguments are plain data as in map.h, and maps
+// What stands between convolutions: pooling, arithmetic, gates, attention. Arguments are plain data as in kernel_table.h, and maps
 // follow its rules. A call computes the part of its output that it is told; where no part is given, all of it.
 #pragma once
-#include "engine/map.h"
+#include "engine/kernel_table.h"
 
 namespace ff {
 namespace engine {
@@ -110,7 +110,7 @@ struct Gated {
 
 // Gates of the channels from a convolution of their means over neighbouring channels (ECA): zeros beside them.
 struct NeighbourGate {
-  const float* means;    // [channels], zeros for taps / 2 before and taps / 2 + L behind them
+  const float* means;    // [channels], zeros for taps / 2 before and taps / 2 + L after them
   const float* weights;  // [taps], odd
   int channels, taps;
   float* y;
@@ -131,23 +131,29 @@ struct AdditiveAttention {
   float* scratch;  // pixels of x, rounded up to whole vectors
 };
 
+// One row a kernel: X(name, result, arguments). The table of each instruction set is made of these.
+#define FF_GLUE(X)                                         \
+  X(import, void, (const Import&, Part))                   \
+  X(export_map, void, (const Export&, Part))               \
+  X(window_pool, void, (const WindowPool&, Part))          \
+  X(line_pools, void, (const LinePools&, Part))            \
+  X(tap_means, void, (const TapMeans&, Part))              \
+  X(reduce, void, (const Reduce&))                         \
+  X(binary, void, (const Binary&, Part))                   \
+  X(affine, void, (const Affine&, Part))                   \
+  X(place, void, (const Place&, Part))                     \
+  X(pixel_pools, void, (const PixelPools&, Part))          \
+  X(pixel_gate, void, (const PixelGate&, Part))            \
+  X(gated, void, (const Gated&, Part))                     \
+  X(neighbour_gate, void, (const NeighbourGate&))          \
+  X(dot_scratch, size_t, (int channels, int keys))         \
+  X(dot_attention, void, (const DotAttention&, Part))      \
+  X(additive_attention, void, (const AdditiveAttention&))
+
 struct Glue {
-  void (*import)(const Import&, Part);
-  void (*export_)(const Export&, Part);
-  void (*window_pool)(const WindowPool&, Part);
-  void (*line_pools)(const LinePools&, Part);
-  void (*tap_means)(const TapMeans&, Part);
-  void (*reduce)(const Reduce&);
-  void (*binary)(const Binary&, Part);
-  void (*affine)(const Affine&, Part);
-  void (*place)(const Place&, Part);
-  void (*pixel_pools)(const PixelPools&, Part);
-  void (*pixel_gate)(const PixelGate&, Part);
-  void (*gated)(const Gated&, Part);
-  void (*neighbour_gate)(const NeighbourGate&);
-  size_t (*dot_scratch)(int channels, int keys);
-  void (*dot_attention)(const DotAttention&, Part);
-  void (*additive_attention)(const AdditiveAttention&);
+#define FF_MEMBER(name, result, arguments) result(*name) arguments;
+  FF_GLUE(FF_MEMBER)
+#undef FF_MEMBER
 };
 
 }  // namespace engine

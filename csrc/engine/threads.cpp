@@ -55,21 +55,21 @@ void wake(std::atomic<uint32_t>& word, std::atomic<uint32_t>& sleepers, int thre
   if (sleepers.load()) futex_wake(word, threads);
 }
 
-class Pool;
+class Team;
 
 struct Worker {
   alignas(64) std::atomic<uint32_t> ticket{0};  // changes when there is a job for this worker
   std::atomic<uint32_t> sleeping{0};
-  Pool* pool = nullptr;
+  Team* team = nullptr;
   int thread = 0;
 };
 
-class Pool {
+class Team {
  public:
   bool acquire() { return !busy_.exchange(true, std::memory_order_acquire); }
   void release() { busy_.store(false, std::memory_order_release); }
 
-  // By the thread that has acquired the pool.
+  // By the thread that has acquired the team.
   void run(int most, JobFn fn, void* context) {
     while (static_cast<int>(workers_.size()) < most - 1 && start()) {}
     const int workers = std::min(most - 1, static_cast<int>(workers_.size()));
@@ -87,7 +87,7 @@ class Pool {
  private:
   bool start() {
     auto worker = std::make_unique<Worker>();
-    worker->pool = this, worker->thread = static_cast<int>(workers_.size()) + 1;
+    worker->team = this, worker->thread = static_cast<int>(workers_.size()) + 1;
     workers_.reserve(workers_.size() + 1);
     pthread_t thread;
     if (pthread_create(&thread, nullptr, serve, worker.get()) != 0) return false;
@@ -98,12 +98,12 @@ class Pool {
 
   static void* serve(void* data) {
     Worker& worker = *static_cast<Worker*>(data);
-    Pool& pool = *worker.pool;
+    Team& team = *worker.team;
     for (uint32_t seen = 0;; ++seen) {
       wait_while(worker.ticket, seen, worker.sleeping);
-      pool.fn_(pool.context_, worker.thread, pool.threads_);
-      pool.left_.fetch_sub(1);
-      wake(pool.left_, pool.waiting_, 1);
+      team.fn_(team.context_, worker.thread, team.threads_);
+      team.left_.fetch_sub(1);
+      wake(team.left_, team.waiting_, 1);
     }
     return nullptr;
   }
@@ -117,16 +117,16 @@ class Pool {
   std::atomic<uint32_t> waiting_{0};
 };
 
-// Never destroyed: workers may outlive static destructors. A forked child has no workers, so it leaves the parent's pool
+// Never destroyed: workers may outlive static destructors. A forked child has no workers, so it leaves the parent's team
 // behind and makes its own.
-std::atomic<Pool*> current{nullptr};
+std::atomic<Team*> current{nullptr};
 
-Pool& pool() {
+Team& team() {
   static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
   (void)registered;
-  Pool* found = current.load(std::memory_order_acquire);
+  Team* found = current.load(std::memory_order_acquire);
   if (found) return *found;
-  auto* fresh = new Pool;
+  auto* fresh = new Team;
   if (current.compare_exchange_strong(found, fresh)) return *fresh;
   delete fresh;
   return *found;
@@ -145,9 +145,9 @@ void Barrier::wait(int members) {
   }
 }
 
-void run_on_pool(int most, JobFn fn, void* context) {
+void run_on_team(int most, JobFn fn, void* context) {
   if (most > 1) {
-    Pool& shared = pool();
+    Team& shared = team();
     if (shared.acquire()) {
       shared.run(most, fn, context);
       shared.release();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The threads of the engine: one small pool for the process, whose workers start when first needed, spin a bounded time
-// after a job and then sleep. A second caller does not wait for the pool but runs alone; a forked child starts its own.
+// The threads of the engine: one small team for the process, whose workers start when first needed, spin a bounded time
+// after a job and then sleep. A second caller does not wait for the team but runs alone; a forked child starts its own.
 // The affinity of no thread is ever changed.
 #pragma once
 #include <atomic>
@@ -24,7 +24,7 @@ class Barrier {
 using JobFn = void (*)(void* context, int thread, int threads);
 
 // Runs fn on the caller and on up to most - 1 workers; `threads` may be any number from 1 on.
-void run_on_pool(int most, JobFn fn, void* context);
+void run_on_team(int most, JobFn fn, void* context);
 
 // How long workers and barriers spin before they sleep. Default 50 µs.
 void set_spin(int microseconds);

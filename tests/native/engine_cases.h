@@ -3,7 +3,7 @@
 #pragma once
 #include <algorithm>
 
-#include "engine/map.h"
+#include "engine/kernel_table.h"
 #include "harness.h"
 
 namespace {

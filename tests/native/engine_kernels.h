@@ -147,7 +147,7 @@ struct EngineStage {
   Values run(const Values& x) const { return naive_conv(k, x, data.weight, data.bias, data.residual); }
 };
 
-// A chain of up to three convolutions (c 0: missing) in strips, behind gates of the kinds whose bits are set.
+// A chain of up to three convolutions (c 0: missing) in strips, after gates of the kinds whose bits are set.
 void engine_strips(const std::string& isa, const Kernels& kernels, const EngineCase (&cases)[3], int kinds) {
   std::vector<EngineStage> stages;
   stages.reserve(3);

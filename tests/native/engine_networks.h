@@ -76,7 +76,7 @@ class Networks {
     Shape y{outputs, 0, 0};
     if (!fits(s, shape(x), false, y) || elements(y) > most_) return x;
     const int each = shape(x).channels * s.kh * s.kw;
-    if (static_cast<double>(each) * static_cast<double>(elements(y)) > 60. * static_cast<double>(most_ * 16)) return x;
+    if (static_cast<double>(each) * static_cast<double>(elements(y)) > 450. * static_cast<double>(most_)) return x;
     return add(Op::conv, {x}, {s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right, 1, activation}, {weights(outputs * each, each), weights(outputs, 16)}, y);
   }
   uint32_t depthwise(uint32_t x, const Sides& s, int activation) {

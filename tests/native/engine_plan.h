@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The self-test of the engine's executor: a plan of every operation gives the same bits for any number of threads, for one
-// image and for many, to one caller and to several; barriers and pool under load.
+// image and for many, to one caller and to several; barriers and the team of threads under load.
 #pragma once
 #include <atomic>
 #include <cmath>
@@ -89,14 +89,14 @@ struct Rounds {
 };
 
 // Every thread finds all others at the same round; with and without time to spin.
-void engine_pool() {
+void engine_threads() {
   const int before = engine::spin();
   for (const int microseconds : {before, 0})
     for (const int most : {1, 2, 3, 5}) {
       engine::set_spin(microseconds);
       for (int job = 0; job < 20; ++job) {
         Rounds rounds;
-        engine::run_on_pool(most, [](void* data, int, int threads) {
+        engine::run_on_team(most, [](void* data, int, int threads) {
           Rounds& r = *static_cast<Rounds*>(data);
           for (int round = 1; round <= 20; ++round) {
             r.arrived.fetch_add(1, std::memory_order_relaxed);
@@ -105,7 +105,7 @@ void engine_pool() {
             if (threads > 1) r.barrier.wait(threads);
           }
         }, &rounds);
-        check(rounds.wrong == 0 && rounds.arrived == 20 * most, "engine pool: rounds of " + std::to_string(most) + " threads");
+        check(rounds.wrong == 0 && rounds.arrived == 20 * most, "engine threads: rounds of " + std::to_string(most) + " threads");
       }
     }
   engine::set_spin(before);

@@ -252,7 +252,7 @@ int main() {
     for (int k = 0; k < count && isa_has_ops(isa); ++k) check(table[k].calls[i] > 0, std::string(table[k].name) + " never ran on " + isa_name(isa));
     std::printf("%s: done\n", isa_name(isa));
   }
-  engine_pool();
+  engine_threads();
   check(!set_isa("sse9") && set_isa("auto"), "set_isa of an unknown name");
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

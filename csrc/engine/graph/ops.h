@@ -14,7 +14,7 @@
 #include <variant>
 #include <vector>
 
-#include "engine/map.h"
+#include "engine/kernel_table.h"
 
 namespace ff::engine {
 

@@ -23,10 +23,9 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-constexpr engine::Glue kEngineGlue = {
-    import,      export_map, window_pool, line_pools,     tap_means,   reduce,        binary,             affine, place,
-    pixel_pools, pixel_gate, gated,       neighbour_gate, dot_scratch, dot_attention, additive_attention,
-};
+#define FF_ENTRY(name, result, arguments) name,
+constexpr engine::Glue kEngineGlue = {FF_GLUE(FF_ENTRY)};
+#undef FF_ENTRY
 
 }  // namespace
 

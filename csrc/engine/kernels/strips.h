@@ -86,7 +86,7 @@ FF_INLINE StripMap strip_map(const Map& shape, Type type, const Quant& quant, id
 
 // What is between the convolutions: gated x (where expand or project reads it), what depthwise reads, what it writes.
 struct StripPlan {
-  StripMap gated, wide, deep;
+  StripMap gated, expanded, deep;
   idx rows;  // of the output at once
 };
 
@@ -99,7 +99,7 @@ FF_INLINE StripPlan strip_plan_of(const Strips& s, idx rows) {
     const Window& w = s.depthwise->window;
     const idx in_rows = (rows - 1) * w.sh + w.kh;
     const idx right = max_idx(0, (s.depthwise->y.width - 1) * w.sw - w.left + w.kw - s.depthwise->x.width);
-    if (s.expand || fresh) p.wide = strip_map(s.depthwise->x, s.depthwise->x_type, s.depthwise->x_quant, in_rows, w.left, right);
+    if (s.expand || fresh) p.expanded = strip_map(s.depthwise->x, s.depthwise->x_type, s.depthwise->x_quant, in_rows, w.left, right);
     if (s.project) p.deep = strip_map(s.depthwise->y, s.depthwise->y_type, {}, rows, 0, 0);
     if (s.expand && fresh) p.gated = strip_map(s.expand->x, first.x_type, {}, in_rows, 0, 0);
   } else {
@@ -115,17 +115,17 @@ FF_INLINE StripPlan strip_plan(const Strips& s) {
   idx rows = 1;
   for (; rows < last_of(s).y.height; ++rows) {
     const StripPlan next = strip_plan_of(s, rows + 1);
-    if (next.gated.bytes + next.wide.bytes + next.deep.bytes > kBytes) break;
+    if (next.gated.bytes + next.expanded.bytes + next.deep.bytes > kBytes) break;
   }
   StripPlan p = strip_plan_of(s, rows);
   p.gated.at = reinterpret_cast<char*>(s.scratch);
-  p.wide.at = offset(p.gated.at, p.gated.bytes), p.deep.at = offset(p.wide.at, p.wide.bytes);
+  p.expanded.at = offset(p.gated.at, p.gated.bytes), p.deep.at = offset(p.expanded.at, p.expanded.bytes);
   return p;
 }
 
 static size_t strips_scratch(const Strips& s) {
   const StripPlan p = strip_plan(s);
-  return static_cast<size_t>(p.gated.bytes + p.wide.bytes + p.deep.bytes) / sizeof(float);
+  return static_cast<size_t>(p.gated.bytes + p.expanded.bytes + p.deep.bytes) / sizeof(float);
 }
 
 // Pixels [0, count) from element `at` of a strip on, as padding reads them: zeros, or a byte's zero.
@@ -152,25 +152,25 @@ FF_INLINE void keep_rows(const StripMap& m, idx from, idx rows, idx b0, idx b1) 
 
 // Rows [first, end) of what depthwise reads, of blocks [b0, b1), in a strip that begins at row `base`: padding outside
 // the image.
-FF_INLINE void fill_wide(const Strips& s, const Map& input, const Map& wide, const StripMap& strip, idx base, idx first, idx end, int b0, int b1) {
-  const int y0 = static_cast<int>(max_idx(first, 0)), y1 = static_cast<int>(min_idx(end, wide.height));
+FF_INLINE void fill_expanded(const Strips& s, const Map& input, const Map& expanded, const StripMap& strip, idx base, idx first, idx end, int b0, int b1) {
+  const int y0 = static_cast<int>(max_idx(first, 0)), y1 = static_cast<int>(min_idx(end, expanded.height));
   for (idx b = b0; b < b1; ++b)
     for (idx y = first; y < end; ++y)
-      if (y < 0 || y >= wide.height) clear(strip, b * strip.block + (y - base) * strip.row, strip.row / L);
+      if (y < 0 || y >= expanded.height) clear(strip, b * strip.block + (y - base) * strip.row, strip.row / L);
   if (y0 >= y1) return;
-  if (!s.expand) return rewrite(s, input, wide, {y0, y1, b0, b1});
+  if (!s.expand) return rewrite(s, input, expanded, {y0, y1, b0, b1});
   Conv expand = *s.expand;
-  expand.x = input, expand.y = wide, expand.epilogue.pools = {};
+  expand.x = input, expand.y = expanded, expand.epilogue.pools = {};
   conv(expand, {y0, y1, b0, b1});
 }
 
-// Depthwise of output rows [part.y0, part.y1) behind what it reads; rows before `done` of that are there already, in a
+// Depthwise of output rows [part.y0, part.y1) after what it reads; rows before `done` of that are there already, in a
 // strip that began at row `before`.
-FF_INLINE void wide_strip(const Strips& s, const StripPlan& p, Conv depthwise_conv, Part part, idx before, idx done) {
+FF_INLINE void expanded_strip(const Strips& s, const StripPlan& p, Conv depthwise_conv, Part part, idx before, idx done) {
   const Window& w = depthwise_conv.window;
   const idx first = static_cast<idx>(part.y0) * w.sh - w.top, end = static_cast<idx>(part.y1 - 1) * w.sh - w.top + w.kh;
   const idx fresh = max_idx(first, done);
-  const Map wide = p.wide.map(depthwise_conv.x, first);
+  const Map expanded = p.expanded.map(depthwise_conv.x, first);
   Map input = s.expand ? s.expand->x : depthwise_conv.x;
   if (s.expand && rewritten(s)) {
     const idx y0 = max_idx(fresh, 0), y1 = min_idx(end, input.height);
@@ -179,21 +179,21 @@ FF_INLINE void wide_strip(const Strips& s, const StripPlan& p, Conv depthwise_co
     input = gated;
   }
   const int panel = s.expand ? s.expand->panel : 1;
-  depthwise_conv.x = wide;
+  depthwise_conv.x = expanded;
   for (int b = part.b0; b < part.b1; b += panel) {
     const int b1 = static_cast<int>(min_idx(b + panel, part.b1));
-    if (fresh > first) keep_rows(p.wide, first - before, fresh - first, b, b1);
-    fill_wide(s, input, wide, p.wide, first, fresh, end, b, b1);
+    if (fresh > first) keep_rows(p.expanded, first - before, fresh - first, b, b1);
+    fill_expanded(s, input, expanded, p.expanded, first, fresh, end, b, b1);
     depthwise(depthwise_conv, {part.y0, part.y1, b, b1});
   }
 }
 
 static void strips(const Strips& s, Part part) {
   const StripPlan p = strip_plan(s);
-  const bool wide = s.depthwise && (s.expand || rewritten(s));
+  const bool expanded = s.depthwise && (s.expand || rewritten(s));
   Part deep = part;
   if (s.depthwise && s.project) deep.b0 = 0, deep.b1 = static_cast<int>(blocks_of(s.depthwise->y.channels));
-  if (wide) clear_border(p.wide, s.depthwise->x.width, deep.b0, deep.b1);
+  if (expanded) clear_border(p.expanded, s.depthwise->x.width, deep.b0, deep.b1);
   idx before = 0, done = -(1 << 30);
   for (int y0 = part.y0; y0 < part.y1; y0 += static_cast<int>(p.rows)) {
     const int y1 = static_cast<int>(min_idx(part.y1, y0 + p.rows));
@@ -203,8 +203,8 @@ static void strips(const Strips& s, Part part) {
       const Window& w = s.depthwise->window;
       Conv middle = *s.depthwise;
       if (s.project) middle.y = input = p.deep.map(middle.y, y0), middle.epilogue.pools = {};
-      if (wide)
-        wide_strip(s, p, middle, deep, before, done);
+      if (expanded)
+        expanded_strip(s, p, middle, deep, before, done);
       else
         depthwise(middle, deep);
       before = static_cast<idx>(y0) * w.sh - w.top, done = static_cast<idx>(y1 - 1) * w.sh - w.top + w.kh;

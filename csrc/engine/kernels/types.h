@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What maps hold, and the vectors of float32 that it becomes. bfloat16 and bytes need AVX-512 with BF16 and VNNI.
 #pragma once
-#include "engine/map.h"
+#include "engine/kernel_table.h"
 #include "simd/math.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)

@@ -1,40 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense 3×3 convolution with stride 1 by Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray, 2016): tiles of 4×4
-// outputs from 6×6 inputs with 36 products a channel in place of 144, as 36 products of matrices, one for each place of a
-// transformed tile. The transforms subtract nearly equal numbers: errors are some ten times those of the direct sum.
+// Dense 3×3 convolution with stride 1 by Winograd's minimal filtering F(4×4, 3×3), whose transforms are those of
+// primitives/winograd.h: tiles of 4×4 outputs from 6×6 inputs with 36 products a channel in place of 144, as 36 products of
+// matrices, one for each place of a transformed tile.
 #pragma once
 #include "engine/kernels/conv.h"
+#include "primitives/winograd.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
 
-constexpr int kWinogradIn = 6, kWinogradOut = 4, kWinogradPlaces = kWinogradIn * kWinogradIn;
-
-// v = Bᵀ·d for one column or row: interpolation at 0, 1, -1, 2, -2 and infinity.
-FF_INLINE void winograd_input(const vecf (&d)[6], vecf (&v)[6]) {
-  const vecf two = splat(2.f), four = splat(4.f), five = splat(-5.f);
-  const vecf even = fma(-four, d[2], d[4]), odd = fma(-four, d[1], d[3]);
-  const vecf even2 = d[4] - d[2], odd2 = two * (d[3] - d[1]);
-  v[0] = fma(four, d[0], fma(five, d[2], d[4]));
-  v[1] = even + odd, v[2] = even - odd;
-  v[3] = even2 + odd2, v[4] = even2 - odd2;
-  v[5] = fma(four, d[1], fma(five, d[3], d[5]));
-}
-
-// y = Aᵀ·m.
-FF_INLINE void winograd_output(const vecf (&m)[6], vecf (&y)[4]) {
-  const vecf even = m[1] + m[2], odd = m[1] - m[2], even2 = m[3] + m[4], odd2 = m[3] - m[4];
-  y[0] = m[0] + even + even2;
-  y[1] = fma(splat(2.f), odd2, odd);
-  y[2] = fma(splat(4.f), even2, even);
-  y[3] = fma(splat(8.f), odd2, odd) + m[5];
-}
-
 // u = G·g·Gᵀ of one filter.
-FF_INLINE void winograd_filter(const float* g, double (&u)[kWinogradPlaces]) {
-  static constexpr double G[6][3] = {{1. / 4, 0, 0},           {-1. / 6, -1. / 6, -1. / 6}, {-1. / 6, 1. / 6, -1. / 6},
-                                     {1. / 24, 1. / 12, 1. / 6}, {1. / 24, -1. / 12, 1. / 6}, {0, 0, 1}};
+FF_INLINE void winograd_filter(const float* g, double (&u)[kTilePlaces]) {
+  const auto& G = kFilterTransform;
   double half[6][3];
   for (int i = 0; i < 6; ++i)
     for (int l = 0; l < 3; ++l) half[i][l] = G[i][0] * g[l] + G[i][1] * g[3 + l] + G[i][2] * g[6 + l];
@@ -45,7 +23,7 @@ FF_INLINE void winograd_filter(const float* g, double (&u)[kWinogradPlaces]) {
 FF_INLINE idx winograd_place(int in_channels, int out_channels) { return blocks_of(out_channels) * L * in_channels; }
 
 static size_t winograd_packed(int in_channels, int out_channels) {
-  return static_cast<size_t>(kWinogradPlaces * winograd_place(in_channels, out_channels));
+  return static_cast<size_t>(kTilePlaces * winograd_place(in_channels, out_channels));
 }
 
 // For each place the panels of a 1×1 convolution.
@@ -56,10 +34,10 @@ static void pack_winograd(float* packed, const float* w, int in_channels, int ou
     for (idx c = 0; c < in_channels; ++c)
       for (idx j = 0; j < width; ++j) {
         const idx o = b * L + j;
-        double u[kWinogradPlaces] = {};
+        double u[kTilePlaces] = {};
         if (o < out_channels) winograd_filter(w + (o * in_channels + c) * 9, u);
         float* to = packed + b * L * in_channels + c * width + j;
-        for (idx p = 0; p < kWinogradPlaces; ++p) to[p * place] = static_cast<float>(u[p]);
+        for (idx p = 0; p < kTilePlaces; ++p) to[p * place] = static_cast<float>(u[p]);
       }
   }
 }
@@ -73,8 +51,8 @@ struct WinogradGroup {
 
 FF_INLINE WinogradGroup winograd_group(const Conv& c) {
   WinogradGroup g;
-  g.across = ceil_div(c.y.width, kWinogradOut);
-  g.down = min_idx(max_idx(1, 18 / g.across), ceil_div(c.y.height, kWinogradOut));
+  g.across = ceil_div(c.y.width, kTileOut);
+  g.down = min_idx(max_idx(1, 18 / g.across), ceil_div(c.y.height, kTileOut));
   g.tiles = g.across * g.down;
   g.in_blocks = blocks_of(c.x.channels), g.out_blocks = blocks_of(c.y.channels);
   // A line more than needed: places must not fall into the same few lines of L1.
@@ -84,7 +62,7 @@ FF_INLINE WinogradGroup winograd_group(const Conv& c) {
 
 static size_t winograd_scratch(const Conv& c) {
   const WinogradGroup g = winograd_group(c);
-  return static_cast<size_t>(kWinogradPlaces * (g.in_place + g.out_place));
+  return static_cast<size_t>(kTilePlaces * (g.in_place + g.out_place));
 }
 
 static int winograd_panel(int, int out_channels, int out_height, int out_width) {
@@ -96,23 +74,9 @@ static int winograd_panel(int, int out_channels, int out_height, int out_width) 
 // Transforms the 6×6 pixels at x, of which `rows` × `columns` exist; place p goes to v + p·place.
 template <bool Edge>
 FF_NOINLINE void winograd_tile_in(const float* x, idx x_row, idx rows, idx columns, float* v, idx place) {
-  vecf half[6][6];
-  FF_UNROLL(6)
-  for (int j = 0; j < 6; ++j) {
-    vecf d[6], t[6];
-    FF_UNROLL(6)
-    for (int i = 0; i < 6; ++i) d[i] = !Edge || (i < rows && j < columns) ? load(x + i * x_row + j * L) : vecf{};
-    winograd_input(d, t);
-    FF_UNROLL(6)
-    for (int i = 0; i < 6; ++i) half[i][j] = t[i];
-  }
-  FF_UNROLL(6)
-  for (int i = 0; i < 6; ++i) {
-    vecf t[6];
-    winograd_input(half[i], t);
-    FF_UNROLL(6)
-    for (int j = 0; j < 6; ++j) store(v + (i * 6 + j) * place, t[j]);
-  }
+  transform_tile<float, InputTransform>(
+      [&](int i, int j) { return !Edge || (i < rows && j < columns) ? load(x + i * x_row + j * L) : vecf{}; },
+      [&](int i, int j, vecf value) { store(v + (i * kTileIn + j) * place, value); });
 }
 
 // The 4×4 outputs of a tile from its products, of which `rows` × `columns` are stored from element `at` of their rows on.
@@ -123,7 +87,7 @@ FF_NOINLINE void winograd_tile_out(const float* m, idx place, vecf bias, const F
     vecf d[6], t[4];
     FF_UNROLL(6)
     for (int i = 0; i < 6; ++i) d[i] = load(m + (i * 6 + j) * place);
-    winograd_output(d, t);
+    OutputTransform::apply<float>(d, t);
     FF_UNROLL(4)
     for (int i = 0; i < 4; ++i) half[i][j] = t[i];
   }
@@ -131,7 +95,7 @@ FF_NOINLINE void winograd_tile_out(const float* m, idx place, vecf bias, const F
   for (int i = 0; i < 4; ++i) {
     if (i >= rows) break;
     vecf t[4], out[4][1];
-    winograd_output(half[i], t);
+    OutputTransform::apply<float>(half[i], t);
     FF_UNROLL(4)
     for (int j = 0; j < 4; ++j) out[j][0] = t[j] + bias;
     if (columns == 4) {
@@ -163,7 +127,7 @@ FF_INLINE void winograd_products(const Conv& c, const WinogradGroup& g, idx tile
   const Map products{m, c.y.channels, 1, static_cast<int>(tiles), g.tiles * L, g.tiles * L};
   ConvTiles t{nullptr, L, 0, L, g.tiles * L, 1, 1, 1, c.x.channels, nullptr, zeros, nullptr, nullptr, 0.f, 0, finish_of({}, products)};
   const idx place = winograd_place(c.x.channels, c.y.channels);
-  for (idx p = 0; p < kWinogradPlaces; ++p)
+  for (idx p = 0; p < kTilePlaces; ++p)
     for (idx b = b0; b < b1; b += c.panel) {
       const int panel = static_cast<int>(min_idx(c.panel, b1 - b));
       const TileSizes& s = PanelTiles<FloatKind, L, true>::of(panel);
@@ -187,11 +151,11 @@ FF_INLINE void winograd_outputs(const Conv& c, const WinogradGroup& g, idx y0, i
 }
 
 static void winograd(const Conv& c, float* scratch, Part part) {
-  FF_ASSERT(part.y0 % kWinogradOut == 0 && (part.y1 % kWinogradOut == 0 || part.y1 == c.y.height));
+  FF_ASSERT(part.y0 % kTileOut == 0 && (part.y1 % kTileOut == 0 || part.y1 == c.y.height));
   const WinogradGroup g = winograd_group(c);
-  float *v = scratch, *m = scratch + kWinogradPlaces * g.in_place;
-  const idx end = ceil_div(part.y1, kWinogradOut);
-  for (idx y0 = part.y0 / kWinogradOut; y0 < end; y0 += g.down) {
+  float *v = scratch, *m = scratch + kTilePlaces * g.in_place;
+  const idx end = ceil_div(part.y1, kTileOut);
+  for (idx y0 = part.y0 / kTileOut; y0 < end; y0 += g.down) {
     const idx y1 = min_idx(end, y0 + g.down);
     winograd_inputs(c, g, y0, y1, v);
     winograd_products(c, g, (y1 - y0) * g.across, part.b0, part.b1, v, m);

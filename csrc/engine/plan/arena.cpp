@@ -40,7 +40,7 @@ size_t first_fit(const std::vector<Buffer>& buffers, const size_t* begin, const 
   return most;
 }
 
-// From step to step: a buffer takes the place of one of the same power of two that is free, or a new one behind `start`.
+// From step to step: a buffer takes the place of one of the same power of two that is free, or a new one from `start` on.
 size_t by_size(const std::vector<Buffer>& buffers, const size_t* begin, const size_t* end, size_t start, std::vector<size_t>& offsets) {
   constexpr size_t kSizes = 64;
   const auto size_class = [](size_t floats) {

@@ -175,7 +175,7 @@ void Lowering::finish() {
   for (size_t i = 0; i < graph_.outputs.size(); ++i) {
     const Slot x = read(graph_.outputs[i]);
     Step& step = add("output", x, kNoSlot, {}, [=, &glue = glue_](const Frame& f, const Map& from, const Map&, Part part) {
-      glue.export_({from, f.outputs[i]}, part);
+      glue.export_map({from, f.outputs[i]}, part);
     });
     step.height = x.height, step.blocks = blocks(x.channels);
   }

@@ -205,7 +205,7 @@ void Plan::run(const void* images, Pixels type, idx batch, float* const* outputs
   std::unique_ptr<Context> context = acquire(threads);
   Barrier barrier;
   Job job{this, context.get(), static_cast<const char*>(images), type, batch, outputs, &barrier};
-  run_on_pool(threads, apart ? by_image : within_image, &job);
+  run_on_team(threads, apart ? by_image : within_image, &job);
   release(std::move(context));
   if (paced) pace_.end(turn);
 }
@@ -221,7 +221,7 @@ std::vector<StepTime> Plan::profile(const void* image, Pixels type, int repeats)
     Barrier barrier;
     Job job{this, context.get(), static_cast<const char*>(image), type, 1, outputs.data(), &barrier};
     job.times = &times;
-    run_on_pool(image_threads_, within_image, &job);
+    run_on_team(image_threads_, within_image, &job);
   }
   release(std::move(context));
   std::vector<StepTime> result;

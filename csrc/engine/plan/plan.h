@@ -33,7 +33,7 @@ struct PlanOptions {
 
 class Plan {
  public:
-  // From the bytes of a file, which are not needed afterwards. Throws std::invalid_argument for a file that is none.
+  // From the bytes of a file, which are not needed afterwards. Throws std::invalid_argument for bytes that are no engine file.
   Plan(const void* file, size_t size, const PlanOptions& options);
   ~Plan();
 

@@ -11,7 +11,7 @@
 
 namespace ff::engine {
 
-// A map in a buffer: its pixel (0, 0) lies `origin` floats behind the buffer's start, in a border of zeros. `pixel` floats
+// A map in a buffer: its pixel (0, 0) lies `origin` floats after the buffer's start, in a border of zeros. `pixel` floats
 // are a pixel of a block: the lanes of a vector, or 1 where each channel is a plane. Buffer -1: no map. Where elements are
 // not float32, distances count them.
 struct Slot {
@@ -65,7 +65,7 @@ struct Step {
   bool by_rows = false, by_blocks = false;  // neither: one thread runs it
   double seconds = 0;                       // expected on one thread
   bool solo = false;                        // one thread runs it though several work on the image
-  bool clears_border = false;               // zeros around y are written behind the kernel
+  bool clears_border = false;               // zeros around y are written after the kernel
   double macs = 0, bytes = 0;               // of one image; bytes of maps and weights read and written once
   double products = 0;                      // that are computed, where fewer than macs
   std::shared_ptr<PoolSlots> pools;         // of steps that can pool their output

@@ -25,8 +25,8 @@ struct Map {
 };
 
 // What a map holds where it is not float32 (Kernels::low_precision): bfloat16, or bytes that stand for (q - zero)·scale.
-// A border of bytes holds `zero`; row and block are multiples of L. silu and sigmoid are then not to be had in an epilogue,
-// channels that do not exist read as numbers, and conv of float32 writes float32 (strips and convert change types).
+// A border of bytes holds `zero`; row and block are multiples of L. An epilogue then has no silu and no sigmoid; channels that
+// do not exist read as numbers; conv of float32 writes float32 (strips and convert change types).
 enum class Type : int { float32, bfloat16, uint8 };
 struct Quant {
   float scale, inverse, zero;  // inverse: 1 / scale; zero is a whole number
@@ -55,7 +55,7 @@ struct Pools {
 
 // y = after(act(convolution + bias) + residual), then the pools of y.
 struct Epilogue {
-  const float* bias;  // [blocks·L], zeros behind the last channel; never null
+  const float* bias;  // [blocks·L], zeros after the last channel; never null
   Act act, after;
   Map residual;       // shaped like y; y itself, except with silu and sigmoid; data null: none, nor `after`
   Pools pools;
@@ -96,7 +96,7 @@ struct Stem {
 };
 
 // plane_conv: y = act(convolution + bias) of few channels on planes, vectors along x; stride 1. x needs its border, and
-// kPlaneSlack readable floats behind what the window reads of the last row.
+// kPlaneSlack readable floats after what the window reads of the last row.
 constexpr int kPlaneSlack = 16;
 struct PlaneConv {
   Planes x, y;
@@ -139,7 +139,7 @@ struct Kernels {
   void (*stem)(const Stem& stem, Part part);
 
   // winograd: conv of 3×3 windows with stride 1 in a quarter of the products; y0 and y1 of a Part are multiples of 4 (or the
-  // end). A result is off by about 3e-6 of the largest of its channel, where conv is off by 3e-7.
+  // end). A result is off by about 1e-6 of the largest of its channel, where conv is off by 3e-7.
   int (*winograd_panel)(int in_channels, int out_channels, int out_height, int out_width);
   size_t (*winograd_packed)(int in_channels, int out_channels);
   void (*pack_winograd)(float* packed, const float* w, int in_channels, int out_channels, int panel);
@@ -177,7 +177,7 @@ struct Kernels {
   void (*planes_to_map)(const Planes& x, const Planes& gate, const Map& y, int y0, int y1);
 
   // bfloat16 and int8, where low_precision: conv reads bfloat16 or bytes and weights packed by pack_low; depthwise reads and
-  // both write any type, depthwise with float32 weights; sums are float32, or int32 behind bytes. Elsewhere null.
+  // both write any type, depthwise with float32 weights; sums are float32, or int32 of bytes. Elsewhere null.
   // int8 weights have a scale for each output channel.
   bool low_precision;
   size_t (*low_packed)(Type type, int in_channels, int out_channels, const Window& window);  // in floats
