@@ -19,7 +19,7 @@ from data_trees import raf_official, save
 
 from fastfer.data import BASIC_NAMES, DataOptions, FaceCrop, Preprocess, Split, drawn, load_dataset
 from fastfer.data.split_record import SplitRecord
-from fastfer.evaluate.__main__ import main
+from fastfer.evaluate.__main__ import main, parser, prepare
 from fastfer.models import create_model, read_metadata, save_weights
 from fastfer.train import TrainConfig, train
 from fastfer.train.options import Input
@@ -61,6 +61,24 @@ def test_faces_stored_larger_score_the_same(tmp_path: Path) -> None:
     assert found[96]["image_shape"] == [48, 48]
     small, large = (found[side]["metrics"]["loss"] for side in (48, 96))
     assert abs(small - large) < 0.05 * small  # the filter smooths a little at the seams
+
+
+def test_explanations_take_images_as_evaluation_does(tmp_path: Path) -> None:
+    """Their command line loads weights and images by the same function."""
+    model = create_model("fgw_fer")
+    model.class_names = BASIC_NAMES
+    path = tmp_path / "w.safetensors"
+    save_weights(model, path, {"preprocess": GREY.to_json(), "stored": [1, 48, 48]})
+    splits = drawn.load(7, 7)
+    root = folders(tmp_path / "data", {"train": splits["train"], "val": splits["validation"]}, 2)
+    args = parser("explain", "").parse_args([str(path), "--data", "image_folder", "--root", str(root)])
+    weights, loaded, _ = prepare(args, with_train=False, purpose="explained")
+    assert loaded.split.images.shape == (7, 48, 48)
+    assert weights.preprocess == GREY
+    settings = Preprocess((0.5,), (0.25,), crop=FaceCrop(0.1))
+    save_weights(model, path, {"preprocess": settings.to_json(), "stored": [1, 48, 48]})
+    with pytest.raises(ValueError, match="face-model: expected the file of a face detector"):
+        prepare(args, with_train=False)
 
 
 RUN: dict[str, Any] = {"epochs": 1, "batch_size": 16, "threads": 1, "input": Input(size=48, colour="grey")}

@@ -17,7 +17,7 @@ from torch import Tensor
 pytest.importorskip("torchmetrics", reason="the trainer's packages are not installed")
 
 import fastfer
-from fastfer.data import Preprocess, Split, drawn
+from fastfer.data import FaceCrop, Preprocess, Split, drawn
 from fastfer.models import save_weights
 from fastfer.train.feed import class_counts, soft_mode
 from fastfer.train.objective import Objective, Targets, WithEmbedding
@@ -202,6 +202,26 @@ def test_distillation_loss(teacher_file: Path) -> None:
     mixed = teacher.mixed(torch.tensor(3.0), logits, x)
     assert mixed.item() == pytest.approx(0.75 * 3 + 0.25 * 4 * divergence.item(), rel=1e-5)
     assert math.isfinite(mixed.item())
+
+
+def test_a_teacher_that_saw_other_pixels_is_refused(teacher_file: Path) -> None:
+    """Equalised, or cut out with another margin: its logits for the student's images would mean nothing."""
+    model = fastfer.models.load_weights(teacher_file)
+    names = ("happiness", "sadness", "fear")
+    for settings, student, message in (
+        ({"equalise": True}, {}, "input.equalise: expected True"),
+        ({"crop": FaceCrop(0.3)}, {"crop": FaceCrop(0.1)}, "input.crop_margin: expected"),
+        ({"size": (64, 64)}, {}, None),
+    ):
+        header = {"classes": list(model.class_names or ()), "stored": [1, 48, 48]}
+        save_weights(model, teacher_file, {**header, "preprocess": Preprocess((0.2,), (0.3,), **settings).to_json()})
+        own = Preprocess((0.5,), (0.1,), **student)
+        if message is None:
+            teacher = Teacher(str(teacher_file), names, own, Distill(), torch.device("cpu"))
+            assert teacher._size == (64, 64)
+            continue
+        with pytest.raises(ValueError, match=message):
+            Teacher(str(teacher_file), names, own, Distill(), torch.device("cpu"))
 
 
 def test_a_teacher_of_other_classes_is_refused(teacher_file: Path) -> None:
