@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor
 
 from fastfer import _C
+from fastfer.engine import file, graph
+
+_FACTOR, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+_HEADER, _START = 96, 32
 
 OPS = {
     "conv": 1, "max_pool": 2, "avg_pool": 3, "global_pool": 4, "add": 5, "mul": 6, "act": 7, "affine": 8, "concat": 9,
@@ -99,3 +104,66 @@ def run(plan: Any, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     outputs = [np.full((len(x), *shape), np.nan, np.float32) for shape in plan.outputs]
     plan.run(x.ctypes.data, str(x.dtype), len(x), [y.ctypes.data for y in outputs])
     return outputs
+
+
+def _mix(lane: int, word: int) -> int:
+    lane = ((lane ^ word) * _FACTOR) & _MASK
+    return lane ^ (lane >> 32)
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """Word i of 64 bits goes into lane i mod 4; the lanes, which start at 1 to 4, go into one that starts at the size.
+
+    lane = (lane xor word) · 0x9E3779B97F4A7C15, lane ^= lane >> 32; the last word is padded with zeros.
+    """
+    text = bytes(data)
+    words = np.frombuffer(text + bytes(-len(text) % 8), dtype="<u8")
+    whole = len(words) // 4 * 4
+    factor, shift = np.uint64(_FACTOR), np.uint64(32)
+    lanes = np.arange(1, 5, dtype=np.uint64)
+    for row in words[:whole].reshape(-1, 4):
+        lanes = (lanes ^ row) * factor
+        lanes ^= lanes >> shift
+    sums = [int(lane) for lane in lanes]
+    for index, word in enumerate(words[whole:]):
+        sums[index] = _mix(sums[index], int(word))
+    total = len(text)
+    for lane in sums:
+        total = _mix(total, lane)
+    return total
+
+
+def from_bytes(data: bytes | bytearray) -> tuple[graph.Graph, dict[str, Any]]:
+    """Graph and metadata. Raises ValueError for bytes that `to_bytes` did not write."""
+    if data[:8] != file.MAGIC or len(data) < _HEADER:
+        raise ValueError(f"engine file: expected {file.MAGIC!r} and a header, got {data[:8]!r} in {len(data)} bytes")
+    version, _, size, total = struct.unpack_from("<IIQQ", data, 8)
+    if (version, size, total) != (file.VERSION, len(data), checksum(memoryview(data)[_START:])):
+        raise ValueError(f"engine file: expected version {file.VERSION} and {size} bytes with their checksum")
+    (text, text_size, body, body_size, start, data_size) = struct.unpack_from("<6Q", data, _START)
+    floats = np.frombuffer(data, dtype="<f4", count=data_size // 4, offset=start)
+    metadata: dict[str, Any] = json.loads(data[text : text + text_size])
+    return _read_graph(memoryview(data)[body : body + body_size], floats), metadata
+
+
+def _read_graph(body: memoryview, floats: np.ndarray) -> graph.Graph:
+    at = 0
+
+    def take(form: str) -> tuple[int, ...]:
+        nonlocal at
+        values = struct.unpack_from("<" + form, body, at)
+        at += struct.calcsize("<" + form)
+        return values
+
+    codes = {spec.code: name for name, spec in graph.OPS.items()}
+    n_values, n_nodes, first, n_outputs = take("4I")
+    outputs = take(f"{n_outputs}I")
+    found = graph.Graph([graph.Shape(*take("3I")) for _ in range(n_values)], first, [], outputs)
+    for _ in range(n_nodes):
+        code, n_inputs, n_attrs, n_weights, output = take("5I")
+        inputs, attrs = take(f"{n_inputs}I"), take(f"{n_attrs}i")
+        spans = [take("QQ") for _ in range(n_weights)]
+        weights = tuple(floats[a : a + count].astype(np.float64) for a, count in spans)
+        found.nodes.append(graph.Node(codes[code], inputs, output, attrs, weights))
+    found.check()
+    return found

@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastfer.engine.compiler import program_of
+from fastfer.engine.convert import converted
+from fastfer.engine.fuse import fused
+from fastfer.engine.graph import Graph
 from fastfer.models import create_model
 
 SMALL = {"fgw_fer": 48, "sepconv_attention": 48, "vgg16_csa": 64, "patt_lite": 224, "mobilenetv3_cpsca": 64}
@@ -32,3 +36,8 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 def close(got: Any, want: Tensor) -> None:
     """Within 1e-4 of the largest logit, the bound that engines promise."""
     np.testing.assert_allclose(np.asarray(got), want.numpy(), rtol=0, atol=1e-4 * float(want.abs().max()))
+
+
+def graph_of(model: nn.Module, size: tuple[int, ...]) -> Graph:
+    """The graph of a model for images of (C, H, W) = ``size``, norms folded in float64."""
+    return fused(converted(program_of(model, size)))

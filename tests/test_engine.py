@@ -12,10 +12,10 @@ import engine_oracle
 import numpy as np
 import pytest
 import torch
+from engine_models import graph_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastfer.engine.compiler import graph_of
 from fastfer.engine.convert import UncoveredError
 from fastfer.engine.graph import Graph
 from fastfer.models import FerModel, create_model

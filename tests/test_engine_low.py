@@ -10,12 +10,11 @@ import engine_oracle
 import numpy as np
 import pytest
 import torch
-from engine_models import close, logits, network
+from engine_models import close, graph_of, logits, network
 
 import fastfer
 from fastfer import runtime
 from fastfer.engine.calibrate import COVERED, calibrated
-from fastfer.engine.compiler import graph_of
 from fastfer.engine.graph import Graph
 from fastfer.models import create_model
 

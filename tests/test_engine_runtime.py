@@ -14,17 +14,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import engine_bytes
 import numpy as np
 import pytest
 import torch
-from engine_models import close, logits, network
+from engine_models import close, graph_of, logits, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastfer
 from fastfer import runtime
 from fastfer.engine import file
-from fastfer.engine.compiler import graph_of
 from fastfer.engine.record import recorded
 from fastfer.engine.trace import traced
 from fastfer.models import create_model, list_models
@@ -274,7 +274,7 @@ def with_metadata(data: bytes, metadata: bytes) -> bytes:
     out = bytearray(data + metadata)
     struct.pack_into("<2Q", out, 32, len(data), len(metadata))
     struct.pack_into("<Q", out, 16, len(out))
-    struct.pack_into("<Q", out, 24, file.checksum(bytes(out[32:])))
+    struct.pack_into("<Q", out, 24, engine_bytes.checksum(bytes(out[32:])))
     return bytes(out)
 
 
@@ -283,12 +283,12 @@ def test_checksum_is_the_extensions() -> None:
 
     for size in (0, 1, 7, 8, 31, 32, 33, 100, 1024):
         data = bytes((i * 37 + size) % 256 for i in range(size))
-        assert file.checksum(data) == _C.engine_checksum(data)
+        assert engine_bytes.checksum(data) == _C.engine_checksum(data)
 
 
 def test_files_read_back() -> None:
     graph = graph_of(create_model("sepconv_attention"), (1, 48, 48))
-    again, metadata = file.from_bytes(file.to_bytes(graph, {"a": [1]}))
+    again, metadata = engine_bytes.from_bytes(file.to_bytes(graph, {"a": [1]}))
     assert metadata == {"a": [1]}
     assert (again.values, again.input, again.outputs) == (graph.values, graph.input, graph.outputs)
     for ours, theirs in zip(again.nodes, graph.nodes, strict=True):

@@ -16,7 +16,6 @@ from fastfer.engine.calibrate import calibrated
 from fastfer.engine.convert import UncoveredError, converted
 from fastfer.engine.file import to_bytes
 from fastfer.engine.fuse import fused
-from fastfer.engine.graph import Graph
 from fastfer.engine.outputs import placed, usual
 from fastfer.engine.program import Program
 from fastfer.engine.record import recorded
@@ -31,11 +30,6 @@ def program_of(model: nn.Module, size: tuple[int, ...]) -> Program:
     """The calls of a model for images of (C, H, W) = ``size``."""
     program = recorded(model, size) if isinstance(model, FerModel) else None
     return traced(model, size) if program is None else program
-
-
-def graph_of(model: nn.Module, size: tuple[int, ...]) -> Graph:
-    """The graph of a model for images of (C, H, W) = ``size``, norms folded in float64."""
-    return fused(converted(program_of(model, size)))
 
 
 def compile(

@@ -8,6 +8,9 @@ The graph is u32 but for attributes (i32) and weights (u64): counts of values an
 and numbers; channels, height and width of each value; of each node the code of its op, counts of inputs, attributes and
 weights, its output, inputs, attributes, and of each weight the first float in the data and their count. Behind it may
 stand the ranges that int8 plans need: their count, that of the values, and of each value f32 least and largest element.
+
+The checksum: word i of 64 bits goes into lane i mod 4; the lanes, which start at 1 to 4, go into one that starts at the
+size; lane = (lane xor word) · 0x9E3779B97F4A7C15, lane ^= lane >> 32; the last word is padded with zeros.
 """
 
 from __future__ import annotations
@@ -15,50 +18,19 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fastfer.engine.graph import OPS, Array, Graph, GraphError, Node, Shape
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from fastfer.engine.graph import OPS, Array, Graph, GraphError, Node
+from fastfer.runtime import native
 
 MAGIC = b"FFENGINE"
 VERSION = 1
 _HEADER, _START = 96, 32
-_FACTOR = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
 Ranges = list[tuple[float, float]]
 _ALIGNMENT = 16
 """Floats at which each weight starts: a cache line."""
-
-
-def _mix(lane: int, word: int) -> int:
-    lane = ((lane ^ word) * _FACTOR) & _MASK
-    return lane ^ (lane >> 32)
-
-
-def checksum(data: Buffer) -> int:
-    """Word i of 64 bits goes into lane i mod 4; the lanes, which start at 1 to 4, go into one that starts at the size.
-
-    lane = (lane xor word) · 0x9E3779B97F4A7C15, lane ^= lane >> 32; the last word is padded with zeros.
-    """
-    text = bytes(data)
-    words = np.frombuffer(text + bytes(-len(text) % 8), dtype="<u8")
-    whole = len(words) // 4 * 4
-    factor, shift = np.uint64(_FACTOR), np.uint64(32)
-    lanes = np.arange(1, 5, dtype=np.uint64)
-    for row in words[:whole].reshape(-1, 4):
-        lanes = (lanes ^ row) * factor
-        lanes ^= lanes >> shift
-    sums = [int(lane) for lane in lanes]
-    for index, word in enumerate(words[whole:]):
-        sums[index] = _mix(sums[index], int(word))
-    total = len(text)
-    for lane in sums:
-        total = _mix(total, lane)
-    return total
 
 
 def _description(graph: Graph, ranges: Ranges) -> tuple[bytes, list[tuple[int, Node, Array]]]:
@@ -113,50 +85,5 @@ def to_bytes(graph: Graph, metadata: Mapping[str, Any], ranges: Ranges | None = 
     _write(np.frombuffer(out, dtype="<f4", count=floats, offset=sections[4]), places)
     struct.pack_into("<6Q", out, _START, *sections)
     struct.pack_into("<8sIIQ", out, 0, MAGIC, VERSION, 0, end)
-    struct.pack_into("<Q", out, 24, _checksum(memoryview(out)[_START:]))
+    struct.pack_into("<Q", out, 24, native().engine_checksum(memoryview(out)[_START:]))
     return out
-
-
-def _checksum(data: Buffer) -> int:
-    """By the extension where it is there: numpy takes a second for 4 MB."""
-    try:
-        from fastfer import _C
-    except ImportError:
-        return checksum(data)
-    return _C.engine_checksum(data)
-
-
-def from_bytes(data: bytes | bytearray) -> tuple[Graph, dict[str, Any]]:
-    """Graph and metadata. Raises ValueError for bytes that `to_bytes` did not write."""
-    if data[:8] != MAGIC or len(data) < _HEADER:
-        raise ValueError(f"engine file: expected {MAGIC!r} and a header, got {data[:8]!r} in {len(data)} bytes")
-    version, _, size, total = struct.unpack_from("<IIQQ", data, 8)
-    if (version, size, total) != (VERSION, len(data), _checksum(memoryview(data)[_START:])):
-        raise ValueError(f"engine file: expected version {VERSION} and {size} bytes with their checksum")
-    (text, text_size, body, body_size, start, data_size) = struct.unpack_from("<6Q", data, _START)
-    floats = np.frombuffer(data, dtype="<f4", count=data_size // 4, offset=start)
-    metadata: dict[str, Any] = json.loads(data[text : text + text_size])
-    return _read_graph(memoryview(data)[body : body + body_size], floats), metadata
-
-
-def _read_graph(body: memoryview, floats: Array) -> Graph:
-    at = 0
-
-    def take(form: str) -> tuple[int, ...]:
-        nonlocal at
-        values = struct.unpack_from("<" + form, body, at)
-        at += struct.calcsize("<" + form)
-        return values
-
-    codes = {spec.code: name for name, spec in OPS.items()}
-    n_values, n_nodes, first, n_outputs = take("4I")
-    outputs = take(f"{n_outputs}I")
-    graph = Graph([Shape(*take("3I")) for _ in range(n_values)], first, [], outputs)
-    for _ in range(n_nodes):
-        code, n_inputs, n_attrs, n_weights, output = take("5I")
-        inputs, attrs = take(f"{n_inputs}I"), take(f"{n_attrs}i")
-        spans = [take("QQ") for _ in range(n_weights)]
-        weights = tuple(floats[a : a + count].astype(np.float64) for a, count in spans)
-        graph.nodes.append(Node(codes[code], inputs, output, attrs, weights))
-    graph.check()
-    return graph
