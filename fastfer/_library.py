@@ -27,7 +27,7 @@ from torch.autograd import forward_ad as _forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
-from fastfer import _checks, _transforms, backend
+from fastfer import _checks, _raw, _transforms, backend
 from fastfer._signature import Gradient, Results, Signature
 
 _LIB: Any = torch.library.Library("fastfer", "DEF")  # type: ignore[no-untyped-call]
@@ -171,9 +171,11 @@ def define(
     _LIB.define(f"{name}({signature.schema}) -> {results.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     op: Op[Fields, Result] = Op(name, family, signature, results)
 
+    check = _raw.checker(name, op.registered._schema)
+
     def body(*args: Any) -> Any:
-        fields = signature.unflatten(*args)
-        return op.run(args[0], fields)
+        check(args)
+        return op.run(args[0], signature.unflatten(*args))
 
     def typed_fake(*args: Any) -> Any:
         result = fake(signature.unflatten(*args))
@@ -363,7 +365,10 @@ def define_flat(schema: str, family: str, fake: Callable[..., Any], stored: int 
 
 
 def _flat_body(op: FlatOp, device: str) -> Callable[..., Any]:
+    check = _raw.checker(op.name, op.registered._schema)
+
     def body(*args: Any) -> Any:
+        check(args)
         return op.run(device, args)
 
     return body
