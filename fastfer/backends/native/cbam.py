@@ -133,28 +133,59 @@ def _backward(
 
 
 def cbam(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    weight: Tensor,
+    n_weight: Tensor,
+    n_bias: Tensor,
+    n_mean: Tensor,
+    n_var: Tensor,
+    eps: float,
+) -> Tensor:
     """Output with running statistics."""
     spatial = (weight, n_weight, n_bias, n_mean, n_var)
     return _forward(_C.cbam_fwd, False, x, (w1, b1, w2, b2), spatial, eps, False)[0]
 
 
 def cbam_train(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float, batch_stats: bool,
-) -> _Tensors:  # fmt: skip
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    weight: Tensor,
+    n_weight: Tensor,
+    n_bias: Tensor,
+    n_mean: Tensor,
+    n_var: Tensor,
+    eps: float,
+    batch_stats: bool,
+) -> _Tensors:
     """Output, pooled, positions, planes, channels, statistics (see `fastfer.backends.reference.cbam`)."""
     spatial = (weight, n_weight, n_bias, n_mean, n_var)
     return _forward(_C.cbam_train, True, x, (w1, b1, w2, b2), spatial, eps, batch_stats)
 
 
 def cbam_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, positions: Tensor, planes: Tensor, channels: Tensor, stats: Tensor,
-    w1: Tensor, b1: Tensor, w2: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor,
-    batch_stats: bool, mask: list[bool],
-) -> _Tensors:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    pooled: Tensor,
+    positions: Tensor,
+    planes: Tensor,
+    channels: Tensor,
+    stats: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    weight: Tensor,
+    n_weight: Tensor,
+    n_bias: Tensor,
+    batch_stats: bool,
+    mask: list[bool],
+) -> _Tensors:
     """Gradients of x; w1, b1, w2, b2; weight, norm weight, norm bias. Those not asked for are empty."""
     kept = (pooled, positions, planes, channels, stats)
     return _backward(_C.cbam_bwd, dout, x, (w1, b1, w2), (weight, n_weight, n_bias), kept, batch_stats, mask)
@@ -187,17 +218,31 @@ def spatial_gate(
 
 
 def spatial_gate_train(
-    x: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float,
+    x: Tensor,
+    weight: Tensor,
+    n_weight: Tensor,
+    n_bias: Tensor,
+    n_mean: Tensor,
+    n_var: Tensor,
+    eps: float,
     batch_stats: bool,
-) -> _Tensors:  # fmt: skip
+) -> _Tensors:
     """Output, planes, channels, statistics."""
     return _forward(_C.spatial_gate_train, True, x, (), (weight, n_weight, n_bias, n_mean, n_var), eps, batch_stats)
 
 
 def spatial_gate_backward(
-    dout: Tensor, x: Tensor, planes: Tensor, channels: Tensor, stats: Tensor, weight: Tensor, n_weight: Tensor,
-    n_bias: Tensor, batch_stats: bool, mask: list[bool],
-) -> _Tensors:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    planes: Tensor,
+    channels: Tensor,
+    stats: Tensor,
+    weight: Tensor,
+    n_weight: Tensor,
+    n_bias: Tensor,
+    batch_stats: bool,
+    mask: list[bool],
+) -> _Tensors:
     """Gradients of x; weight, norm weight, norm bias."""
     need_dx, need_spatial = mask
     kept, spatial = (planes, channels, stats), (weight, n_weight, n_bias)

@@ -118,10 +118,23 @@ def coordinate_attention_train(*args: Any) -> tuple[Tensor, ...]:
 
 
 def coordinate_attention_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, at: Tensor, y: Tensor, gates: Tensor, stats: Tensor,
-    weight: Tensor, n_weight: Tensor, n_bias: Tensor, act: int, h_weight: Tensor, w_weight: Tensor,
-    kind: int, batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    dout: Tensor,
+    x: Tensor,
+    pooled: Tensor,
+    at: Tensor,
+    y: Tensor,
+    gates: Tensor,
+    stats: Tensor,
+    weight: Tensor,
+    n_weight: Tensor,
+    n_bias: Tensor,
+    act: int,
+    h_weight: Tensor,
+    w_weight: Tensor,
+    kind: int,
+    batch_stats: bool,
+    mask: list[bool],
+) -> tuple[Tensor, ...]:
     """Gradients of x; weight, bias, the norm's two, h_weight, h_bias, w_weight, w_bias. Not asked for: empty."""
     need_dx, need_params = mask
     (n, c, h, w), middle = x.shape, weight.shape[0]

@@ -105,10 +105,23 @@ def gate_linked_backward(
 
 
 def _backward(
-    linked: _C.LinkedInputParams | None, dout: Tensor, x: Tensor, means: Tensor, pixels: Tensor,
-    w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, act: int, gate_act: int,
-    sw: Tensor | None, sb: Tensor | None, linear: bool, pool: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    linked: _C.LinkedInputParams | None,
+    dout: Tensor,
+    x: Tensor,
+    means: Tensor,
+    pixels: Tensor,
+    w1: Tensor | None,
+    b1: Tensor | None,
+    w2: Tensor | None,
+    b2: Tensor | None,
+    act: int,
+    gate_act: int,
+    sw: Tensor | None,
+    sb: Tensor | None,
+    linear: bool,
+    pool: bool,
+    mask: list[bool],
+) -> tuple[Tensor, ...]:
     need_dx, need_channel, need_pixel = mask
     (n, c, h, w), units = x.shape, _units(w1, w2)
     w1, b1, w2, b2, sw, sb = flat(w1), flat(b1), flat(w2), flat(b2), flat(sw), flat(sb)

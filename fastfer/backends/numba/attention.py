@@ -44,9 +44,21 @@ def _dot(a: DotProduct, train: bool) -> DotProductTrained:
     units, work = batch * -(-queries // _softmax.QUERIES), batch * queries * keys * (depth + width)
     count = chunks(units, work)
     _softmax.dot_forward(
-        q.dtype, count, work, out, stats, q.contiguous(), k.contiguous(), v.contiguous(), _rate(q, scale, factor),
-        _starts(units, count), queries, keys, depth, width,
-    )  # fmt: skip
+        q.dtype,
+        count,
+        work,
+        out,
+        stats,
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        _rate(q, scale, factor),
+        _starts(units, count),
+        queries,
+        keys,
+        depth,
+        width,
+    )
     return DotProductTrained(out, stats)
 
 
@@ -83,9 +95,21 @@ def dot_product_attention_backward(a: DotProductBackward) -> DotProductGradients
     for by_keys, blocks in passes:
         count = chunks(batch * blocks, work)
         _softmax.dot_backward(
-            q.dtype, count, work, dq, dk, dv, parts, *tensors, _starts(batch * blocks, count), queries, keys, depth,
-            width, by_keys,
-        )  # fmt: skip
+            q.dtype,
+            count,
+            work,
+            dq,
+            dk,
+            dv,
+            parts,
+            *tensors,
+            _starts(batch * blocks, count),
+            queries,
+            keys,
+            depth,
+            width,
+            by_keys,
+        )
     d_scale = none
     if needs.scale and a.scale is not None:
         d_scale = (parts.sum() * a.factor).to(q.dtype).reshape(a.scale.shape)
@@ -113,9 +137,21 @@ def additive_attention_train(a: Additive) -> AdditiveTrained:
     work = 2 * rows * dim * hidden + rows * hidden
     count = chunks(-(-rows // _additive.BLOCK), work)
     _additive.hidden_forward(
-        x.dtype, count, work, u, weights, x, h, _padded(weight.t()), bias.contiguous(), v.contiguous(), v_bias,
-        _starts(rows, count), dim, hidden,
-    )  # fmt: skip
+        x.dtype,
+        count,
+        work,
+        u,
+        weights,
+        x,
+        h,
+        _padded(weight.t()),
+        bias.contiguous(),
+        v.contiguous(),
+        v_bias,
+        _starts(rows, count),
+        dim,
+        hidden,
+    )
     work = rows * (dim + 32)
     count = chunks(batch, work)
     _additive.sequence_forward(x.dtype, count, work, out, weights, x, _starts(batch, count), tokens, dim)
@@ -145,9 +181,23 @@ def additive_attention_backward(a: AdditiveBackward) -> AdditiveGradients:
             x.dtype, split, rows * dim, de, dx, a.d_out.contiguous(), a.weights, x, _starts(batch, split), tokens, dim
         )
         _additive.hidden_backward(
-            x.dtype, count, work, dx, dh, parts, sums, de, a.u, x, h, panels, v.contiguous(), _starts(rows, count), dim,
+            x.dtype,
+            count,
+            work,
+            dx,
+            dh,
+            parts,
+            sums,
+            de,
+            a.u,
+            x,
+            h,
+            panels,
+            v.contiguous(),
+            _starts(rows, count),
+            dim,
             hidden,
-        )  # fmt: skip
+        )
     if not needed:
         return AdditiveGradients(dx, dh, none, x.new_empty(0), x.new_empty(0), x.new_empty(0))
     dweight = parts.sum(0)[:, :, :dim].transpose(0, 1).reshape(weight.shape).contiguous()

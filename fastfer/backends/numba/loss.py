@@ -53,9 +53,16 @@ def center_loss(a: Center) -> Tensor:
     parts = np.zeros(count)
     if features.numel():
         _losses.center_forward(
-            features.dtype, count, features.numel(), parts, features.contiguous(), centers.contiguous(),
-            labels.contiguous(), _starts(rows, count), dim,
-        )  # fmt: skip
+            features.dtype,
+            count,
+            features.numel(),
+            parts,
+            features.contiguous(),
+            centers.contiguous(),
+            labels.contiguous(),
+            _starts(rows, count),
+            dim,
+        )
     return torch.full((), 0.5 * float(parts.sum()), dtype=features.dtype, device="cpu")
 
 
@@ -68,9 +75,18 @@ def center_loss_backward(a: CenterBackward) -> CenterGradients:
     count, starts = _columns(features.shape[1], features.numel())
     if features.numel():
         _losses.center_backward(
-            features.dtype, count, features.numel(), d_features, d_centers, features.contiguous(),
-            centers.contiguous(), a.d_out, labels.contiguous(), starts, features.shape[1],
-        )  # fmt: skip
+            features.dtype,
+            count,
+            features.numel(),
+            d_features,
+            d_centers,
+            features.contiguous(),
+            centers.contiguous(),
+            a.d_out,
+            labels.contiguous(),
+            starts,
+            features.shape[1],
+        )
     return CenterGradients(d_features, d_centers)
 
 
@@ -83,9 +99,16 @@ def triplet_loss_train(a: Triplet) -> TripletTrained:
     count = chunks(rows, work)
     if rows:
         _losses.mine(
-            features.dtype, count, work, squares, pairs, features.contiguous(), labels.contiguous(),
-            _starts(rows, count), dim,
-        )  # fmt: skip
+            features.dtype,
+            count,
+            work,
+            squares,
+            pairs,
+            features.contiguous(),
+            labels.contiguous(),
+            _starts(rows, count),
+            dim,
+        )
     valid = (pairs >= 0).all(1)
     distances, share = squares.sqrt(), 1 / valid.sum().clamp(min=1).double()
     hinge = margin + distances[:, 0] - distances[:, 1]
@@ -109,9 +132,16 @@ def triplet_loss_backward(a: TripletBackward) -> Tensor:
     if features.numel():
         signed = a.slopes * torch.stack([a.d_loss, -a.d_loss])
         _losses.triplet_backward(
-            features.dtype, count, features.numel(), grads, features.contiguous(), signed, a.pairs, starts,
+            features.dtype,
+            count,
+            features.numel(),
+            grads,
+            features.contiguous(),
+            signed,
+            a.pairs,
+            starts,
             features.shape[1],
-        )  # fmt: skip
+        )
     return grads
 
 
@@ -131,9 +161,19 @@ def _entropy(a: Entropy, train: bool) -> EntropyTrained:
     if rows:
         settings = np.array([smoothing, total])
         _losses.entropy(
-            logits.dtype, count, work, parts, grad, logits.contiguous(), target if soft else None, weight, settings,
-            None if soft else target, _starts(rows, count), classes,
-        )  # fmt: skip
+            logits.dtype,
+            count,
+            work,
+            parts,
+            grad,
+            logits.contiguous(),
+            target if soft else None,
+            weight,
+            settings,
+            None if soft else target,
+            _starts(rows, count),
+            classes,
+        )
     with np.errstate(all="ignore"):
         loss = parts.sum() / np.float64(total)
     return EntropyTrained(torch.full((), float(loss), dtype=logits.dtype, device="cpu"), grad)
