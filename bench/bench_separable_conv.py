@@ -19,7 +19,7 @@ from bench.cases import Case, of_layers, parametrize
 from bench.contenders import FASTFER, Problem, Weights, block_inference, block_training, seeded
 from bench.convolutions import conv_backward, conv_forward
 from fastfer import backend, ops
-from fastfer.ops._linked import Deferred, linked_separable_conv2d
+from fastfer.ops._linked import Linked, linked_separable_conv2d
 
 Compare = Callable[[Case, str], None]
 _RUNNING = {"running_mean": torch.zeros, "running_var": torch.ones}
@@ -117,12 +117,12 @@ def _pair(network: str, channels: int, size: int, between: bool, act: str) -> Pr
     def own(x: Tensor, t: Weights) -> Tensor:
         norm = {n: ops.Norm(*(t[f"{n}_{name}"] for name in ("weight", "bias", *_RUNNING))) for n in norms}
         links = backend.links("cpu") and torch.is_grad_enabled()
-        y: Tensor | Deferred = x
+        y: Tensor | Linked = x
         for block in "ab":
             options = {"norm1": norm.get(f"{block}1"), "act1": act if between else None, "norm2": norm[f"{block}2"]}
             common = {**options, "act2": act, "stride": 1, "padding": 1, "dw_bias": None, "pw_bias": None}
             if links:
-                y = linked_separable_conv2d(y, t[f"{block}_dw"], t[f"{block}_pw"], **common, defer=block == "a")
+                y = linked_separable_conv2d(y, t[f"{block}_dw"], t[f"{block}_pw"], **common, leaves=block == "a")
             else:
                 y = ops.separable_conv2d(y, t[f"{block}_dw"], t[f"{block}_pw"], **common, training=True)
         return y

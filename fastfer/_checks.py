@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from fastfer import backend
-
-ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid")
-"""Activation names; the index is the code that kernels receive."""
+from fastfer._types import ACTIVATIONS as ACTIVATIONS
+from fastfer._types import DTYPES as DTYPES
+from fastfer._types import HALF_DTYPES as HALF_DTYPES
+from fastfer._types import compute_dtype as compute_dtype
 
 _CODES: dict[object, int] = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 MOST = (1 << 31) - 1
 """Largest kernel side, stride, padding and channel count: kernels multiply sizes, and C's int holds no more."""
-
-DTYPES = (torch.float32, torch.float64)
-HALF_DTYPES = (torch.bfloat16, torch.float16)
-_COMPUTE = dict.fromkeys(HALF_DTYPES, torch.float32)
 
 
 def act_code(op: str, name: str | None, arg: str = "act") -> int:
@@ -80,11 +77,6 @@ def floating(op: str, arg: str, x: object) -> Tensor:
     ):
         raise TypeError(f"{op}: {arg}: expected dtype float32 or float64, got {str(t.dtype).removeprefix('torch.')}")
     return t
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """What ``x`` is computed in, the dtype of parameters beside it: float32 for bfloat16 and float16, else its own."""
-    return _COMPUTE.get(x.dtype, x.dtype)
 
 
 def image(op: str, arg: str, x: object, channels: int | None = None) -> Tensor:

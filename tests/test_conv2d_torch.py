@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import Variant
 from conv_oracle import Case, Layer, alone, known, make
+from flat import Flat
 from guard import Guarded
 from oracle import Result, same_bits
 from tolerance import assert_close
@@ -121,7 +122,8 @@ def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: t
     layers = [Layer(1, c, 5, 6, o, act="silu") for c, o in ((1, 1), (3, 17), (15, 7), (16, 16), (17, 5), (2, 8))]
     layers += [Layer(2, 5, 4, 4, 9, (1, 1), padding=(0, 0, 0, 0)), *(alone(2, c, 4, 5) for c in (1, 5, 8, 17))]
     for layer in layers:
-        case, module = make(layer), backend.implementation("norm" if layer.kernel is None else "conv2d", "cpu")
+        family = "norm" if layer.kernel is None else "conv2d"
+        case, module = make(layer), Flat(backend.implementation(family, "cpu"))
         infer, train, backward = (getattr(module, op.name().partition("::")[2]) for op in ops_of(layer))
         args, last = case.raw(dtype, False), backward_arguments(case, dtype, train)
         for run in (

@@ -12,6 +12,7 @@ import torch
 from conftest import Variant
 from conv_oracle import Case, Layer, assert_result, assert_same_for_any_threads, expected, make, safe
 from draws import kernels
+from flat import Flat
 from guard import Guarded
 from oracle import Result, same_bits
 from test_conv2d_torch import backward_arguments, ops_of
@@ -130,7 +131,7 @@ def test_threads_give_the_same_bits_beside_a_nan(kernel_variant: Variant, thread
 
 @pytest.mark.parametrize("layer", LAYERS[:4], ids=str)
 def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, layer: Layer) -> None:
-    case, module = make(layer), backend.implementation("conv2d", "cpu")
+    case, module = make(layer), Flat(backend.implementation("conv2d", "cpu"))
     _, train, backward = (getattr(module, op.name().partition("::")[2]) for op in ops_of(layer))
     arguments, last = case.raw(torch.float32, False), backward_arguments(case, torch.float32, train)
     with Guarded() as guarded:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from flat import Flat
 from guard import Guarded
 from oracle import KINKS, TORCH
 from tolerance import assert_close
@@ -20,6 +21,8 @@ pytest.importorskip("numba", reason="numba is not installed: pip install 'fastfe
 
 from fastfer._checks import ACTIVATIONS
 from fastfer.backends.numba import conv2d, norm
+
+conv2d, norm = Flat(conv2d), Flat(norm)
 
 DTYPES = (torch.float32, torch.float64)
 EPS = 1e-3

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fastfer import backend
 from fastfer.nn import CSA, BatchNorm2d, Chain, Conv2d, DepthwiseConv2d, SeparableConv2d, chain
-from fastfer.ops._linked import Deferred, deferred_conv2d, linked_csa, linked_separable_conv2d
+from fastfer.ops._linked import Linked, linked_conv2d, linked_csa, linked_separable_conv2d
 from fastfer.ops.norm import Norm
+from fastfer.signatures.fields import Link
 
 DTYPES = [torch.float32, torch.float64]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("f32", "f64"))
@@ -141,30 +142,37 @@ def test_bits_do_not_depend_on_threads(kernel_variant: Variant, threads: None, l
         assert all(torch.equal(value, other[key]) for key, value in results[0].items())
 
 
-def deferred(dtype: torch.dtype) -> tuple[Deferred, list[Tensor]]:
-    """A deferred normalisation of 18 channels whose tensors are leaves."""
+def linked_input(dtype: torch.dtype) -> tuple[Linked, list[Tensor]]:
+    """A linked normalisation of 18 channels whose tensors are leaves."""
     torch.manual_seed(2)
     y = torch.randn(3, 18, 7, 6, dtype=torch.float64) * 2 + 1
     stats = torch.stack([y.mean((0, 2, 3)), (y.var((0, 2, 3), correction=0) + 1e-5).rsqrt(), y.var((0, 2, 3))])
     leaves = [t.to(dtype).requires_grad_() for t in (y, stats, torch.rand(18) + 0.5, torch.randn(18))]
-    return Deferred(*leaves, 5), leaves  # silu
+    return as_linked(leaves), leaves
 
 
-def normalised(d: Deferred) -> Tensor:
-    mean, invstd, weight, bias = (v.view(1, -1, 1, 1) for v in (d.stats[0], d.stats[1], d.weight, d.bias))
+def as_linked(tensors: list[Tensor]) -> Linked:
+    y, stats, weight, bias = tensors
+    return Linked(y, Link(stats, weight, bias, 5))  # silu
+
+
+def normalised(d: Linked) -> Tensor:
+    mean, invstd, weight, bias = (
+        v.view(1, -1, 1, 1) for v in (d.link.stats[0], d.link.stats[1], d.link.weight, d.link.bias)
+    )
     return nn.functional.silu((d.y - mean) * invstd * weight + bias)
 
 
 @dtypes
 @pytest.mark.parametrize("kind", ["block", "csa"])
-def test_gradients_of_the_deferred_tensors(variant: Variant, kind: str, dtype: torch.dtype) -> None:
+def test_gradients_of_the_linked_tensors(variant: Variant, kind: str, dtype: torch.dtype) -> None:
     """Each of y, statistics, weight and bias as a tensor of its own, whatever it comes from."""
-    values, leaves = deferred(dtype)
+    values, leaves = linked_input(dtype)
     torch.manual_seed(3)
     shapes = ((18, 1, 3, 3), (9, 18, 1, 1)) if kind == "block" else ((1, 1, 3), (1, 2, 1, 1), (1,))
     weights = [torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
-    def result(d: Deferred, parts: list[Tensor], link: bool) -> Tensor:
+    def result(d: Linked, parts: list[Tensor], link: bool) -> Tensor:
         if kind == "csa":
             if link:
                 return linked_csa(d, *parts, pool=False)
@@ -175,7 +183,7 @@ def test_gradients_of_the_deferred_tensors(variant: Variant, kind: str, dtype: t
         if link:
             options: dict[str, Any] = {"norm1": None, "act1": None, "norm2": None, "act2": None}
             y = linked_separable_conv2d(
-                d, *parts, **options, stride=1, padding=1, dw_bias=None, pw_bias=None, defer=False
+                d, *parts, **options, stride=1, padding=1, dw_bias=None, pw_bias=None, leaves=False
             )
             assert isinstance(y, Tensor)
             return y
@@ -183,7 +191,7 @@ def test_gradients_of_the_deferred_tensors(variant: Variant, kind: str, dtype: t
         return nn.functional.conv2d(z, parts[1])
 
     wide = [t.detach().double().requires_grad_() for t in (*leaves, *weights)]
-    want = result(Deferred(*wide[:4], 5), wide[4:], False)
+    want = result(as_linked(wide[:4]), wide[4:], False)
     upstream = torch.randn_like(want)
     grads = torch.autograd.grad(want, wide, upstream)
     got = result(values, weights, True)
@@ -212,14 +220,14 @@ def test_gradient_through_the_statistics(variant: Variant, dtype: torch.dtype) -
     want = torch.autograd.grad((y * of_y).sum() + (stats * of_stats).sum(), wide)
     leaves = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
     norm = Norm(*(torch.ones(10, dtype=dtype) for _ in range(4)), eps=1e-3)
-    got = deferred_conv2d(*leaves, norm, None, 1, 1)
+    got = linked_conv2d(*leaves, norm, None, 1, 1)
     assert_close(got.y, y, "chain", 18, name="y")
-    assert_close(got.stats, stats, "chain", 216, name="statistics")
-    loss = (got.y * of_y.to(dtype)).sum() + (got.stats * of_stats.to(dtype)).sum()
+    assert_close(got.link.stats, stats, "chain", 216, name="statistics")
+    loss = (got.y * of_y.to(dtype)).sum() + (got.link.stats * of_stats.to(dtype)).sum()
     for name, grad, expected in zip(("x", "weight", "bias"), torch.autograd.grad(loss, leaves), want, strict=True):
         assert_close(grad, expected, "chain", 216, name=name)
-    alone = deferred_conv2d(*leaves, norm, None, 1, 1)
-    only = torch.autograd.grad((alone.stats * of_stats.to(dtype)).sum(), leaves)
+    alone = linked_conv2d(*leaves, norm, None, 1, 1)
+    only = torch.autograd.grad((alone.link.stats * of_stats.to(dtype)).sum(), leaves)
     want = torch.autograd.grad((wide_stats(wide) * of_stats).sum(), wide)
     for name, grad, expected in zip(("x", "weight", "bias"), only, want, strict=True):
         assert_close(grad, expected, "chain", 216, name=name)
@@ -239,18 +247,16 @@ def test_non_finite(cpu_backend: Variant, linked: None, value: float) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     for kind in (Conv2d, SeparableConv2d, CSA):
-        for method in ("deferred", "linked"):
-            if hasattr(kind, method):
-                real = getattr(kind, method)
-                monkeypatch.setattr(
-                    kind,
-                    method,
-                    lambda self, *args, _f=real, _n=f"{kind.__name__}.{method}": (seen.append(_n), _f(self, *args))[1],
-                )
+        name = f"{kind.__name__}.linked"
+        monkeypatch.setattr(
+            kind,
+            "linked",
+            lambda self, *args, _f=kind.linked, _n=name: (seen.append(_n), _f(self, *args))[1],
+        )
     return seen
 
 
-ALL = ["Conv2d.deferred", "SeparableConv2d.linked", "SeparableConv2d.linked", "CSA.linked"]
+ALL = ["Conv2d.linked", "SeparableConv2d.linked", "SeparableConv2d.linked", "CSA.linked"]
 
 
 def test_what_is_linked(monkeypatch: pytest.MonkeyPatch, linked: None) -> None:
@@ -296,8 +302,8 @@ def test_autocast_and_compile_do_not_link(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_opcheck(cpu_backend: Variant) -> None:
     namespace = torch.ops.fastfer
-    values, _ = deferred(torch.float32)
-    link = values[1:]
+    values, _ = linked_input(torch.float32)
+    link = values.link
     pick = {"test_utils": ("test_schema", "test_autograd_registration", "test_faketensor")}
     x, weight = torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
     ones = torch.ones(4)
@@ -305,14 +311,14 @@ def test_opcheck(cpu_backend: Variant) -> None:
         namespace.conv2d_linked.default, (x, weight, None, ones, ones, 1e-5, [1, 1], [1, 1, 1, 1]), **pick
     )
     dw, pw = torch.randn(18, 1, 3, 3, requires_grad=True), torch.randn(4, 18, 1, 1, requires_grad=True)
-    for defer in (False, True):
-        norm2 = (None, None, None, None, 0.0) if defer else (ones, ones, ones, ones, 1e-5)
+    for leaves in (False, True):
+        norm2 = (None, None, None, None, 0.0) if leaves else (ones, ones, ones, ones, 1e-5)
         block = (dw, None, None, None, None, None, 0.0, 0, pw, None, *norm2, 0, [1, 1], [1, 1, 1, 1])
-        left = (ones, ones, 1e-5) if defer else (None, None, 0.0)
+        left = (ones, ones, 1e-5) if leaves else (None, None, 0.0)
         args = (values.y, *block, *link, *left)
         torch.library.opcheck(namespace.separable_conv2d_linked.default, args, **pick)
     wide = torch.ones(18)
     depthwise = (dw, None, wide, wide, wide, wide, 1e-5, 3, [1, 1], [1, 1, 1, 1])
     torch.library.opcheck(namespace.depthwise_norm_linked.default, (values.y, *depthwise, *link), **pick)
     gates = (torch.randn(1, 1, 3), None, None, None, 0, 6, torch.randn(1, 2, 1, 1), torch.randn(1), False, True)
-    torch.library.opcheck(namespace.gate_linked.default, (*values, *gates), **pick)
+    torch.library.opcheck(namespace.gate_linked.default, (values.y, *link, *gates), **pick)

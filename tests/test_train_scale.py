@@ -20,6 +20,7 @@ pytest.importorskip("accelerate", reason="the trainer's packages are not install
 
 from train_runs import arguments, read_metrics, tiny
 
+from fastfer import _processes
 from fastfer.backends.reference import norm
 from fastfer.train import InputError, TrainConfig, train
 from fastfer.train.__main__ import main
@@ -106,7 +107,7 @@ def test_synchronised_norms_against_the_whole_batch(act: int) -> None:
                     terms.append(value)
                     return value + other[len(terms) - 1] if len(terms) <= len(other) else value
 
-                with norm.synchronised(total):
+                with _processes.synchronised(total):
                     results[own] = call(*parts[own])
                 known[own] = terms
         return results

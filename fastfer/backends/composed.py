@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linked normalisations composed of a backend's own functions and a few passes of torch's: for Numba and CUDA.
+"""Ops composed of a backend's own functions and a few passes of torch's: pooled convolutions and linked normalisations.
 
-The first op ends with y and its statistics (3, C); the next takes z = act((y - mean)·invstd·weight + bias) for its
-input. Their gradients are those of tensors like others: with g = dz·act', s = sum(g), sx = sum(g·(y - mean)) over n
-values a channel, y gets g·weight·invstd, the statistics get (-weight·invstd·s, weight·sx, 0), weight invstd·sx and bias
-s; and the first op adds what its statistics (m, i, v) got:
+Of linked ops the first ends with y and its statistics (3, C); the next takes z = act((y - mean)·invstd·weight + bias)
+for its input. Their gradients are those of tensors like others: with g = dz·act', s = sum(g), sx = sum(g·(y - mean))
+over n values a channel, y gets g·weight·invstd, the statistics get (-weight·invstd·s, weight·sx, 0), weight invstd·sx
+and bias s; and the first op adds what its statistics (m, i, v) got:
 dy += dm/n - di·invstd³·(y - mean)/n + 2·dv·(y - mean)/(n - 1).
 """
 
@@ -18,8 +18,24 @@ from torch import Tensor
 from fastfer.backends.reference import elementwise
 from fastfer.backends.reference._layout import nhwc
 from fastfer.backends.reference.norm import norm_statistics, normalise
+from fastfer.backends.reference.pool import at_maxima
+from fastfer.signatures.conv2d import (
+    Conv2d,
+    Conv2dBackward,
+    Conv2dGradients,
+    Conv2dLinked,
+    Conv2dLinkedBackward,
+    Conv2dLinkedTrained,
+    Conv2dNeeds,
+    Conv2dPoolBackward,
+    Conv2dPoolTrain,
+    Conv2dPoolTrained,
+    Conv2dTrain,
+    Conv2dTrained,
+)
 from fastfer.signatures.fields import Affine, Link, LinkGradients
 from fastfer.signatures.separable_conv import (
+    ConvGradients,
     DepthwiseNormBackward,
     DepthwiseNormGradients,
     DepthwiseNormLinked,
@@ -65,6 +81,47 @@ def statistics_backward(dy: Tensor, d_stats: Tensor | None, y: Tensor, stats: Te
     bend = 2 * d_stats[2] / max(count - 1, 1) - d_stats[1] * stats[1] ** 3 / count
     through = _channels(d_stats[0] / count) + _channels(bend) * (y - _channels(stats[0]))
     return nhwc((dy + through).to(dy.dtype))
+
+
+def conv2d_linked(train: Callable[[Conv2dTrain], Conv2dTrained], a: Conv2dLinked) -> Conv2dLinkedTrained:
+    """The op ``conv2d_linked``; ``train`` is the backend's `conv2d_train`."""
+    block = Conv2d(a.x, a.weight, a.bias, None, 0, a.stride, a.padding)
+    y = train(Conv2dTrain(block, True)).out
+    return Conv2dLinkedTrained(y, norm_statistics(y, a.left, True))
+
+
+def conv2d_linked_backward(
+    backward: Callable[[Conv2dBackward], Conv2dGradients], a: Conv2dLinkedBackward
+) -> ConvGradients:  # fmt: skip
+    """The op ``conv2d_linked_backward``; ``backward`` is the backend's `conv2d_backward`."""
+    nothing = a.y.new_empty(0)
+    grads = backward(Conv2dBackward(
+        d_out=statistics_backward(a.d_y, a.d_stats, a.y, a.stats), x=a.x, y=nothing, weight=a.weight, norm=None,
+        stats=nothing, act=0, stride=a.stride, padding=a.padding, batch_stats=True,
+        needs=Conv2dNeeds(a.needs.x, a.needs.weight),
+    ))  # fmt: skip
+    return ConvGradients(grads.d_x, grads.d_weight, grads.d_bias)
+
+
+def conv2d_pool_train(
+    train: Callable[[Conv2dTrain], Conv2dTrained], pool_train: Callable[..., tuple[Tensor, Tensor]], a: Conv2dPoolTrain
+) -> Conv2dPoolTrained:
+    """The op ``conv2d_pool_train``, of the backend's `conv2d_train` and `max_pool2d_train`."""
+    full = train(Conv2dTrain(a.block, a.batch_stats))
+    out, positions = pool_train(full.out, *a.pool)
+    return Conv2dPoolTrained(out, full.y, at_maxima(full.y, positions, *a.pool), positions, full.stats)
+
+
+def conv2d_pool_backward(
+    backward: Callable[[Conv2dBackward], Conv2dGradients], pool_backward: Callable[..., Tensor], a: Conv2dPoolBackward
+) -> Conv2dGradients:
+    """The op ``conv2d_pool_backward``, of the backend's `conv2d_backward` and `max_pool2d_backward`."""
+    d_out = pool_backward(a.d_out, a.positions, list(a.y.shape[2:]), *a.pool)
+    return backward(
+        Conv2dBackward(
+            d_out, a.x, a.y, a.weight, a.norm, a.stats, a.act, a.stride, a.padding, a.batch_stats, a.needs
+        )
+    )  # fmt: skip
 
 
 def separable_conv2d_linked(

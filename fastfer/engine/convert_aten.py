@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastfer._checks import ACTIVATIONS
+from fastfer._types import ACTIVATIONS
 from fastfer.engine import views
 from fastfer.engine.convert import Conversion, Lazy, covers, numbers
 from fastfer.engine.convert_attention import Scores, Softmax, Weighted, weighted

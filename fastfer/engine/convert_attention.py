@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastfer._checks import ACTIVATIONS
+from fastfer._types import ACTIVATIONS
 from fastfer.engine import views
 from fastfer.engine.convert import Conversion, Lazy, covers, numbers
 from fastfer.engine.convert_fastfer import attention, pointwise

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastfer._checks import ACTIVATIONS
 from fastfer._signature import Signature
+from fastfer._types import ACTIVATIONS
 from fastfer.engine import views
 from fastfer.engine.convert import Conversion, covers, numbers
 from fastfer.engine.graph import MAX, MEAN, Array, vector
 from fastfer.engine.views import Uncovered, View
 from fastfer.signatures.bottleneck import Bottleneck
+from fastfer.signatures.conv2d import Conv2d
 from fastfer.signatures.fields import RunningNorm
+from fastfer.signatures.norm import BatchNorm
 from fastfer.signatures.separable_conv import Depthwise, DepthwiseNorm, Pointwise, Separable
 
 _SIGMOID, _HARDSWISH = ACTIVATIONS.index("sigmoid"), ACTIVATIONS.index("hardswish")
@@ -86,13 +88,9 @@ def _block(
     return convolution(into, x, kernel, offset, stride, padding, groups, act)
 
 
-@covers("fastfer.conv2d")
-def _conv2d(
-    into: Conversion, x: View, weight: Tensor, bias: Any, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
-    eps: float, act: int, stride: Any, padding: Any,
-) -> View:  # fmt: skip
-    norm = None if n_weight is None else RunningNorm(n_weight, n_bias, n_mean, n_var, eps)
-    return _block(into, x, weight, bias, norm, act, stride, padding)
+@described("fastfer.conv2d", Conv2d)
+def _conv2d(into: Conversion, a: Conv2d) -> View:
+    return _block(into, a.x, a.weight, a.bias, a.norm, a.act, a.stride, a.padding)
 
 
 @described("fastfer.separable_conv2d", Separable)
@@ -127,9 +125,9 @@ def _pointwise(into: Conversion, a: Pointwise) -> View:
     return _block(into, a.x, a.weight, a.bias, None, 0)
 
 
-@covers("fastfer.batch_norm")
-def _batch_norm(into: Conversion, x: View, weight: Any, bias: Any, mean: Any, var: Any, eps: float, act: int) -> View:
-    return into.affine(x, *norm_affine(weight, bias, mean, var, eps), act)
+@described("fastfer.batch_norm", BatchNorm)
+def _batch_norm(into: Conversion, a: Any) -> View:
+    return into.affine(a.x, *norm_affine(*a.norm), a.act)
 
 
 @covers("fastfer.activation")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastfer._checks import ACTIVATIONS
+from fastfer._types import ACTIVATIONS
 from fastfer.engine.convert import HANDLERS, Conversion, Lazy, covers
 from fastfer.engine.views import Uncovered, View
 

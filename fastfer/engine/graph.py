@@ -5,7 +5,7 @@ Every value is a map (C, H, W) of one image, the batch is free: a vector is (C, 
 Nodes stand in execution order, a value is written by one node, the input by none. `OPS` lists the operations with
 their code in the file, their attributes and weights; how the output's shape follows from the inputs' is known in one
 place, the extension; activations are indices of
-`fastfer._checks.ACTIVATIONS`, padding is (top, left, bottom, right).
+`fastfer._types.ACTIVATIONS`, padding is (top, left, bottom, right).
 """
 
 from __future__ import annotations

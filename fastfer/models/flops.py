@@ -27,7 +27,7 @@ def _positions(x: Shape, kernel: Shape, stride: Sequence[int], padding: Sequence
     return int(x[0] * height * width)
 
 
-def _depthwise(a: Any) -> int:
+def _convolution(a: Any) -> int:
     return _positions(a.x, a.weight, a.stride, a.padding) * int(math.prod(a.weight))
 
 
@@ -44,10 +44,6 @@ def _bottleneck(a: Any) -> int:
     after: int = math.prod(a.dw_weight) + (0 if a.project_weight is None else math.prod(a.project_weight))
     expansion: int = a.x[0] * a.x[2] * a.x[3] * math.prod(a.expand_weight)
     return expansion + _positions(a.x, a.dw_weight, a.stride, a.padding) * after
-
-
-def _conv2d(x: Shape, weight: Shape, *rest: Any) -> int:
-    return _positions(x, weight, rest[7], rest[8]) * math.prod(weight)
 
 
 def _channel_gate(x: Shape, w1: Shape, b1: Shape, w2: Shape, *rest: Any) -> int:
@@ -91,10 +87,6 @@ def _additive(x: Shape, h: Shape, weight: Shape, bias: Shape, v: Shape, *rest: A
 
 
 _MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
-    "conv2d": _conv2d,
-    "conv2d_train": _conv2d,
-    "conv2d_pool_train": _conv2d,
-    "conv2d_linked": lambda x, weight, *rest: _positions(x, weight, *rest[4:6]) * math.prod(weight),
     "gate_linked": lambda x, *rest: _gate(x, *rest[4:]),
     "channel_gate": _channel_gate,
     "channel_gate_train": _channel_gate,
@@ -114,10 +106,14 @@ _MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
 
 
 _OF_SIGNATURES: dict[str, Callable[[Any], int]] = {
-    "depthwise_conv2d": _depthwise,
-    "depthwise_norm": _depthwise,
-    "depthwise_norm_train": lambda a: _depthwise(a.block),
-    "depthwise_norm_linked": lambda a: _depthwise(a.block),
+    "depthwise_conv2d": _convolution,
+    "depthwise_norm": _convolution,
+    "depthwise_norm_train": lambda a: _convolution(a.block),
+    "depthwise_norm_linked": lambda a: _convolution(a.block),
+    "conv2d": _convolution,
+    "conv2d_train": lambda a: _convolution(a.block),
+    "conv2d_pool_train": lambda a: _convolution(a.block),
+    "conv2d_linked": _convolution,
     "pointwise_conv2d": _pointwise,
     "separable_conv2d": _separable,
     "separable_conv2d_train": lambda a: _separable(a.block),

@@ -16,7 +16,7 @@ from fastfer.nn.conv2d import Conv2d
 from fastfer.nn.gate import CSA
 from fastfer.nn.norm import BatchNorm2d
 from fastfer.nn.separable_conv import DepthwiseConv2d, SeparableConv2d
-from fastfer.ops._linked import Deferred
+from fastfer.ops._linked import Linked
 
 
 @fused()
@@ -78,13 +78,13 @@ def _separable(block: Any) -> bool:
     )
 
 
-def _call(block: Any, x: Tensor | Deferred, leaves: bool) -> Tensor | Deferred:
-    y: Tensor | Deferred
+def _call(block: Any, x: Tensor | Linked, leaves: bool) -> Tensor | Linked:
+    y: Tensor | Linked
     if isinstance(block, Conv2d) and leaves:
-        y = block.deferred(x)  # type: ignore[arg-type]
-    elif isinstance(block, CSA | DepthwiseConv2d) and isinstance(x, Deferred):
+        y = block.linked(x)  # type: ignore[arg-type]
+    elif isinstance(block, CSA | DepthwiseConv2d) and isinstance(x, Linked):
         y = block.linked(x)
-    elif isinstance(block, SeparableConv2d) and (leaves or isinstance(x, Deferred)):
+    elif isinstance(block, SeparableConv2d) and (leaves or isinstance(x, Linked)):
         y = block.linked(x, leaves)
     else:
         y = block(x)

@@ -16,7 +16,7 @@ from fastfer.nn._lookup import child, tensor
 from fastfer.nn._plain import fused, fuses
 from fastfer.nn.norm import BatchNorm2d, make_norm, normalised
 from fastfer.nn.pool import MaxPool2d
-from fastfer.ops._linked import Deferred, deferred_conv2d
+from fastfer.ops._linked import Linked, linked_conv2d
 from fastfer.ops.conv2d import conv2d
 from fastfer.ops.pool import Pool
 
@@ -88,9 +88,9 @@ class Conv2d(nn.Module):
             training=norm is not None and norm.training,
         )
 
-    def deferred(self, x: Tensor) -> Deferred:
+    def linked(self, x: Tensor) -> Linked:
         """In training, with the normalisation left to the next op: see `Chain`."""
-        return deferred_conv2d(
+        return linked_conv2d(
             x, tensor(self, "weight"), tensor(self, "bias"), child(self, "norm").step(), self.act, self.stride,
             self.padding,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from fastfer.nn._lookup import child, tensor, weight_and_bias
 from fastfer.nn._plain import fused, fuses
 from fastfer.nn.conv2d import reset_conv
 from fastfer.nn.separable_conv import PointwiseConv2d
-from fastfer.ops._linked import Deferred, linked_csa
+from fastfer.ops._linked import Linked, linked_csa
 from fastfer.ops.elementwise import activation
 from fastfer.ops.gate import csa, eca, sa, scse, squeeze_excite
 from fastfer.ops.pool import max_pool2d
@@ -145,7 +145,7 @@ class CSA(nn.Module):
             return max_pool2d(y, 2) if self.pool else y
         return csa(x, tensor(channel, "weight"), *weight_and_bias(spatial), pool=self.pool)
 
-    def linked(self, x: Deferred) -> Tensor:
+    def linked(self, x: Linked) -> Tensor:
         """In training, after a normalisation that was left to this op: see `Chain`."""
         channel, spatial = child(self, "channel"), child(self, "spatial")
         return linked_csa(x, tensor(channel, "weight"), *weight_and_bias(spatial), pool=self.pool)

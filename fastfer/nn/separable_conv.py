@@ -15,7 +15,7 @@ from fastfer.nn._lookup import child, tensor
 from fastfer.nn._plain import fused, fuses
 from fastfer.nn.conv2d import reset_conv
 from fastfer.nn.norm import BatchNorm2d, make_norm, normalised
-from fastfer.ops._linked import Deferred, linked_depthwise_conv2d, linked_separable_conv2d
+from fastfer.ops._linked import Linked, linked_depthwise_conv2d, linked_separable_conv2d
 from fastfer.ops.separable_conv import depthwise_conv2d, pointwise_conv2d, separable_conv2d
 
 
@@ -67,7 +67,7 @@ class DepthwiseConv2d(nn.Module):
             training=norm is not None and norm.training,
         )
 
-    def linked(self, x: Deferred) -> Tensor:
+    def linked(self, x: Linked) -> Tensor:
         """In training, after a normalisation that was left to this op: see `Chain`."""
         return linked_depthwise_conv2d(
             x, tensor(self, "weight"), tensor(self, "bias"), child(self, "norm").step(), self.act, self.stride,
@@ -153,9 +153,9 @@ class SeparableConv2d(nn.Module):
         norm = norm2 if norm1 is None else norm1
         return separable_conv2d(x, **self._arguments(), training=norm is not None and norm.training)
 
-    def linked(self, x: Tensor | Deferred, defer: bool) -> Tensor | Deferred:
-        """In training, linked to the op before it, or, with ``defer``, to the one after it: see `Chain`."""
-        return linked_separable_conv2d(x, **self._arguments(), defer=defer)
+    def linked(self, x: Tensor | Linked, leaves: bool) -> Tensor | Linked:
+        """In training, linked to the op before it, or, with ``leaves``, to the one after it: see `Chain`."""
+        return linked_separable_conv2d(x, **self._arguments(), leaves=leaves)
 
     def _arguments(self) -> dict[str, Any]:
         """The op's, but for x and how it runs; a norm in training counts the batch."""

@@ -10,136 +10,91 @@ pooled output; the unpooled output and its gradient are never in memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
-from fastfer.ops.norm import Norm, check_batch, check_norm, update_running
+from fastfer.ops.norm import Norm, check_batch, running_norm, update_running
 from fastfer.ops.pool import Pool, check_pool, fake_max_pool, max_pool2d
+from fastfer.ops.separable_conv import image, image_like, like
+from fastfer.signatures.conv2d import (
+    Conv2d,
+    Conv2dBackward,
+    Conv2dGradients,
+    Conv2dLinked,
+    Conv2dLinkedBackward,
+    Conv2dLinkedTrained,
+    Conv2dPoolBackward,
+    Conv2dPoolTrain,
+    Conv2dPoolTrained,
+    Conv2dTrain,
+    Conv2dTrained,
+)
+from fastfer.signatures.fields import Window
+from fastfer.signatures.separable_conv import ConvGradients, output_size
 
 _FAMILY = "conv2d"
-_ARGS = (
-    "Tensor x, Tensor weight, Tensor? bias, Tensor? n_weight, Tensor? n_bias, Tensor? n_mean, Tensor? n_var, "
-    "float eps, int act, int[2] stride, int[4] padding"
-)
 
 
-def _nhwc(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last)
+def _fake(a: Conv2d) -> Tensor:
+    return image(a.x, a.weight.shape[0], *output_size(a.x, a.weight, a.stride, a.padding))
 
 
-def fake_image(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """A convolution's output with no values."""
-    height = (x.shape[2] + padding[0] + padding[2] - weight.shape[2]) // stride[0] + 1
-    width = (x.shape[3] + padding[1] + padding[3] - weight.shape[3]) // stride[1] + 1
-    return _nhwc(x.new_empty((x.shape[0], weight.shape[0], height, width)))
+def _fake_train(a: Conv2dTrain) -> Conv2dTrained:
+    norm, out = a.block.norm, _fake(a.block)
+    y = torch.empty_like(out) if norm is not None or a.block.act else out.new_empty(0)
+    return Conv2dTrained(out, y, out.new_empty(0 if norm is None else (3, out.shape[1])))
 
 
-def _fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    return fake_image(x, weight, rest[7], rest[8])
-
-
-def _fake_train(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    n_weight, act = rest[1], rest[6]
-    out = _fake(x, weight, *rest)
-    y = torch.empty_like(out) if n_weight is not None or act else x.new_empty(0)
-    return out, y, x.new_empty((3, weight.shape[0]) if n_weight is not None else 0)
-
-
-def _fake_backward(
-    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor | None, n_bias: Tensor | None, stats: Tensor,
-    act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    norm = mask[1] and n_weight is not None
-    outputs = (x.new_empty(weight.shape[0] if wanted else 0) for wanted in (mask[1], norm, norm))
-    d_weight = x.new_empty(weight.shape if mask[1] else 0)
-    return _nhwc(x.new_empty(x.shape)) if mask[0] else x.new_empty(0), d_weight, *outputs
-
-
-_WINDOW = "int[2] pool_kernel, int[2] pool_stride, int[4] pool_padding"
-
-
-def _fake_pool_train(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    y = _fake(x, weight, *rest)
-    out = fake_max_pool(y, *rest[9:12])
-    positions = torch.empty_like(out, dtype=torch.uint8)
-    return out, y, torch.empty_like(out), positions, x.new_empty((3, weight.shape[0]))
-
-
-def _fake_pool_backward(
-    dout: Tensor, x: Tensor, y: Tensor, best: Tensor, positions: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:  # fmt: skip
-    return _fake_backward(dout, x, y, *rest[:7], *rest[10:])
-
-
-_conv2d = _library.define_flat(f"conv2d({_ARGS}) -> Tensor", _FAMILY, _fake)
-_conv2d_train = _library.define_flat(
-    f"conv2d_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_train, stored=2
-)
-_conv2d_backward = _library.define_flat(
-    "conv2d_backward(Tensor dout, Tensor x, Tensor y, Tensor weight, Tensor? n_weight, Tensor? n_bias, Tensor stats, "
-    "int act, int[2] stride, int[4] padding, bool batch_stats, bool[2] mask) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_backward,
-)  # fmt: skip
-
-
-_conv2d_pool_train = _library.define_flat(
-    f"conv2d_pool_train({_ARGS}, {_WINDOW}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_pool_train, stored=3,
-)  # fmt: skip
-_conv2d_pool_backward = _library.define_flat(
-    "conv2d_pool_backward(Tensor dout, Tensor x, Tensor y, Tensor best, Tensor positions, Tensor weight, "
-    "Tensor n_weight, Tensor n_bias, Tensor stats, int act, int[2] stride, int[4] padding, "
-    f"{_WINDOW}, bool batch_stats, bool[2] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_pool_backward,
-)  # fmt: skip
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, n_weight, n_bias, _, _, _, ctx.act, ctx.stride, ctx.padding, ctx.batch_stats = inputs
-    _, y, stats = output
-    ctx.save_for_backward(x, y, weight, n_weight, n_bias, stats)
-    ctx.mark_non_differentiable(y, stats)
-    ctx.set_materialize_grads(False)
-
-
-def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return (None,) * 12
-    needs = ctx.needs_input_grad
-    mask = [needs[0], any(needs[1:5])]
-    grads = _conv2d_backward(
-        dout, *ctx.saved_tensors, ctx.act, ctx.stride, ctx.padding, ctx.batch_stats, mask
-    )  # x, weight, bias, n_weight, n_bias as the inputs
-    return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 7
-
-
-def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, n_weight, n_bias, _, _, _, ctx.act, ctx.stride, ctx.padding, *ctx.window, ctx.batch_stats = inputs
-    _, *kept, stats = output
-    ctx.save_for_backward(x, *kept, weight, n_weight, n_bias, stats)
-    ctx.mark_non_differentiable(*kept, stats)
-    ctx.set_materialize_grads(False)
-
-
-def _pool_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return (None,) * 15
-    needs = ctx.needs_input_grad
-    mask = [needs[0], any(needs[1:5])]
-    grads = _conv2d_pool_backward(
-        dout, *ctx.saved_tensors, ctx.act, ctx.stride, ctx.padding, *ctx.window, ctx.batch_stats, mask
+def _fake_backward(a: Conv2dBackward | Conv2dPoolBackward) -> Conv2dGradients:
+    params, outputs = a.needs.params, a.weight.shape[0]
+    sizes = (outputs if wanted else 0 for wanted in (params, params and a.norm is not None))
+    d_bias, d_norm_weight = (a.x.new_empty(size) for size in sizes)
+    return Conv2dGradients(
+        d_x=image_like(a.needs.x, a.x),
+        d_weight=like(params, a.weight, a.x),
+        d_bias=d_bias,
+        d_norm_weight=d_norm_weight,
+        d_norm_bias=torch.empty_like(d_norm_weight),
     )
-    return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 10
 
 
-_library.autograd_flat(_conv2d_train, _setup, _grad)
-_library.autograd_flat(_conv2d_pool_train, _pool_setup, _pool_grad)
-for _op in (_conv2d, _conv2d_train, _conv2d_pool_train):
-    _library.autocast_flat(_op, "x", lower=True)
+def _fake_pool_train(a: Conv2dPoolTrain) -> Conv2dPoolTrained:
+    y = _fake(a.block)
+    out = fake_max_pool(y, *a.pool)
+    positions = torch.empty_like(out, dtype=torch.uint8)
+    return Conv2dPoolTrained(out, y, torch.empty_like(out), positions, y.new_empty((3, y.shape[1])))
+
+
+def _fake_linked(a: Conv2dLinked) -> Conv2dLinkedTrained:
+    y = image(a.x, a.weight.shape[0], *output_size(a.x, a.weight, a.stride, a.padding))
+    return Conv2dLinkedTrained(y, y.new_empty((3, y.shape[1])))
+
+
+def _fake_linked_backward(a: Conv2dLinkedBackward) -> ConvGradients:
+    d_bias = a.x.new_empty(a.weight.shape[0] if a.needs.bias else 0)
+    return ConvGradients(image_like(a.needs.x, a.x), like(a.needs.weight, a.weight, a.x), d_bias)
+
+
+_conv2d = _library.define("conv2d", _FAMILY, Conv2d, Tensor, _fake)
+_conv2d_train = _library.define("conv2d_train", _FAMILY, Conv2dTrain, Conv2dTrained, _fake_train)
+_conv2d_backward = _library.define("conv2d_backward", _FAMILY, Conv2dBackward, Conv2dGradients, _fake_backward)
+_conv2d_pool_train = _library.define(
+    "conv2d_pool_train", _FAMILY, Conv2dPoolTrain, Conv2dPoolTrained, _fake_pool_train
+)  # fmt: skip
+_conv2d_pool_backward = _library.define(
+    "conv2d_pool_backward", _FAMILY, Conv2dPoolBackward, Conv2dGradients, _fake_backward
+)
+conv2d_linked = _library.define("conv2d_linked", _FAMILY, Conv2dLinked, Conv2dLinkedTrained, _fake_linked)
+_conv2d_linked_backward = _library.define(
+    "conv2d_linked_backward", _FAMILY, Conv2dLinkedBackward, ConvGradients, _fake_linked_backward
+)
+_library.autograd(_conv2d_train, _conv2d_backward)
+_library.autograd(_conv2d_pool_train, _conv2d_pool_backward)
+_library.autograd(conv2d_linked, _conv2d_linked_backward)
+for _op in (_conv2d, _conv2d_train, _conv2d_pool_train, conv2d_linked):
+    _library.autocast(_op, lower=True)
 
 
 def _check_weight(op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:
@@ -152,11 +107,11 @@ def _check_weight(op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:
     return weight.shape[0], weight.shape[2], weight.shape[3]
 
 
-def conv_arguments(
+def conv_fields(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None, act: str | None, stride: int | Sequence[int],
     padding: int | Sequence[int],
-) -> tuple[tuple[Any, ...], int, int]:  # fmt: skip
-    """The registered op's arguments, checked, and the convolution's height and width."""
+) -> tuple[Conv2d, int, int]:  # fmt: skip
+    """The signature of a convolution, checked, and its height and width."""
     op = "conv2d"
     _checks.image(op, "x", x)
     out, kh, kw = _check_weight(op, x, weight)
@@ -166,10 +121,8 @@ def conv_arguments(
     code = _checks.act_code(op, act)
     height = _checks.out_size(op, x.shape[2], pads[0], pads[2], kh, strides[0], "height")
     width = _checks.out_size(op, x.shape[3], pads[1], pads[3], kw, strides[1], "width")
-    if norm is not None:
-        check_norm(op, "norm", norm, x, out)
-    tensors = norm[:4] if norm is not None else (None,) * 4
-    return (x, weight, bias, *tensors, norm.eps if norm else 0.0, code, strides, pads), height, width
+    running = None if norm is None else running_norm(op, "norm", norm, x, out)
+    return Conv2d(x, weight, bias, running, code, strides, pads), height, width
 
 
 def conv2d(
@@ -191,20 +144,20 @@ def conv2d(
     pool the windows of a `max_pool2d` behind it, or None.
     Raises TypeError or ValueError naming the argument.
     """
-    args, height, width = conv_arguments(x, weight, bias, norm, act, stride, padding)
+    block, height, width = conv_fields(x, weight, bias, norm, act, stride, padding)
     window = check_pool("conv2d", pool, height, width) if pool is not None else None
     batch_stats = training and norm is not None
     if batch_stats:
         check_batch("conv2d", (x.shape[0], weight.shape[0], height, width))
-    y: Tensor
-    if not batch_stats and not (_library.gradients_on() and any(t is not None and t.requires_grad for t in args[:7])):
-        y = _conv2d(*args)
+    if not batch_stats and not _conv2d.needs_gradient(block):
+        y = _conv2d(block)
         return y if pool is None else max_pool2d(y, *pool)
+    trained: Conv2dTrained | Conv2dPoolTrained
     if window is not None and norm is not None and window[0][0] * window[0][1] <= 256:
-        y, _, _, _, stats = _conv2d_pool_train(*args, *window, batch_stats)
+        trained = _conv2d_pool_train(Conv2dPoolTrain(block, Window(*window), batch_stats))
         pool = None
     else:
-        y, _, stats = _conv2d_train(*args, batch_stats)
-    if batch_stats and y.numel():
-        update_running(norm, stats)
-    return y if pool is None else max_pool2d(y, *pool)
+        trained = _conv2d_train(Conv2dTrain(block, batch_stats))
+    if batch_stats and trained.out.numel():
+        update_running(norm, trained.stats)
+    return trained.out if pool is None else max_pool2d(trained.out, *pool)

@@ -16,9 +16,15 @@ from torch import Tensor
 
 from fastfer import _checks, _library, backend
 from fastfer.signatures.fields import RunningNorm
+from fastfer.signatures.norm import (
+    BatchNorm,
+    BatchNormBackward,
+    BatchNormGradients,
+    BatchNormTrain,
+    BatchNormTrained,
+)
 
 _FAMILY = "norm"
-_ARGS = "Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, int act"
 _native: Any = (
     importlib.import_module("fastfer.backends.native.statistics")
     if backend.list_backends()["native"].available
@@ -80,51 +86,27 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-def _fake(x: Tensor, *norm_act: Any) -> Tensor:
-    return _like(x)
+def _fake(a: BatchNorm) -> Tensor:
+    return _like(a.x)
 
 
-def _fake_train(x: Tensor, *norm_act: Any) -> tuple[Tensor, Tensor]:
-    return _like(x), x.new_empty((3, x.shape[1]))
+def _fake_train(a: BatchNormTrain) -> BatchNormTrained:
+    return BatchNormTrained(_like(a.block.x), a.block.x.new_empty((3, a.block.x.shape[1])))
 
 
-def _fake_backward(
-    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool, mask: list[bool]
-) -> tuple[Tensor, ...]:
-    params = (x.new_empty(x.shape[1] if mask[1] else 0) for _ in range(2))
-    return _like(x) if mask[0] else x.new_empty(0), *params
+def _fake_backward(a: BatchNormBackward) -> BatchNormGradients:
+    params = (a.x.new_empty(a.x.shape[1] if a.needs.params else 0) for _ in range(2))
+    return BatchNormGradients(_like(a.x) if a.needs.x else a.x.new_empty(0), *params)
 
 
-_batch_norm = _library.define_flat(f"batch_norm({_ARGS}) -> Tensor", _FAMILY, _fake)
-_batch_norm_train = _library.define_flat(
-    f"batch_norm_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor)", _FAMILY, _fake_train
+_batch_norm = _library.define("batch_norm", _FAMILY, BatchNorm, Tensor, _fake)
+_batch_norm_train = _library.define("batch_norm_train", _FAMILY, BatchNormTrain, BatchNormTrained, _fake_train)
+_batch_norm_backward = _library.define(
+    "batch_norm_backward", _FAMILY, BatchNormBackward, BatchNormGradients, _fake_backward
 )
-_batch_norm_backward = _library.define_flat(
-    "batch_norm_backward(Tensor dout, Tensor x, Tensor weight, Tensor bias, Tensor stats, int act, bool batch_stats, "
-    "bool[2] mask) -> (Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_backward,
-)  # fmt: skip
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, _, _, _, ctx.act, ctx.batch_stats = inputs
-    ctx.save_for_backward(x, weight, bias, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _grad(ctx: Any, dout: Tensor | None, _: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return (None,) * 8
-    needs = ctx.needs_input_grad
-    mask = [needs[0], needs[1] or needs[2]]
-    grads = _batch_norm_backward(dout, *ctx.saved_tensors, ctx.act, ctx.batch_stats, mask)
-    return *(grad if need else None for need, grad in zip(needs, grads, strict=False)), *(None,) * 5
-
-
-_library.autograd_flat(_batch_norm_train, _setup, _grad)
+_library.autograd(_batch_norm_train, _batch_norm_backward)
 for _op in (_batch_norm, _batch_norm_train):
-    _library.autocast_flat(_op, "x")
+    _library.autocast(_op)
 
 
 def batch_norm(x: Tensor, norm: Norm, *, act: str | None = None, training: bool = False) -> Tensor:
@@ -138,15 +120,13 @@ def batch_norm(x: Tensor, norm: Norm, *, act: str | None = None, training: bool 
     """
     op = "batch_norm"
     _checks.image(op, "x", x)
-    check_norm(op, "norm", norm, x, x.shape[1])
-    args = (x, *norm[:4], norm.eps, _checks.act_code(op, act))
-    out: Tensor
+    running = running_norm(op, "norm", norm, x, x.shape[1])
+    block = BatchNorm(x, running, _checks.act_code(op, act))
     if training:
         check_batch(op, x.shape)
-    elif not (_library.gradients_on() and any(t.requires_grad for t in args[:3])):
-        out = _batch_norm(*args)
-        return out
-    out, stats = _batch_norm_train(*args, training)
-    if training and out.numel():
-        update_running(norm, stats)
-    return out
+    elif not _batch_norm.needs_gradient(block):
+        return _batch_norm(block)
+    trained = _batch_norm_train(BatchNormTrain(block, training))
+    if training and trained.out.numel():
+        update_running(norm, trained.stats)
+    return trained.out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signatures of the activations; ``act`` is an index of `fastfer._checks.ACTIVATIONS`."""
+"""Signatures of the activations; ``act`` is an index of `fastfer._types.ACTIVATIONS`."""
 
 from __future__ import annotations
 

@@ -26,6 +26,14 @@ Size: TypeAlias = Annotated[list[int], "SymInt[2]"]
 """Height and width of an image, which a traced graph may leave open."""
 
 
+class Window(NamedTuple):
+    """The windows of a pooling."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Sides
+
+
 class RunningNorm(NamedTuple):
     """A batch normalisation with its running statistics: tensors (C,)."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import fastfer
-from fastfer.backends.reference.norm import synchronised
+from fastfer._processes import synchronised
 from fastfer.data import DataError, DataOptions, FaceCrop, Shards, Split, YuNet, load_dataset
 from fastfer.data.face import Picture
 from fastfer.data.files import write_text

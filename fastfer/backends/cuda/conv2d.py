@@ -8,15 +8,27 @@ parts of the pixels that follow from the shape alone, so that results repeat bit
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastfer.backends import composed
 from fastfer.backends.cuda import norm, pool
 from fastfer.backends.cuda.loader import Launch, compute_dtype, empty_nhwc, nhwc, product_types
-from fastfer.backends.reference import _linked
-from fastfer.backends.reference.conv2d import with_pool
+from fastfer.signatures.conv2d import (
+    Conv2d,
+    Conv2dBackward,
+    Conv2dGradients,
+    Conv2dLinked,
+    Conv2dLinkedBackward,
+    Conv2dLinkedTrained,
+    Conv2dPoolBackward,
+    Conv2dPoolTrain,
+    Conv2dPoolTrained,
+    Conv2dTrain,
+    Conv2dTrained,
+)
+from fastfer.signatures.separable_conv import ConvGradients, ConvNeeds
 
 TILE, THREADS = 64, 256  # csrc/cuda/gemm.cuh
 _PART = 4096
@@ -50,22 +62,22 @@ def _convolution(
 
 
 def convolution_backward(
-    launch: Launch, dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], mask: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias by ``mask``; ``dy`` and ``x`` NHWC, dense."""
+    launch: Launch, dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needs: ConvNeeds
+) -> ConvGradients:
+    """Gradients of x, weight and bias; ``dy`` and ``x`` NHWC, dense."""
     types = product_types("conv2d", x)
     outputs, channels, *kernel = weight.shape
     height, width = x.shape[2:]
     out = dy.shape[2:]
     dx, dw, db = x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    if mask[0]:
+    if needs.x:
         dx, rows = torch.empty_like(x), x.shape[0] * height * width
         packed = weight.permute(2, 3, 0, 1).to(x.dtype).contiguous()
         shape = (rows, channels, height, width, outputs, *out, *kernel, *stride, *padding[:2])
         grid = (tiles(rows), tiles(channels), 1)
         launch(f"conv2d_bwd_input<{types}>", x, grid, THREADS, dy, packed, dx, *shape)
     pixels = dy.shape[0] * out[0] * out[1]
-    if mask[1]:
+    if needs.weight:
         taps = kernel[0] * kernel[1] * channels
         part = max(_PART, -(-pixels // _PARTS))
         sums = torch.empty((-(-pixels // part), taps, outputs), dtype=compute_dtype(x), device=x.device)
@@ -74,69 +86,59 @@ def convolution_backward(
         launch(f"conv2d_bwd_weight<{types}>", x, grid, THREADS, x, dy, sums, *shape)
         dw = norm.total(launch, sums).view(*kernel, channels, outputs)
         dw = dw.permute(3, 2, 0, 1).to(weight.dtype).contiguous()
-    if mask[2]:
+    if needs.bias:
         db = norm.column_sums(launch, dy)
-    return dx, dw, db
+    return ConvGradients(dx, dw, db)
 
 
-def conv2d_train(
-    launch: Launch, x: Tensor, weight: Tensor, bias: Tensor | None,
-    n_weight: Tensor | None, n_bias: Tensor | None, n_mean: Tensor | None, n_var: Tensor | None,
-    eps: float, act: int, stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output, y where norm or activation follows, statistics (3, O) with a norm."""
-    gathered = batch_stats and n_mean is not None
-    y, parts = _convolution(launch, nhwc(x), weight, bias, stride, padding, gathered)
-    if parts is not None:
-        stats = norm.finish_moments(launch, y, parts, TILE, eps)
+def conv2d_train(launch: Launch, a: Conv2dTrain) -> Conv2dTrained:
+    """Output, y where norm or activation follows, statistics with a norm."""
+    b = a.block
+    gathered = a.batch_stats and b.norm is not None
+    y, parts = _convolution(launch, nhwc(b.x), b.weight, b.bias, b.stride, b.padding, gathered)
+    if parts is not None and b.norm is not None:
+        stats = norm.finish_moments(launch, y, parts, TILE, b.norm.eps)
     else:
-        stats = norm.statistics(launch, y, n_mean, n_var, eps, False)
-    if n_weight is None and act == 0:
-        return y, y.new_empty(0), stats
-    return norm.norm_act(launch, y, n_weight, n_bias, stats, act), y, stats
+        stats = norm.norm_statistics(launch, y, b.norm, False)
+    if b.norm is None and b.act == 0:
+        return Conv2dTrained(y, y.new_empty(0), stats)
+    return Conv2dTrained(norm.normalise(launch, y, b.norm, stats, b.act), y, stats)
 
 
-def conv2d(launch: Launch, *args: Any) -> Tensor:
+def conv2d(launch: Launch, a: Conv2d) -> Tensor:
     """Output with running statistics."""
-    return conv2d_train(launch, *args, False)[0]  # type: ignore[call-arg]
+    return conv2d_train(launch, Conv2dTrain(a, False)).out
 
 
-def conv2d_backward(
-    launch: Launch, dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor | None,
-    n_bias: Tensor | None, stats: Tensor, act: int, stride: list[int], padding: list[int], batch_stats: bool,
-    mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, weight, bias, and the norm's weight and bias; those not asked for are empty."""
-    dy, d_norm = nhwc(dout), (x.new_empty(0), x.new_empty(0))
-    if n_weight is not None or act:
-        dy, *gradients = norm.norm_act_backward(launch, dy, y, n_weight, n_bias, stats, act, batch_stats)
-        d_norm = (gradients[0], gradients[1]) if mask[1] else d_norm
-    dx, dw, db = convolution_backward(launch, dy, nhwc(x), weight, stride, padding, [mask[0], mask[1], mask[1]])
-    return dx, dw, db, *d_norm
+def conv2d_backward(launch: Launch, a: Conv2dBackward) -> Conv2dGradients:
+    """Gradients of x, weight, bias, and the norm's weight and bias."""
+    params = a.needs.params
+    dy, d_norm = nhwc(a.d_out), (a.x.new_empty(0), a.x.new_empty(0))
+    if a.norm is not None or a.act:
+        dy, d_norm_weight, d_norm_bias = norm.normalise_backward(
+            launch, dy, a.y, a.norm, a.stats, a.act, a.batch_stats
+        )  # fmt: skip
+        d_norm = (d_norm_weight, d_norm_bias) if params else d_norm
+    needs = ConvNeeds(a.needs.x, params, params)
+    grads = convolution_backward(launch, dy, nhwc(a.x), a.weight, a.stride, a.padding, needs)
+    return Conv2dGradients(*grads, *d_norm)
 
 
-def conv2d_pool_train(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
-    """Output of the pooling behind `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
-    result: tuple[Tensor, ...] = _with_pool(launch)[0](*args)
-    return result
+def conv2d_pool_train(launch: Launch, a: Conv2dPoolTrain) -> Conv2dPoolTrained:
+    """Output of the pooling after `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
+    return composed.conv2d_pool_train(partial(conv2d_train, launch), partial(pool.max_pool2d_train, launch), a)
 
 
-def conv2d_pool_backward(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
-    """Gradients as `conv2d_backward`, ``dout`` that of the pooled output."""
-    result: tuple[Tensor, ...] = _with_pool(launch)[1](*args)
-    return result
+def conv2d_pool_backward(launch: Launch, a: Conv2dPoolBackward) -> Conv2dGradients:
+    """Gradients as `conv2d_backward`, ``d_out`` that of the pooled output."""
+    return composed.conv2d_pool_backward(partial(conv2d_backward, launch), partial(pool.max_pool2d_backward, launch), a)
 
 
-def _with_pool(launch: Launch) -> Any:
-    functions: Any = (conv2d_train, conv2d_backward, pool.max_pool2d_train, pool.max_pool2d_backward)
-    return with_pool(*(partial(function, launch) for function in functions))
+def conv2d_linked(launch: Launch, a: Conv2dLinked) -> Conv2dLinkedTrained:
+    """As `fastfer.backends.composed` composes it of these kernels."""
+    return composed.conv2d_linked(partial(conv2d_train, launch), a)
 
 
-def conv2d_linked(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
-    """As `fastfer.backends.reference._linked` composes it of these kernels."""
-    return _linked.conv2d_linked(partial(conv2d_train, launch), *args)
-
-
-def conv2d_linked_backward(launch: Launch, *args: Any) -> tuple[Tensor, ...]:
-    """As `fastfer.backends.reference._linked` composes it of these kernels."""
-    return _linked.conv2d_linked_backward(partial(conv2d_backward, launch), *args)
+def conv2d_linked_backward(launch: Launch, a: Conv2dLinkedBackward) -> ConvGradients:
+    """As `fastfer.backends.composed` composes it of these kernels."""
+    return composed.conv2d_linked_backward(partial(conv2d_backward, launch), a)

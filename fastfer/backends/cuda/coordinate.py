@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfer._checks import ACTIVATIONS
+from fastfer._types import ACTIVATIONS
 from fastfer.backends.cuda import elementwise, norm
 from fastfer.backends.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
 from fastfer.backends.cuda.separable_conv import PLAIN, Operand, product, product_backward, product_norm

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfer._checks import ACTIVATIONS
+from fastfer._types import ACTIVATIONS
 from fastfer.backends.cuda.loader import Launch, lanes, type_name
 from fastfer.signatures.elementwise import Activation, ActivationBackward
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fastfer.backends.cuda.loader import Launch
+from fastfer.backends.cuda.launch import Launch
 
 
 @functools.cache

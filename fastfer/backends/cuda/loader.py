@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from abc import ABC, abstractmethod
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastfer._checks import compute_dtype as compute_dtype  # what arithmetic on an element is done in
+from fastfer._types import compute_dtype as compute_dtype  # what arithmetic on an element is done in
+from fastfer.backends.cuda.launch import Launch as Launch
 
 DTYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16", torch.float16: "f16"}
 """C++ name of each storage type (csrc/cuda/device.cuh); the 16-bit ones compute in float32."""
@@ -79,40 +79,6 @@ def runs_on(archs: str, major: int, minor: int) -> bool:
         ):
             return True
     return False
-
-
-class Launch(ABC):
-    """Runs kernels, asynchronously on torch's current stream."""
-
-    def __call__(self, kernel: str, like: Tensor, grid: tuple[int, int, int], threads: int, *args: Any) -> None:
-        """``kernel`` over ``grid`` blocks of ``threads`` threads on the device of ``like``; nothing where a side is 0.
-
-        ``args`` are tensors, whose addresses are passed, ints (64 bits) and floats (double): hold on to the tensors.
-        """
-        if 0 in grid:
-            return
-        words = tuple(arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args)
-        self.run(kernel, like.device, grid, threads, words)
-
-    def strided(self, kernel: str, like: Tensor, items: int, threads: int, *args: Any) -> None:
-        """A grid-stride kernel over ``items``, in at most the blocks that the device holds at once."""
-        blocks = min(-(-items // threads), self.multiprocessors(like.device) * (2048 // threads))
-        self(kernel, like, (blocks, 1, 1), threads, *args)
-
-    @abstractmethod
-    def run(
-        self, kernel: str, device: torch.device, grid: tuple[int, int, int], threads: int, words: tuple[Any, ...]
-    ) -> None:
-        """Launch with ``words`` of 8 bytes: addresses, ints, floats."""
-
-    def multiprocessors(self, device: torch.device) -> int:
-        """Multiprocessors of ``device``."""
-        return _multiprocessors(device)
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 class NvccLaunch(Launch):

@@ -8,6 +8,13 @@ from torch import Tensor
 
 from fastfer.backends.cuda.loader import Launch, compute_dtype, nhwc, type_name
 from fastfer.signatures.fields import Affine, RunningNorm
+from fastfer.signatures.norm import (
+    BatchNorm,
+    BatchNormBackward,
+    BatchNormGradients,
+    BatchNormTrain,
+    BatchNormTrained,
+)
 
 THREADS = 256
 _COLUMN_LANES, _COLUMN_THREADS = 32, 256  # csrc/cuda/columns.cuh
@@ -128,28 +135,23 @@ def normalise_backward(
     return norm_act_backward(launch, dz, y, weight, bias, stats, act, batch_stats)
 
 
-def batch_norm_train(
-    launch: Launch, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int,
-    batch_stats: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output (N, C, H, W), channels_last, and statistics (3, C)."""
-    x = nhwc(x)
-    stats = statistics(launch, x, mean, var, eps, batch_stats)
-    return norm_act(launch, x, weight, bias, stats, act), stats
+def batch_norm_train(launch: Launch, a: BatchNormTrain) -> BatchNormTrained:
+    """Output and statistics."""
+    block = a.block
+    x = nhwc(block.x)
+    stats = norm_statistics(launch, x, block.norm, a.batch_stats)
+    return BatchNormTrained(normalise(launch, x, block.norm, stats, block.act), stats)
 
 
-def batch_norm(
-    launch: Launch, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int
-) -> Tensor:
+def batch_norm(launch: Launch, a: BatchNorm) -> Tensor:
     """Output with running statistics."""
-    return batch_norm_train(launch, x, weight, bias, mean, var, eps, act, False)[0]
+    return batch_norm_train(launch, BatchNormTrain(a, False)).out
 
 
-def batch_norm_backward(
-    launch: Launch, dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool,
-    mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, weight and bias; those that ``mask`` does not ask for are empty."""
-    dx, d_weight, d_bias = norm_act_backward(launch, nhwc(dout), nhwc(x), weight, bias, stats, act, batch_stats)
-    params = (d_weight, d_bias) if mask[1] else (x.new_empty(0), x.new_empty(0))
-    return dx if mask[0] else x.new_empty(0), *params
+def batch_norm_backward(launch: Launch, a: BatchNormBackward) -> BatchNormGradients:
+    """Gradients of x, weight and bias."""
+    d_x, d_weight, d_bias = normalise_backward(
+        launch, nhwc(a.d_out), nhwc(a.x), a.norm, a.stats, a.act, a.batch_stats
+    )  # fmt: skip
+    params = (d_weight, d_bias) if a.needs.params else (a.x.new_empty(0), a.x.new_empty(0))
+    return BatchNormGradients(d_x if a.needs.x else a.x.new_empty(0), *params)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,7 +12,21 @@ from fastfer import _C
 from fastfer.backend import num_threads
 from fastfer.backends.native.memory import CPU, empty_nhwc, flat, nhwc
 from fastfer.backends.native.norms import NormGradients, backward_norm, forward_norm, norm_gradients
-from fastfer.signatures.fields import Affine, LeftNorm, RunningNorm
+from fastfer.signatures.conv2d import (
+    Conv2d,
+    Conv2dBackward,
+    Conv2dGradients,
+    Conv2dLinked,
+    Conv2dLinkedBackward,
+    Conv2dLinkedTrained,
+    Conv2dPoolBackward,
+    Conv2dPoolTrain,
+    Conv2dPoolTrained,
+    Conv2dTrain,
+    Conv2dTrained,
+)
+from fastfer.signatures.fields import Window
+from fastfer.signatures.separable_conv import ConvGradients
 
 _CL = torch.channels_last
 
@@ -37,9 +51,9 @@ def _shape(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> 
     )
 
 
-def _pool_shape(shape: _C.ConvShape, kernel: list[int], stride: list[int], padding: list[int]) -> _C.PoolShape:
+def _pool_shape(shape: _C.ConvShape, pool: Window) -> _C.PoolShape:
     """Of a pooling after the convolution of ``shape``."""
-    (kh, kw), (sh, sw), (top, left, bottom, right) = kernel, stride, padding
+    (kh, kw), (sh, sw), (top, left, bottom, right) = pool
     return _C.PoolShape(
         oh=(shape.oh + top + bottom - kh) // sh + 1,
         ow=(shape.ow + left + right - kw) // sw + 1,
@@ -52,81 +66,62 @@ def _pool_shape(shape: _C.ConvShape, kernel: list[int], stride: list[int], paddi
     )
 
 
-def _running(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float
-) -> RunningNorm | None:
-    if weight is None or bias is None or mean is None or var is None:
-        return None
-    return RunningNorm(weight, bias, mean, var, eps)
+def _or_empty(x: Tensor, *grads: Tensor | None) -> Iterator[Tensor]:
+    return (x.new_empty(0) if grad is None else grad for grad in grads)
 
 
-def _affine(weight: Tensor | None, bias: Tensor | None) -> Affine | None:
-    return None if weight is None or bias is None else Affine(weight, bias)
-
-
-def _run(
-    train: bool, batch_stats: bool, x: Tensor, weight: Tensor, bias: Tensor | None,
-    n_weight: Tensor | None, n_bias: Tensor | None, n_mean: Tensor | None, n_var: Tensor | None,
-    eps: float, act: int, stride: list[int], padding: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    shape = _shape(x, weight, stride, padding)
-    out = empty_nhwc(x, shape.o, shape.oh, shape.ow)
-    follows = train and (n_weight is not None or act != 0)
+def _forward(a: Conv2d, train: bool, batch_stats: bool) -> Conv2dTrained:
+    shape = _shape(a.x, a.weight, a.stride, a.padding)
+    out = empty_nhwc(a.x, shape.o, shape.oh, shape.ow)
+    follows = train and (a.norm is not None or a.act != 0)
     y = stats = out  # not written in inference
     if train:
-        y = empty_nhwc(x, shape.o, shape.oh, shape.ow) if follows else x.new_empty(0)
-        stats = x.new_empty((3, shape.o) if n_weight is not None else 0)
+        y = empty_nhwc(a.x, shape.o, shape.oh, shape.ow) if follows else a.x.new_empty(0)
+        stats = a.x.new_empty((3, shape.o) if a.norm is not None else 0)
     params = _C.Conv2dParams(
         shape=shape,
-        x=nhwc(x),
-        weight=weight.contiguous(),
-        bias=flat(bias),
-        norm=forward_norm(_running(n_weight, n_bias, n_mean, n_var, eps), stats),
-        act=act,
+        x=nhwc(a.x),
+        weight=a.weight.contiguous(),
+        bias=flat(a.bias),
+        norm=forward_norm(a.norm, stats),
+        act=a.act,
         batch_stats=batch_stats,
         out=out,
         y=y if follows else None,
         threads=num_threads(),
     )
     run = _C.conv2d_train if train else _C.conv2d_fwd
-    run(x.dtype == torch.float64, params)
-    return out, y, stats
+    run(a.x.dtype == torch.float64, params)
+    return Conv2dTrained(out, y, stats)
 
 
-def conv2d(*args: Any) -> Tensor:
-    """Output with running statistics, in one pass; arguments as the op's."""
-    return _run(False, False, *args)[0]
+def conv2d(a: Conv2d) -> Tensor:
+    """Output with running statistics, in one pass."""
+    return _forward(a, False, False).out
 
 
-def conv2d_train(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, y, statistics (3, O): mean, 1/sqrt(var + eps), unbiased variance.
-
-    The statistics are empty without a norm, y where nothing follows the convolution.
-    """
-    *layer, batch_stats = args
-    return _run(True, batch_stats, *layer)
+def conv2d_train(a: Conv2dTrain) -> Conv2dTrained:
+    """Output, y where norm or activation follows, statistics with a norm."""
+    return _forward(a.block, True, a.batch_stats)
 
 
-def conv2d_pool_train(
-    x: Tensor, weight: Tensor, bias: Tensor | None, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
-    eps: float, act: int, stride: list[int], padding: list[int],
-    pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, y, y at the maxima, their places in the windows, statistics (3, O) as `conv2d_train`."""
-    shape = _shape(x, weight, stride, padding)
-    pool = _pool_shape(shape, pool_kernel, pool_stride, pool_padding)
-    y = empty_nhwc(x, shape.o, shape.oh, shape.ow)
-    out, best = (empty_nhwc(x, shape.o, pool.oh, pool.ow) for _ in range(2))
+def conv2d_pool_train(a: Conv2dPoolTrain) -> Conv2dPoolTrained:
+    """Output, y, y at the maxima, their places in the windows, statistics as `conv2d_train`."""
+    b = a.block
+    shape = _shape(b.x, b.weight, b.stride, b.padding)
+    pool = _pool_shape(shape, a.pool)
+    y = empty_nhwc(b.x, shape.o, shape.oh, shape.ow)
+    out, best = (empty_nhwc(b.x, shape.o, pool.oh, pool.ow) for _ in range(2))
     positions = torch.empty(out.shape, dtype=torch.uint8, device=CPU, memory_format=_CL)
-    stats = x.new_empty((3, shape.o))
+    stats = b.x.new_empty((3, shape.o))
     params = _C.Conv2dParams(
         shape=shape,
-        x=nhwc(x),
-        weight=weight.contiguous(),
-        bias=flat(bias),
-        norm=forward_norm(RunningNorm(n_weight, n_bias, n_mean, n_var, eps), stats),
-        act=act,
-        batch_stats=batch_stats,
+        x=nhwc(b.x),
+        weight=b.weight.contiguous(),
+        bias=flat(b.bias),
+        norm=forward_norm(b.norm, stats),
+        act=b.act,
+        batch_stats=a.batch_stats,
         out=out,
         y=y,
         pool=pool,
@@ -134,73 +129,59 @@ def conv2d_pool_train(
         positions=positions,
         threads=num_threads(),
     )
-    _C.conv2d_train(x.dtype == torch.float64, params)
-    return out, y, best, positions, stats
+    _C.conv2d_train(b.x.dtype == torch.float64, params)
+    return Conv2dPoolTrained(out, y, best, positions, stats)
+
+
+def conv2d_backward(a: Conv2dBackward) -> Conv2dGradients:
+    """Gradients of x, weight, bias, and the norm's weight and bias."""
+    return _backward(a, None, None, None)
+
+
+def conv2d_pool_backward(a: Conv2dPoolBackward) -> Conv2dGradients:
+    """Gradients as `conv2d_backward`, ``d_out`` that of the pooled output."""
+    return _backward(a, a.pool, a.best, a.positions)
 
 
 def _backward(
-    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor | None, n_bias: Tensor | None, stats: Tensor,
-    act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-    pool: list[int] | None, best: Tensor | None, positions: Tensor | None,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    shape = _shape(x, weight, stride, padding)
-    windows = None if pool is None else _pool_shape(shape, pool[:2], pool[2:4], pool[4:])
-    x, weight, norm = nhwc(x), weight.contiguous(), _affine(n_weight, n_bias)
-    need_dx, need_weight = mask
-    dx = empty_nhwc(x, shape.c, shape.h, shape.w) if need_dx else None
-    d_weight, d_bias = (torch.empty_like(weight), x.new_empty(shape.o)) if need_weight else (None, None)
-    d_norm = norm_gradients(norm, need_weight)
+    a: Conv2dBackward | Conv2dPoolBackward, pool: Window | None, best: Tensor | None, positions: Tensor | None
+) -> Conv2dGradients:
+    shape = _shape(a.x, a.weight, a.stride, a.padding)
+    x, weight = nhwc(a.x), a.weight.contiguous()
+    d_x = empty_nhwc(x, shape.c, shape.h, shape.w) if a.needs.x else None
+    d_weight, d_bias = (torch.empty_like(weight), x.new_empty(shape.o)) if a.needs.params else (None, None)
+    d_norm = norm_gradients(a.norm, a.needs.params)
     params = _C.Conv2dParams(
         shape=shape,
         x=x,
         weight=weight,
-        norm=backward_norm(norm, stats, d_norm),
-        act=act,
-        batch_stats=batch_stats,
-        y=y if norm is not None or act else None,
-        dout=nhwc(dout),
-        dx=dx,
+        norm=backward_norm(a.norm, a.stats, d_norm),
+        act=a.act,
+        batch_stats=a.batch_stats,
+        y=a.y if a.norm is not None or a.act else None,
+        dout=nhwc(a.d_out),
+        dx=d_x,
         d_weight=d_weight,
         d_bias=d_bias,
-        pool=windows,
+        pool=None if pool is None else _pool_shape(shape, pool),
         best=best,
         positions=positions,
         threads=num_threads(),
     )
     _C.conv2d_bwd(x.dtype == torch.float64, params)
-    return tuple(x.new_empty(0) if grad is None else grad for grad in (dx, d_weight, d_bias, *d_norm))
+    return Conv2dGradients(*_or_empty(x, d_x, d_weight, d_bias, *d_norm))
 
 
-def conv2d_backward(*args: Any) -> tuple[Tensor, ...]:
-    """Gradients of x, weight, bias, and the norm's weight and bias; those not asked for are empty."""
-    return _backward(*(*args, None, None, None))
-
-
-def conv2d_pool_backward(
-    dout: Tensor, x: Tensor, y: Tensor, best: Tensor, positions: Tensor, weight: Tensor, n_weight: Tensor,
-    n_bias: Tensor, stats: Tensor, act: int, stride: list[int], padding: list[int],
-    pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients as `conv2d_backward`, ``dout`` that of the pooled output."""
-    pool = [*pool_kernel, *pool_stride, *pool_padding]
-    return _backward(
-        dout, x, y, weight, n_weight, n_bias, stats, act, stride, padding, batch_stats, mask, pool, best, positions
-    )  # fmt: skip
-
-
-def conv2d_linked(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float, stride: list[int],
-    padding: list[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The convolution's output and its statistics (3, O); see `fastfer.backends.reference._linked`."""
-    shape = _shape(x, weight, stride, padding)
-    y, stats = empty_nhwc(x, shape.o, shape.oh, shape.ow), x.new_empty((3, shape.o))
+def conv2d_linked(a: Conv2dLinked) -> Conv2dLinkedTrained:
+    """The convolution and its statistics."""
+    shape = _shape(a.x, a.weight, a.stride, a.padding)
+    y, stats = empty_nhwc(a.x, shape.o, shape.oh, shape.ow), a.x.new_empty((3, shape.o))
     params = _C.Conv2dParams(
         shape=shape,
-        x=nhwc(x),
-        weight=weight.contiguous(),
-        bias=flat(bias),
-        norm=forward_norm(LeftNorm(mean, var, eps), stats),
+        x=nhwc(a.x),
+        weight=a.weight.contiguous(),
+        bias=flat(a.bias),
+        norm=forward_norm(a.left, stats),
         act=0,
         batch_stats=True,
         out=y,
@@ -208,36 +189,32 @@ def conv2d_linked(
         linked_output=_C.LinkedOutputParams(on=True),
         threads=num_threads(),
     )
-    _C.conv2d_train(x.dtype == torch.float64, params)
-    return y, stats
+    _C.conv2d_train(a.x.dtype == torch.float64, params)
+    return Conv2dLinkedTrained(y, stats)
 
 
-def conv2d_linked_backward(
-    dy: Tensor, d_stats: Tensor | None, x: Tensor, y: Tensor, weight: Tensor, stats: Tensor, stride: list[int],
-    padding: list[int], mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, weight and bias; those not asked for are empty."""
-    shape = _shape(x, weight, stride, padding)
-    x, weight = nhwc(x), weight.contiguous()
-    d_stats = torch.zeros_like(stats) if d_stats is None else d_stats.contiguous()
-    need_dx, need_weight, need_bias = mask
-    dx = empty_nhwc(x, shape.c, shape.h, shape.w) if need_dx else None
-    d_weight = torch.empty_like(weight) if need_weight else None
-    d_bias = x.new_empty(shape.o) if need_bias else None
+def conv2d_linked_backward(a: Conv2dLinkedBackward) -> ConvGradients:
+    """Gradients of x, weight and bias."""
+    shape, needs = _shape(a.x, a.weight, a.stride, a.padding), a.needs
+    x, weight = nhwc(a.x), a.weight.contiguous()
+    d_stats = torch.zeros_like(a.stats) if a.d_stats is None else a.d_stats.contiguous()
+    d_x = empty_nhwc(x, shape.c, shape.h, shape.w) if needs.x else None
+    d_weight = torch.empty_like(weight) if needs.weight else None
+    d_bias = x.new_empty(shape.o) if needs.bias else None
     params = _C.Conv2dParams(
         shape=shape,
         x=x,
         weight=weight,
-        norm=backward_norm(None, stats, NormGradients()),
+        norm=backward_norm(None, a.stats, NormGradients()),
         act=0,
         batch_stats=True,
-        y=y,
-        dout=nhwc(dy),
-        dx=dx,
+        y=a.y,
+        dout=nhwc(a.d_y),
+        dx=d_x,
         d_weight=d_weight,
         d_bias=d_bias,
         linked_output=_C.LinkedOutputParams(on=True, d_stats=d_stats),
         threads=num_threads(),
     )
     _C.conv2d_bwd(x.dtype == torch.float64, params)
-    return tuple(x.new_empty(0) if grad is None else grad for grad in (dx, d_weight, d_bias))
+    return ConvGradients(*_or_empty(x, d_x, d_weight, d_bias))

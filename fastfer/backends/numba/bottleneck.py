@@ -28,6 +28,7 @@ from fastfer.signatures.bottleneck import (
     BottleneckTrain,
     BottleneckTrained,
 )
+from fastfer.signatures.conv2d import Conv2d, Conv2dBackward, Conv2dNeeds, Conv2dTrain
 from fastfer.signatures.separable_conv import (
     DepthwiseNorm,
     DepthwiseNormBackward,
@@ -43,10 +44,8 @@ from fastfer.signatures.separable_conv import (
 _POINTWISE = [1, 1], [0, 0, 0, 0]
 
 
-def _expanded(b: Bottleneck, batch_stats: bool) -> tuple[Tensor, Tensor]:
-    """act(norm1(expansion)) and norm1's statistics."""
-    a1, _, stats1 = conv2d_train(b.x, b.expand_weight, None, *b.norm1, b.act, *_POINTWISE, batch_stats)
-    return a1, stats1
+def _expansion(b: Bottleneck) -> Conv2d:
+    return Conv2d(b.x, b.expand_weight, None, b.norm1, b.act, *_POINTWISE)
 
 
 def _depthwise(b: Bottleneck, a1: Tensor) -> DepthwiseNorm:
@@ -62,7 +61,7 @@ def _pair(b: Bottleneck, a1: Tensor, project_weight: Tensor) -> Separable:
 def inverted_bottleneck_train(a: BottleneckTrain) -> BottleneckTrained:
     """Output, y1, y2, covariance and the three norms' statistics."""
     b, x = a.block, a.block.x
-    a1, stats1 = _expanded(b, a.batch_stats)
+    a1, _, stats1 = conv2d_train(Conv2dTrain(_expansion(b), a.batch_stats))
     covariance = kept_covariance(x, b.expand_weight, a.batch_stats)
     if b.project_weight is None:
         out, y1, stats2 = depthwise_norm_train(DepthwiseNormTrain(_depthwise(b, a1), a.batch_stats))
@@ -75,7 +74,7 @@ def inverted_bottleneck_train(a: BottleneckTrain) -> BottleneckTrained:
 
 def inverted_bottleneck(a: Bottleneck) -> Tensor:
     """Output with running statistics."""
-    a1 = conv2d(a.x, a.expand_weight, None, *a.norm1, a.act, *_POINTWISE)
+    a1 = conv2d(_expansion(a))
     if a.project_weight is None:
         return depthwise_norm_train(DepthwiseNormTrain(_depthwise(a, a1), False)).out
     out = separable_conv2d(_pair(a, a1, a.project_weight))
@@ -101,9 +100,11 @@ def inverted_bottleneck_backward(a: BottleneckBackward) -> BottleneckGradients:
         ))  # fmt: skip
         of_dw = (both.d_dw_weight, both.d_norm1_weight, both.d_norm1_bias)
         da1, rest = both.d_x, (*of_dw, both.d_pw_weight, both.d_norm2_weight, both.d_norm2_bias)
-    d_x, d_expand, _, *d_norm1 = conv2d_backward(
-        da1, x, z, a.expand_weight, *a.norm1, a.stats1, a.act, *_POINTWISE, a.batch_stats, list(a.needs)
-    )
+    grads = conv2d_backward(Conv2dBackward(
+        da1, x, z, a.expand_weight, a.norm1, a.stats1, a.act, *_POINTWISE, a.batch_stats,
+        Conv2dNeeds(a.needs.x, params),
+    ))  # fmt: skip
+    d_x = grads.d_x
     if a.residual and a.needs.x:
         d_x = d_x.add_(nhwc(a.d_out))
-    return BottleneckGradients(*distinct(d_x, d_expand, *d_norm1, *rest))
+    return BottleneckGradients(*distinct(d_x, grads.d_weight, grads.d_norm_weight, grads.d_norm_bias, *rest))

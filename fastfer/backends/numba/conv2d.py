@@ -8,18 +8,18 @@ with the kernel turned round, for each phase of the stride. Activations are reco
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastfer.backends import composed
 from fastfer.backends.numba import _conv
 from fastfer.backends.numba._numba import CHUNKS, Array, chunks, image, nhwc
 from fastfer.backends.numba._passes import BLOCK
 from fastfer.backends.numba._steps import (
     PART_ELEMENTS,
-    affine,
     batch,
     cut,
     dense,
@@ -33,11 +33,24 @@ from fastfer.backends.numba._steps import (
     norm_gradients,
     norm_sums,
     pack,
-    running,
+    running_stats,
+    scaled,
 )
 from fastfer.backends.numba.pool import max_pool2d_backward, max_pool2d_train
-from fastfer.backends.reference import _linked
-from fastfer.backends.reference.conv2d import with_pool
+from fastfer.signatures.conv2d import (
+    Conv2d,
+    Conv2dBackward,
+    Conv2dGradients,
+    Conv2dLinked,
+    Conv2dLinkedBackward,
+    Conv2dLinkedTrained,
+    Conv2dPoolBackward,
+    Conv2dPoolTrain,
+    Conv2dPoolTrained,
+    Conv2dTrain,
+    Conv2dTrained,
+)
+from fastfer.signatures.separable_conv import ConvGradients
 
 _PART_PIXELS = 256
 """Pixels from which a chunk's work on its part of the weight gradient outweighs clearing and merging that."""
@@ -94,29 +107,25 @@ def _convolution(
     return y, stats, np.diff(starts) * (geometry.out[1] // times), times
 
 
-def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None,
-    n_weight: Tensor | None, n_bias: Tensor | None, n_mean: Tensor | None, n_var: Tensor | None,
-    eps: float, act: int, stride: list[int], padding: list[int],
-) -> Tensor:  # fmt: skip
+def conv2d(a: Conv2d) -> Tensor:
     """Output with running statistics."""
-    norm = affine(n_weight, n_bias, running(n_mean, n_var, eps, x))
-    return _convolution(x, weight, bias, _Geometry(x, weight, stride, padding), norm, act, False)[0]
+    norm = scaled(a.norm, running_stats(a.norm, a.x))
+    return _convolution(a.x, a.weight, a.bias, _Geometry(a.x, a.weight, a.stride, a.padding), norm, a.act, False)[0]
 
 
-def conv2d_train(
-    x: Tensor, weight: Tensor, bias: Tensor | None,
-    n_weight: Tensor | None, n_bias: Tensor | None, n_mean: Tensor | None, n_var: Tensor | None,
-    eps: float, act: int, stride: list[int], padding: list[int], batch_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output, y before the norm (empty where it is the output), statistics (3, O) as `_steps.batch` or empty."""
-    gathered = batch_stats and n_weight is not None
-    geometry = _Geometry(x, weight, stride, padding)
-    y, moments, counts, times = _convolution(x, weight, bias, geometry, None, 0, gathered)
-    stats = batch(moments, counts, eps, y, times) if gathered else running(n_mean, n_var, eps, x)
-    if n_weight is None and act == 0:
-        return y, y.new_empty(0), stats
-    return norm_act(y, affine(n_weight, n_bias, stats), act), y, stats
+def conv2d_train(a: Conv2dTrain) -> Conv2dTrained:
+    """Output, y before the norm (empty where it is the output), statistics as `_steps.batch` or empty."""
+    b = a.block
+    gathered = a.batch_stats and b.norm is not None
+    geometry = _Geometry(b.x, b.weight, b.stride, b.padding)
+    y, moments, counts, times = _convolution(b.x, b.weight, b.bias, geometry, None, 0, gathered)
+    if gathered and b.norm is not None:
+        stats = batch(moments, counts, b.norm.eps, y, times)
+    else:
+        stats = running_stats(b.norm, b.x)
+    if b.norm is None and b.act == 0:
+        return Conv2dTrained(y, y.new_empty(0), stats)
+    return Conv2dTrained(norm_act(y, scaled(b.norm, stats), b.act), y, stats)
 
 
 def _weight_gradient(
@@ -169,36 +178,46 @@ def _input_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], pa
     return dx
 
 
-def conv2d_backward(
-    dout: Tensor, x: Tensor, y: Tensor, weight: Tensor, n_weight: Tensor | None, n_bias: Tensor | None, stats: Tensor,
-    act: int, stride: list[int], padding: list[int], batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; weight, bias, the norm's two. Those not asked for are empty; ``mask`` is [x, weight side]."""
-    need_dx, need_dw = mask
-    nothing = x.new_empty(0)
-    dout, norm = nhwc(dout), affine(n_weight, n_bias, stats)
-    y = nhwc(y) if y.dim() == 4 else dout
+def conv2d_backward(a: Conv2dBackward) -> Conv2dGradients:
+    """Gradients of x; weight, bias, the norm's two."""
+    x, needs, nothing = a.x, a.needs, a.x.new_empty(0)
+    dout, norm = nhwc(a.d_out), scaled(a.norm, a.stats)
+    y = nhwc(a.y) if a.y.dim() == 4 else dout
     d_scale, d_shift, coef = nothing, nothing, None
-    if n_weight is not None and (need_dw or batch_stats):
+    if a.norm is not None and (needs.params or a.batch_stats):
         pixels = dout.shape[0] * dout.shape[2] * dout.shape[3]
-        sums = norm_sums(dout, y, norm, act)
-        d_scale, d_shift, coef = norm_gradients(sums, stats, n_weight, pixels, batch_stats)
-    plain = norm is None and act == 0
-    dy = dout if plain or not need_dx else torch.empty_like(dout)
-    dw, db, dx = nothing, nothing, nothing
-    if need_dw:
-        geometry = _Geometry(x, weight, stride, padding)
-        into = dy if need_dx and not plain else nothing
-        dw, db = _weight_gradient(into, dout, y, x, weight, geometry, norm, coef, act)
-    elif need_dx and not plain:
-        norm_backward(dy, dout, y, norm, coef, act)
-    if need_dx:
-        dx = _input_gradient(dy, x, weight, stride, padding)
-    return distinct(dx, dw, db, *((d_scale, d_shift) if need_dw else (nothing, nothing)))
+        sums = norm_sums(dout, y, norm, a.act)
+        d_scale, d_shift, coef = norm_gradients(sums, a.stats, a.norm.weight, pixels, a.batch_stats)
+    plain = norm is None and a.act == 0
+    dy = dout if plain or not needs.x else torch.empty_like(dout)
+    d_weight, d_bias, d_x = nothing, nothing, nothing
+    if needs.params:
+        geometry = _Geometry(x, a.weight, a.stride, a.padding)
+        into = dy if needs.x and not plain else nothing
+        d_weight, d_bias = _weight_gradient(into, dout, y, x, a.weight, geometry, norm, coef, a.act)
+    elif needs.x and not plain:
+        norm_backward(dy, dout, y, norm, coef, a.act)
+    if needs.x:
+        d_x = _input_gradient(dy, x, a.weight, a.stride, a.padding)
+    of_norm = (d_scale, d_shift) if needs.params else (nothing, nothing)
+    return Conv2dGradients(*distinct(d_x, d_weight, d_bias, *of_norm))
 
 
-conv2d_pool_train, conv2d_pool_backward = with_pool(
-    conv2d_train, conv2d_backward, max_pool2d_train, max_pool2d_backward
-)
-conv2d_linked = partial(_linked.conv2d_linked, conv2d_train)
-conv2d_linked_backward = partial(_linked.conv2d_linked_backward, conv2d_backward)
+def conv2d_pool_train(a: Conv2dPoolTrain) -> Conv2dPoolTrained:
+    """Output of the pooling after `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
+    return composed.conv2d_pool_train(conv2d_train, max_pool2d_train, a)
+
+
+def conv2d_pool_backward(a: Conv2dPoolBackward) -> Conv2dGradients:
+    """Gradients as `conv2d_backward`, ``d_out`` that of the pooled output."""
+    return composed.conv2d_pool_backward(conv2d_backward, max_pool2d_backward, a)
+
+
+def conv2d_linked(a: Conv2dLinked) -> Conv2dLinkedTrained:
+    """As `fastfer.backends.composed` composes it of these functions."""
+    return composed.conv2d_linked(conv2d_train, a)
+
+
+def conv2d_linked_backward(a: Conv2dLinkedBackward) -> ConvGradients:
+    """As `fastfer.backends.composed` composes it of these functions."""
+    return composed.conv2d_linked_backward(conv2d_backward, a)

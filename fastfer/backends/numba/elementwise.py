@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations and their derivatives; codes as ``fastfer._checks.ACTIVATIONS``.
+"""Activations and their derivatives; codes as ``fastfer._types.ACTIVATIONS``.
 
 Vectorised over elements in storage order; parallel over chunks of them. ``apply`` and ``derive`` work on one register
 and are what the other families fuse.

@@ -12,43 +12,48 @@ from torch import Tensor
 
 from fastfer.backends.numba._numba import nhwc
 from fastfer.backends.numba._steps import (
-    affine,
     batch_of,
     distinct,
     norm_act,
     norm_backward,
     norm_gradients,
     norm_sums,
-    running,
+    running_stats,
+    scaled,
+)
+from fastfer.signatures.norm import (
+    BatchNorm,
+    BatchNormBackward,
+    BatchNormGradients,
+    BatchNormTrain,
+    BatchNormTrained,
 )
 
 
-def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int) -> Tensor:
-    """act((x - mean) / sqrt(var + eps) · weight + bias) with running statistics."""
-    return norm_act(nhwc(x), affine(weight, bias, running(mean, var, eps, x)), act)
+def batch_norm(a: BatchNorm) -> Tensor:
+    """Output with running statistics."""
+    return norm_act(nhwc(a.x), scaled(a.norm, running_stats(a.norm, a.x)), a.act)
 
 
-def batch_norm_train(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int, batch_stats: bool
-) -> tuple[Tensor, Tensor]:
-    """Output and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance."""
-    x = nhwc(x)
-    stats = batch_of(x, eps) if batch_stats else running(mean, var, eps, x)
-    return norm_act(x, affine(weight, bias, stats), act), stats
+def batch_norm_train(a: BatchNormTrain) -> BatchNormTrained:
+    """Output and statistics."""
+    block = a.block
+    x = nhwc(block.x)
+    stats = batch_of(x, block.norm.eps) if a.batch_stats else running_stats(block.norm, x)
+    return BatchNormTrained(norm_act(x, scaled(block.norm, stats), block.act), stats)
 
 
-def batch_norm_backward(
-    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool, mask: list[bool]
-) -> tuple[Tensor, ...]:
-    """Gradients of x, weight and bias; ``mask`` is [x, parameters], those not asked for are empty."""
-    need_dx, need_params = mask
-    x, dout, norm = nhwc(x), nhwc(dout), affine(weight, bias, stats)
-    dx, d_weight, d_bias, coef = x.new_empty(0), x.new_empty(0), x.new_empty(0), None
-    if need_params or batch_stats:
+def batch_norm_backward(a: BatchNormBackward) -> BatchNormGradients:
+    """Gradients of x, weight and bias."""
+    params = a.needs.params
+    x, dout, norm = nhwc(a.x), nhwc(a.d_out), scaled(a.norm, a.stats)
+    d_x, d_weight, d_bias, coef = x.new_empty(0), x.new_empty(0), x.new_empty(0), None
+    if params or a.batch_stats:
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        d_weight, d_bias, coef = norm_gradients(norm_sums(dout, x, norm, act), stats, weight, pixels, batch_stats)
-    if need_dx:
-        dx = torch.empty_like(x)
-        norm_backward(dx, dout, x, norm, coef, act)
+        sums = norm_sums(dout, x, norm, a.act)
+        d_weight, d_bias, coef = norm_gradients(sums, a.stats, a.norm.weight, pixels, a.batch_stats)
+    if a.needs.x:
+        d_x = torch.empty_like(x)
+        norm_backward(d_x, dout, x, norm, coef, a.act)
     nothing = x.new_empty(0)
-    return distinct(dx, d_weight if need_params else nothing, d_bias if need_params else nothing)
+    return BatchNormGradients(*distinct(d_x, *((d_weight, d_bias) if params else (nothing, nothing))))

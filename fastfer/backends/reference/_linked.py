@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastfer.backends.reference import elementwise
 from fastfer.backends.reference._layout import nhwc
-from fastfer.backends.reference.norm import norm_act, statistics
+from fastfer.backends.reference.norm import norm_act
 
 _DIMS = (0, 2, 3)
 Function = Callable[..., Any]
@@ -44,36 +44,6 @@ def before_backward(
     s, sx = g.sum(_DIMS), (g * centred).sum(_DIMS)
     d_stats = torch.stack([-weight * invstd * s, weight * sx, torch.zeros_like(s)])
     return nhwc((g * _channels(weight * invstd)).to(dz.dtype)), d_stats, invstd * sx, s
-
-
-def deferred_backward(dy: Tensor, d_stats: Tensor | None, y: Tensor, stats: Tensor) -> Tensor:
-    """The whole gradient of y: what it got itself, and through its statistics."""
-    if d_stats is None:
-        return dy
-    count = max(y.numel() // y.shape[1], 1)
-    bend = 2 * d_stats[2] / max(count - 1, 1) - d_stats[1] * stats[1] ** 3 / count
-    through = _channels(d_stats[0] / count) + _channels(bend) * (y - _channels(stats[0]))
-    return nhwc((dy + through).to(dy.dtype))
-
-
-def conv2d_linked(
-    train: Function, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float,
-    stride: list[int], padding: list[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The convolution's output and its statistics; ``train`` is the backend's `conv2d_train`."""
-    y = train(x, weight, bias, None, None, None, None, eps, 0, stride, padding, True)[0]
-    return y, statistics(y, mean, var, eps, True)
-
-
-def conv2d_linked_backward(
-    backward: Function, dy: Tensor, d_stats: Tensor | None, x: Tensor, y: Tensor, weight: Tensor, stats: Tensor,
-    stride: list[int], padding: list[int], mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, weight and bias; ``backward`` is the backend's `conv2d_backward`."""
-    nothing = y.new_empty(0)
-    dy = deferred_backward(dy, d_stats, y, stats)
-    grads = backward(dy, x, nothing, weight, None, None, nothing, 0, stride, padding, True, mask[:2])
-    return tuple(grads[:3])
 
 
 def gate_linked(

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastfer import _processes
 from fastfer.backends.reference._layout import nhwc
-from fastfer.backends.reference.norm import over_batch, statistics
+from fastfer.backends.reference.norm import statistics
 from fastfer.backends.reference.pool import global_avg_max_pool
 
 
@@ -129,7 +130,7 @@ def spatial_gate_backward(
     d_nw, d_nb = (t * xhat).sum().view(1), t.sum().view(1)
     centred = t
     if batch_stats:
-        (all_b, all_w), count = over_batch(torch.cat([d_nb, d_nw]), y.numel())
+        (all_b, all_w), count = _processes.over_batch(torch.cat([d_nb, d_nw]), y.numel())
         centred = t - (all_b + xhat * all_w) / count
     dy = (centred * (stats[1] * n_weight))[:, None]
     d_planes, d_weight, _ = torch.ops.aten.convolution_backward(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations and their derivatives; codes as ``fastfer._checks.ACTIVATIONS``."""
+"""Activations and their derivatives; codes as ``fastfer._types.ACTIVATIONS``."""
 
 from __future__ import annotations
 

@@ -3,42 +3,29 @@
 
 Backward of y -> z = w·(y - mean)·invstd + b over n values a channel:
 dy = w·invstd·(dz - sum(dz)/n - (y - mean)·invstd²·sum(dz·(y - mean))/n); with running statistics the sums drop out.
-Within `synchronised` the batch is that of several processes together.
+The batch may be that of several processes together (`fastfer._processes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from fastfer import _processes
 from fastfer.backends.reference import elementwise
 from fastfer.backends.reference._layout import nhwc
 from fastfer.signatures.fields import Affine, LeftNorm, RunningNorm
+from fastfer.signatures.norm import (
+    BatchNorm,
+    BatchNormBackward,
+    BatchNormGradients,
+    BatchNormTrain,
+    BatchNormTrained,
+)
 
 _DIMS = (0, 2, 3)
-_total: Callable[[Tensor], Tensor] | None = None
-
-
-@contextmanager
-def synchronised(total: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Batch statistics, and the sums of their backward, over all processes; ``total`` sums a tensor over them."""
-    global _total
-    before, _total = _total, total
-    try:
-        yield
-    finally:
-        _total = before
-
-
-def over_batch(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
-    """Sums over a batch and their number of values, at least 1: of this process, or of all within `synchronised`."""
-    if _total is None:
-        return sums, max(count, 1)
-    both = _total(torch.cat([sums.double().flatten(), sums.new_tensor([count], dtype=torch.float64)]))
-    return both[:-1].view(sums.shape).to(sums.dtype), both[-1].clamp(min=1)
 
 
 def _channels(v: Tensor) -> Tensor:
@@ -61,11 +48,11 @@ def statistics(y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, b
     if not y.numel():
         return y.new_zeros((3, y.shape[1]))
     wide, count = y.double(), y.numel() // y.shape[1]
-    if _total is None:
+    if not _processes.share():
         batch_mean, biased = wide.mean(_DIMS), wide.var(_DIMS, correction=0)
         return torch.stack([batch_mean, (biased + eps).rsqrt(), biased * count / max(count - 1, 1)]).to(y.dtype)
-    sums, values = over_batch(wide.sum(_DIMS), count)
-    squares, _ = over_batch((wide - _channels(sums / values)).square().sum(_DIMS), count)
+    sums, values = _processes.over_batch(wide.sum(_DIMS), count)
+    squares, _ = _processes.over_batch((wide - _channels(sums / values)).square().sum(_DIMS), count)
     biased = squares / values
     unbiased = squares / torch.as_tensor(values - 1, device=squares.device).clamp(min=1)
     return torch.stack([sums / values, (biased + eps).rsqrt(), unbiased]).to(y.dtype)
@@ -83,7 +70,7 @@ def norm_act_backward(
     sum_g, sum_gx = g.sum(_DIMS), (g * xhat).sum(_DIMS)
     centred = g
     if batch_stats:
-        (all_g, all_gx), count = over_batch(torch.stack([sum_g, sum_gx]), y.numel() // y.shape[1])
+        (all_g, all_gx), count = _processes.over_batch(torch.stack([sum_g, sum_gx]), y.numel() // y.shape[1])
         centred = g - (_channels(all_g) + xhat * _channels(all_gx)) / count
     return centred * invstd * _channels(weight), sum_gx, sum_g
 
@@ -113,27 +100,21 @@ def wanted(flag: bool, *grads: Tensor) -> Iterator[Tensor]:
     return (grad if flag else grad.new_empty(0) for grad in grads)
 
 
-def batch_norm_train(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int, batch_stats: bool
-) -> tuple[Tensor, Tensor]:
-    """Output (N, C, H, W), channels_last, and statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance.
-
-    x (N, C, H, W), the four tensors (C,). ``batch_stats`` takes mean and biased variance from the batch's n = N·H·W
-    values a channel, otherwise mean and var are constants.
-    """
-    stats = statistics(x, mean, var, eps, batch_stats)
-    return nhwc(norm_act(x, weight, bias, stats, act)), stats
+def batch_norm_train(a: BatchNormTrain) -> BatchNormTrained:
+    """Output and statistics."""
+    block = a.block
+    stats = norm_statistics(block.x, block.norm, a.batch_stats)
+    return BatchNormTrained(nhwc(normalise(block.x, block.norm, stats, block.act)), stats)
 
 
-def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, act: int) -> Tensor:
-    """act((x - mean) / sqrt(var + eps) · weight + bias), channel by channel; arguments as `batch_norm_train`."""
-    return batch_norm_train(x, weight, bias, mean, var, eps, act, False)[0]
+def batch_norm(a: BatchNorm) -> Tensor:
+    """Output with running statistics."""
+    return batch_norm_train(BatchNormTrain(a, False)).out
 
 
-def batch_norm_backward(
-    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, stats: Tensor, act: int, batch_stats: bool, mask: list[bool]
-) -> tuple[Tensor, ...]:
-    """Gradients of x, weight and bias; ``mask`` asks for x's and for the parameters', the others are empty."""
-    dx, d_weight, d_bias = norm_act_backward(dout, x, weight, bias, stats, act, batch_stats)
-    params = (d_weight, d_bias) if mask[1] else (x.new_empty(0), x.new_empty(0))
-    return nhwc(dx) if mask[0] else x.new_empty(0), *params
+def batch_norm_backward(a: BatchNormBackward) -> BatchNormGradients:
+    """Gradients of x, weight and bias."""
+    d_x, d_weight, d_bias = normalise_backward(a.d_out, a.x, a.norm, a.stats, a.act, a.batch_stats)
+    return BatchNormGradients(
+        nhwc(d_x) if a.needs.x else a.x.new_empty(0), *wanted(a.needs.params, d_weight, d_bias)
+    )  # fmt: skip
