@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastfer import backend
 from fastfer.nn import CSA, BatchNorm2d, Chain, Conv2d, DepthwiseConv2d, SeparableConv2d, chain
-from fastfer.ops._linked import Linked, linked_conv2d, linked_csa, linked_separable_conv2d
+from fastfer.ops._linked import Linked, linked_conv2d, linked_csa, linked_depthwise_conv2d, linked_separable_conv2d
 from fastfer.ops.norm import Norm
 from fastfer.signatures.fields import Link
 
@@ -163,14 +163,20 @@ def normalised(d: Linked) -> Tensor:
     return nn.functional.silu((d.y - mean) * invstd * weight + bias)
 
 
+SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "block": ((18, 1, 3, 3), (9, 18, 1, 1)),
+    "depthwise": ((18, 1, 3, 3), (18,), (18,)),
+    "csa": ((1, 1, 3), (1, 2, 1, 1), (1,)),
+}
+
+
 @dtypes
-@pytest.mark.parametrize("kind", ["block", "csa"])
+@pytest.mark.parametrize("kind", list(SHAPES))
 def test_gradients_of_the_linked_tensors(variant: Variant, kind: str, dtype: torch.dtype) -> None:
     """Each of y, statistics, weight and bias as a tensor of its own, whatever it comes from."""
     values, leaves = linked_input(dtype)
     torch.manual_seed(3)
-    shapes = ((18, 1, 3, 3), (9, 18, 1, 1)) if kind == "block" else ((1, 1, 3), (1, 2, 1, 1), (1,))
-    weights = [torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    weights = [torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in SHAPES[kind]]
 
     def result(d: Linked, parts: list[Tensor], link: bool) -> Tensor:
         if kind == "csa":
@@ -180,6 +186,13 @@ def test_gradients_of_the_linked_tensors(variant: Variant, kind: str, dtype: tor
             channel = torch.sigmoid(nn.functional.conv1d(z.mean((2, 3))[:, None], w, padding=1))[:, 0, :, None, None]
             pixel = torch.stack([z.amax(1), z.mean(1)], 1)
             return z * (channel + torch.sigmoid(nn.functional.conv2d(pixel, sw, sb)))
+        if kind == "depthwise":
+            weight, *affine = parts
+            if link:
+                norm = Norm(*affine, torch.zeros(18, dtype=dtype), torch.ones(18, dtype=dtype), eps=1e-3)
+                return linked_depthwise_conv2d(d, weight, None, norm, "silu", 1, 1)
+            z = nn.functional.conv2d(normalised(d), weight, padding=1, groups=18)
+            return nn.functional.silu(nn.functional.batch_norm(z, None, None, *affine, training=True, eps=1e-3))
         if link:
             options: dict[str, Any] = {"norm1": None, "act1": None, "norm2": None, "act2": None}
             y = linked_separable_conv2d(
