@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastfer import _library
+from fastfer import ops as _registers_ops  # noqa: F401
 
 
 class Flat:
