@@ -19,10 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="no csrc beside the tests: not a checkout")
 HOT = {
-    "separable_conv": re.compile(r"::(gemm_tiles|(?:forward|input_grad|weight_grad)(?=_row|_tile))\w*<"),
-    "engine": re.compile(r"::(conv_tiles|depthwise_rows|plane_tile)<"),
+    "primitives/gemm": re.compile(r"::(gemm_tiles)<"),
+    "primitives/depthwise": re.compile(r"::(forward|input_grad|weight_grad)(?=_row|_apart)(?!.*Part\)1)\w*<"),
+    "engine/cpu": re.compile(r"::(conv_tiles|depthwise_rows|plane_tile)<"),
 }
-"""Functions whose innermost loops hold their accumulators in registers; the any_ forms, for any kernel size, do not."""
+"""Functions whose innermost loops hold their accumulators in registers; the any_ forms, for any kernel size, do not,
+and those for the rest of the channels (Part 1) have no loop."""
 
 REGISTERS = {"avx2": "ymm", "avx512": "zmm", "avx512bf16": "zmm"}
 
@@ -36,7 +38,7 @@ def tool(*names: str) -> str:
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Each kernel file's compiler command for each ISA, as CMake makes them."""
+    """Compiler command of each file of kernels for each ISA, and of the passes, as CMake makes them."""
     cmake = tool("cmake")
     if "CXX" not in os.environ:
         tool("c++", "g++", "clang++")
@@ -45,7 +47,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     run = subprocess.run([cmake, "-S", str(ROOT), "-B", str(folder), *options], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     entries = json.loads((folder / "compile_commands.json").read_text())
-    return [entry for entry in entries if entry["file"].endswith("/cpu.cpp")]
+    return [entry for entry in entries if "-DFF_ISA=" in entry["command"]]
 
 
 def symbols(path: Path) -> list[tuple[str, str]]:
@@ -82,11 +84,12 @@ def test_objects_share_no_symbol(commands: list[dict[str, str]], tmp_path: Path)
     seen = set()
     for number, entry in enumerate(commands):
         isa = compile_unoptimised(entry, tmp_path / f"{number}.o")
-        seen.add((isa, Path(entry["file"]).parent.name))
+        seen.add((isa, str(Path(entry["file"]).relative_to(CSRC))))
         shared = shared_symbols(tmp_path / f"{number}.o", isa)
         assert not shared, f"{entry['file']} for {isa}: a linker may merge {shared[:8]}"
-    assert {isa for isa, _ in seen} >= {"baseline"}
-    assert {family for _, family in seen} == {path.parent.name for path in CSRC.glob("*/cpu.cpp")}
+    assert {isa for isa, _ in seen} >= {"baseline", "passes"}
+    sources = {*CSRC.glob("*/cpu.cpp"), *CSRC.glob("*/passes.cpp"), *CSRC.glob("primitives/*.cpp")}
+    assert {file for _, file in seen} == {str(path.relative_to(CSRC)) for path in sources} - {"primitives/table.cpp"}
 
 
 def test_a_shared_symbol_is_noticed(tmp_path: Path) -> None:
@@ -103,12 +106,12 @@ def test_a_shared_symbol_is_noticed(tmp_path: Path) -> None:
     assert shared_symbols(tmp_path / "shared.o", "avx2") == ["T outside(int)", "W int twice<int>(int)"]
 
 
-def built_object(isa: str, family: str) -> Path:
+def built_object(isa: str, source: str) -> Path:
     """Of FASTFER_BUILD_DIR, or of the editable install's build/; not older than the sources."""
     folders = (
         [Path(os.environ["FASTFER_BUILD_DIR"])] if "FASTFER_BUILD_DIR" in os.environ else sorted(ROOT.glob("build/*"))
     )
-    paths = [folder / "CMakeFiles" / f"fastfer_{isa}.dir" / "csrc" / family / "cpu.cpp.o" for folder in folders]
+    paths = [folder / "CMakeFiles" / f"fastfer_{isa}.dir" / "csrc" / f"{source}.cpp.o" for folder in folders]
     built = max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
     if built is None:
         pytest.skip("no objects: set FASTFER_BUILD_DIR to a CMake build of this tree, or pip install -e .")
@@ -120,18 +123,20 @@ def built_object(isa: str, family: str) -> Path:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 code")
 @pytest.mark.parametrize(
-    ("isa", "family", "expected"),
+    ("isa", "source", "expected"),
     [
-        ("avx2", "separable_conv", {"gemm_tiles", "forward", "input_grad", "weight_grad"}),
-        ("avx512", "separable_conv", {"gemm_tiles", "forward", "input_grad", "weight_grad"}),
-        ("avx2", "engine", {"conv_tiles", "depthwise_rows", "plane_tile"}),
-        ("avx512", "engine", {"conv_tiles", "depthwise_rows", "plane_tile"}),
-        ("avx512bf16", "engine", {"conv_tiles", "depthwise_rows"}),
+        ("avx2", "primitives/gemm", {"gemm_tiles"}),
+        ("avx512", "primitives/gemm", {"gemm_tiles"}),
+        ("avx2", "primitives/depthwise", {"forward", "input_grad", "weight_grad"}),
+        ("avx512", "primitives/depthwise", {"forward", "input_grad", "weight_grad"}),
+        ("avx2", "engine/cpu", {"conv_tiles", "depthwise_rows", "plane_tile"}),
+        ("avx512", "engine/cpu", {"conv_tiles", "depthwise_rows", "plane_tile"}),
+        ("avx512bf16", "engine/cpu", {"conv_tiles", "depthwise_rows"}),
     ],
 )
-def test_hot_loops_keep_their_accumulators_in_registers(isa: str, family: str, expected: set[str]) -> None:
-    listing = objdump.disassemble(tool("objdump"), built_object(isa, family))
-    found_names = [(HOT[family].search(name), name, body) for name, body in objdump.functions(listing)]
+def test_hot_loops_keep_their_accumulators_in_registers(isa: str, source: str, expected: set[str]) -> None:
+    listing = objdump.disassemble(tool("objdump"), built_object(isa, source))
+    found_names = [(HOT[source].search(name), name, body) for name, body in objdump.functions(listing)]
     hot = [(name, body) for match, name, body in found_names if match]
     assert {match[1] for match, _, _ in found_names if match} == expected
     for name, body in hot:

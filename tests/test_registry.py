@@ -20,7 +20,6 @@ ROLES = {  # what every family has, and what one with kernels has besides
     "every": ("fastfer/ops/{}.py", "fastfer/backends/reference/{}.py", "tests/test_{}.py"),
     "native": (
         "csrc/{}/op.h",
-        "csrc/{}/cpu.cpp",
         "csrc/{}/bind.cpp",
         "fastfer/backends/native/{}.py",
         "fastfer/backends/numba/{}.py",
@@ -36,17 +35,24 @@ def family_rows() -> dict[str, str]:
 
 
 def kernels() -> list[str]:
-    return re.findall(r"^FF_KERNEL\((\w+), \w+\)", (CSRC / "kernels.inc").read_text(), re.MULTILINE)
+    return re.findall(r"^FF_(?:KERNEL|PASS)\((\w+), \w+\)", (CSRC / "kernels.inc").read_text(), re.MULTILINE)
 
 
 def native_families() -> list[str]:
-    """Families of ops; the engine has kernels of its own, and no ops."""
-    return sorted({path.parent.name for path in CSRC.glob("*/cpu.cpp")} - {"engine"})
+    """Families of ops, compiled for each ISA (cpu.cpp) or once (passes.cpp); the engine has kernels, and no ops."""
+    return sorted({path.parent.name for path in (*CSRC.glob("*/cpu.cpp"), *CSRC.glob("*/passes.cpp"))} - {"engine"})
+
+
+def source_of(family: str) -> str:
+    """The file that defines the family's kernels."""
+    paths = [path for path in (CSRC / family / "cpu.cpp", CSRC / family / "passes.cpp") if path.is_file()]
+    assert len(paths) == 1, f"csrc/{family}: expected cpu.cpp or passes.cpp, got {[path.name for path in paths]}"
+    return paths[0].read_text()
 
 
 def family_of(kernel: str) -> str:
-    found = [name for name in native_families() if f"void {kernel}(" in (CSRC / name / "cpu.cpp").read_text()]
-    assert len(found) == 1, f"{kernel}: defined in the cpu.cpp of {found or 'no family'}"
+    found = [name for name in native_families() if f"void {kernel}(" in source_of(name)]
+    assert len(found) == 1, f"{kernel}: defined in {found or 'no family'}"
     return found[0]
 
 

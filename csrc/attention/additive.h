@@ -22,13 +22,14 @@ FF_INLINE int threads_for(const AdditiveParams& p, idx cost) { return cost < kGr
 template <class T>
 FF_INLINE void hidden_rows(const AdditiveParams& p, const T* packed, const T* bias, idx first, idx rows, T* u) {
   constexpr idx L = lanes<T>;
-  const T inf = T(__builtin_inf());
   const T *x = static_cast<const T*>(p.x) + first * p.dim, *h = static_cast<const T*>(p.h) + first * p.dim;
   for (idx col = 0; col < p.hidden;) {
-    const idx width = panel_vectors(ceil_div(p.hidden - col, L)) * L, columns = min_idx(width, p.hidden - col);
+    const idx width = panel_vectors<T>(ceil_div(p.hidden - col, L)) * L, columns = min_idx(width, p.hidden - col);
     const T* panel = packed + col * 2 * p.dim;
-    gemm<T, false>({x, p.dim, panel, width, u + col, p.hidden, rows, columns, p.dim, bias + col, -inf, inf, false});
-    gemm<T, false>({h, p.dim, panel + p.dim * width, width, u + col, p.hidden, rows, columns, p.dim, nullptr, -inf, inf, true});
+    gemm<T, false>({.a = x, .lda = p.dim, .b = panel, .ldb = width, .c = u + col, .ldc = p.hidden, .rows = rows,
+                    .cols = columns, .depth = p.dim, .bias = bias + col});
+    gemm<T, false>({.a = h, .lda = p.dim, .b = panel + p.dim * width, .ldb = width, .c = u + col, .ldc = p.hidden,
+                    .rows = rows, .cols = columns, .depth = p.dim, .accumulate = true});
     col += width;
   }
 }
@@ -64,13 +65,12 @@ FF_INLINE void softmax(T* scores, idx count) {
 
 template <class T>
 FF_INLINE void additive_forward(const AdditiveParams& p) {
-  const idx rows = p.batch * p.tokens, panels = panel_count(ceil_div(p.hidden, lanes<T>));
+  const idx rows = p.batch * p.tokens, panels = panel_count<T>(ceil_div(p.hidden, lanes<T>));
   T *packed = nullptr, *bias = nullptr, *scratch = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    packed = a.take<T>(packed_size<T>(p.hidden, 2 * p.dim));
-    bias = a.take<T>(p.hidden);
-    scratch = a.take<T>(p.weights ? 0 : rows);
-  });
+  Arena a(Scratch::shared);
+  packed = a.take<T>(packed_size<T>(p.hidden, 2 * p.dim));
+  bias = a.take<T>(p.hidden);
+  scratch = a.take<T>(p.weights ? 0 : rows);
   T* weights = p.weights ? static_cast<T*>(p.weights) : scratch;
   for_tasks(panels, threads_for(p, 2 * hidden_cost(p, 1)), [&](idx panel) {
     pack_transposed<T>(packed, static_cast<const T*>(p.weight), static_cast<const T*>(nullptr), p.hidden, 2 * p.dim, panel);
@@ -80,7 +80,10 @@ FF_INLINE void additive_forward(const AdditiveParams& p) {
   for_tasks(ceil_div(rows, kRows), threads, [&](idx block) {
     const idx first = block * kRows, count = min_idx(kRows, rows - first);
     T* u = static_cast<T*>(p.u) + first * p.hidden;
-    if (!p.u) lay_out(Scratch::task, [&](Arena& a) { u = a.take<T>(kRows * p.hidden); });
+    if (!p.u) {
+      Arena a(Scratch::task);
+      u = a.take<T>(kRows * p.hidden);
+    }
     hidden_rows(p, packed, bias, first, count, u);
     score_rows(p, u, count, weights + first);
   });
@@ -154,7 +157,7 @@ FF_INLINE void pack_half(const AdditiveParams& p, idx offset, T* half, T* packed
   const T* weight = static_cast<const T*>(p.weight) + offset;
   for (idx k = 0; k < p.hidden; ++k)
     for (idx j = 0; j < p.dim; ++j) half[k * p.dim + j] = weight[k * 2 * p.dim + j];
-  const idx panels = panel_count(ceil_div(p.dim, lanes<T>));
+  const idx panels = panel_count<T>(ceil_div(p.dim, lanes<T>));
   for (idx panel = 0; panel < panels; ++panel) pack_rows<T>(packed, half, p.dim, p.hidden, panel);
 }
 
@@ -163,9 +166,8 @@ template <class T>
 FF_INLINE void hidden_grads(const AdditiveParams& p, const AdditiveBackward<T>& s, idx chunk) {
   const idx blocks = ceil_div(s.rows, kRows), begin = blocks * chunk / s.chunks, end = blocks * (chunk + 1) / s.chunks;
   T *dz = nullptr, *space = nullptr, *sums = nullptr;
-  lay_out(Scratch::task, [&](Arena& a) {
-    dz = a.take<T>(kRows * s.stride), space = a.take<T>(room<T>(kRows, p.dim)), sums = a.take<T>(s.stride);
-  });
+  Arena a(Scratch::task);
+  dz = a.take<T>(kRows * s.stride), space = a.take<T>(room<T>(kRows, p.dim)), sums = a.take<T>(s.stride);
   T* dw = s.parts + chunk * s.part;
   double *d_bias = s.d_bias + chunk * s.stride, *d_v = s.d_v + chunk * s.stride;
   fill_zero(d_bias, s.stride), fill_zero(d_v, s.stride);
@@ -217,7 +219,8 @@ template <class T>
 FF_INLINE void additive_backward(const AdditiveParams& p) {
   AdditiveBackward<T> s{};
   s.plan(p);
-  lay_out(Scratch::shared, [&](Arena& a) { s.take(a, p); });
+  Arena a(Scratch::shared);
+  s.take(a, p);
   if (p.dx) pack_half<T>(p, 0, s.half, s.packed_x);
   if (p.dh) pack_half<T>(p, p.dim, s.half, s.packed_h);
   const int threads = threads_for(p, hidden_cost(p, s.rows));

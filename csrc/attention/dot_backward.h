@@ -110,7 +110,8 @@ FF_INLINE void for_units(const DotProductParams& p, idx units, idx cost, const B
   const idx group = max_idx(1, kGrain / max_idx(1, cost));
   for_tasks(ceil_div(units, group), p.threads, [&](idx task) {
     BackwardScratch<T> scratch{};
-    lay_out(Scratch::task, [&](Arena& a) { scratch.take(a, p); });
+    Arena a(Scratch::task);
+    scratch.take(a, p);
     for (idx unit = task * group; unit < min_idx(units, (task + 1) * group); ++unit) body(unit, scratch);
   });
 }
@@ -123,7 +124,8 @@ FF_INLINE void dot_product_backward(const DotProductParams& p) {
   const idx units = whole ? p.batch : p.batch * query_blocks, cost = p.queries * p.keys * (p.depth + p.width);
   const T rate = score_rate<T>(p);
   double* parts = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) { parts = a.take<double>(units); });
+  Arena a(Scratch::shared);
+  parts = a.take<double>(units);
   if (whole || p.dk || p.dv)
     for_units<T>(p, p.batch * key_blocks, 2 * cost / key_blocks, [&](idx unit, const BackwardScratch<T>& s) {
       const idx b = unit / key_blocks, key = unit % key_blocks * kKeys, keys = min_idx(kKeys, p.keys - key);

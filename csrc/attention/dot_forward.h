@@ -87,7 +87,8 @@ FF_INLINE void dot_product_forward(const DotProductParams& p) {
   const T rate = score_rate<T>(p);
   for_tasks(ceil_div(units, group), p.threads, [&](idx task) {
     ForwardScratch<T> scratch{};
-    lay_out(Scratch::task, [&](Arena& a) { scratch.take(a, p, queries); });
+    Arena a(Scratch::task);
+    scratch.take(a, p, queries);
     for (idx unit = task * group; unit < min_idx(units, (task + 1) * group); ++unit) {
       const idx first = unit % blocks * kQueries;
       forward_block<T>(p, scratch, rate, unit / blocks, first, min_idx(kQueries, p.queries - first));

@@ -4,7 +4,7 @@
 #pragma once
 #include "attention/op.h"
 #include "simd/arena.h"
-#include "simd/gemm.h"
+#include "primitives/local.h"
 #include "simd/lanes.h"
 #include "simd/math.h"
 
@@ -39,8 +39,8 @@ FF_INLINE Rows<T> with_room(const T* rows, idx count, idx columns, T* space) {
 // c = a b, or c += a b; a transposed where TransA.
 template <class T, bool TransA>
 FF_INLINE void product(const T* a, idx lda, Rows<T> b, T* c, idx ldc, idx rows, idx columns, idx depth, bool accumulate) {
-  const T inf = T(__builtin_inf());
-  gemm<T, TransA>({a, lda, b.data, b.stride, c, ldc, rows, columns, depth, nullptr, -inf, inf, accumulate});
+  gemm<T, TransA>({.a = a, .lda = lda, .b = b.data, .ldb = b.stride, .c = c, .ldc = ldc, .rows = rows,
+                   .cols = columns, .depth = depth, .accumulate = accumulate});
 }
 
 // Few queries leave most lanes empty: then each product is a sum over lanes, and nothing is packed.
@@ -57,7 +57,7 @@ FF_INLINE idx query_space(idx queries, idx depth) {
 template <class T>
 FF_INLINE void pack_queries(T* packed, const T* rows, idx queries, idx depth) {
   if (few<T>(queries)) return;
-  const idx panels = panel_count(ceil_div(queries, lanes<T>));
+  const idx panels = panel_count<T>(ceil_div(queries, lanes<T>));
   for (idx p = 0; p < panels; ++p) pack_transposed<T>(packed, rows, static_cast<const T*>(nullptr), queries, depth, p);
 }
 

@@ -76,7 +76,7 @@ FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands
   const DepthwiseShape s = b.e.part(slice);
   const RowKernels<T> kernels = row_kernels<T>(s);
   const idx c = b.e.slices.begin(slice), all = p.shape.c, taps = s.kh * s.kw, image = bands.image(begin), halo = (s.kh - 1) / s.sh;
-  const T inf = T(kInfinity), *w = b.w + c * taps;
+  const T* w = b.w + c * taps;
   T *dw = b.dw_parts + chunk * (taps + 1) * b.stride + c * taps, *part = b.parts + chunk * p.in_channels * b.stride + c;
   const NormAct<T> after{b.after.scale + c, b.after.shift + c, nullptr, b.after.act};
   const NormGrad<T> norm2{b.norm2->slope + c, b.norm2->curve + c, b.norm2->offset + c};
@@ -108,8 +108,10 @@ FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands
     Ahead written;  // dx is fetched before it is written
     if (slice == 0) written.add(dx, count * p.in_channels * static_cast<idx>(sizeof(T)));
     if (b.crossed)
-      gemm<T, true>({b.e.x + pixel, p.in_channels, r.g, r.ldg, part, b.stride, p.in_channels, s.c, count, nullptr, -inf, inf, true, &written});
-    if (dx) gemm<T, false>({r.g, r.ldg, b.packed_slice(slice), 0, dx, p.in_channels, count, p.in_channels, s.c, nullptr, -inf, inf, slice > 0});
+      gemm<T, true>({.a = b.e.x + pixel, .lda = p.in_channels, .b = r.g, .ldb = r.ldg, .c = part, .ldc = b.stride,
+                     .rows = p.in_channels, .cols = s.c, .depth = count, .accumulate = true, .ahead = &written});
+    if (dx) gemm<T, false>({.a = r.g, .lda = r.ldg, .b = b.packed_slice(slice), .c = dx, .ldc = p.in_channels, .rows = count,
+                            .cols = p.in_channels, .depth = s.c, .accumulate = slice > 0});
   }
 }
 
@@ -122,12 +124,11 @@ FF_INLINE void expand_depthwise_backward_pass(const BottleneckBackward<T>& b) {
     const idx taps = s.kh * s.kw, halo = (s.kh - 1) / s.sh, rows = b.e.rows_in_window(bands), width = b.e.slices.width;
     BackwardRows<T> r{};
     r.ldg = block_stride<T>(width);
-    lay_out(Scratch::task, [&](Arena& a) {
-      r.dy.base = a.take<T>((bands.rows + halo) * s.ow * width);
-      r.z.base = a.take<T>(rows * s.w * width), r.a.base = a.take<T>(rows * s.w * width);
-      r.da = a.take<T>(s.w * width), r.g = a.take<T>(rows * s.w * r.ldg);
-      r.sums = a.take<T>(width), r.sums_x = a.take<T>(width);
-    });
+    Arena a(Scratch::task);
+    r.dy.base = a.take<T>((bands.rows + halo) * s.ow * width);
+    r.z.base = a.take<T>(rows * s.w * width), r.a.base = a.take<T>(rows * s.w * width);
+    r.da = a.take<T>(s.w * width), r.g = a.take<T>(rows * s.w * r.ldg);
+    r.sums = a.take<T>(width), r.sums_x = a.take<T>(width);
     fill_zero(b.dw_parts + chunk * (taps + 1) * b.stride, (taps + 1) * b.stride);
     fill_zero(b.sums + chunk * b.stride, b.stride);
     if (b.crossed) fill_zero(b.parts + chunk * p.in_channels * b.stride, p.in_channels * b.stride);
@@ -149,16 +150,12 @@ FF_INLINE const NormGrad<T>* expansion_gradient(BottleneckBackward<T>& b) {
   const T* mean = static_cast<const T*>(p.norm1.stats);
   fold_parts(b.sums, b.chunks, b.stride, b.stride);
   const int threads = c * in < kPackParallel ? 1 : p.threads;
+  const idx L = lane_count<T>();
   for_tasks(in, threads, [&](idx i) {
-    T* row = b.parts + i * b.stride;
-    for_lanes<T>(b.stride, [&](idx at, idx) {
-      vec<T> sum = load(row + at);
-      for (idx chunk = 1; chunk < b.chunks; ++chunk) sum = sum + load(row + chunk * in * b.stride + at);
-      store(row + at, sum);
-    });
+    norm_kernels<T>().fold_parts(b.parts + i * b.stride, b.chunks, in * b.stride, b.stride);
   });
-  for_tasks(ceil_div(c, lanes<T>), threads, [&](idx group) {
-    for (idx o = group * lanes<T>; o < min_idx(c, (group + 1) * lanes<T>); ++o) {
+  for_tasks(ceil_div(c, L), threads, [&](idx group) {
+    for (idx o = group * L; o < min_idx(c, (group + 1) * L); ++o) {
       double sum = p.batch_stats ? 0 : -static_cast<double>(mean[o]) * b.sums[o];
       for (idx i = 0; i < in; ++i) {
         const double centred = b.parts[i * b.stride + o] - (p.batch_stats ? b.sums[o] * m[i] : 0);
@@ -170,8 +167,8 @@ FF_INLINE const NormGrad<T>* expansion_gradient(BottleneckBackward<T>& b) {
   const NormGrad<T>* form = b.grad1.fill(p.norm1, c, b.sums, b.sums_x, 1, b.stride, pixels, p.batch_stats);
   T* d_expand = static_cast<T*>(p.d_expand);
   if (!d_expand) return form;
-  for_tasks(ceil_div(c, lanes<T>), threads, [&](idx group) {
-    for (idx o = group * lanes<T>; o < min_idx(c, (group + 1) * lanes<T>); ++o) {
+  for_tasks(ceil_div(c, L), threads, [&](idx group) {
+    for (idx o = group * L; o < min_idx(c, (group + 1) * L); ++o) {
       const double slope = form->slope[o], bend = static_cast<double>(form->curve[o]) * static_cast<double>(pixels);
       for (idx i = 0; i < in; ++i) {
         double grad = slope * b.parts[i * b.stride + o];
@@ -196,13 +193,14 @@ struct InputCorrection {
   void fill(const BottleneckParams& p, const NormGrad<T>& form) const {
     const idx c = p.shape.c, in = p.in_channels, ld = block_stride<T>(in);
     const T *expand = static_cast<const T*>(p.expand), *mean = static_cast<const T*>(p.norm1.stats);
-    const T *m = static_cast<const T*>(p.covariance) + c * in, inf = T(kInfinity);
+    const T *m = static_cast<const T*>(p.covariance) + c * in;
     for (idx o = 0; o < c; ++o)
       for (idx i = 0; i < in; ++i) bent[o * ld + i] = form.curve[o] * expand[o * in + i];
     constexpr idx kRows = 14;
     for_tasks(ceil_div(in, kRows), c * in * in < (1 << 20) ? 1 : p.threads, [&](idx t) {
       const idx first = t * kRows;
-      gemm<T, true>({expand + first, in, bent, ld, matrix + first * in, in, min_idx(kRows, in - first), in, c, nullptr, -inf, inf, false});
+      gemm<T, true>({.a = expand + first, .lda = in, .b = bent, .ldb = ld, .c = matrix + first * in, .ldc = in,
+                     .rows = min_idx(kRows, in - first), .cols = in, .depth = c});
     });
     for_panels<T>(in, in, 1, [&](idx panel) { pack_rows<T>(packed, matrix, in, in, panel); });
     for (idx i = 0; i < in; ++i) {
@@ -217,7 +215,7 @@ struct InputCorrection {
 template <class T>
 FF_INLINE void correct_input_gradient(const BottleneckParams& p, const InputCorrection<T>& k) {
   const idx rows = p.shape.n * p.shape.h * p.shape.w, in = p.in_channels, block = block_rows<T>(3 * in);
-  const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout), inf = T(kInfinity);
+  const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout);
   T* dx = static_cast<T*>(p.dx);
   for_tasks(ceil_div(rows, block), p.threads, [&](idx b) {
     const idx first = b * block * in, count = min_idx(block, rows - b * block);
@@ -225,7 +223,8 @@ FF_INLINE void correct_input_gradient(const BottleneckParams& p, const InputCorr
     const idx left = min_idx(block, rows - b * block - count) * in * static_cast<idx>(sizeof(T));
     next.add(x + first + count * in, left), next.add(dx + first + count * in, left);
     if (p.batch_stats)
-      gemm<T, false>({x + first, in, k.packed, 0, dx + first, in, count, in, in, k.row, -inf, inf, true, &next});
+      gemm<T, false>({.a = x + first, .lda = in, .b = k.packed, .c = dx + first, .ldc = in, .rows = count,
+                      .cols = in, .depth = in, .bias = k.row, .accumulate = true, .ahead = &next});
     if (p.residual) add_rows(dx + first, dout + first, count, in);
   });
 }
@@ -241,43 +240,38 @@ FF_INLINE void bottleneck_backward(const BottleneckParams& p) {
   b.p = p, b.e = expansion_of<T>(p), b.stride = stride;
   b.chunks = expansion_chunks<T>(p, expansion_bands<T>(s, b.e.slices)), b.crossed = params || p.batch_stats;
   const Wide v3{pixels, p.out_channels, 1}, v2{pixels, s.c, 1};
-  lay_out(Scratch::shared, [&](Arena& a) {
-    NormBackward<T> norm3, norm2;
-    NormGradVectors<T> grad2;
-    InputCorrection<T> correction{};
-    b.take(a), norm2.take(a, p.norm2, s.c, v2), norm3.take(a, p.norm3, p.out_channels, v3), grad2.take(a, p.norm2, s.c);
-    correction.take(a, s.c, p.in_channels);
-    double* sums2 = a.take<double>(p.out_channels ? 2 * chunks2 * stride : 0);
-    T *g = a.take<T>(p.out_channels ? pixels * s.c : 0), *w = a.take<T>(taps * stride);
-    const bool real = w != nullptr;
-    PointwiseBackward<T> projection{};
-    projection.rows = pixels, projection.in = s.c, projection.out = p.out_channels, projection.threads = p.threads;
-    projection.g = real ? g : reinterpret_cast<T*>(sizeof(T)), projection.dw = static_cast<T*>(p.d_project);
-    if (real) b.fill(), pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps), b.w = w;
-    if (real && p.out_channels) {
-      norm3.run(p.norm3, p.out_channels, v3, dout, static_cast<const T*>(p.y2), Act::none, p.batch_stats, p.threads);
-      norm2.n.fill(p.norm2, s.c);
-      projection.x = y1, projection.before = norm2.norm_act(p.act), projection.w = static_cast<const T*>(p.project);
-      projection.dz = dout, projection.y = static_cast<const T*>(p.y2), projection.after = norm3.norm_act(Act::none);
-      projection.norm2 = norm3.form, projection.sum_g = sums2, projection.sum_gx = sums2 + chunks2 * stride;
-    }
-    if (p.out_channels) pointwise_backward_pass(projection, a);
-    if (!real) return;
-    if (p.out_channels) {
-      b.norm2 = grad2.fill(p.norm2, s.c, sums2, sums2 + chunks2 * stride, chunks2, stride, pixels, p.batch_stats);
-      b.dy = g, b.after = norm2.norm_act(Act::none);
-    } else {
-      norm2.run(p.norm2, s.c, v2, dout, y1, p.act, p.batch_stats, p.threads);
-      b.norm2 = norm2.form, b.dy = dout, b.after = norm2.norm_act(p.act);
-    }
-    expand_depthwise_backward_pass(b);
-    if (p.d_dw_weight) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
-    if (b.crossed) {
-      const NormGrad<T>* form = expansion_gradient(b);
-      if (p.dx && p.batch_stats) correction.fill(p, *form);
-    }
-    if (p.dx && (p.batch_stats || p.residual)) correct_input_gradient(p, correction);
-  });
+  Arena a(Scratch::shared);
+  NormBackward<T> norm3, norm2;
+  NormGradVectors<T> grad2;
+  InputCorrection<T> correction{};
+  b.take(a), norm2.take(a, p.norm2, s.c, v2), norm3.take(a, p.norm3, p.out_channels, v3), grad2.take(a, p.norm2, s.c);
+  correction.take(a, s.c, p.in_channels);
+  double* sums2 = a.take<double>(p.out_channels ? 2 * chunks2 * stride : 0);
+  T *g = a.take<T>(p.out_channels ? pixels * s.c : 0), *w = a.take<T>(taps * stride);
+  PointwiseBackward<T> projection{};
+  projection.rows = pixels, projection.in = s.c, projection.out = p.out_channels, projection.threads = p.threads;
+  projection.g = g, projection.dw = static_cast<T*>(p.d_project);
+  b.fill(), pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps), b.w = w;
+  if (p.out_channels) {
+    norm3.run(p.norm3, p.out_channels, v3, dout, static_cast<const T*>(p.y2), Act::none, p.batch_stats, p.threads);
+    norm2.n.fill(p.norm2, s.c);
+    projection.x = y1, projection.before = norm2.norm_act(p.act), projection.w = static_cast<const T*>(p.project);
+    projection.dz = dout, projection.y = static_cast<const T*>(p.y2), projection.after = norm3.norm_act(Act::none);
+    projection.norm2 = norm3.form, projection.sum_g = sums2, projection.sum_gx = sums2 + chunks2 * stride;
+    pointwise_backward_pass(projection, a);
+    b.norm2 = grad2.fill(p.norm2, s.c, sums2, sums2 + chunks2 * stride, chunks2, stride, pixels, p.batch_stats);
+    b.dy = g, b.after = norm2.norm_act(Act::none);
+  } else {
+    norm2.run(p.norm2, s.c, v2, dout, y1, p.act, p.batch_stats, p.threads);
+    b.norm2 = norm2.form, b.dy = dout, b.after = norm2.norm_act(p.act);
+  }
+  expand_depthwise_backward_pass(b);
+  if (p.d_dw_weight) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
+  if (b.crossed) {
+    const NormGrad<T>* form = expansion_gradient(b);
+    if (p.dx && p.batch_stats) correction.fill(p, *form);
+  }
+  if (p.dx && (p.batch_stats || p.residual)) correct_input_gradient(p, correction);
 }
 
 }  // namespace

@@ -44,15 +44,15 @@ struct InputMoments {
   void measure(const T* x, idx chunk) const {
     const idx ld = block_stride<T>(in);
     T *block = nullptr, *part = nullptr, *part_sums = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) {
-      block = a.take<T>(kBlock * ld), part = a.take<T>(in * ld), part_sums = a.take<T>(in);
-    });
+    Arena a(Scratch::task);
+    block = a.take<T>(kBlock * ld), part = a.take<T>(in * ld), part_sums = a.take<T>(in);
     double *sum = sums + chunk * stride, *product = products + chunk * in * stride;
     fill_zero(sum, stride), fill_zero(product, in * stride);
     for (idx first = rows * chunk / chunks, end = rows * (chunk + 1) / chunks; first < end; first += kBlock) {
       const idx count = min_idx(kBlock, end - first);
       affine_act_rows<T>(block, ld, x + first * in, in, count, in, ones, minus, Act::none);
-      gemm<T, true>({block, ld, block, ld, part, ld, in, in, count, nullptr, T(-__builtin_inf()), T(__builtin_inf()), false});
+      gemm<T, true>({.a = block, .lda = ld, .b = block, .ldb = ld, .c = part, .ldc = ld, .rows = in, .cols = in,
+                     .depth = count});
       fill_zero(part_sums, in);
       sums_rows<T>(block, ld, count, in, part_sums);
       add_to(sum, part_sums, in);
@@ -73,23 +73,14 @@ FF_INLINE void linear_stats(const InputMoments<T>& m, const T* weight, idx chann
     const T* w[kGroup];
     double mean[kGroup] = {}, deviation[kGroup] = {};
     for (idx g = 0; g < kGroup; ++g) w[g] = weight + (first + min_idx(g, size - 1)) * m.in;
-    for_lanes<double>(m.in, [&](idx j, idx n) {
-      vec<double> sum[kGroup] = {};
-      for (idx i = 0; i < m.in; ++i) {
-        const vec<double> row = load(m.products + i * m.stride + j);
-        FF_UNROLL(4)
-        for (idx g = 0; g < kGroup; ++g) sum[g] = fma(splat<double>(static_cast<double>(w[g][i])), row, sum[g]);
-      }
-      for (idx g = 0; g < size; ++g) {
-        double lane[lanes<double>];
-        store(lane, sum[g]);
-        for (idx k = 0; k < n; ++k) {
-          covariance[(first + g) * m.in + j + k] = static_cast<T>(lane[k] / count);
-          deviation[g] += lane[k] * w[g][j + k], mean[g] += m.mean[j + k] * w[g][j + k];
-        }
-      }
-    });
+    double* products = Arena(Scratch::task).take<double>(kGroup * m.stride);
+    norm_kernels<T>().weighted_rows(products, w, m.products, m.in, m.stride);
     for (idx g = 0; g < size; ++g) {
+      const double* row = products + g * m.stride;
+      for (idx j = 0; j < m.in; ++j) {
+        covariance[(first + g) * m.in + j] = static_cast<T>(row[j] / count);
+        deviation[g] += row[j] * w[g][j], mean[g] += m.mean[j] * w[g][j];
+      }
       const double d = deviation[g] < 0 ? 0 : deviation[g];
       stats[first + g] = static_cast<T>(mean[g]);
       stats[channels + first + g] = static_cast<T>(1 / __builtin_sqrt(d / count + eps));

@@ -90,7 +90,8 @@ struct Expansion {
       const idx left = s.n * s.h - image * s.h - end;
       next.add(from + pixels * in, min_idx(left, end - begin) * s.w * in * static_cast<idx>(sizeof(T)));
     }
-    gemm<T, false>({from, in, packed_slice(slice), 0, z, c, pixels, c, in, shift + slices.begin(slice), lo, hi, false, &next});
+    gemm<T, false>({.a = from, .lda = in, .b = packed_slice(slice), .c = z, .ldc = c, .rows = pixels, .cols = c,
+                    .depth = in, .bias = shift + slices.begin(slice), .lo = lo, .hi = hi, .ahead = &next});
     if (!done) affine_act_rows<T>(a, c, z, c, pixels, c, nullptr, nullptr, act);
   }
 };

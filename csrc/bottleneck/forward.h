@@ -23,7 +23,7 @@ FF_INLINE idx image_parts(idx tasks, const Bands& bands, int threads) {
 
 template <class T>
 FF_INLINE void add_rows(T* dst, const T* x, idx rows, idx channels) {
-  for_lanes<T>(rows * channels, [&](idx i, idx n) { store_n<T>(dst + i, load_n<T>(dst + i, n) + load_n<T>(x + i, n), n); });
+  norm_kernels<T>().add(dst, x, rows * channels);
 }
 
 template <class T>
@@ -34,11 +34,10 @@ FF_INLINE void bottleneck_inference(const BottleneckParams& p) {
   e.slices = {s.c, s.c, 1};
   T *scale1 = nullptr, *shift1 = nullptr, *scale2 = nullptr, *shift2 = nullptr, *scale3 = nullptr, *shift3 = nullptr;
   T *w = nullptr, *projection = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    e.take(a), w = a.take<T>(taps * stride);
-    scale1 = a.take<T>(stride), shift1 = a.take<T>(stride), scale2 = a.take<T>(stride), shift2 = a.take<T>(stride);
-    scale3 = a.take<T>(p.out_channels), shift3 = a.take<T>(p.out_channels), projection = a.take<T>(packed_size<T>(p.out_channels, s.c));
-  });
+  Arena a(Scratch::shared);
+  e.take(a), w = a.take<T>(taps * stride);
+  scale1 = a.take<T>(stride), shift1 = a.take<T>(stride), scale2 = a.take<T>(stride), shift2 = a.take<T>(stride);
+  scale3 = a.take<T>(p.out_channels), shift3 = a.take<T>(p.out_channels), projection = a.take<T>(packed_size<T>(p.out_channels, s.c));
   fold<T>(p.norm1, nullptr, s.c, scale1, shift1), fold<T>(p.norm2, nullptr, s.c, scale2, shift2);
   e.shift = shift1, e.pack(static_cast<const T*>(p.expand), scale1, p.threads);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), scale2, s.c, taps);
@@ -55,10 +54,9 @@ FF_INLINE void bottleneck_inference(const BottleneckParams& p) {
     const idx image = task / parts, part = task % parts, pixels = bands.rows * s.ow;
     RowWindow<T> window{nullptr, s.w * s.c};
     T* buffer = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) {
-      window.base = a.take<T>(e.rows_in_window(bands) * window.row);
-      buffer = a.take<T>(p.out_channels ? pixels * lda : 0);
-    });
+    Arena a(Scratch::task);
+    window.base = a.take<T>(e.rows_in_window(bands) * window.row);
+    buffer = a.take<T>(p.out_channels ? pixels * lda : 0);
     for (idx band = bands.per_image * part / parts; band < bands.per_image * (part + 1) / parts; ++band) {
       const idx first = bands.first(band), last = bands.end(band), count = (last - first) * s.ow, end = input_end(s, last - 1);
       const idx from = window.advance(input_row(s, first), end), at = (image * s.oh + first) * s.ow;
@@ -69,7 +67,8 @@ FF_INLINE void bottleneck_inference(const BottleneckParams& p) {
         forward(s, window.origin(), oy, w, shift2, y + (oy - first) * s.ow * lda, lda, lo, hi);
       if (!clamped) affine_act_rows<T>(y, lda, y, lda, count, s.c, nullptr, nullptr, p.act);
       if (!p.out_channels) continue;
-      gemm<T, false>({buffer, lda, projection, 0, result, p.out_channels, count, p.out_channels, s.c, shift3, T(-kInfinity), T(kInfinity), false});
+      gemm<T, false>({.a = buffer, .lda = lda, .b = projection, .c = result, .ldc = p.out_channels, .rows = count,
+                      .cols = p.out_channels, .depth = s.c, .bias = shift3});
       if (p.residual) add_rows(result, static_cast<const T*>(p.x) + at * p.in_channels, count, p.out_channels);
     }
   });
@@ -87,7 +86,8 @@ FF_INLINE void expand_depthwise_pass(const Expansion<T>& e, const T* w, const T*
     const DepthwiseShape one = e.part(slice);
     const idx c = e.slices.begin(slice);
     RowWindow<T> window{nullptr, s.w * one.c};
-    lay_out(Scratch::task, [&](Arena& a) { window.base = a.take<T>(e.rows_in_window(bands) * window.row); });
+    Arena a(Scratch::task);
+    window.base = a.take<T>(e.rows_in_window(bands) * window.row);
     for (idx b = bands.per_image * part / parts; b < bands.per_image * (part + 1) / parts; ++b) {
       const idx first = bands.first(b), last = bands.end(b), end = input_end(s, last - 1), band = image * bands.per_image + b;
       const idx from = window.advance(input_row(s, first), end);
@@ -112,15 +112,15 @@ FF_INLINE void bottleneck_training(const BottleneckParams& p) {
   NormVectors<T> n1, n2, n3;
   T *w = nullptr, *zero = nullptr, *packed = nullptr;
   T *mean2 = nullptr, *m2_2 = nullptr, *mean3 = nullptr, *m2_3 = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    e.take(a), n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, s.c), n3.take(a, p.norm3, p.out_channels);
-    w = a.take<T>(taps * stride), zero = a.take<T>(max_idx(stride, out_stride));
-    packed = a.take<T>(packed_size<T>(p.out_channels, s.c));
-    if (!p.batch_stats) return;
+  Arena a(Scratch::shared);
+  e.take(a), n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, s.c), n3.take(a, p.norm3, p.out_channels);
+  w = a.take<T>(taps * stride), zero = a.take<T>(max_idx(stride, out_stride));
+  packed = a.take<T>(packed_size<T>(p.out_channels, s.c));
+  if (p.batch_stats) {
     input.take(a, s.n * s.h * s.w, p.in_channels);
     mean2 = a.take<T>(bands.count * stride), m2_2 = a.take<T>(bands.count * stride);
     mean3 = a.take<T>(p.out_channels ? blocks * out_stride : 0), m2_3 = a.take<T>(p.out_channels ? blocks * out_stride : 0);
-  });
+  }
   constant_stats<T>(p.norm1, s.c, p.batch_stats), constant_stats<T>(p.norm2, s.c, p.batch_stats);
   constant_stats<T>(p.norm3, p.out_channels, p.batch_stats);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);

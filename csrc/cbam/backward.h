@@ -163,7 +163,8 @@ FF_INLINE void merge_mlp(const BackwardPlan<T>& b) {
 template <class T>
 FF_INLINE void cbam_backward(const CbamParams& p) {
   BackwardPlan<T> b(p);
-  lay_out(Scratch::shared, [&](Arena& a) { b.take(a); });
+  Arena a(Scratch::shared);
+  b.take(a);
   if (p.w1) b.mlp.fill(input<T>(p.w1), input<T>(p.b1), input<T>(p.w2), input<T>(p.b2));
   if (p.weight) norm_line<T>(p, input<T>(p.stats), &b.scale, &b.shift), b.sum_t[0] = b.sum_ty[0] = 0;
   const auto finish_norm = [&](T* d_weight, T* d_bias) {
@@ -176,7 +177,8 @@ FF_INLINE void cbam_backward(const CbamParams& p) {
   if (sums_first) {
     for_tasks(b.chunks, p.threads, [&](idx chunk) {
       T* columns = nullptr;
-      lay_out(Scratch::task, [&](Arena& a) { columns = a.take<T>(b.s.columns); });
+      Arena a(Scratch::task);
+      columns = a.take<T>(b.s.columns);
       for (idx i = chunk * b.group; i < min_idx(p.n, (chunk + 1) * b.group); ++i) spatial_slope(b, i, columns);
     });
     finish_norm(output<T>(p.d_norm_weight), output<T>(p.d_norm_bias));
@@ -184,18 +186,16 @@ FF_INLINE void cbam_backward(const CbamParams& p) {
     *b.slope = *input<T>(p.norm_weight) * input<T>(p.stats)[1], *b.curve = *b.offset = T(0);
   }
   for_tasks(b.chunks, p.threads, [&](idx chunk) {
-    lay_out(Scratch::task, [&](Arena& a) {
-      BackwardScratch<T> w(a, b);
-      if (!w.avg) return;
-      MlpGrads<T> grads(b.mlp_parts + (p.d_w1 ? chunk * b.mlp_size : 0), b.mlp.stride, p.hidden);
-      double* d_weight = p.d_weight ? b.weight_parts + chunk * b.taps : nullptr;
-      if (p.d_w1) fill_zero(grads.w1, b.mlp_size);
-      if (d_weight) fill_zero(d_weight, b.taps);
-      for (idx i = chunk * b.group; i < min_idx(p.n, (chunk + 1) * b.group); ++i) {
-        if (p.weight && !sums_first) spatial_slope(b, i, w.columns);
-        image_grads<T>(b, i, w, p.d_w1 ? &grads : nullptr, d_weight);
-      }
-    });
+    Arena a(Scratch::task);
+    BackwardScratch<T> w(a, b);
+    MlpGrads<T> grads(b.mlp_parts + (p.d_w1 ? chunk * b.mlp_size : 0), b.mlp.stride, p.hidden);
+    double* d_weight = p.d_weight ? b.weight_parts + chunk * b.taps : nullptr;
+    if (p.d_w1) fill_zero(grads.w1, b.mlp_size);
+    if (d_weight) fill_zero(d_weight, b.taps);
+    for (idx i = chunk * b.group; i < min_idx(p.n, (chunk + 1) * b.group); ++i) {
+      if (p.weight && !sums_first) spatial_slope(b, i, w.columns);
+      image_grads<T>(b, i, w, p.d_w1 ? &grads : nullptr, d_weight);
+    }
   });
   if (p.weight && !sums_first) finish_norm(output<T>(p.d_norm_weight), output<T>(p.d_norm_bias));
   if (p.d_w1) merge_mlp(b);

@@ -26,7 +26,6 @@ struct ForwardScratch {
     if (!p.weight) return;
     planes = a.take<T>(3 * s.px.count), spatial = a.take<T>(s.px.count);
     padded[0] = take_border<T>(a, s.border), padded[1] = take_border<T>(a, s.border);
-    if (!avg) return;  // measuring
     clear_border(s.border, padded[0]), clear_border(s.border, padded[1]);
   }
 };
@@ -69,10 +68,9 @@ FF_INLINE void cbam_forward(const CbamParams& p) {
   const idx group = s.images_of(kForwardBytes), tasks = ceil_div(p.n, group);
   Mlp<T> mlp{};
   T *mean = nullptr, *m2 = nullptr, *stats = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    if (p.w1) mlp.take(a, p.c, p.hidden);
-    mean = a.take<T>(p.n), m2 = a.take<T>(p.n), stats = a.take<T>(3);
-  });
+  Arena a(Scratch::shared);
+  if (p.w1) mlp.take(a, p.c, p.hidden);
+  mean = a.take<T>(p.n), m2 = a.take<T>(p.n), stats = a.take<T>(3);
   if (p.w1) mlp.fill(input<T>(p.w1), input<T>(p.b1), input<T>(p.w2), input<T>(p.b2));
   if (p.stats) stats = output<T>(p.stats);
   T scale = 0, shift = 0;
@@ -83,27 +81,26 @@ FF_INLINE void cbam_forward(const CbamParams& p) {
   const T* x = input<T>(p.x);
   T* out = output<T>(p.out);
   for_tasks(tasks, p.threads, [&](idx task) {
-    lay_out(Scratch::task, [&](Arena& a) {
-      ForwardScratch<T> t(a, p, s);
-      if (!t.avg) return;
-      for (idx i = task * group; i < min_idx(p.n, (task + 1) * group); ++i) {
-        channel_gate_of<T>(p, s, mlp, x + i * s.image, i, t);
-        const T* y = p.weight ? planes_of<T>(p, s, x + i * s.image, i, t) : nullptr;
-        if (y && p.batch_stats) {
-          plane_moments<T>(y, s.px.count, mean + i, m2 + i);
-          continue;
-        }
-        if (y) plane_gate<T>(y, s.px.count, scale, shift, t.spatial);
-        scale_pixels<T>(s.px, x + i * s.image, t.columns, t.spatial, out + i * s.image);
+    Arena a(Scratch::task);
+    ForwardScratch<T> t(a, p, s);
+    for (idx i = task * group; i < min_idx(p.n, (task + 1) * group); ++i) {
+      channel_gate_of<T>(p, s, mlp, x + i * s.image, i, t);
+      const T* y = p.weight ? planes_of<T>(p, s, x + i * s.image, i, t) : nullptr;
+      if (y && p.batch_stats) {
+        plane_moments<T>(y, s.px.count, mean + i, m2 + i);
+        continue;
       }
-    });
+      if (y) plane_gate<T>(y, s.px.count, scale, shift, t.spatial);
+      scale_pixels<T>(s.px, x + i * s.image, t.columns, t.spatial, out + i * s.image);
+    }
   });
   if (!p.weight || !p.batch_stats) return;
   merge_moments<T>(mean, m2, p.n, 1, 1, p.eps, [&](idx) { return s.px.count; }, stats);
   norm_line<T>(p, stats, &scale, &shift);
   for_tasks(tasks, p.threads, [&](idx task) {
     T *columns = nullptr, *spatial = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) { columns = a.take<T>(s.columns), spatial = a.take<T>(s.px.count); });
+    Arena a(Scratch::task);
+    columns = a.take<T>(s.columns), spatial = a.take<T>(s.px.count);
     for (idx i = task * group; i < min_idx(p.n, (task + 1) * group); ++i) {
       s.px.repeat(columns, p.w1 ? input<T>(p.pooled) + (2 * p.n + i) * p.c : nullptr);
       plane_gate<T>(input<T>(p.planes) + (2 * p.n + i) * s.px.count, s.px.count, scale, shift, spatial);

@@ -2,7 +2,7 @@
 // Passes over the pixels of one image: what the gates need of them, and what they do to them.
 #pragma once
 #include "pool/best.h"
-#include "norm/rows.h"
+#include "simd/groups.h"
 #include "pool/global_pool.h"
 
 namespace ff {

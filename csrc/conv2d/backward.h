@@ -36,18 +36,19 @@ struct ConvBackwardChunk {
   }
 
   FF_CLASS_INLINE void weight_grad(idx first, idx count) {
-    const T inf = T(__builtin_inf());
     gather_windows(windows, p.x, first, count, a, lda);
     if (windows_are_columns<T>(depth, p.s.o))
-      gemm<T, true>({g, ldg, a, lda, part, ld, p.s.o, depth, count, nullptr, -inf, inf, began});
+      gemm<T, true>({.a = g, .lda = ldg, .b = a, .ldb = lda, .c = part, .ldc = ld, .rows = p.s.o, .cols = depth,
+                     .depth = count, .accumulate = began});
     else
-      gemm<T, true>({a, lda, g, ldg, part, ld, depth, p.s.o, count, nullptr, -inf, inf, began});
+      gemm<T, true>({.a = a, .lda = lda, .b = g, .ldb = ldg, .c = part, .ldc = ld, .rows = depth, .cols = p.s.o,
+                     .depth = count, .accumulate = began});
     began = true;
   }
 
   FF_CLASS_INLINE void input_grad(idx first, idx count) {
-    const T inf = T(__builtin_inf());
-    gemm<T, false>({g, ldg, packed, 0, a, lda, count, depth, p.s.o, nullptr, -inf, inf, false});
+    gemm<T, false>({.a = g, .lda = ldg, .b = packed, .c = a, .ldc = lda, .rows = count, .cols = depth,
+                    .depth = p.s.o});
     zero_before((first + count - 1) / p.s.ow + 1);
     scatter_windows(windows, a, lda, first, count, p.dx, rows.dx_begin, rows.dx_end);
   }
@@ -85,10 +86,11 @@ FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
   double* bias_parts = arena.take<double>(chunks.count * out_stride);
   bool* direct = arena.take<bool>(chunks.count);
   PlaceWeights<T> u{arena.take<T>(tiled && p.dx ? PlaceWeights<T>::size(s.c, s.o) : 0), s.c, s.o};
-  if (!packed) return;
   // Chunks that Winograd's algorithm leaves: what is not finite spreads over a tile, only the direct sum keeps it apart.
   for (idx chunk = 0; chunk < chunks.count; ++chunk) direct[chunk] = !tiled;
-  if (tiled) winograd_backward_pass<T>({p, chunks, u, parts, part, ld, columns, bias_parts, out_stride, direct}, room);
+  if constexpr (has_winograd<T>) {
+    if (tiled) winograd_backward_pass<T>({p, chunks, u, parts, part, ld, columns, bias_parts, out_stride, direct}, room);
+  }
   bool any = false;
   for (idx chunk = 0; chunk < chunks.count; ++chunk) any |= direct[chunk];
   if (any && p.dx) pack_outputs<T>(packed, room, p.weight, s, p.threads);
@@ -99,9 +101,8 @@ FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
     if (!direct[chunk]) return;
     const ConvChunk rows = chunks.at(s, chunk);
     T *a = nullptr, *g = nullptr, *sums = nullptr;
-    lay_out(Scratch::task, [&](Arena& task) {
-      a = task.take<T>(block * lda), g = task.take<T>(block * ldg), sums = task.take<T>(out_stride);
-    });
+    Arena task(Scratch::task);
+    a = task.take<T>(block * lda), g = task.take<T>(block * ldg), sums = task.take<T>(out_stride);
     ConvBackwardChunk<T> work{p, windows, rows, packed, parts + chunk * part, a, g, sums, bias_parts + chunk * out_stride,
                               depth, lda, ldg, ld, rows.dx_begin};
     fill_zero(work.db, out_stride);
@@ -136,25 +137,24 @@ FF_INLINE void conv_backward(const Conv2dParams& p) {
   else
     pass.dz = static_cast<const T*>(p.dout);
   pass.dw = static_cast<T*>(p.d_weight), pass.db = static_cast<T*>(p.d_bias);
-  lay_out(Scratch::shared, [&](Arena& a) {
-    NormBackward<T> norm;
-    norm.take(a, p.norm, s.o, v);
-    NormGrad<T> linked{};
-    if (p.linked_output.on) {
-      linked = linked_gradient<T>(a, p.norm.stats, p.linked_output, s.o, pixels, v.times);
-      norm.form = &linked;
-    }
-    if (norm.n.scale)
-      norm.run(p.norm, s.o, v, static_cast<const T*>(p.dout), pooled ? static_cast<const T*>(p.best) : pass.y, p.act,
-               p.batch_stats, p.threads, pixels);
-    pass.after = norm.norm_act(p.act), pass.norm2 = norm.form;
-    if (pointwise)
-      pointwise_backward_pass(pass, a);
-    else if (is_backward_banded<T>(s) && !takes_winograd<T>(s))
-      band_backward_pass<T>(s, pass, times, a);
-    else
-      conv_backward_pass<T>({s, pass, times, pass.x, pass.w, pass.g, pass.dw, p.threads}, a);
-  });
+  Arena a(Scratch::shared);
+  NormBackward<T> norm;
+  norm.take(a, p.norm, s.o, v);
+  NormGrad<T> linked{};
+  if (p.linked_output.on) {
+    linked = linked_gradient<T>(a, p.norm.stats, p.linked_output, s.o, pixels, v.times);
+    norm.form = &linked;
+  }
+  if (norm.n.scale)
+    norm.run(p.norm, s.o, v, static_cast<const T*>(p.dout), pooled ? static_cast<const T*>(p.best) : pass.y, p.act,
+             p.batch_stats, p.threads, pixels);
+  pass.after = norm.norm_act(p.act), pass.norm2 = norm.form;
+  if (pointwise)
+    pointwise_backward_pass(pass, a);
+  else if (is_backward_banded<T>(s) && !takes_winograd<T>(s))
+    band_backward_pass<T>(s, pass, times, a);
+  else
+    conv_backward_pass<T>({s, pass, times, pass.x, pass.w, pass.g, pass.dw, p.threads}, a);
 }
 
 }  // namespace

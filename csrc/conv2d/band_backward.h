@@ -141,7 +141,6 @@ FF_INLINE void band_backward_pass(const ConvShape& s, const PointwiseBackward<T>
   T* turned = arena.take<T>(s.o * s.c * s.kh * s.kw);
   T* parts = arena.take<T>(chunks * part);
   double* bias_parts = arena.take<double>(chunks * wide);
-  if (!turned) return;
   copy_padded<T>(b.w.bias, nullptr, s.c);
   turn_weights(out.w, s, turned);
   b.w.pack(turned, nullptr, b.turned, out.threads);
@@ -149,11 +148,10 @@ FF_INLINE void band_backward_pass(const ConvShape& s, const PointwiseBackward<T>
   const idx rows = band_rows<T>(b.turned);
   for_tasks(chunks, out.threads, [&](idx chunk) {
     T *g = nullptr, *x = nullptr, *sums = nullptr;
-    lay_out(Scratch::task, [&](Arena& task) {
-      g = task.take<T>(Band(b.turned).size<T>(rows + s.kh - 1));
-      x = task.take<T>(Band(s).size<T>(rows + s.kh - 1));
-      sums = task.take<T>(wide);
-    });
+    Arena task(Scratch::task);
+    g = task.take<T>(Band(b.turned).size<T>(rows + s.kh - 1));
+    x = task.take<T>(Band(s).size<T>(rows + s.kh - 1));
+    sums = task.take<T>(wide);
     BandBackwardChunk<T> work{b, parts + chunk * part, g, x, sums, bias_parts + chunk * wide};
     fill_zero(work.db, wide);
     const idx begin = all * chunk / chunks, end = all * (chunk + 1) / chunks;

@@ -119,7 +119,7 @@ template <class T>
 FF_INLINE void multiply_band(const BandProduct<T>& p, const T* band, idx row_step, idx rows, idx windows, T* out) {
   constexpr idx L = lanes<T>;
   for (idx col = 0; col < p.cols;) {
-    const int vectors = panel_vectors(ceil_div(p.cols - col, L));
+    const int vectors = panel_vectors<T>(ceil_div(p.cols - col, L));
     const T* b = p.b + col * p.kh * p.run;
     for (idx r = 0; r < rows; ++r) {
       const T* a = band + r * row_step;

@@ -68,8 +68,9 @@ FF_INLINE void multiply_windows(const ConvForward<T>& p, idx group, idx first, i
   const Windows windows(p.s, group);
   const idx depth = windows.depth(), stride = block_stride<T>(depth), cols = group * p.s.o;
   gather_windows(windows, p.x, first / group, rows / group, a, stride);
-  gemm<T, false>({a, stride, group > 1 ? p.w.grouped : p.w.single, 0, p.y + first * p.s.o, cols, rows / group, cols,
-                  depth, p.w.bias, p.lo, p.hi, false});
+  gemm<T, false>({.a = a, .lda = stride, .b = group > 1 ? p.w.grouped : p.w.single, .c = p.y + first * p.s.o,
+                  .ldc = cols, .rows = rows / group, .cols = cols, .depth = depth, .bias = p.w.bias, .lo = p.lo,
+                  .hi = p.hi});
 }
 
 // The same from bands, for pixels that are whole rows.
@@ -79,7 +80,8 @@ FF_INLINE void multiply_bands(const ConvForward<T>& p, idx first, idx pixels) {
   const Band shape(s);
   const idx count = pixels / s.ow, most = (min_idx(count, s.oh) - 1) * s.sh + s.kh;
   T* band = nullptr;
-  lay_out(Scratch::task, [&](Arena& arena) { band = arena.take<T>(shape.size<T>(most)); });
+  Arena arena(Scratch::task);
+  band = arena.take<T>(shape.size<T>(most));
   for_parts(s.oh, first / s.ow, count, [&](idx image, idx row, idx rows, idx done) {
     copy_band<T>(shape, p.x + image * s.h * s.w * s.c, row * s.sh - s.top, (rows - 1) * s.sh + s.kh, band);
     convolve_band<T>(s, p.w, p.lo, p.hi, band, rows, p.y + (first + done * s.ow) * s.o);
@@ -91,7 +93,8 @@ FF_INLINE void multiply_gathered(const ConvForward<T>& p, idx first, idx rows) {
   const idx group = p.w.group, stride = block_stride<T>(Windows(p.s, group).depth());
   const idx row = max_idx(ceil_div(stride, group), block_stride<T>(Windows(p.s).depth()));
   T* a = nullptr;
-  lay_out(Scratch::task, [&](Arena& arena) { a = arena.take<T>(rows * row); });
+  Arena arena(Scratch::task);
+  a = arena.take<T>(rows * row);
   multiply_windows(p, group, first, rows, a);
   // A zero times what a neighbour alone sees is NaN where that is not finite.
   if (group > 1 && any_nan<T>(p.y + first * p.s.o, rows * p.s.o)) multiply_windows(p, 1, first, rows, a);
@@ -119,7 +122,8 @@ template <class T>
 FF_NOINLINE void multiply_directly(const ConvForward<T>& p, idx first, idx rows) {
   const idx depth = Windows(p.s).depth(), most = block_rows<T>(depth + p.s.o);
   T* a = nullptr;
-  lay_out(Scratch::task, [&](Arena& arena) { a = arena.take<T>(most * block_stride<T>(depth)); });
+  Arena arena(Scratch::task);
+  a = arena.take<T>(most * block_stride<T>(depth));
   for (idx done = 0; done < rows; done += most) multiply_windows(p, 1, first + done, min_idx(most, rows - done), a);
 }
 
@@ -142,10 +146,9 @@ FF_INLINE void conv_inference(const Conv2dParams& p) {
   const bool pointwise = is_pointwise(s);
   ConvForward<T> pass{};
   T* scale = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    pass.w.take(a, s, pointwise ? 1 : pixel_group<T>(s));
-    scale = a.take<T>(s.o);
-  });
+  Arena a(Scratch::shared);
+  pass.w.take(a, s, pointwise ? 1 : pixel_group<T>(s));
+  scale = a.take<T>(s.o);
   fold<T>(p.norm, p.bias, s.o, scale, pass.w.bias);
   pass.w.pack(static_cast<const T*>(p.weight), p.norm.weight ? scale : nullptr, s, p.threads);
   pass.s = s, pass.threads = p.threads, pass.act = p.act;
@@ -176,15 +179,14 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
   PlaceWeights<T> u{nullptr, s.o, s.c};
   ConvForward<T> pass{};
   NormVectors<T> n;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    pass.w.take(a, s, group);
-    if (measure) {
-      pass.mean = a.take<T>(parts * blocks.stride);
-      pass.m2 = a.take<T>(parts * blocks.stride);
-    }
-    u.u = a.take<T>(tiled ? u.size(s.o, s.c) : 0);
-    n.take(a, p.norm, s.o);
-  });
+  Arena a(Scratch::shared);
+  pass.w.take(a, s, group);
+  if (measure) {
+    pass.mean = a.take<T>(parts * blocks.stride);
+    pass.m2 = a.take<T>(parts * blocks.stride);
+  }
+  u.u = a.take<T>(tiled ? u.size(s.o, s.c) : 0);
+  n.take(a, p.norm, s.o);
   copy_padded(pass.w.bias, static_cast<const T*>(p.bias), s.o);
   pass.w.pack(static_cast<const T*>(p.weight), nullptr, s, p.threads);
   constant_stats<T>(p.norm, s.o, p.batch_stats);
@@ -198,12 +200,13 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
     n.fill(p.norm, s.o, blocks.times);
     pass.z = z, pass.scale = n.scale, pass.shift = n.shift;
   }
-  if (pointwise)
+  if (pointwise) {
     pointwise_as_conv(pass);
-  else if (tiled)
-    conv_winograd_pass(pass, tiles, u, blocks.stride);
-  else
+  } else if (tiled) {
+    if constexpr (has_winograd<T>) conv_winograd_pass(pass, tiles, u, blocks.stride);
+  } else {
     conv_forward_pass(pass, blocks);
+  }
   if (!measure && !pooled) return;
   if (measure) merge_moments(pass.mean, pass.m2, parts, blocks.stride, s.o, p.norm.eps, [&](idx part) {
     if (tiled) return tiles.pixels(part);

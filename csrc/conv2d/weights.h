@@ -18,7 +18,7 @@ FF_INLINE void pack_windows(T* packed, T* room, const T* w, const T* scale, cons
   for_panels<T>(s.o, depth, threads, [&](idx panel) {
     pack_transposed<T>(same ? packed : room, w, scale, s.o, depth, panel);
     if (same) return;
-    const idx L = lanes<T>, first = panel * 2 * L, width = panel_vectors(ceil_div(s.o, L) - 2 * panel) * L;
+    const idx L = lanes<T>, first = panel * 2 * L, width = panel_vectors<T>(ceil_div(s.o, L) - 2 * panel) * L;
     const T* from = room + first * depth;
     for (idx tap = 0; tap < taps; ++tap)
       for (idx c = 0; c < s.c; ++c)

@@ -27,12 +27,16 @@ struct Tiles {
   }
 };
 
+// float64 takes the direct sum: it is there for exactness.
+template <class T>
+constexpr bool has_winograd = sizeof(T) == sizeof(float);
+
 // Whether the products saved outweigh the transforms: those of the weights do not depend on the pixels, and beyond the
 // caches cost as much as 1/16 of their number of products for each of them.
 template <class T>
 FF_INLINE bool takes_winograd(const ConvShape& s) {
   constexpr idx kFewestChannels = 16, kFewestSaved = 512;
-  if (sizeof(T) != sizeof(float) || s.kh != 3 || s.kw != 3 || s.sh != 1 || s.sw != 1) return false;
+  if (!has_winograd<T> || s.kh != 3 || s.kw != 3 || s.sh != 1 || s.sw != 1) return false;
   if (s.c < kFewestChannels || s.o < kFewestChannels || s.top < 0 || s.left < 0 || s.top > 2 || s.left > 2) return false;
   const Tiles grid(s);
   const idx pixels = s.n * s.oh * s.ow, tiles = grid.rows * grid.across;
@@ -54,9 +58,9 @@ struct PlaceWeights {
   idx cols, depth;
 
   static idx size(idx cols, idx depth) {
-    return kTilePlaces * (packed_size<T>(cols, depth) + panel_count(ceil_div(cols, lanes<T>)) * lanes<T>);
+    return kTilePlaces * (packed_size<T>(cols, depth) + panel_count<T>(ceil_div(cols, lanes<T>)) * lanes<T>);
   }
-  FF_CLASS_INLINE idx width(idx col) const { return panel_vectors(ceil_div(cols - col, lanes<T>)) * lanes<T>; }
+  FF_CLASS_INLINE idx width(idx col) const { return panel_vectors<T>(ceil_div(cols - col, lanes<T>)) * lanes<T>; }
   FF_CLASS_INLINE T* at(idx col, idx place) const {
     const idx step = depth * width(col) + lanes<T>;  // a line more than needed, as place_stride
     return u + kTilePlaces * (col * depth + col / 2) + place * step;
@@ -74,8 +78,8 @@ struct PlaceWeights {
   }
   // c [rows][width] = a [rows][lda] × the weights of a place and panel; `ldc` may leave room for other panels.
   FF_CLASS_INLINE void multiply(idx col, idx place, const T* a, idx lda, idx rows, T* c, idx ldc) const {
-    const T inf = T(__builtin_inf());
-    gemm<T, false>({a, lda, at(col, place), 0, c, ldc, rows, width(col), depth, nullptr, -inf, inf, false});
+    gemm<T, false>({.a = a, .lda = lda, .b = at(col, place), .c = c, .ldc = ldc, .rows = rows, .cols = width(col),
+                    .depth = depth});
   }
 };
 

@@ -39,11 +39,10 @@ struct WinogradBlock {
     rows = max_idx(1, bytes / (kTilePlaces * tiles.across * (in + out) * static_cast<idx>(sizeof(T))));
     in_stride = place_stride<T>(rows * tiles.across, in), out_stride = place_stride<T>(rows * tiles.across, out);
     products_ld = p.columns ? in : out, products_stride = place_stride<T>(p.columns ? s.o : s.c, products_ld);
-    lay_out(Scratch::task, [&](Arena& a) {
-      v = a.take<T>(kTilePlaces * in_stride), w = a.take<T>(kTilePlaces * out_stride);
-      g = a.take<T>(kTileOut * s.ow * ldg), sums = a.take<T>(out);
-      products = a.take<T>(p.conv.dw ? kTilePlaces * products_stride : 0);
-    });
+    Arena a(Scratch::task);
+    v = a.take<T>(kTilePlaces * in_stride), w = a.take<T>(kTilePlaces * out_stride);
+    g = a.take<T>(kTileOut * s.ow * ldg), sums = a.take<T>(out);
+    products = a.take<T>(p.conv.dw ? kTilePlaces * products_stride : 0);
   }
 };
 
@@ -93,15 +92,16 @@ struct WinogradChunk {
   // For each place the products of `count` tiles: with the inputs, added up, and with the weights, in place of the inputs.
   FF_CLASS_INLINE void multiply(idx count, bool owned) const {
     const ConvShape& s = conv.s;
-    const T inf = T(__builtin_inf());
     for (idx place = 0; place < kTilePlaces; ++place) {
       T *v = block.v + place * block.in_stride, *w = block.w + place * block.out_stride;
       T* sum = block.products + place * block.products_stride;
       if (owned && conv.dw) {
         if (p.columns)
-          gemm<T, true>({w, block.out, v, block.in, sum, block.products_ld, s.o, block.in, count, nullptr, -inf, inf, began});
+          gemm<T, true>({.a = w, .lda = block.out, .b = v, .ldb = block.in, .c = sum, .ldc = block.products_ld,
+                         .rows = s.o, .cols = block.in, .depth = count, .accumulate = began});
         else
-          gemm<T, true>({v, block.in, w, block.out, sum, block.products_ld, s.c, block.out, count, nullptr, -inf, inf, began});
+          gemm<T, true>({.a = v, .lda = block.in, .b = w, .ldb = block.out, .c = sum, .ldc = block.products_ld,
+                         .rows = s.c, .cols = block.out, .depth = count, .accumulate = began});
       }
       if (!conv.dx) continue;
       for (idx col = 0; col < s.c; col += p.u.width(col)) p.u.multiply(col, place, w, block.out, count, v + col, block.in);

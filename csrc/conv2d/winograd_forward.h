@@ -84,9 +84,8 @@ FF_INLINE void winograd_forward_pass(const WinogradForward<T>& p, const After& a
   for_tasks(blocks.count, p.threads, [&](idx b) {
     const idx first = b * blocks.rows, end = blocks.end(b), count = (end - first) * blocks.tiles.across;
     T *v = nullptr, *m = nullptr;
-    lay_out(Scratch::task, [&](Arena& arena) {
-      v = arena.take<T>(kTilePlaces * in_stride), m = arena.take<T>(kTilePlaces * out_stride);
-    });
+    Arena arena(Scratch::task);
+    v = arena.take<T>(kTilePlaces * in_stride), m = arena.take<T>(kTilePlaces * out_stride);
     transform_inputs(p.s, blocks.tiles, p.x, first, end, v, in_stride);
     for (idx col = 0; col < p.s.o; col += p.u.width(col)) {
       const idx width = p.u.width(col);

@@ -73,7 +73,8 @@ FF_INLINE void middle_backward(const CoordinateParams& p, MiddleBackward<T>& b) 
   fill_zero(b.sums, ld), fill_zero(b.sums_x, ld);
   for_positions(p, [&](bool columns, idx first, idx count) {
     T *sums = nullptr, *sums_x = nullptr, *dz = b.dy + first * ld;
-    lay_out(Scratch::task, [&](Arena& a) { sums = a.take<T>(ld), sums_x = a.take<T>(ld); });
+    Arena a(Scratch::task);
+    sums = a.take<T>(ld), sums_x = a.take<T>(ld);
     fill_zero(sums, ld), fill_zero(sums_x, ld);
     affine_act_rows<T>(b.z + first * ld, ld, y + first * p.middle, p.middle, count, p.middle, b.norm.scale, b.norm.shift, p.act);
     product<T>(b.d_logits + first * p.c, p.c, columns ? b.from_cols : b.from_rows, dz, ld, count, p.middle, p.c, nullptr);
@@ -96,7 +97,8 @@ FF_INLINE void middle_backward(const CoordinateParams& p, MiddleBackward<T>& b) 
 template <class T>
 FF_INLINE void column_sums(T* out, const T* g, idx stride, idx rows, idx columns, T factor) {
   T* sums = nullptr;
-  lay_out(Scratch::task, [&](Arena& a) { sums = a.take<T>(columns); });
+  Arena a(Scratch::task);
+  sums = a.take<T>(columns);
   fill_zero(sums, round_up_lanes<T>(columns));
   sums_rows<T>(g, stride, rows, columns, sums);
   for (idx c = 0; c < columns; ++c) out[c] = sums[c] * factor;
@@ -108,7 +110,6 @@ template <class T>
 FF_INLINE void parameter_gradients(const CoordinateParams& p, const MiddleBackward<T>& b) {
   constexpr idx kChannels = 56;
   const idx ld = middle_stride<T>(p.middle), rows = p.n * p.h, cols = p.n * p.w, blocks = ceil_div(p.c, kChannels);
-  const T inf = T(__builtin_inf());
   for_tasks(3 * blocks + 1, p.threads, [&](idx task) {
     const idx side = task / blocks, c = task % blocks * kChannels, count = min_idx(kChannels, p.c - c);
     if (side == 3) {
@@ -117,9 +118,10 @@ FF_INLINE void parameter_gradients(const CoordinateParams& p, const MiddleBackwa
     }
     if (side == 2) {
       T* transposed = nullptr;
-      lay_out(Scratch::task, [&](Arena& a) { transposed = a.take<T>(kChannels * p.middle); });
-      gemm<T, true>({static_cast<const T*>(p.pooled) + c, p.c, b.dy, ld, transposed, p.middle, count, p.middle, rows + cols,
-                     nullptr, -inf, inf, false});
+      Arena a(Scratch::task);
+      transposed = a.take<T>(kChannels * p.middle);
+      gemm<T, true>({.a = static_cast<const T*>(p.pooled) + c, .lda = p.c, .b = b.dy, .ldb = ld, .c = transposed,
+                     .ldc = p.middle, .rows = count, .cols = p.middle, .depth = rows + cols});
       for (idx m = 0; m < p.middle; ++m)
         for (idx k = 0; k < count; ++k) static_cast<T*>(p.d_weight)[m * p.c + c + k] = transposed[k * p.middle + m];
       return;
@@ -127,7 +129,8 @@ FF_INLINE void parameter_gradients(const CoordinateParams& p, const MiddleBackwa
     const T *d_logits = b.d_logits + (side ? rows * p.c : 0) + c, *z = b.z + (side ? rows * ld : 0);
     T* d_weight = static_cast<T*>(side ? p.d_w_weight : p.d_h_weight) + c * p.middle;
     const idx depth = side ? cols : rows;
-    gemm<T, true>({d_logits, p.c, z, ld, d_weight, p.middle, count, p.middle, depth, nullptr, -inf, inf, false});
+    gemm<T, true>({.a = d_logits, .lda = p.c, .b = z, .ldb = ld, .c = d_weight, .ldc = p.middle, .rows = count,
+                   .cols = p.middle, .depth = depth});
     column_sums<T>(static_cast<T*>(side ? p.d_w_bias : p.d_h_bias) + c, d_logits, p.c, depth, count, T(1));
   });
 }
@@ -146,7 +149,8 @@ FF_INLINE void attention_backward(const CoordinateParams& p) {
   const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout), *gates = static_cast<const T*>(p.gates);
   const T* at = static_cast<const T*>(p.at);
   MiddleBackward<T> b{};
-  lay_out(Scratch::shared, [&](Arena& a) { b.take(a, p); });
+  Arena a(Scratch::shared);
+  b.take(a, p);
   for_tasks(3, p.c * p.middle < (1 << 12) ? 1 : p.threads, [&](idx task) {
     if (task == 0) pack_all<T>(b.from_rows, p.h_weight, p.middle, p.c, true);
     if (task == 1) pack_all<T>(b.from_cols, p.w_weight, p.middle, p.c, true);
@@ -155,7 +159,8 @@ FF_INLINE void attention_backward(const CoordinateParams& p) {
   b.norm.fill(p.norm, static_cast<const T*>(p.norm.stats), p.middle);
   for_blocks(p.n, p.c, p.threads, [&](idx image, idx first, idx count) {
     Columns<T> columns{};
-    lay_out(Scratch::task, [&](Arena& a) { columns.take(a, p.w, count); });
+    Arena a(Scratch::task);
+    columns.take(a, p.w, count);
     const idx pixels = image * p.h * p.w * p.c, row = image * p.h * p.c, col = (rows + image * p.w) * p.c;
     gate_gradients<T>(x + pixels, dout + pixels, s, first, count, gates + row, gates + col, b.d_logits + row,
                       b.d_logits + col, columns.sum, columns.stride);

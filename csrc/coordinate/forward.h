@@ -64,10 +64,9 @@ FF_INLINE void attention_by_image(const CoordinateParams& p, const MiddleForward
     const idx first = task * group, images = min_idx(group, p.n - first), rows = images * p.h, positions = rows + images * p.w;
     Columns<T> columns{};
     T *pooled = nullptr, *y = nullptr, *gates = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) {
-      columns.take(a, p.w, min_idx(block, p.c));
-      pooled = a.take<T>(positions * p.c), gates = a.take<T>(positions * p.c), y = a.take<T>(positions * ldz);
-    });
+    Arena a(Scratch::task);
+    columns.take(a, p.w, min_idx(block, p.c));
+    pooled = a.take<T>(positions * p.c), gates = a.take<T>(positions * p.c), y = a.take<T>(positions * ldz);
     const T* x = static_cast<const T*>(p.x) + first * size;
     T* out = static_cast<T*>(p.out) + first * size;
     for (idx i = 0; i < images; ++i)
@@ -92,7 +91,8 @@ FF_INLINE void attention_by_step(const CoordinateParams& p, MiddleForward<T>& mi
   const T* x = static_cast<const T*>(p.x);
   for_blocks(p.n, p.c, p.threads, [&](idx image, idx first, idx count) {
     Columns<T> columns{};
-    lay_out(Scratch::task, [&](Arena& a) { columns.take(a, p.w, count); });
+    Arena a(Scratch::task);
+    columns.take(a, p.w, count);
     const idx row = image * p.h * p.c, col = (rows + image * p.w) * p.c;
     pool_kind<T>(p.kind, x + image * p.h * p.w * p.c, s, first, count, columns, pooled + row, pooled + col,
                  at ? at + row : nullptr, at ? at + col : nullptr);
@@ -110,7 +110,8 @@ FF_INLINE void attention_by_step(const CoordinateParams& p, MiddleForward<T>& mi
   middle.norm.fill(p.norm, stats, p.middle);
   for_positions(p, [&](bool columns, idx first, idx count) {
     T* z = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) { z = a.take<T>(kPositions * middle_stride<T>(p.middle)); });
+    Arena a(Scratch::task);
+    z = a.take<T>(kPositions * middle_stride<T>(p.middle));
     middle.gates(p, columns, y + first * ldy, ldy, z, gates + first * p.c, count);
   });
   for_blocks(p.n, p.c, p.threads, [&](idx image, idx first, idx count) {
@@ -126,11 +127,10 @@ FF_INLINE void attention_inference(const CoordinateParams& p) {
   const idx positions = by_image ? 0 : p.n * (p.h + p.w), ldy = middle_stride<T>(p.middle);
   MiddleForward<T> middle{};
   T *stats = nullptr, *pooled = nullptr, *y = nullptr, *gates = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    middle.take(a, p);
-    stats = a.take<T>(3 * p.middle);
-    pooled = a.take<T>(positions * p.c), gates = a.take<T>(positions * p.c), y = a.take<T>(positions * ldy);
-  });
+  Arena a(Scratch::shared);
+  middle.take(a, p);
+  stats = a.take<T>(3 * p.middle);
+  pooled = a.take<T>(positions * p.c), gates = a.take<T>(positions * p.c), y = a.take<T>(positions * ldy);
   middle.pack(p);
   running_stats<T>(static_cast<const T*>(p.norm.mean), static_cast<const T*>(p.norm.var), p.middle, p.norm.eps, stats);
   middle.norm.fill(p.norm, stats, p.middle);
@@ -145,10 +145,9 @@ FF_INLINE void attention_training(const CoordinateParams& p) {
   const idx measured = p.batch_stats ? position_blocks(p) * round_up_lanes<T>(p.middle) : 0;
   MiddleForward<T> middle{};
   T *mean = nullptr, *m2 = nullptr, *stats = static_cast<T*>(p.norm.stats);
-  lay_out(Scratch::shared, [&](Arena& a) {
-    middle.take(a, p);
-    mean = a.take<T>(measured), m2 = a.take<T>(measured);
-  });
+  Arena a(Scratch::shared);
+  middle.take(a, p);
+  mean = a.take<T>(measured), m2 = a.take<T>(measured);
   middle.pack(p);
   if (!p.batch_stats)
     running_stats<T>(static_cast<const T*>(p.norm.mean), static_cast<const T*>(p.norm.var), p.middle, p.norm.eps, stats);

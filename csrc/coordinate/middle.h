@@ -4,7 +4,7 @@
 #pragma once
 #include "coordinate/pool.h"
 #include "norm/stats.h"
-#include "simd/gemm.h"
+#include "primitives/local.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -20,19 +20,20 @@ FF_INLINE idx middle_stride(idx middle) {
 
 template <class T>
 FF_INLINE void product(const T* a, idx lda, const T* packed, T* c, idx ldc, idx rows, idx cols, idx depth, const T* bias) {
-  gemm<T, false>({a, lda, packed, 0, c, ldc, rows, cols, depth, bias, T(-__builtin_inf()), T(__builtin_inf()), false});
+  gemm<T, false>({.a = a, .lda = lda, .b = packed, .c = c, .ldc = ldc, .rows = rows, .cols = cols, .depth = depth,
+                  .bias = bias});
 }
 
-template <class Pack>
+template <class T, class Pack>
 FF_INLINE void for_column_panels(idx vectors, const Pack& pack) {
-  for (idx panel = 0; panel < panel_count(vectors); ++panel) pack(panel);
+  for (idx panel = 0; panel < panel_count<T>(vectors); ++panel) pack(panel);
 }
 
 // B = w as the product with [depth] rows wants it; w [cols][depth], or [depth][cols] when `rows`.
 template <class T>
 FF_INLINE void pack_all(T* packed, const void* w, idx cols, idx depth, bool rows) {
   const T* from = static_cast<const T*>(w);
-  for_column_panels(ceil_div(cols, lanes<T>), [&](idx panel) {
+  for_column_panels<T>(ceil_div(cols, lanes<T>), [&](idx panel) {
     if (rows)
       pack_rows<T>(packed, from, cols, depth, panel);
     else

@@ -3,7 +3,7 @@
 // gradient of a row or column to its elements. A task has an image and a block of its channels.
 #pragma once
 #include "coordinate/op.h"
-#include "norm/rows.h"
+#include "simd/groups.h"
 #include "simd/arena.h"
 
 namespace ff {
@@ -159,7 +159,8 @@ FF_INLINE void pool_forward(const LinePoolParams& p) {
   const ImageSize s{p.h, p.w, p.c};
   for_blocks(p.n, p.c, p.threads, [&](idx image, idx first, idx count) {
     Columns<T> columns{};
-    lay_out(Scratch::task, [&](Arena& a) { columns.take(a, p.w, count); });
+    Arena a(Scratch::task);
+    columns.take(a, p.w, count);
     T *row_mean = static_cast<T*>(p.row_mean) + image * p.h * p.c, *row_max = static_cast<T*>(p.row_max) + image * p.h * p.c;
     T *col_mean = static_cast<T*>(p.col_mean) + image * p.w * p.c, *col_max = static_cast<T*>(p.col_max) + image * p.w * p.c;
     pool_image<T, true, true>(
@@ -179,10 +180,9 @@ FF_INLINE void pool_backward(const LinePoolParams& p) {
   for_blocks(p.n, p.c, p.threads, [&](idx image, idx first, idx count) {
     Columns<T> columns{};
     T *row_at = nullptr, *col_at = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) {
-      columns.take(a, p.w, count);
-      row_at = a.take<T>(p.h * p.c), col_at = a.take<T>(p.w * p.c);
-    });
+    Arena a(Scratch::task);
+    columns.take(a, p.w, count);
+    row_at = a.take<T>(p.h * p.c), col_at = a.take<T>(p.w * p.c);
     const idx pixels = image * p.h * p.w * p.c, rows = image * p.h * p.c, cols = image * p.w * p.c;
     pool_image<T, false, true>(
         static_cast<const T*>(p.x) + pixels, s, first, count, columns,

@@ -2,6 +2,7 @@
 #include "core/dispatch.h"
 
 #include "core/kernels.h"
+#include "primitives/table.h"
 
 namespace ff {
 
@@ -10,6 +11,7 @@ namespace ff {
   void name(const Params&);           \
   }
 #define FF_KERNEL(name, Params) FF_EACH_ISA_WITH(FF_DECLARE, name, Params)
+#define FF_PASS(name, Params) FF_DECLARE(passes, name, Params)
 #include "kernels.inc"
 #undef FF_KERNEL
 #undef FF_DECLARE
@@ -45,6 +47,13 @@ const KernelInfo* kernel_table(int* count) {
     const int isa = static_cast<int>(active_isa());                                            \
     __atomic_fetch_add(&calls[k_##name][isa], 1, __ATOMIC_RELAXED);                            \
     versions[isa](params);                                                                     \
+  }
+#define FF_PASS(name, Params)                                                             \
+  void name(const Params& params) {                                                       \
+    const Isa isa = active_isa();                                                         \
+    __atomic_fetch_add(&calls[k_##name][static_cast<int>(isa)], 1, __ATOMIC_RELAXED);     \
+    const IsaScope scope(isa);                                                            \
+    passes::name(params);                                                                 \
   }
 #include "kernels.inc"
 #undef FF_KERNEL

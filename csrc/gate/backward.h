@@ -206,7 +206,8 @@ FF_INLINE void gates_again(const GateParams& p, const GateBackward<T>& b, idx im
   fill_zero(gates, b.stride);
   if (p.w1) {
     ChannelValues<T> v{};
-    lay_out(Scratch::task, [&](Arena& a) { v.take(a, p); });
+    Arena a(Scratch::task);
+    v.take(a, p);
     channel_logits<T>(p, static_cast<const T*>(p.means) + image * p.c, v);
     act_vector<T>(gates, v.logits, p.c, p.gate_act);
   }
@@ -221,7 +222,8 @@ FF_INLINE void channel_side(const GateParams& p, const GateBackward<T>& b, const
   fill_zero(share, b.stride);
   if (!p.w1) return;
   ChannelValues<T> v{};
-  lay_out(Scratch::task, [&](Arena& a) { v.take(a, p); });
+  Arena a(Scratch::task);
+  v.take(a, p);
   T* sums = b.sums + image * bands.count * b.stride;
   fold_parts(sums, bands.count, b.stride, p.c);
   copy_padded(d, sums, p.c);
@@ -269,7 +271,8 @@ FF_INLINE void gate_backward(const GateParams& p) {
   GateBackward<T> b{};
   Before<T> before;
   const idx parts = p.n * bands.count;
-  lay_out(Scratch::shared, [&](Arena& a) { b.take(a, p, bands), before.take(a, p.linked_input, p.c, parts); });
+  Arena a(Scratch::shared);
+  b.take(a, p, bands), before.take(a, p.linked_input, p.c, parts);
   before.fill(p.linked_input, p.c);
   const idx room_size = before ? bands.rows * p.w * p.c : 0;
   const bool streamed = before && streamable(static_cast<T*>(p.dx), p.n * size, p.c);
@@ -281,7 +284,8 @@ FF_INLINE void gate_backward(const GateParams& p) {
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w, count = rows * p.w;
         const idx part = image * bands.count + band;
         T *sums = b.sums + part * b.stride, *d = b.d_logits + image * plane + first, *partial = nullptr, *room = nullptr;
-        lay_out(Scratch::task, [&](Arena& a) { partial = a.take<T>(lanes<T> * lanes<T>), room = a.take<T>(room_size); });
+        Arena a(Scratch::task);
+        partial = a.take<T>(lanes<T> * lanes<T>), room = a.take<T>(room_size);
         fill_zero(sums, b.stride);
         const T* from = normalised(before, x + image * size + first * p.c, count, p.c, room);
         const T* pixel = sw ? b.pixel + image * plane + first : nullptr;
@@ -300,10 +304,10 @@ FF_INLINE void gate_backward(const GateParams& p) {
         const bool pooled = !p.linear;
         const idx at = image * plane + first;
         T *dx = static_cast<T*>(p.dx) + image * size + first * p.c, *room = nullptr, *dz = dx, *before_sums = nullptr;
-        if (before)
-          lay_out(Scratch::task, [&](Arena& a) {
-            room = a.take<T>(room_size), dz = a.take<T>(room_size), before_sums = a.take<T>(2 * b.stride);
-          });
+        if (before) {
+          Arena a(Scratch::task);
+          room = a.take<T>(room_size), dz = a.take<T>(room_size), before_sums = a.take<T>(2 * b.stride);
+        }
         const T *raw = x + image * size + first * p.c, *from = normalised(before, raw, rows * p.w, p.c, room);
         const auto finish = [&] {
           if (!before) return;

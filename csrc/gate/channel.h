@@ -4,7 +4,7 @@
 #include "simd/lanes.h"
 #include "gate/op.h"
 #include "norm/linked.h"
-#include "simd/gemm.h"
+#include "primitives/local.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -102,8 +102,8 @@ FF_INLINE void channel_backward(const GateParams& p, const ChannelValues<T>& v, 
 // d_w [rows][n] = aᵀ · b and d_bias = column sums of a, over images: a [images][lda], b [images][ldb], ldb in whole vectors.
 template <class T>
 FF_INLINE void outer_sums(T* d_w, T* d_bias, const T* a, idx lda, const T* b, idx ldb, idx images, idx rows, idx n) {
-  const T inf = T(__builtin_inf());
-  gemm<T, true>({a, lda, b, ldb, d_w, n, rows, n, images, nullptr, -inf, inf, false});
+  gemm<T, true>({.a = a, .lda = lda, .b = b, .ldb = ldb, .c = d_w, .ldc = n, .rows = rows, .cols = n,
+                 .depth = images});
   for (idx r = 0; r < rows; ++r) {
     T sum = 0;
     for (idx image = 0; image < images; ++image) sum += a[image * lda + r];

@@ -56,13 +56,12 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
   const T* x = static_cast<const T*>(p.x);
   T *sums = nullptr, *gates = nullptr, *values = nullptr, *pixel = nullptr, *weights = nullptr, *means = nullptr;
   Before<T> before;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    sums = a.take<T>(p.w1 ? p.n * bands.count * stride : 0), gates = a.take<T>(p.n * stride);
-    means = a.take<T>(train ? 0 : p.n * p.c);
-    values = a.take<T>(train || kind == PixelKind::none ? 0 : p.n * planes * plane);
-    pixel = a.take<T>(kind == PixelKind::none ? 0 : p.n * plane), weights = a.take<T>(p.c);
-    before.take(a, p.linked_input, p.c);
-  });
+  Arena a(Scratch::shared);
+  sums = a.take<T>(p.w1 ? p.n * bands.count * stride : 0), gates = a.take<T>(p.n * stride);
+  means = a.take<T>(train ? 0 : p.n * p.c);
+  values = a.take<T>(train || kind == PixelKind::none ? 0 : p.n * planes * plane);
+  pixel = a.take<T>(kind == PixelKind::none ? 0 : p.n * plane), weights = a.take<T>(p.c);
+  before.take(a, p.linked_input, p.c);
   before.fill(p.linked_input, p.c);
   const idx room_size = before ? bands.rows * p.w * p.c : 0;
   if (train) means = static_cast<T*>(p.means), values = static_cast<T*>(p.pixels);
@@ -75,7 +74,8 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
         T *band_sums = p.w1 ? sums + (image * bands.count + band) * stride : nullptr, *to = values + image * planes * plane + first;
         T* room = nullptr;
         Partial<T> partial{};
-        lay_out(Scratch::task, [&](Arena& a) { partial.take(a), room = a.take<T>(room_size); });
+        Arena a(Scratch::task);
+        partial.take(a), room = a.take<T>(room_size);
         const T* from = normalised(before, x + image * size + first * p.c, count, p.c, room);
         if (band_sums) fill_zero(band_sums, stride);
         if (kind == PixelKind::none) {
@@ -93,7 +93,8 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
         fill_zero(channel, stride);
         if (!p.w1) return;
         ChannelValues<T> v{};
-        lay_out(Scratch::task, [&](Arena& a) { v.take(a, p); });
+        Arena a(Scratch::task);
+        v.take(a, p);
         fold_means<T>(p, sums + image * bands.count * stride, stride, bands, means + image * p.c);
         channel_logits<T>(p, means + image * p.c, v);
         act_vector<T>(channel, v.logits, p.c, p.gate_act);
@@ -101,7 +102,10 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
       [&](idx image, idx band) {
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w;
         T* room = nullptr;
-        if (before) lay_out(Scratch::task, [&](Arena& a) { room = a.take<T>(room_size); });
+        if (before) {
+          Arena a(Scratch::task);
+          room = a.take<T>(room_size);
+        }
         const T* from = normalised(before, x + image * size + first * p.c, rows * p.w, p.c, room);
         const T *channel = gates + image * stride, *s = pixels_of(image);
         T* out = static_cast<T*>(p.out) + image * out_size;

@@ -3,6 +3,8 @@
 // sum, of each of its pixels.
 #pragma once
 #include "gate/channel.h"
+#include "simd/groups.h"
+#include "simd/math.h"
 
 namespace ff {
 namespace FF_ISA {

@@ -29,7 +29,8 @@ FF_INLINE void center_forward(const CenterParams& p) {
   const T *features = static_cast<const T*>(p.features), *centers = static_cast<const T*>(p.centers);
   const idx block = rows_per_task(p.dim), tasks = ceil_div(p.count, block);
   double* parts = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) { parts = a.take<double>(tasks); });
+  Arena a(Scratch::shared);
+  parts = a.take<double>(tasks);
   for_tasks(tasks, p.threads, [&](idx task) {
     double total = 0;
     for (idx n = task * block; n < min_idx(p.count, (task + 1) * block); ++n) {

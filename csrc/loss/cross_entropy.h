@@ -68,10 +68,12 @@ FF_INLINE void cross_entropy_forward(const CrossEntropyParams& p) {
   if (p.labels && p.weight)
     for (idx n = 0; n < p.count; ++n) total += weight_of<T>(p, p.labels[n]);
   double* parts = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) { parts = a.take<double>(tasks); });
+  Arena a(Scratch::shared);
+  parts = a.take<double>(tasks);
   for_tasks(tasks, p.threads, [&](idx task) {
     T* row = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) { row = a.take<T>(p.classes); });
+    Arena a(Scratch::task);
+    row = a.take<T>(p.classes);
     double part = 0;
     for (idx n = task * block; n < min_idx(p.count, (task + 1) * block); ++n) {
       T* weights = p.d_logits ? static_cast<T*>(p.d_logits) + n * p.classes : row;

@@ -56,7 +56,8 @@ FF_NOINLINE void mine(const TripletParams& p, idx first, idx anchors, Hardest* h
 template <class T>
 FF_INLINE void triplet_forward(const TripletParams& p) {
   Hardest* hardest = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) { hardest = a.take<Hardest>(p.count); });
+  Arena a(Scratch::shared);
+  hardest = a.take<Hardest>(p.count);
   const int threads = p.count * p.count * p.dim < kGrain ? 1 : p.threads;
   for_tasks(ceil_div(p.count, kAnchors), threads, [&](idx task) {
     const idx first = task * kAnchors;

@@ -69,10 +69,9 @@ struct Before {
 template <class T>
 FF_INLINE NormGrad<T> linked_gradient(Arena& a, const void* stats_of, const LinkedOutputParams& p, idx channels, idx count, idx times) {
   T *slope = a.take<T>(channels * times), *curve = a.take<T>(channels * times), *offset = a.take<T>(channels * times);
-  if (!slope) return {};
   const T *stats = static_cast<const T*>(stats_of), *d = static_cast<const T*>(p.d_stats);
   const double n = static_cast<double>(max_idx(count, 1)), less = static_cast<double>(max_idx(count - 1, 1));
-  for (idx c = 0; c < round_up_lanes<T>(channels); ++c) {
+  for (idx c = 0, end = round_up_lanes<T>(channels); c < end; ++c) {
     slope[c] = T(1), curve[c] = offset[c] = T(0);
     if (c >= channels) continue;
     const double mean = stats[c], i = stats[channels + c];

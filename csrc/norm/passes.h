@@ -17,7 +17,7 @@ struct Wide {
 
 template <class T>
 FF_INLINE Wide widened(idx rows, idx channels) {
-  constexpr idx L = lanes<T>;
+  const idx L = lane_count<T>();
   const idx times = channels > 0 && L % channels == 0 ? L / channels : 1;
   return rows % times ? Wide{rows, channels, 1} : Wide{rows / times, channels * times, times};
 }
@@ -57,7 +57,8 @@ FF_INLINE void sums_pass(const NormSums<T>& p) {
   const idx channels = p.v.channels, block = stream_rows<T>(2 * channels), blocks = ceil_div(p.v.rows, block);
   for_tasks(p.chunks, p.threads, [&](idx chunk) {
     T *sums = nullptr, *sums_x = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) { sums = a.take<T>(channels), sums_x = a.take<T>(channels); });
+    Arena a(Scratch::task);
+    sums = a.take<T>(channels), sums_x = a.take<T>(channels);
     double *sum_g = p.sum_g + chunk * p.stride, *sum_gx = p.sum_gx + chunk * p.stride;
     fill_zero(sum_g, p.stride), fill_zero(sum_gx, p.stride);
     for (idx b = blocks * chunk / p.chunks; b < blocks * (chunk + 1) / p.chunks; ++b) {

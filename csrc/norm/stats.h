@@ -2,8 +2,7 @@
 // Per-channel statistics: merged from blocks in a fixed order and in float64 (Chan, Golub, LeVeque 1979), and the
 // per-channel vectors that forward and backward apply.
 #pragma once
-#include "norm/rows.h"
-#include "simd/arena.h"
+#include "primitives/local.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -58,7 +57,7 @@ FF_INLINE void norm_vectors(const T* weight, const T* bias, const T* stats, idx 
     shift[c] = static_cast<T>(static_cast<double>(bias[c]) - slope * stats[c]);
     mean[c] = stats[c];
   }
-  for (idx c = channels; c < round_up_lanes<T>(channels); ++c) scale[c] = shift[c] = mean[c] = T(0);
+  for (idx c = channels, end = round_up_lanes<T>(channels); c < end; ++c) scale[c] = shift[c] = mean[c] = T(0);
 }
 
 // Adds a block's sums to running ones in float64.
@@ -94,7 +93,7 @@ FF_INLINE void norm_backward_vectors(const T* weight, const T* stats, idx channe
     if (d_weight) d_weight[c] = static_cast<T>(sum_x * invstd);
     if (d_bias) d_bias[c] = static_cast<T>(sum);
   }
-  for (idx c = channels; c < round_up_lanes<T>(channels); ++c) slope[c] = curve[c] = offset[c] = T(0);
+  for (idx c = channels, end = round_up_lanes<T>(channels); c < end; ++c) slope[c] = curve[c] = offset[c] = T(0);
 }
 
 }  // namespace

@@ -16,10 +16,9 @@ FF_INLINE void depthwise_norm_inference(const DepthwiseParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw, row_size = s.ow * s.c;
   T *w = nullptr, *scale = nullptr, *shift = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    w = a.take<T>(taps * stride);
-    scale = a.take<T>(stride), shift = a.take<T>(stride);
-  });
+  Arena a(Scratch::shared);
+  w = a.take<T>(taps * stride);
+  scale = a.take<T>(stride), shift = a.take<T>(stride);
   fold<T>(p.norm, p.bias, s.c, scale, shift);
   pack_depthwise<T>(w, static_cast<const T*>(p.weight), scale, s.c, taps);
   T lo, hi;
@@ -44,11 +43,10 @@ FF_INLINE void depthwise_norm_training(const DepthwiseParams& p) {
   T *w = nullptr, *bias = nullptr, *mean = nullptr, *m2 = nullptr;
   NormVectors<T> n;
   Before<T> before;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    w = a.take<T>(taps * stride), bias = a.take<T>(stride);
-    if (p.batch_stats) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
-    n.take(a, p.norm, s.c), before.take(a, p.linked_input, s.c);
-  });
+  Arena a(Scratch::shared);
+  w = a.take<T>(taps * stride), bias = a.take<T>(stride);
+  if (p.batch_stats) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
+  n.take(a, p.norm, s.c), before.take(a, p.linked_input, s.c);
   before.fill(p.linked_input, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
@@ -69,22 +67,19 @@ FF_INLINE void depthwise_norm_backward(const DepthwiseParams& p) {
   const Wide v = widened<T>(s.n * s.oh * s.ow, s.c);
   const T *dout = static_cast<const T*>(p.dout), *y = static_cast<const T*>(p.y);
   Before<T> before;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    NormBackward<T> norm;
-    norm.take(a, p.norm, s.c, v), before.take(a, p.linked_input, s.c, kDepthwiseChunks);
-    T* w = a.take<T>(taps * stride);
-    DepthwiseBackward<T> pass{};
-    pass.s = s, pass.threads = p.threads;
-    pass.dx = static_cast<T*>(p.dx), pass.dw = static_cast<T*>(p.d_weight), pass.db = static_cast<T*>(p.d_bias);
-    if (w) {
-      norm.run(p.norm, s.c, v, dout, y, p.act, p.batch_stats, p.threads);
-      pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
-      pass.x = static_cast<const T*>(p.x), pass.w = w, pass.dy = dout, pass.y = y;
-      pass.norm = norm.form, pass.after = norm.norm_act(p.act);
-      before.fill(p.linked_input, s.c), pass.before = before;
-    }
-    if (p.dx || p.d_weight) depthwise_backward_pass(pass, a);
-  });
+  Arena a(Scratch::shared);
+  NormBackward<T> norm;
+  norm.take(a, p.norm, s.c, v), before.take(a, p.linked_input, s.c, kDepthwiseChunks);
+  T* w = a.take<T>(taps * stride);
+  DepthwiseBackward<T> pass{};
+  pass.s = s, pass.threads = p.threads;
+  pass.dx = static_cast<T*>(p.dx), pass.dw = static_cast<T*>(p.d_weight), pass.db = static_cast<T*>(p.d_bias);
+  norm.run(p.norm, s.c, v, dout, y, p.act, p.batch_stats, p.threads);
+  pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
+  pass.x = static_cast<const T*>(p.x), pass.w = w, pass.dy = dout, pass.y = y;
+  pass.norm = norm.form, pass.after = norm.norm_act(p.act);
+  before.fill(p.linked_input, s.c), pass.before = before;
+  if (p.dx || p.d_weight) depthwise_backward_pass(pass, a);
   before.finish(p.linked_input, s.c, kDepthwiseChunks);
 }
 

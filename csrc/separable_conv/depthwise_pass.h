@@ -2,7 +2,7 @@
 // Depthwise convolution over a batch: bands of output rows, each computed, activated and measured while it is in L2.
 #pragma once
 #include "norm/linked.h"
-#include "separable_conv/depthwise_rows.h"
+#include "primitives/local.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -69,10 +69,9 @@ FF_INLINE void depthwise_forward_pass(const DepthwiseForward<T>& p) {
   for_tasks(bands.count, p.threads, [&](idx band) {
     const idx first = bands.first(band), end = bands.end(band);
     T *y = p.y + (bands.image(band) * s.oh + first) * row_size, *to = y, *room = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) {
-      if (streamed) to = a.take<T>(bands.rows * row_size);
-      if (p.before) room = a.take<T>(window_size(s, bands.rows));
-    });
+    Arena a(Scratch::task);
+    if (streamed) to = a.take<T>(bands.rows * row_size);
+    if (p.before) room = a.take<T>(window_size(s, bands.rows));
     const T* image = window_rows(s, p.before, p.x + bands.image(band) * s.h * s.w * s.c, first, end, room);
     for (idx oy = first; oy < end; ++oy)
       row(s, image, oy, p.w, p.bias, to + (oy - first) * row_size, s.c, T(-kInfinity), T(kInfinity));
@@ -104,10 +103,8 @@ template <class T>
 FF_INLINE void store_depthwise_grad(T* parts, idx count, const DepthwiseShape& s, T* dw, T* db) {
   const idx taps = s.kh * s.kw, stride = round_up_lanes<T>(s.c), part = (taps + 1) * stride;
   fold_parts(parts, count, part, part);
-  for (idx c = 0; c < s.c; ++c) {
-    for (idx t = 0; dw && t < taps; ++t) dw[c * taps + t] = parts[packed_tap<T>(c, t, taps)];
-    if (db) db[c] = parts[taps * stride + c];
-  }
+  if (dw) depthwise_kernels<T>().unpack(dw, parts, s.c, taps);
+  for (idx c = 0; db && c < s.c; ++c) db[c] = parts[taps * stride + c];
 }
 
 // dx, dw and db in one pass over (dy, x): rows of both are in L2 when the second of the two uses them.
@@ -120,7 +117,6 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
   const idx by_bytes = max_idx(1, s.n * s.oh * row * static_cast<idx>(sizeof(T)) / kChunkBytes);
   const idx chunks = min_idx(bands.count, min_idx(kDepthwiseChunks, by_bytes)), part = (taps + 1) * stride;
   T* parts = arena.take<T>(max_idx(chunks, 1) * part);
-  if (!parts) return;
   const RowKernels<T> kernels = row_kernels<T>(s);
   const idx halo = (s.kh - 1) / s.sh;
   const bool streamed = streamable(p.dx, s.n * s.h * s.w * s.c, s.c);
@@ -128,11 +124,12 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
   for_tasks(chunks, p.threads, [&](idx chunk) {
     T *dw = parts + chunk * part, *db = dw + taps * stride, *window = nullptr, *room = nullptr, *dz = nullptr, *sums = nullptr;
     fill_zero(dw, part);
-    lay_out(Scratch::task, [&](Arena& a) {
-      if (p.norm) window = a.take<T>((bands.rows + halo) * row);
-      if (!p.before) return;
-      room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows)), sums = a.take<T>(2 * stride);
-    });
+    Arena a(Scratch::task);
+    if (p.norm) window = a.take<T>((bands.rows + halo) * row);
+    if (p.before) {
+      room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows));
+      sums = a.take<T>(2 * stride);
+    }
     for (idx band = bands.count * chunk / chunks; band < bands.count * (chunk + 1) / chunks; ++band) {
       const idx image = bands.image(band), first = bands.first(band), end = bands.end(band);
       const idx above = max_idx(0, first - halo), pixel = (image * s.oh + above) * s.ow;
@@ -166,10 +163,9 @@ FF_INLINE void depthwise_forward(const DepthwiseParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw;
   T *w = nullptr, *bias = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    w = a.take<T>(taps * stride);
-    bias = a.take<T>(stride);
-  });
+  Arena a(Scratch::shared);
+  w = a.take<T>(taps * stride);
+  bias = a.take<T>(stride);
   pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
   depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, static_cast<T*>(p.y), nullptr, nullptr, p.threads, {}});
@@ -179,13 +175,12 @@ template <class T>
 FF_INLINE void depthwise_backward(const DepthwiseParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    T* w = a.take<T>(taps * stride);
-    if (w) pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
-    depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, static_cast<const T*>(p.dy), nullptr, {}, nullptr,
-                                static_cast<T*>(p.dx), static_cast<T*>(p.d_weight), static_cast<T*>(p.d_bias), p.threads, {}},
-                               a);
-  });
+  Arena a(Scratch::shared);
+  T* w = a.take<T>(taps * stride);
+  pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
+  depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, static_cast<const T*>(p.dy), nullptr, {}, nullptr,
+                              static_cast<T*>(p.dx), static_cast<T*>(p.d_weight), static_cast<T*>(p.d_bias), p.threads, {}},
+                             a);
 }
 
 }  // namespace

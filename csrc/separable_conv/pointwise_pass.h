@@ -4,7 +4,6 @@
 #pragma once
 #include "norm/stats.h"
 #include "separable_conv/op.h"
-#include "simd/gemm.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -28,7 +27,7 @@ FF_INLINE idx block_stride(idx columns) {
 // Runs pack(panel) for each panel of `cols` columns.
 template <class T, class Pack>
 FF_INLINE void for_panels(idx cols, idx depth, int threads, const Pack& pack) {
-  for_tasks(panel_count(ceil_div(cols, lanes<T>)), cols * depth < kPackParallel ? 1 : threads, pack);
+  for_tasks(panel_count<T>(ceil_div(cols, lane_count<T>())), cols * depth < kPackParallel ? 1 : threads, pack);
 }
 
 template <class T>
@@ -55,17 +54,17 @@ FF_INLINE void pointwise_forward_pass(const PointwiseForward<T>& p) {
     const T* a = p.x + first * p.in;
     T *y = p.y + first * p.out, *activated = nullptr, *product = y;
     const idx lda = direct ? p.in : block_stride<T>(p.in), ldy = streamed ? block_stride<T>(p.out) : p.out;
-    lay_out(Scratch::task, [&](Arena& arena) {
-      if (!direct) activated = arena.take<T>(rows * lda);
-      if (streamed) product = arena.take<T>(rows * ldy);
-    });
+    Arena arena(Scratch::task);
+    if (!direct) activated = arena.take<T>(rows * lda);
+    if (streamed) product = arena.take<T>(rows * ldy);
     if (!direct) {
       affine_act_rows<T>(activated, lda, a, p.in, rows, p.in, p.scale1, p.shift1, p.act1);
       a = activated;
     }
     Ahead ahead;
     ahead.add(p.x + (first + rows) * p.in, min_idx(block, p.rows - first - rows) * p.in * static_cast<idx>(sizeof(T)));
-    gemm<T, false>({a, lda, p.packed, 0, product, ldy, rows, p.out, p.in, p.bias, T(-__builtin_inf()), T(__builtin_inf()), false, &ahead});
+    gemm<T, false>({.a = a, .lda = lda, .b = p.packed, .c = product, .ldc = ldy, .rows = rows, .cols = p.out,
+                    .depth = p.in, .bias = p.bias, .ahead = &ahead});
     if (p.mean)
       moments_rows<T>(product, ldy, rows, p.out, p.mean + b * p.stride, p.m2 + b * p.stride, streamed ? y : nullptr, p.out);
     if (streamed) stream_fence();
@@ -125,11 +124,7 @@ FF_INLINE void store_pointwise_grad(const T* parts, double* bias_parts, idx chun
   }
   if (!dw) return;
   for_tasks(out, out * in * chunks < kPackParallel ? 1 : threads, [&](idx o) {
-    for_lanes<T>(in, [&](idx c, idx n) {
-      vec<T> total = {};
-      for (idx chunk = 0; chunk < chunks; ++chunk) total = total + load(parts + chunk * part + o * in_stride + c);
-      store_n<T>(dw + o * in + c, total, n);
-    });
+    norm_kernels<T>().sum_parts(dw + o * in, parts + o * in_stride, chunks, part, in);
   });
 }
 
@@ -140,21 +135,18 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
   T* packed = arena.take<T>(p.g ? packed_size<T>(p.in, p.out) : 0);
   T* parts = arena.take<T>(chunks * part);
   double* bias_parts = arena.take<double>(chunks * out_stride);
-  if (!packed) return;
   if (p.g) for_panels<T>(p.in, p.out, p.threads, [&](idx panel) { pack_rows<T>(packed, p.w, p.in, p.out, panel); });
   const idx block = block_rows<T>(p.in + p.out), blocks = ceil_div(p.rows, block);
-  const T inf = T(__builtin_inf());
   const bool graded = p.sum_g || p.before.act != Act::none, streamed = graded && streamable(p.g, p.rows * p.in, p.in);
   for_tasks(chunks, p.threads, [&](idx chunk) {
     const idx lda = block_stride<T>(p.in), ldg = block_stride<T>(p.out);
     T *a_block = nullptr, *g_block = nullptr, *sums = nullptr, *sums_x = nullptr, *da_block = nullptr;
-    lay_out(Scratch::task, [&](Arena& task) {
-      a_block = task.take<T>(block * lda);
-      if (streamed) da_block = task.take<T>(block * lda);
-      g_block = task.take<T>(block * ldg);
-      sums = task.take<T>(max_idx(in_stride, out_stride));
-      sums_x = task.take<T>(in_stride);
-    });
+    Arena task(Scratch::task);
+    a_block = task.take<T>(block * lda);
+    if (streamed) da_block = task.take<T>(block * lda);
+    g_block = task.take<T>(block * ldg);
+    sums = task.take<T>(max_idx(in_stride, out_stride));
+    sums_x = task.take<T>(in_stride);
     T* dw = parts + chunk * part;
     double* db = bias_parts + chunk * out_stride;
     fill_zero(db, out_stride);
@@ -179,12 +171,14 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
       }
       if (p.dw) {
         affine_act_rows<T>(a_block, lda, x, p.in, rows, p.in, p.before.scale, p.before.shift, p.before.act);
-        gemm<T, true>({g_block, ldg, a_block, lda, dw, in_stride, p.out, p.in, rows, nullptr, -inf, inf, b > begin, &ahead});
+        gemm<T, true>({.a = g_block, .lda = ldg, .b = a_block, .ldb = lda, .c = dw, .ldc = in_stride, .rows = p.out,
+                       .cols = p.in, .depth = rows, .accumulate = b > begin, .ahead = &ahead});
       }
       if (p.g) {
         T *g = p.g + first * p.in, *da = streamed ? da_block : g;
         const idx ldda = streamed ? lda : p.in;
-        gemm<T, false>({g_block, ldg, packed, 0, da, ldda, rows, p.in, p.out, nullptr, -inf, inf, false, &ahead});
+        gemm<T, false>({.a = g_block, .lda = ldg, .b = packed, .c = da, .ldc = ldda, .rows = rows, .cols = p.in,
+                        .depth = p.out, .ahead = &ahead});
         if (!graded) continue;
         fill_zero(sums, in_stride), fill_zero(sums_x, in_stride);
         act_grad_rows<T>(g, p.in, da, ldda, x, p.in, rows, p.in, p.before, p.sum_g ? sums : nullptr, sums_x, streamed);
@@ -206,10 +200,9 @@ FF_INLINE void pack_pointwise(T* packed, const T* w, const T* scale, idx in, idx
 template <class T>
 FF_INLINE void pointwise_forward(const PointwiseParams& p) {
   T *packed = nullptr, *bias = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    packed = a.take<T>(packed_size<T>(p.out_channels, p.in_channels));
-    bias = a.take<T>(p.out_channels);
-  });
+  Arena a(Scratch::shared);
+  packed = a.take<T>(packed_size<T>(p.out_channels, p.in_channels));
+  bias = a.take<T>(p.out_channels);
   pack_pointwise<T>(packed, static_cast<const T*>(p.weight), nullptr, p.in_channels, p.out_channels, p.threads);
   copy_padded(bias, static_cast<const T*>(p.bias), p.out_channels);
   PointwiseForward<T> pass{};
@@ -224,7 +217,8 @@ FF_INLINE void pointwise_backward(const PointwiseParams& p) {
   pass.rows = p.rows, pass.in = p.in_channels, pass.out = p.out_channels, pass.threads = p.threads;
   pass.x = static_cast<const T*>(p.x), pass.w = static_cast<const T*>(p.weight), pass.dz = static_cast<const T*>(p.dy);
   pass.g = static_cast<T*>(p.dx), pass.dw = static_cast<T*>(p.d_weight), pass.db = static_cast<T*>(p.d_bias);
-  lay_out(Scratch::shared, [&](Arena& arena) { pointwise_backward_pass(pass, arena); });
+  Arena arena(Scratch::shared);
+  pointwise_backward_pass(pass, arena);
 }
 
 }  // namespace

@@ -17,12 +17,11 @@ FF_INLINE void separable_inference(const SeparableParams& p) {
   const DepthwiseShape& s = p.shape;
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw, out = p.out_channels, lda = block_stride<T>(s.c);
   T *w = nullptr, *scale1 = nullptr, *shift1 = nullptr, *packed = nullptr, *scale2 = nullptr, *shift2 = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    w = a.take<T>(taps * stride);
-    scale1 = a.take<T>(stride), shift1 = a.take<T>(stride);
-    packed = a.take<T>(packed_size<T>(out, s.c));
-    scale2 = a.take<T>(out), shift2 = a.take<T>(out);
-  });
+  Arena a(Scratch::shared);
+  w = a.take<T>(taps * stride);
+  scale1 = a.take<T>(stride), shift1 = a.take<T>(stride);
+  packed = a.take<T>(packed_size<T>(out, s.c));
+  scale2 = a.take<T>(out), shift2 = a.take<T>(out);
   fold<T>(p.norm1, p.dw_bias, s.c, scale1, shift1);
   fold<T>(p.norm2, p.pw_bias, out, scale2, shift2);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), p.norm1.weight ? scale1 : nullptr, s.c, taps);
@@ -39,12 +38,14 @@ FF_INLINE void separable_inference(const SeparableParams& p) {
     const idx first = strips.first(strip), rows = strips.end(strip) - first, pixels = rows * s.ow;
     const T* image = static_cast<const T*>(p.x) + strips.image(strip) * s.h * s.w * s.c;
     T* buffer = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) { buffer = a.take<T>(pixels * lda); });
+    Arena a(Scratch::task);
+    buffer = a.take<T>(pixels * lda);
     for (idx r = 0; r < rows; ++r)
       row(s, image, first + r, w, shift1, buffer + r * s.ow * lda, lda, lo1, hi1);
     if (!clamped1) affine_act_rows<T>(buffer, lda, buffer, lda, pixels, s.c, nullptr, nullptr, p.act1);
     T* y = static_cast<T*>(p.out) + (strips.image(strip) * s.oh + first) * s.ow * out;
-    gemm<T, false>({buffer, lda, packed, 0, y, out, pixels, out, s.c, shift2, lo2, hi2, false});
+    gemm<T, false>({.a = buffer, .lda = lda, .b = packed, .c = y, .ldc = out, .rows = pixels, .cols = out,
+                    .depth = s.c, .bias = shift2, .lo = lo2, .hi = hi2});
     if (!clamped2) affine_act_rows<T>(y, out, y, out, pixels, out, nullptr, nullptr, p.act2);
   });
 }
@@ -61,13 +62,12 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   T *mean1 = nullptr, *m2_1 = nullptr, *mean2 = nullptr, *m2_2 = nullptr;
   NormVectors<T> n1, n2;
   Before<T> before;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    w = a.take<T>(taps * stride1), bias1 = a.take<T>(stride1);
-    packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride2);
-    if (measure1) mean1 = a.take<T>(bands.count * stride1), m2_1 = a.take<T>(bands.count * stride1);
-    if (measure2) mean2 = a.take<T>(blocks * stride2), m2_2 = a.take<T>(blocks * stride2);
-    n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out), before.take(a, p.linked_input, s.c);
-  });
+  Arena a(Scratch::shared);
+  w = a.take<T>(taps * stride1), bias1 = a.take<T>(stride1);
+  packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride2);
+  if (measure1) mean1 = a.take<T>(bands.count * stride1), m2_1 = a.take<T>(bands.count * stride1);
+  if (measure2) mean2 = a.take<T>(blocks * stride2), m2_2 = a.take<T>(blocks * stride2);
+  n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out), before.take(a, p.linked_input, s.c);
   before.fill(p.linked_input, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
   copy_padded(bias1, static_cast<const T*>(p.dw_bias), s.c);
@@ -111,58 +111,51 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   const idx chunks = backward_chunks<T>(pixels, s.c, out);
   const bool below = p.dx || p.d_dw_weight, norm1 = p.norm1.weight, norm2 = p.norm2.weight;
   Before<T> before;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    NormVectors<T> n1, n2;
-    NormGradVectors<T> grad1, grad2;
-    n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out);
-    grad1.take(a, p.norm1, s.c), grad2.take(a, p.norm2, out);
-    double* sums2 = a.take<double>(norm2 ? 2 * kSumChunks * stride2 : 0);
-    double* sums1 = a.take<double>(norm1 ? 2 * chunks * stride1 : 0);
-    T* g = a.take<T>(below ? pixels * s.c : 0);
-    T* w = a.take<T>(taps * stride1);
-    T* again = a.take<T>(p.y1 ? 0 : pixels * s.c + stride1);
-    const bool real = w != nullptr;
-    before.take(a, p.linked_input, s.c, kDepthwiseChunks);
-    NormGrad<T> linked{};
-    if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
-    if (real) before.fill(p.linked_input, s.c);
-    const T* y1 = p.y1 ? static_cast<const T*>(p.y1) : again;
-    if (real) pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
-    if (real && !p.y1) {  // few images
-      T* zero = again + pixels * s.c;
-      fill_zero(zero, stride1);
-      depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, zero, again, nullptr, nullptr, p.threads, before});
-    }
-    PointwiseBackward<T> pass{};
-    pass.rows = pixels, pass.in = s.c, pass.out = out, pass.threads = p.threads;
-    pass.g = below ? g : nullptr;
-    pass.dw = static_cast<T*>(p.d_pw_weight), pass.db = static_cast<T*>(p.d_pw_bias);
-    if (real) {
-      n1.fill(p.norm1, s.c), n2.fill(p.norm2, out);
-      double* sums2_x = sums2 + kSumChunks * stride2;
-      if (norm2)
-        sums_pass<T>({static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), {pixels, out, 1},
-                      {n2.scale, n2.shift, n2.mean, p.act2}, kSumChunks, stride2, sums2, sums2_x, p.threads});
-      pass.norm2 = p.linked_output.on ? &linked : grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
-      pass.x = y1, pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
-      pass.w = static_cast<const T*>(p.pw_weight), pass.dz = static_cast<const T*>(p.dout);
-      pass.y = static_cast<const T*>(p.y2), pass.after = {n2.scale, n2.shift, n2.mean, p.act2};
-      pass.sum_g = norm1 && below ? sums1 : nullptr;
-      pass.sum_gx = norm1 && below ? sums1 + chunks * stride1 : nullptr;
-    } else {
-      pass.g = below ? reinterpret_cast<T*>(sizeof(T)) : nullptr;  // measuring: only whether it is wanted counts
-    }
-    pointwise_backward_pass(pass, a);
-
-    DepthwiseBackward<T> depthwise{};
-    depthwise.s = s, depthwise.threads = p.threads;
-    depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw_weight), depthwise.db = static_cast<T*>(p.d_dw_bias);
-    if (real && below) {
-      depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
-      depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1, depthwise.before = before;
-    }
-    if (below) depthwise_backward_pass(depthwise, a);
-  });
+  Arena a(Scratch::shared);
+  NormVectors<T> n1, n2;
+  NormGradVectors<T> grad1, grad2;
+  n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out);
+  grad1.take(a, p.norm1, s.c), grad2.take(a, p.norm2, out);
+  double* sums2 = a.take<double>(norm2 ? 2 * kSumChunks * stride2 : 0);
+  double* sums1 = a.take<double>(norm1 ? 2 * chunks * stride1 : 0);
+  T* g = a.take<T>(below ? pixels * s.c : 0);
+  T* w = a.take<T>(taps * stride1);
+  T* again = a.take<T>(p.y1 ? 0 : pixels * s.c + stride1);
+  before.take(a, p.linked_input, s.c, kDepthwiseChunks);
+  NormGrad<T> linked{};
+  if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
+  before.fill(p.linked_input, s.c);
+  const T* y1 = p.y1 ? static_cast<const T*>(p.y1) : again;
+  pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
+  if (!p.y1) {  // few images
+    T* zero = again + pixels * s.c;
+    fill_zero(zero, stride1);
+    depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, zero, again, nullptr, nullptr, p.threads, before});
+  }
+  PointwiseBackward<T> pass{};
+  pass.rows = pixels, pass.in = s.c, pass.out = out, pass.threads = p.threads;
+  pass.g = below ? g : nullptr;
+  pass.dw = static_cast<T*>(p.d_pw_weight), pass.db = static_cast<T*>(p.d_pw_bias);
+  n1.fill(p.norm1, s.c), n2.fill(p.norm2, out);
+  double* sums2_x = sums2 + kSumChunks * stride2;
+  if (norm2)
+    sums_pass<T>({static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), {pixels, out, 1},
+                  {n2.scale, n2.shift, n2.mean, p.act2}, kSumChunks, stride2, sums2, sums2_x, p.threads});
+  pass.norm2 = p.linked_output.on ? &linked : grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
+  pass.x = y1, pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
+  pass.w = static_cast<const T*>(p.pw_weight), pass.dz = static_cast<const T*>(p.dout);
+  pass.y = static_cast<const T*>(p.y2), pass.after = {n2.scale, n2.shift, n2.mean, p.act2};
+  pass.sum_g = norm1 && below ? sums1 : nullptr;
+  pass.sum_gx = norm1 && below ? sums1 + chunks * stride1 : nullptr;
+  pointwise_backward_pass(pass, a);
+  DepthwiseBackward<T> depthwise{};
+  depthwise.s = s, depthwise.threads = p.threads;
+  depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw_weight), depthwise.db = static_cast<T*>(p.d_dw_bias);
+  if (below) {
+    depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
+    depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1, depthwise.before = before;
+    depthwise_backward_pass(depthwise, a);
+  }
   before.finish(p.linked_input, s.c, kDepthwiseChunks);
 }
 

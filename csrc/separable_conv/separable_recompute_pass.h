@@ -30,12 +30,11 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
   T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr, *mean = nullptr, *m2 = nullptr;
   NormVectors<T> n2;
   Before<T> before;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    w = a.take<T>(s.kh * s.kw * round_up_lanes<T>(s.c)), bias1 = a.take<T>(s.c);
-    packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride);
-    if (measured) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
-    n2.take(a, p.norm2, out), before.take(a, p.linked_input, s.c);
-  });
+  Arena a(Scratch::shared);
+  w = a.take<T>(s.kh * s.kw * round_up_lanes<T>(s.c)), bias1 = a.take<T>(s.c);
+  packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride);
+  if (measured) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
+  n2.take(a, p.norm2, out), before.take(a, p.linked_input, s.c);
   before.fill(p.linked_input, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, s.kh * s.kw);
   copy_padded<T>(bias1, nullptr, s.c);
@@ -52,15 +51,15 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
     const idx first = bands.first(band), end = bands.end(band), rows = end - first, count = rows * s.ow;
     const idx at = (bands.image(band) * s.oh + first) * s.ow * out;
     T *y1 = nullptr, *product = y2 + at, *room = nullptr;
-    lay_out(Scratch::task, [&](Arena& a) {
-      y1 = a.take<T>(count * lda);
-      if (streamed) product = a.take<T>(count * ldy);
-      if (before) room = a.take<T>(window_size(s, rows));
-    });
+    Arena a(Scratch::task);
+    y1 = a.take<T>(count * lda);
+    if (streamed) product = a.take<T>(count * ldy);
+    if (before) room = a.take<T>(window_size(s, rows));
     const T* image = window_rows(s, before, static_cast<const T*>(p.x) + bands.image(band) * s.h * s.w * s.c, first, end, room);
     for (idx r = 0; r < rows; ++r)
       row(s, image, first + r, w, bias1, y1 + r * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
-    gemm<T, false>({y1, lda, packed, 0, product, ldy, count, out, s.c, bias2, T(-kInfinity), T(kInfinity), false});
+    gemm<T, false>({.a = y1, .lda = lda, .b = packed, .c = product, .ldc = ldy, .rows = count, .cols = out,
+                    .depth = s.c, .bias = bias2});
     if (measured)
       moments_rows<T>(product, ldy, count, out, mean + band * stride, m2 + band * stride, streamed ? y2 + at : nullptr, out);
     else if (p.y2)
@@ -98,11 +97,10 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
   const bool below = p.dx || p.d_dw_weight, streamed = p.dx && streamable(static_cast<T*>(p.dx), s.n * s.h * s.w * s.c, s.c);
   const idx lda = block_stride<T>(s.c), ldg = block_stride<T>(out), most = bands.rows * s.ow;
   T *y1 = nullptr, *g2 = nullptr, *window = nullptr, *sums = nullptr, *room = nullptr, *dz = nullptr;
-  lay_out(Scratch::task, [&](Arena& a) {
-    y1 = a.take<T>(most * lda), g2 = a.take<T>(most * ldg), sums = a.take<T>(max_idx(b.stride2, 2 * b.stride1));
-    window = a.take<T>((bands.rows + halo) * row);
-    if (b.before) room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows));
-  });
+  Arena a(Scratch::task);
+  y1 = a.take<T>(most * lda), g2 = a.take<T>(most * ldg), sums = a.take<T>(max_idx(b.stride2, 2 * b.stride1));
+  window = a.take<T>((bands.rows + halo) * row);
+  if (b.before) room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows));
   T *d_pw = b.pw_parts + chunk * out * b.stride1, *d_dw = b.dw_parts + chunk * (taps + 1) * b.stride1;
   double* d_bias = b.bias_parts + chunk * b.stride2;
   fill_zero(d_dw, (taps + 1) * b.stride1), fill_zero(d_bias, b.stride2);
@@ -130,12 +128,12 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
     if (p.d_pw_weight) {
       for (idx oy = first; oy < last; ++oy)
         kernels.forward(s, z, oy, b.w, b.bias, y1 + (oy - first) * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
-      gemm<T, true>({g2, ldg, y1, lda, d_pw, b.stride1, out, s.c, count, nullptr, T(-kInfinity), T(kInfinity),
-                     band > begin * bands.per_image, &ahead});
+      gemm<T, true>({.a = g2, .lda = ldg, .b = y1, .ldb = lda, .c = d_pw, .ldc = b.stride1, .rows = out,
+                     .cols = s.c, .depth = count, .accumulate = band > begin * bands.per_image, .ahead = &ahead});
     }
     if (!below) continue;
-    gemm<T, false>({g2, ldg, b.packed, 0, window + (first - above) * row, s.c, count, s.c, out, nullptr, T(-kInfinity),
-                    T(kInfinity), false, &ahead});
+    gemm<T, false>({.a = g2, .lda = ldg, .b = b.packed, .c = window + (first - above) * row, .ldc = s.c,
+                    .rows = count, .cols = s.c, .depth = out, .ahead = &ahead});
     const T* dy = window - above * row;
     const idx line = s.w * s.c, low = complete_row(s, first), high = complete_row(s, last);
     T *dx = p.dx ? static_cast<T*>(p.dx) + image * s.h * line : nullptr, *to = b.before ? dz - low * line : dx;
@@ -160,13 +158,12 @@ FF_INLINE void separable_recompute_backward(const SeparableParams& p) {
   b.p = p, b.chunks = min_idx(s.n, backward_chunks<T>(pixels, s.c, out));
   b.stride1 = round_up_lanes<T>(s.c), b.stride2 = round_up_lanes<T>(out);
   NormGrad<T> linked{};
-  lay_out(Scratch::shared, [&](Arena& a) {
-    b.norm2.take(a, p.norm2, out, v), b.before.take(a, p.linked_input, s.c, b.chunks);
-    if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
-    b.w = a.take<T>(taps * b.stride1), b.bias = a.take<T>(b.stride1), b.packed = a.take<T>(packed_size<T>(s.c, out));
-    b.pw_parts = a.take<T>(p.d_pw_weight ? b.chunks * out * b.stride1 : 0), b.dw_parts = a.take<T>(b.chunks * (taps + 1) * b.stride1);
-    b.bias_parts = a.take<double>(b.chunks * b.stride2);
-  });
+  Arena a(Scratch::shared);
+  b.norm2.take(a, p.norm2, out, v), b.before.take(a, p.linked_input, s.c, b.chunks);
+  if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
+  b.w = a.take<T>(taps * b.stride1), b.bias = a.take<T>(b.stride1), b.packed = a.take<T>(packed_size<T>(s.c, out));
+  b.pw_parts = a.take<T>(p.d_pw_weight ? b.chunks * out * b.stride1 : 0), b.dw_parts = a.take<T>(b.chunks * (taps + 1) * b.stride1);
+  b.bias_parts = a.take<double>(b.chunks * b.stride2);
   const T* pw = static_cast<const T*>(p.pw_weight);
   b.norm2.run(p.norm2, out, v, static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), p.act2, p.batch_stats, p.threads);
   if (p.linked_output.on) b.norm2.form = &linked;

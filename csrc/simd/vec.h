@@ -20,20 +20,8 @@
 #include <stdint.h>
 
 #include "core/check.h"
-#include "core/parallel.h"
-#include "core/scratch.h"
-#include "core/types.h"
-
-#define FF_INLINE static inline __attribute__((always_inline))
-#define FF_CLASS_INLINE inline __attribute__((always_inline))
-#define FF_NOINLINE static __attribute__((noinline))
-#define FF_PRAGMA(text) _Pragma(#text)
-// Full unrolling of a loop of at most n constant steps: arrays of vectors must become registers.
-#if defined(__clang__)
-#define FF_UNROLL(n) FF_PRAGMA(clang loop unroll(full))
-#else
-#define FF_UNROLL(n) FF_PRAGMA(GCC unroll n)
-#endif
+#include "core/inline.h"
+#include "core/tasks.h"
 
 #include FF_SIMD_HEADER
 
@@ -68,9 +56,6 @@ FF_INLINE vec<T> splat(T value) {
   return set1(value);
 }
 
-FF_INLINE idx min_idx(idx a, idx b) { return a < b ? a : b; }
-FF_INLINE idx max_idx(idx a, idx b) { return a > b ? a : b; }
-FF_INLINE idx ceil_div(idx a, idx b) { return (a + b - 1) / b; }
 template <class T>
 FF_INLINE idx round_up_lanes(idx n) {
   return ceil_div(n, lanes<T>) * lanes<T>;
@@ -118,14 +103,6 @@ FF_INLINE void store_n(T* p, vec<T> v, idx n) {
     store(p, v);
   else
     store(p, v, n);
-}
-
-// Runs body(task) for task in [0, tasks) on at most `threads` threads.
-template <class Body>
-FF_INLINE void for_tasks(idx tasks, int threads, const Body& body) {
-  parallel_for(
-      tasks, threads, [](void* context, idx task) { (*static_cast<const Body*>(context))(task); },
-      const_cast<Body*>(&body));
 }
 
 }  // namespace

@@ -11,7 +11,8 @@ template <class T>
 FF_INLINE void inference(const BatchNormParams& p) {
   const Wide v = widened<T>(p.rows, p.channels);
   NormVectors<T> n;
-  lay_out(Scratch::shared, [&](Arena& a) { n.take(a, p.norm, p.channels); });
+  Arena a(Scratch::shared);
+  n.take(a, p.norm, p.channels);
   fold<T>(p.norm, nullptr, p.channels, n.scale, n.shift);
   repeat(n.scale, p.channels, v.times), repeat(n.shift, p.channels, v.times);
   affine_act_pass<T>(static_cast<T*>(p.out), static_cast<const T*>(p.x), v, n, p.act, p.threads);
@@ -36,10 +37,9 @@ FF_INLINE void training(const BatchNormParams& p) {
   const idx block = stream_rows<T>(v.channels), part = p.batch_stats ? round_up_lanes<T>(v.channels) : 0;
   NormVectors<T> n;
   T *mean = nullptr, *m2 = nullptr;
-  lay_out(Scratch::shared, [&](Arena& a) {
-    n.take(a, p.norm, p.channels);
-    mean = a.take<T>(ceil_div(v.rows, block) * part), m2 = a.take<T>(ceil_div(v.rows, block) * part);
-  });
+  Arena a(Scratch::shared);
+  n.take(a, p.norm, p.channels);
+  mean = a.take<T>(ceil_div(v.rows, block) * part), m2 = a.take<T>(ceil_div(v.rows, block) * part);
   if (p.batch_stats) measure<T>(p, v, block, mean, m2);
   constant_stats<T>(p.norm, p.channels, p.batch_stats);
   n.fill(p.norm, p.channels, v.times);
@@ -51,7 +51,8 @@ FF_INLINE void backward(const BatchNormParams& p) {
   const T *x = static_cast<const T*>(p.x), *dz = static_cast<const T*>(p.dout);
   const Wide v = widened<T>(p.rows, p.channels);
   NormBackward<T> norm;
-  lay_out(Scratch::shared, [&](Arena& a) { norm.take(a, p.norm, p.channels, v); });
+  Arena a(Scratch::shared);
+  norm.take(a, p.norm, p.channels, v);
   norm.run(p.norm, p.channels, v, dz, x, p.act, p.batch_stats, p.threads);
   T* dx = static_cast<T*>(p.out);
   if (!dx) return;

@@ -1,33 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-// Depthwise convolution by rows of the image: the tiles of depthwise.h along a row, and forms for any kernel and stride.
-#pragma once
-#include "separable_conv/depthwise.h"
+// Depthwise convolution by rows of the image: the tiles of depthwise_tiles.h along a row, and forms for any kernel and stride.
+#include "primitives/depthwise_tiles.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
 
-// Output row oy of image x [h][w][c] into y [ow][y_stride].
+// Place of tap t of channel c in packed weights [C / lanes][taps][lanes]: a vector's taps are neighbours.
 template <class T>
-using ForwardRow = void (*)(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias, T* y,
-                            idx y_stride, T lo, T hi);
-// Row y of dx [w][c] from dy, whose row oy stands at dy + oy·ow·c (rows outside [oy_first, oy_end) count as zero).
+FF_INLINE idx packed_tap(idx c, idx t, idx taps) {
+  constexpr idx L = lanes<T>;
+  return (c / L * taps + t) * L + c % L;
+}
+
+// Packs weights [C][taps], times scale[c]; zeros up to a whole vector.
 template <class T>
-using InputGradRow = void (*)(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w, T* dx, bool stream);
-// Adds to dw (packed as the weights) what row oy of dy ([ow][c]) contributes.
-template <class T>
-using WeightGradRow = void (*)(const DepthwiseShape& s, const T* x, const T* dy_row, idx oy, T* dw);
+FF_NOINLINE void pack(T* packed, const T* w, const T* scale, idx channels, idx taps) {
+  for (idx c = 0; c < round_up_lanes<T>(channels); ++c) {
+    const T factor = scale && c < channels ? scale[c] : T(1);
+    for (idx t = 0; t < taps; ++t) packed[packed_tap<T>(c, t, taps)] = c < channels ? w[c * taps + t] * factor : T(0);
+  }
+}
 
 template <class T>
-struct RowKernels {
-  ForwardRow<T> forward;
-  InputGradRow<T> input_grad;
-  WeightGradRow<T> weight_grad;
-};
+FF_NOINLINE void unpack(T* w, const T* packed, idx channels, idx taps) {
+  for (idx c = 0; c < channels; ++c)
+    for (idx t = 0; t < taps; ++t) w[c * taps + t] = packed[packed_tap<T>(c, t, taps)];
+}
 
 template <class T, int K, int S, int TW>
 FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias, T* y,
                              idx y_stride, T lo, T hi) {
+  const bool rest = s.c % lanes<T>;
   TileRow<T> r{{}, 0, s.w, s.c, w, S * s.w * s.c};
   for (idx ox = 0; ox < s.ow; ox += TW) {
     r.column = ox * S - s.left;
@@ -36,16 +40,23 @@ FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const 
       r.rows[k] = iy >= 0 && iy < s.h ? x + (iy * s.w + r.column) * s.c : nullptr;
     }
     const idx pixels = min_idx(TW, s.ow - ox);
-    if (pixels < TW || r.column < 0 || r.column + (TW - 1) * S + K > s.w)
-      forward_tile<T, K, S, TW, true>(r, bias, y + ox * y_stride, y_stride, pixels, lo, hi);
+    const bool edge = pixels < TW || r.column < 0 || r.column + (TW - 1) * S + K > s.w;
+    T* to = y + ox * y_stride;
+    if (edge)
+      forward_apart<T, K, S, TW, true, Part::whole>(r, bias, to, y_stride, pixels, lo, hi);
     else
-      forward_tile<T, K, S, TW, false>(r, bias, y + ox * y_stride, y_stride, pixels, lo, hi);
+      forward_tile<T, K, S, TW, false, Part::whole>(r, bias, to, y_stride, pixels, lo, hi);
+    if (rest && edge)
+      forward_apart<T, K, S, TW, true, Part::rest>(r, bias, to, y_stride, pixels, lo, hi);
+    else if (rest)
+      forward_apart<T, K, S, TW, false, Part::rest>(r, bias, to, y_stride, pixels, lo, hi);
   }
 }
 
 template <class T, int K, int S, int TW>
 FF_NOINLINE void input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w, T* dx, bool streamed) {
   constexpr int before = (K - 1) / S;
+  const bool rest = s.c % lanes<T>;
   TileRow<T> r{{}, 0, s.ow, s.c, w, s.ow * s.c};
   for (idx x0 = -(s.left % S); x0 < s.w; x0 += TW) {
     r.column = (x0 + s.left) / S;
@@ -55,17 +66,22 @@ FF_NOINLINE void input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_fir
       r.rows[k] = used ? dy + (oy * s.ow + r.column) * s.c : nullptr;
     }
     const idx first = max_idx(0, -x0), last = min_idx(TW, s.w - x0);
-    if (first > 0 || last < TW || r.column < before || r.column + (TW - 1) / S >= s.ow)
-      input_grad_tile<T, K, S, TW, true, false>(r, dx + x0 * s.c, first, last);
-    else if (streamed)
-      input_grad_tile<T, K, S, TW, false, true>(r, dx + x0 * s.c, first, last);
+    const bool edge = first > 0 || last < TW || r.column < before || r.column + (TW - 1) / S >= s.ow;
+    T* to = dx + x0 * s.c;
+    if (edge)
+      input_grad_apart<T, K, S, TW, true, Part::whole>(r, to, first, last, false);
     else
-      input_grad_tile<T, K, S, TW, false, false>(r, dx + x0 * s.c, first, last);
+      input_grad_tile<T, K, S, TW, false, Part::whole>(r, to, first, last, streamed);
+    if (rest && edge)
+      input_grad_apart<T, K, S, TW, true, Part::rest>(r, to, first, last, false);
+    else if (rest)
+      input_grad_apart<T, K, S, TW, false, Part::rest>(r, to, first, last, false);
   }
 }
 
 template <class T, int K, int S, int TW>
 FF_NOINLINE void weight_grad_row(const DepthwiseShape& s, const T* x, const T* dy_row, idx oy, T* dw) {
+  const bool rest = s.c % lanes<T>;
   TileRow<T> r{{}, 0, s.w, s.c, dw, S * s.w * s.c};
   for (idx ox = 0; ox < s.ow; ox += TW) {
     r.column = ox * S - s.left;
@@ -74,12 +90,17 @@ FF_NOINLINE void weight_grad_row(const DepthwiseShape& s, const T* x, const T* d
       r.rows[k] = iy >= 0 && iy < s.h ? x + (iy * s.w + r.column) * s.c : nullptr;
     }
     const idx pixels = min_idx(TW, s.ow - ox);
-    if (pixels < TW)
-      weight_grad_tile<T, K, S, TW, true, true>(r, dw, dy_row + ox * s.c, pixels);
-    else if (r.column < 0 || r.column + (TW - 1) * S + K > s.w)
-      weight_grad_tile<T, K, S, TW, true, false>(r, dw, dy_row + ox * s.c, pixels);
-    else
-      weight_grad_tile<T, K, S, TW, false, false>(r, dw, dy_row + ox * s.c, pixels);
+    const T* dy = dy_row + ox * s.c;
+    if (pixels < TW) {
+      weight_grad_apart<T, K, S, TW, true, true, Part::whole>(r, dw, dy, pixels);
+      if (rest) weight_grad_apart<T, K, S, TW, true, true, Part::rest>(r, dw, dy, pixels);
+    } else if (r.column < 0 || r.column + (TW - 1) * S + K > s.w) {
+      weight_grad_apart<T, K, S, TW, true, false, Part::whole>(r, dw, dy, pixels);
+      if (rest) weight_grad_apart<T, K, S, TW, true, false, Part::rest>(r, dw, dy, pixels);
+    } else {
+      weight_grad_tile<T, K, S, TW, false, false, Part::whole>(r, dw, dy, pixels);
+      if (rest) weight_grad_apart<T, K, S, TW, false, false, Part::rest>(r, dw, dy, pixels);
+    }
   }
 }
 
@@ -121,7 +142,9 @@ FF_NOINLINE void any_input_grad_row(const DepthwiseShape& s, const T* dy, idx oy
       for (int k = 0; k < s.kh; ++k) {
         const idx up = y + s.top - k, oy = up / s.sh;
         if (up < 0 || up % s.sh != 0 || oy < oy_first || oy >= oy_end) continue;
-        for (int l = 0; l < s.kw; ++l) {
+        for (int i = 0; i < s.kw; ++i) {
+          // float64, which has no tiles, adds up in their order, from the last tap to the first.
+          const int l = sizeof(T) == sizeof(double) ? s.kw - 1 - i : i;
           const idx across = ix + s.left - l, ox = across / s.sw;
           if (across < 0 || across % s.sw != 0 || ox >= s.ow) continue;
           acc = fma(load_n<T>(dy + (oy * s.ow + ox) * s.c + c, n), load(w + packed_tap<T>(c, k * s.kw + l, s.kh * s.kw)), acc);
@@ -168,7 +191,7 @@ FF_INLINE void offer_input_grad(int tile, RowKernels<T>& kernels) {
 
 template <class T, int K, int S>
 FF_INLINE void pick_tiles(const DepthwiseShape& s, RowKernels<T>& kernels) {
-  using Widths = TileWidths<T, K, S>;
+  using Widths = TileWidths<K, S>;
   const int out = pick_tile(Widths::forward, s.ow), in = pick_tile(Widths::input_grad, s.w + s.left % S);
   offer_forward<T, K, S, Widths::forward[0]>(out, kernels);
   offer_forward<T, K, S, Widths::forward[1]>(out, kernels);
@@ -179,9 +202,11 @@ FF_INLINE void pick_tiles(const DepthwiseShape& s, RowKernels<T>& kernels) {
 }
 
 template <class T>
-FF_INLINE RowKernels<T> row_kernels(const DepthwiseShape& s) {
+FF_NOINLINE RowKernels<T> choose(const DepthwiseShape& s) {
   RowKernels<T> kernels{any_forward_row<T>, any_input_grad_row<T>, any_weight_grad_row<T>};
-  if (s.kh == s.kw && s.sh == s.sw) {
+  // float64 serves gradient checks: its tiles would cost a third of the time that depthwise convolutions take to build.
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (s.kh != s.kw || s.sh != s.sw) return kernels;
     if (s.kh == 3 && s.sh == 1) pick_tiles<T, 3, 1>(s, kernels);
     if (s.kh == 3 && s.sh == 2) pick_tiles<T, 3, 2>(s, kernels);
     if (s.kh == 5 && s.sh == 1) pick_tiles<T, 5, 1>(s, kernels);
@@ -192,6 +217,13 @@ FF_INLINE RowKernels<T> row_kernels(const DepthwiseShape& s) {
   return kernels;
 }
 
+template <class T>
+constexpr DepthwiseKernels<T> kKernels = {choose<T>, pack<T>, unpack<T>};
+
 }  // namespace
+
+const DepthwiseKernels<float> depthwise_f32 = kKernels<float>;
+const DepthwiseKernels<double> depthwise_f64 = kKernels<double>;
+
 }  // namespace FF_ISA
 }  // namespace ff

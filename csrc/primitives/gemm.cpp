@@ -1,61 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Register-tiled matrix product of a block of rows with packed or row-major columns:
-//   c[i][j] = clamp(sum_k a(i,k)·b[k][j] + bias[j] (+ c[i][j]), lo, hi)
-// MR rows × NR vectors of accumulators stay in registers over the whole depth; B streams from L1/L2, A is broadcast.
-// 14×2 keeps 28 of 32 registers busy: 98 % of the FMA peak measured on AVX-512 at depth 512, 91 % at 32.
-#pragma once
-#include "simd/vec.h"
+// Register-tiled products: MR rows × NR vectors of accumulators stay in registers over the whole depth; B streams from
+// L1/L2, A is broadcast. 14×2 keeps 28 of 32 registers busy: 98 % of the FMA peak measured on AVX-512 at depth 512, 91 % at 32.
+#include "primitives/local.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
 
-// What the caller reads next: fetched into L2 while the product runs, a line for each step of depth. Blocks that alternate
-// between passes over memory and products would otherwise leave the memory idle for half of the time.
-class Ahead {
- public:
-  FF_CLASS_INLINE void add(const void* p, idx bytes) {
-    if (p && bytes > 0 && count_ < kMost) at_[count_] = static_cast<const char*>(p), end_[count_] = at_[count_] + bytes, ++count_;
-  }
-  // The next `lines` lines from the result on, *step bytes apart; `idle` again and again when there is nothing left.
-  FF_CLASS_INLINE const char* take(idx lines, const void* idle, idx* step) {
-    while (next_ < count_ && at_[next_] >= end_[next_]) ++next_;
-    if (next_ == count_) return *step = 0, static_cast<const char*>(idle);
-    const char* p = at_[next_];
-    at_[next_] += lines * kLine;
-    return *step = kLine, p;
-  }
-
- private:
-  static constexpr int kMost = 3;
-  static constexpr idx kLine = 64;
-  const char *at_[kMost] = {}, *end_[kMost] = {};
-  int count_ = 0, next_ = 0;
-};
-
-template <class T>
-struct GemmArgs {
-  const T* a;        // TransA ? [depth][lda] : [rows][lda]
-  idx lda;
-  const T* b;        // packed by pack_*, or [depth][ldb] with ldb > 0
-  idx ldb;           // 0: packed
-  T* c;              // [rows][ldc]
-  idx ldc;
-  idx rows, cols, depth;
-  const T* bias;     // [cols rounded up to lanes] or null
-  T lo, hi;
-  bool accumulate;
-  Ahead* ahead = nullptr;
-};
-
 constexpr int tile_rows(int vectors) {
   return kRegisters == 32 ? (vectors == 3 ? 9 : 14) : (vectors == 1 ? 10 : 6);
-}
-
-// Vectors in the panel that starts with `left` vectors to go: pairs, and a last one of 3 where the registers allow.
-FF_INLINE int panel_vectors(idx left) {
-  if (kRegisters == 32 && left == 3) return 3;
-  return left >= 2 ? 2 : 1;
 }
 
 // The next smaller tile for the rows left over; GCC spills an accumulator of 8×3.
@@ -64,7 +17,7 @@ constexpr int fewer_rows(int rows, int vectors) {
 }
 
 template <class T, int MR, int NR, bool TransA>
-FF_NOINLINE void gemm_tiles(const GemmArgs<T>& g, const T* b, idx ldb, idx col, idx row, idx row_end) {
+FF_NOINLINE void gemm_tiles(const Gemm<T>& g, const T* b, idx ldb, idx col, idx row, idx row_end) {
   constexpr idx L = lanes<T>;
   const idx valid = min_idx(g.cols - col, NR * L);
   const vec<T> lo_v = splat<T>(g.lo), hi_v = splat<T>(g.hi);
@@ -111,7 +64,7 @@ FF_NOINLINE void gemm_tiles(const GemmArgs<T>& g, const T* b, idx ldb, idx col, 
 }
 
 template <class T, int MR, int NR, bool TransA>
-FF_INLINE void gemm_rows(const GemmArgs<T>& g, const T* b, idx ldb, idx col, idx row) {
+FF_INLINE void gemm_rows(const Gemm<T>& g, const T* b, idx ldb, idx col, idx row) {
   const idx full = row + (g.rows - row) / MR * MR;
   if (full > row) gemm_tiles<T, MR, NR, TransA>(g, b, ldb, col, row, full);
   if constexpr (MR > 1) {
@@ -121,10 +74,10 @@ FF_INLINE void gemm_rows(const GemmArgs<T>& g, const T* b, idx ldb, idx col, idx
 
 // B columns beyond `cols` up to a whole panel are read: packed panels hold zeros there, row-major B must have room.
 template <class T, bool TransA>
-FF_INLINE void gemm(const GemmArgs<T>& g) {
+FF_NOINLINE void multiply(const Gemm<T>& g) {
   constexpr idx L = lanes<T>;
   for (idx col = 0; col < g.cols;) {
-    const int vectors = panel_vectors(ceil_div(g.cols - col, L));
+    const int vectors = panel_vectors<T>(ceil_div(g.cols - col, L));
     const T* b = g.ldb ? g.b + col : g.b + col * g.depth;
     const idx ldb = g.ldb ? g.ldb : vectors * L;
     if (vectors == 2) gemm_rows<T, tile_rows(2), 2, TransA>(g, b, ldb, col, 0);
@@ -135,14 +88,6 @@ FF_INLINE void gemm(const GemmArgs<T>& g) {
     col += vectors * L;
   }
 }
-
-// Elements of packed B for `cols` columns of `depth`.
-template <class T>
-FF_INLINE idx packed_size(idx cols, idx depth) {
-  return round_up_lanes<T>(cols) * depth;
-}
-
-FF_INLINE idx panel_count(idx vectors) { return kRegisters == 32 && vectors >= 3 ? vectors / 2 : ceil_div(vectors, 2); }
 
 // out[k·width + j] = w[j·depth + k]·scale[j] for 4 columns j and depth k, by 4×4 transposes: element by element, packing
 // 512×512 weights takes a quarter of the time of their product with 196 pixels.
@@ -174,9 +119,9 @@ FF_INLINE void transpose_4(double* out, idx width, const double* w, idx depth, c
 
 // Packs panel `p` of B[k][j] = w[j·depth + k] · (scale ? scale[j] : 1), w row-major (cols, depth): a convolution's weights.
 template <class T>
-FF_INLINE void pack_transposed(T* packed, const T* w, const T* scale, idx cols, idx depth, idx p) {
+FF_NOINLINE void packed_columns(T* packed, const T* w, const T* scale, idx cols, idx depth, idx p) {
   constexpr idx L = lanes<T>;
-  const idx col = p * 2 * L, width = panel_vectors(ceil_div(cols, L) - 2 * p) * L;
+  const idx col = p * 2 * L, width = panel_vectors<T>(ceil_div(cols, L) - 2 * p) * L;
   const idx quads = min_idx(width, cols - col) / 4 * 4;
   T* panel = packed + col * depth;
   for (idx j = 0; j < quads; j += 4)
@@ -190,14 +135,22 @@ FF_INLINE void pack_transposed(T* packed, const T* w, const T* scale, idx cols, 
 
 // Packs panel `p` of B[k][j] = w[k·cols + j], w row-major (depth, cols): the same weights for the gradient of the input.
 template <class T>
-FF_INLINE void pack_rows(T* packed, const T* w, idx cols, idx depth, idx p) {
+FF_NOINLINE void packed_rows(T* packed, const T* w, idx cols, idx depth, idx p) {
   constexpr idx L = lanes<T>;
-  const idx col = p * 2 * L, width = panel_vectors(ceil_div(cols, L) - 2 * p) * L;
+  const idx col = p * 2 * L, width = panel_vectors<T>(ceil_div(cols, L) - 2 * p) * L;
   T* panel = packed + col * depth;
   for (idx k = 0; k < depth; ++k)
     for (idx j = 0; j < width; ++j) panel[k * width + j] = col + j < cols ? w[k * cols + col + j] : T(0);
 }
 
+template <class T>
+constexpr GemmKernels<T> kKernels = {multiply<T, false>, multiply<T, true>, packed_columns<T>, packed_rows<T>};
+
 }  // namespace
+
+const Registers registers = {FF_VEC_BYTES, kRegisters};
+const GemmKernels<float> gemm_f32 = kKernels<float>;
+const GemmKernels<double> gemm_f64 = kKernels<double>;
+
 }  // namespace FF_ISA
 }  // namespace ff

@@ -1,58 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Batch normalisation and activation over a block of rows [rows][stride] of one pixel each, per-channel vectors beside:
+// Passes over a block of rows [rows][stride] of one pixel each, per-channel vectors beside:
 //   z = y·scale + shift, a = act(z)            scale = weight·invstd, shift = bias - mean·scale
 // Vectorised over channels in groups of vectors whose per-channel operands stay in registers while the rows go by.
 // Per-channel vectors have room for a whole last vector.
-#pragma once
+#include "primitives/local.h"
+#include "simd/groups.h"
 #include "simd/math.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
 
-constexpr int kGroup = kRegisters == 32 ? 4 : 2;
 constexpr idx kPrefetchBytes = 2048;  // about the latency of memory at its bandwidth: 80 ns × 25 GB/s
-
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
-// Calls body(Count<vectors>, c, n) for groups of whole vectors of the channels, and for single ones at the end, where n
-// lanes of the last vector are valid.
-template <class T, class Body>
-FF_INLINE void for_groups(idx channels, const Body& body) {
-  constexpr idx L = lanes<T>;
-  idx c = 0;
-  for (; c + kGroup * L <= channels; c += kGroup * L) body(Count<kGroup>{}, c, L);
-  for (; c < channels; c += L) body(Count<1>{}, c, min_idx(L, channels - c));
-}
-
-template <class T, int V>
-struct Channels {
-  vec<T> v[V];
-
-  // Zero without a source.
-  static FF_CLASS_INLINE Channels from(const T* p, idx c) {
-    Channels channels;
-    FF_UNROLL(4)
-    for (int u = 0; u < V; ++u) channels.v[u] = p ? load(p + c + u * lanes<T>) : vec<T>{};
-    return channels;
-  }
-  FF_CLASS_INLINE void to(T* p, idx c) const {
-    FF_UNROLL(4)
-    for (int u = 0; u < V; ++u) store(p + c + u * lanes<T>, v[u]);
-  }
-};
-
-// Whether a tensor of `count` elements in rows of `channels` is written past the caches: it would not stay in them until it
-// is read again, and an ordinary store reads the line that it overwrites (copy of 256 MB: 63 instead of 40 GB/s).
-template <class T>
-FF_INLINE bool streamable(const T* p, idx count, idx channels) {
-  constexpr idx kStreamBytes = 16 << 20;
-  return count * static_cast<idx>(sizeof(T)) > kStreamBytes && channels % lanes<T> == 0 &&
-         reinterpret_cast<uintptr_t>(p) % FF_VEC_BYTES == 0;
-}
 
 template <class T>
 FF_INLINE void store_or_stream(T* p, vec<T> v, idx n, bool streamed) {
@@ -71,8 +30,8 @@ FF_INLINE idx prefetch_distance(idx stride) {
 
 // dst = act(src·scale + shift); scale null: act(src). dst may be src. For `streamed` see streamable().
 template <class T>
-FF_NOINLINE void affine_act_rows(T* dst, idx dst_stride, const T* src, idx src_stride, idx rows, idx channels,
-                                 const T* scale, const T* shift, Act act, bool streamed = false) {
+FF_NOINLINE void affine_act(T* dst, idx dst_stride, const T* src, idx src_stride, idx rows, idx channels,
+                                 const T* scale, const T* shift, Act act, bool streamed) {
   const idx ahead = prefetch_distance<T>(src_stride);
   with_act(act, [&](auto tag) {
     for_groups<T>(channels, [&](auto count, idx c, idx n) {
@@ -97,8 +56,7 @@ FF_NOINLINE void affine_act_rows(T* dst, idx dst_stride, const T* src, idx src_s
 // row, which keeps the subtraction from cancelling when the mean is far from zero. With `copy` not null the rows are written
 // there, past the caches.
 template <class T>
-FF_NOINLINE void moments_rows(const T* src, idx stride, idx rows, idx channels, T* mean, T* m2, T* copy = nullptr,
-                              idx copy_stride = 0) {
+FF_NOINLINE void moments(const T* src, idx stride, idx rows, idx channels, T* mean, T* m2, T* copy, idx copy_stride) {
   for_groups<T>(channels, [&](auto count, idx c, idx n) {
     constexpr int V = decltype(count)::value;
     Channels<T, V> origin, sum = Channels<T, V>::from(nullptr, c), squares = sum;
@@ -125,7 +83,7 @@ FF_NOINLINE void moments_rows(const T* src, idx stride, idx rows, idx channels, 
 
 // Adds the column sums of g to sum_g.
 template <class T>
-FF_NOINLINE void sums_rows(const T* g, idx stride, idx rows, idx channels, T* sum_g) {
+FF_NOINLINE void sums(const T* g, idx stride, idx rows, idx channels, T* sum_g) {
   for_groups<T>(channels, [&](auto count, idx c, idx n) {
     constexpr int V = decltype(count)::value;
     auto sum = Channels<T, V>::from(sum_g, c);
@@ -137,19 +95,12 @@ FF_NOINLINE void sums_rows(const T* g, idx stride, idx rows, idx channels, T* su
   });
 }
 
-// A normalisation and activation as their backward needs them; scale null: no normalisation, z = y.
-template <class T>
-struct NormAct {
-  const T *scale, *shift, *mean;
-  Act act;
-};
-
 // g = dz·act'(z); with g not null it is written (it may be dz), with `scaled` times scale; with sum_g not null the column
 // sums of g and of g·(y - mean) are added to sum_g and sum_gx.
 template <class T>
-FF_NOINLINE void act_grad_rows(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
-                               idx channels, const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed = false,
-                               bool scaled = false) {
+FF_NOINLINE void act_grad(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
+                               idx channels, const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed,
+                               bool scaled) {
   const idx ahead_dz = prefetch_distance<T>(dz_stride), ahead_y = prefetch_distance<T>(y_stride);
   with_act(norm.act, [&](auto tag) {
     for_groups<T>(channels, [&](auto count, idx c, idx n) {
@@ -179,15 +130,9 @@ FF_NOINLINE void act_grad_rows(T* g, idx g_stride, const T* dz, idx dz_stride, c
   });
 }
 
-// The normalisation's backward is affine in (g, y): dy = slope·g + curve·y + offset.
-template <class T>
-struct NormGrad {
-  const T *slope, *curve, *offset;
-};
-
 // dst = slope·g + curve·y + offset with g = dz·act'(y·scale + shift). dst may be dz.
 template <class T>
-FF_NOINLINE void norm_act_grad_rows(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride,
+FF_NOINLINE void norm_act_grad(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride,
                                     idx rows, idx channels, const NormAct<T>& norm, const NormGrad<T>& grad) {
   const idx ahead_dz = prefetch_distance<T>(dz_stride), ahead_y = prefetch_distance<T>(y_stride);
   with_act(norm.act, [&](auto tag) {
@@ -213,6 +158,53 @@ FF_NOINLINE void norm_act_grad_rows(T* dst, idx dst_stride, const T* dz, idx dz_
   });
 }
 
+template <class T>
+FF_NOINLINE void add(T* to, const T* x, idx n) {
+  for_lanes<T>(n, [&](idx i, idx valid) { store_n<T>(to + i, load_n<T>(to + i, valid) + load_n<T>(x + i, valid), valid); });
+}
+
+template <class T>
+FF_NOINLINE void sum_parts(T* to, const T* parts, idx count, idx stride, idx n) {
+  for_lanes<T>(n, [&](idx i, idx valid) {
+    vec<T> total = {};
+    for (idx part = 0; part < count; ++part) total = total + load_n<T>(parts + part * stride + i, valid);
+    store_n<T>(to + i, total, valid);
+  });
+}
+
+template <class T>
+FF_NOINLINE void fold_parts(T* values, idx count, idx stride, idx n) {
+  for_lanes<T>(n, [&](idx i, idx valid) {
+    vec<T> total = load_n<T>(values + i, valid);
+    for (idx part = 1; part < count; ++part) total = total + load_n<T>(values + part * stride + i, valid);
+    store_n<T>(values + i, total, valid);
+  });
+}
+
+template <class T>
+FF_NOINLINE void weighted_rows(double* out, const T* const* w, const double* rows, idx count, idx stride) {
+  for_lanes<double>(count, [&](idx j, idx n) {
+    vec<double> sum[4] = {};
+    for (idx i = 0; i < count; ++i) {
+      const vec<double> row = load_n<double>(rows + i * stride + j, n);
+      FF_UNROLL(4)
+      for (idx g = 0; g < 4; ++g) sum[g] = fma(splat<double>(static_cast<double>(w[g][i])), row, sum[g]);
+    }
+    FF_UNROLL(4)
+    for (idx g = 0; g < 4; ++g) store_n<double>(out + g * stride + j, sum[g], n);
+  });
+}
+
+FF_NOINLINE void fence() { stream_fence(); }
+
+template <class T>
+constexpr NormKernels<T> kKernels = {affine_act<T>, moments<T>, sums<T>, act_grad<T>, norm_act_grad<T>, add<T>,
+                                     sum_parts<T>, fold_parts<T>, weighted_rows<T>, fence};
+
 }  // namespace
+
+const NormKernels<float> norm_f32 = kKernels<float>;
+const NormKernels<double> norm_f64 = kKernels<double>;
+
 }  // namespace FF_ISA
 }  // namespace ff

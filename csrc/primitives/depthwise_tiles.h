@@ -3,8 +3,7 @@
 // that each input pixel is loaded once a kernel row and each of the kernel's rows is one linear stream.
 // K×K kernels with stride S in both directions have unrolled tiles; others run the any_* forms.
 #pragma once
-#include "separable_conv/op.h"
-#include "simd/arena.h"
+#include "primitives/local.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -32,20 +31,21 @@ FF_INLINE uint32_t columns_inside(const TileRow<T>& r, idx shift, int columns) {
 
 // Unrolled tile widths, widest first, 0 for none: those that divide the images of the five networks (56, 28, 14, 7 and
 // 24, 12, 6 at stride 2, multiples of 7 with 5×5, 4 and 2 where the stride is the kernel). The gradient of the input
-// needs a multiple of the stride. float64 has one width only: it serves gradient checks, and costs build time.
-template <class T, int K, int S>
+// needs a multiple of the stride. One width serves CPUs of 16-byte vectors and 16 registers: the code of the others costs
+// more to build than it gains there.
+template <int K, int S>
 struct TileWidths {
-  static constexpr bool wide = sizeof(T) == 4;
-  static constexpr int forward[3] = {wide && K == 3 && S == 1 ? 8 : 0, wide ? 7 : 0, wide && K == 5 ? 0 : 6};
-  static constexpr int input_grad[3] = {wide && (K == 3 || S == 2) ? 8 : 0, wide && S == 1 ? 7 : 0,
-                                        wide && (K == 5 || S == 2) ? 0 : 6};
+  static constexpr bool all = FF_VEC_BYTES > 16 || kRegisters > 16;
+  static constexpr int forward[3] = {all && K == 3 && S == 1 ? 8 : 0, all || K == 5 ? 7 : 0, K == 5 ? 0 : 6};
+  static constexpr int input_grad[3] = {(all && K == 3) || (S == 2 && (all || K == 5)) ? 8 : 0, S == 1 && (all || K == 5) ? 7 : 0,
+                                        K == 5 || (all && S == 2) ? 0 : 6};
 };
-template <class T>
-struct TileWidths<T, 4, 4> {
+template <>
+struct TileWidths<4, 4> {
   static constexpr int forward[3] = {4, 0, 0}, input_grad[3] = {8, 0, 0};
 };
-template <class T>
-struct TileWidths<T, 2, 2> {
+template <>
+struct TileWidths<2, 2> {
   static constexpr int forward[3] = {4, 2, 0}, input_grad[3] = {4, 0, 0};
 };
 
@@ -59,24 +59,21 @@ FF_INLINE int pick_tile(const int (&widths)[3], idx pixels) {
   return best;
 }
 
-// Place of tap t of channel c in packed weights [C / lanes][taps][lanes]: a vector's taps are neighbours.
-template <class T>
-FF_INLINE idx packed_tap(idx c, idx t, idx taps) {
-  constexpr idx L = lanes<T>;
-  return (c / L * taps + t) * L + c % L;
-}
+// Runs body(c, n) for the whole vectors of the channels, or for what is left of the last one. Functions of one part each
+// compile in half the time of one for both.
+enum class Part { whole, rest };
 
-// Packs weights [C][taps], times scale[c]; zeros up to a whole vector.
-template <class T>
-FF_INLINE void pack_depthwise(T* packed, const T* w, const T* scale, idx channels, idx taps) {
-  for (idx c = 0; c < round_up_lanes<T>(channels); ++c) {
-    const T factor = scale && c < channels ? scale[c] : T(1);
-    for (idx t = 0; t < taps; ++t) packed[packed_tap<T>(c, t, taps)] = c < channels ? w[c * taps + t] * factor : T(0);
-  }
+template <class T, Part P, class Body>
+FF_INLINE void for_part(idx channels, const Body& body) {
+  const idx whole = channels / lanes<T> * lanes<T>;
+  if constexpr (P == Part::whole)
+    for (idx c = 0; c < whole; c += lanes<T>) body(c, lanes<T>);
+  else
+    body(whole, channels - whole);
 }
 
 // y[i] = clamp(bias + sum_kl x[i·S + l, row k]·w[k,l]) for i in [0, pixels).
-template <class T, int K, int S, int TW, bool Edge>
+template <class T, int K, int S, int TW, bool Edge, Part P>
 FF_INLINE void forward_tile(const TileRow<T>& r, const T* bias, T* y, idx y_stride, idx pixels, T lo, T hi) {
   constexpr int columns = (TW - 1) * S + K;
   const vec<T> lo_v = splat<T>(lo), hi_v = splat<T>(hi);
@@ -85,7 +82,7 @@ FF_INLINE void forward_tile(const TileRow<T>& r, const T* bias, T* y, idx y_stri
   const T* const w = r.w;
   const T* rows[K];
   for (int k = 0; k < K; ++k) rows[k] = r.rows[k];
-  for_lanes<T>(r.channels, [=](idx c, idx n) {
+  for_part<T, P>(r.channels, [=](idx c, idx n) {
     vec<T> acc[TW];
     const vec<T> bias_v = load(bias + c);
     FF_UNROLL(8)
@@ -120,15 +117,15 @@ FF_INLINE void forward_tile(const TileRow<T>& r, const T* bias, T* y, idx y_stri
 
 // dx[i] = sum_kl dy[(i - l)/S, row k]·w[k,l] over the l with S dividing i - l, for i in [first, last). rows point at dy
 // column `column`, which feeds pixel 0 through tap 0.
-template <class T, int K, int S, int TW, bool Edge, bool Stream>
-FF_INLINE void input_grad_tile(const TileRow<T>& r, T* dx, idx first, idx last) {
+template <class T, int K, int S, int TW, bool Edge, Part P>
+FF_INLINE void input_grad_tile(const TileRow<T>& r, T* dx, idx first, idx last, bool streamed) {
   constexpr int before = (K - 1) / S, columns = before + (TW - 1) / S + 1;
   const uint32_t inside = columns_inside(r, -before, columns), wanted = ((1u << last) - 1u) & ~((1u << first) - 1u);
   const idx pixel = r.channels, ahead = r.ahead;
   const T* const w = r.w;
   const T* rows[K];
   for (int k = 0; k < K; ++k) rows[k] = r.rows[k];
-  for_lanes<T>(r.channels, [=](idx c, idx n) {
+  for_part<T, P>(r.channels, [=](idx c, idx n) {
     vec<T> acc[TW];
     FF_UNROLL(8)
     for (int i = 0; i < TW; ++i) acc[i] = vec<T>{};
@@ -158,7 +155,7 @@ FF_INLINE void input_grad_tile(const TileRow<T>& r, T* dx, idx first, idx last) 
     for (int i = 0; i < TW; ++i) {
       if (Edge && !(wanted >> i & 1u)) continue;
       T* at = dx + i * pixel + c;
-      if (Stream && n == lanes<T>)
+      if (!Edge && streamed && n == lanes<T>)
         stream(at, acc[i]);
       else
         store_n<T>(at, acc[i], n);
@@ -168,14 +165,14 @@ FF_INLINE void input_grad_tile(const TileRow<T>& r, T* dx, idx first, idx last) 
 
 // dw[k,l] += sum_i dy[i]·x[i·S + l, row k] for i in [0, pixels); dw is packed as the weights.
 // Edge: some columns are outside; Partial: some pixels are.
-template <class T, int K, int S, int TW, bool Edge, bool Partial>
+template <class T, int K, int S, int TW, bool Edge, bool Partial, Part P>
 FF_INLINE void weight_grad_tile(const TileRow<T>& r, T* dw, const T* dy, idx pixels) {
   constexpr int columns = (TW - 1) * S + K;
   const uint32_t inside = columns_inside(r, 0, columns), wanted = (1u << pixels) - 1u;
   const idx pixel = r.channels, ahead = r.ahead;
   const T* rows[K];
   for (int k = 0; k < K; ++k) rows[k] = r.rows[k];
-  for_lanes<T>(r.channels, [=](idx c, idx n) {
+  for_part<T, P>(r.channels, [=](idx c, idx n) {
     vec<T> dy_v[TW];
     FF_UNROLL(8)
     for (int i = 0; i < TW; ++i)
@@ -206,6 +203,20 @@ FF_INLINE void weight_grad_tile(const TileRow<T>& r, T* dw, const T* dy, idx pix
       for (int l = 0; l < K; ++l) store(dw + c * (K * K) + (k * K + l) * lanes<T>, dw_v[l]);
     }
   });
+}
+
+// The tiles by their parts: at borders, and for the rest of the channels, in functions of their own.
+template <class T, int K, int S, int TW, bool Edge, Part P>
+FF_NOINLINE void forward_apart(const TileRow<T>& r, const T* bias, T* y, idx y_stride, idx pixels, T lo, T hi) {
+  forward_tile<T, K, S, TW, Edge, P>(r, bias, y, y_stride, pixels, lo, hi);
+}
+template <class T, int K, int S, int TW, bool Edge, Part P>
+FF_NOINLINE void input_grad_apart(const TileRow<T>& r, T* dx, idx first, idx last, bool streamed) {
+  input_grad_tile<T, K, S, TW, Edge, P>(r, dx, first, last, streamed);
+}
+template <class T, int K, int S, int TW, bool Edge, bool Partial, Part P>
+FF_NOINLINE void weight_grad_apart(const TileRow<T>& r, T* dw, const T* dy, idx pixels) {
+  weight_grad_tile<T, K, S, TW, Edge, Partial, P>(r, dw, dy, pixels);
 }
 
 }  // namespace
