@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,3 +50,17 @@ def test_right_calls_run(cpu_backend: Variant) -> None:
     got = RAW.depthwise_conv2d(X, W, None, [1, 1], [1, 1, 1, 1])
     assert torch.equal(got, ops.depthwise_conv2d(X, W, padding=1))
     assert torch.equal(RAW.activation(torch._neg_view(-X), 1), ops.relu(X))
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 400), *(pytest.param(seed, 25_000, marks=pytest.mark.full) for seed in range(1, 5))]
+)
+def test_random_shapes_do_not_crash_a_forward_op(seed: int, count: int) -> None:
+    """In a process of its own; the backward ops' shapes are not checked yet."""
+    script = Path(__file__).parent / "raw_calls.py"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
+    }
+    command = [sys.executable, str(script), str(seed), str(count)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert run.stdout.strip() == "alive", f"seed {seed}: exit {run.returncode}: {run.stderr[-2000:]}"
