@@ -28,6 +28,7 @@ from coordinate_cases import (
     well_posed,
 )
 from draws import kernels
+from flat import Flat
 from guard import Guarded
 from shapes import around_vectors
 from tolerance import assert_close
@@ -308,7 +309,7 @@ def test_threads_give_the_same_bits(kernel_variant: Variant, kind: str, threads:
 
 @dtypes
 def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: torch.dtype) -> None:
-    module = backend.implementation("coordinate", "cpu")
+    module = Flat(backend.implementation("coordinate", "cpu"))
     for c, m in ((1, 1), (3, 17), (16, 8), (33, 15)):
         args = arguments(make(Shape(2, c, 3, 5, m)), "cpsca", dtype, False)
         x = args[0]

@@ -17,6 +17,7 @@ from fastfer.engine.graph import MAX, MEAN, Array, vector
 from fastfer.engine.views import Uncovered, View
 from fastfer.signatures.bottleneck import Bottleneck
 from fastfer.signatures.conv2d import Conv2d
+from fastfer.signatures.coordinate import Coordinate
 from fastfer.signatures.fields import RunningNorm
 from fastfer.signatures.norm import BatchNorm
 from fastfer.signatures.separable_conv import Depthwise, DepthwiseNorm, Pointwise, Separable
@@ -214,17 +215,15 @@ def _channel_gate(into: Conversion, x: View, w1: Tensor, b1: Tensor, w2: Tensor,
     return into.seen_as(x, into.add("mul", [x, gate], [0]))
 
 
-@covers("fastfer.coordinate_attention")
-def _coordinate_attention(
-    into: Conversion, x: View, weight: Tensor, bias: Tensor, n_weight: Any, n_bias: Any, n_mean: Any, n_var: Any,
-    eps: float, act: int, h_weight: Tensor, h_bias: Tensor, w_weight: Tensor, w_bias: Tensor, kind: int,
-) -> View:  # fmt: skip
-    if act != _HARDSWISH:
-        raise Uncovered(f"coordinate attention with {ACTIVATIONS[act]} inside, expected hardswish")
-    offset = numbers(bias) * (2 if kind == 2 else 1)
-    squeeze = folded(numbers(weight), offset, *norm_affine(n_weight, n_bias, n_mean, n_var, eps))
-    gates = [numbers(t) for t in (h_weight, h_bias, w_weight, w_bias)]
-    return into.image("coordinate", x, (kind,), [*squeeze, *gates])
+@described("fastfer.coordinate_attention", Coordinate)
+def _coordinate_attention(into: Conversion, a: Coordinate) -> View:
+    x: Any = a.x
+    if a.act != _HARDSWISH:
+        raise Uncovered(f"coordinate attention with {ACTIVATIONS[a.act]} inside, expected hardswish")
+    offset = numbers(a.bias) * (2 if a.kind == 2 else 1)
+    squeeze = folded(numbers(a.weight), offset, *norm_affine(*a.norm))
+    gates = [numbers(t) for t in (a.h_weight, a.h_bias, a.w_weight, a.w_bias)]
+    return into.image("coordinate", x, (a.kind,), [*squeeze, *gates])
 
 
 @covers("fastfer.cpsca_pool")

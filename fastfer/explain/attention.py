@@ -22,6 +22,8 @@ from fastfer.models.patt_lite import PatchAttention
 from fastfer.nn import CBAM, CSA, AdditiveAttention, CoordinateAttention, DotProductAttention, ScSE, SpatialAttention
 from fastfer.nn._lookup import weight_and_bias
 from fastfer.signatures.attention import Additive
+from fastfer.signatures.coordinate import Coordinate, CoordinateTrain
+from fastfer.signatures.fields import RunningNorm
 
 Maps = dict[str, dict[str, Tensor]]
 """Kind of attention -> module's name -> maps (N, H, W), each at the module's own resolution."""
@@ -97,10 +99,22 @@ def _scse(module: ScSE, x: Tensor) -> Tensor:
 def _coordinate(module: CoordinateAttention, x: Tensor) -> Tensor:
     """g_h · g_w, the mean over the channels."""
     norm = module.norm.step()
-    gates = coordinate_attention_train(
-        x, *weight_and_bias(module.conv), *norm[:4], norm.eps, act_code("explain", "hardswish"),
-        *weight_and_bias(module.conv_h), *weight_and_bias(module.conv_w), COORDINATE_KINDS.index(module.kind), False,
-    )[4]  # fmt: skip
+    (weight, bias), (h_weight, h_bias), (w_weight, w_bias) = map(
+        weight_and_bias, (module.conv, module.conv_h, module.conv_w)
+    )
+    block = Coordinate(
+        x=x,
+        weight=weight,
+        bias=bias,
+        norm=RunningNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps),
+        act=act_code("explain", "hardswish"),
+        h_weight=h_weight,
+        h_bias=h_bias,
+        w_weight=w_weight,
+        w_bias=w_bias,
+        kind=COORDINATE_KINDS.index(module.kind),
+    )
+    gates = coordinate_attention_train(CoordinateTrain(block, False)).gates
     images, channels, height, width = x.shape
     rows = gates[: images * height].view(images, height, channels)
     columns = gates[images * height :].view(images, width, channels)

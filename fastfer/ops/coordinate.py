@@ -8,29 +8,30 @@ norm and C gates: 3·C + M elements a position, for 14×14 images 3/7 of the byt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
-from fastfer.ops.norm import Norm, check_norm, update_running
+from fastfer.ops.norm import Norm, running_norm, update_running
+from fastfer.signatures.coordinate import (
+    Coordinate,
+    CoordinateBackward,
+    CoordinateGradients,
+    CoordinateTrain,
+    CoordinateTrained,
+    LinePool,
+    LinePoolBackward,
+    LinePooled,
+)
 
 KINDS = ("ca", "maxca", "cpsca")
 """What rows and columns are pooled by: mean, maximum, or both crosswise; the index is the code kernels receive."""
 
-_FAMILY = "coordinate"
-_CL = torch.channels_last
-_ARGS = (
-    "Tensor x, Tensor weight, Tensor bias, "
-    "Tensor n_weight, Tensor n_bias, Tensor n_mean, Tensor n_var, float eps, int act, "
-    "Tensor h_weight, Tensor h_bias, Tensor w_weight, Tensor w_bias, int kind"
-)
-
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=_CL)
+    return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 def _last(x: Tensor, length: Any) -> Tensor:
@@ -38,98 +39,60 @@ def _last(x: Tensor, length: Any) -> Tensor:
     return x.new_empty((x.shape[0], length, x.shape[1])).transpose(1, 2)
 
 
-def _fake_pool(x: Tensor) -> tuple[Tensor, ...]:
-    height, width = x.shape[2], x.shape[3]
-    return _last(x, height), _last(x, height), _last(x, width), _last(x, width)
+def _fake_pool(a: LinePool) -> LinePooled:
+    x, height, width = a.x, a.x.shape[2], a.x.shape[3]
+    return LinePooled(_last(x, height), _last(x, height), _last(x, width), _last(x, width))
 
 
-def _fake_pool_backward(
-    d_row_mean: Tensor, d_row_max: Tensor, d_col_mean: Tensor, d_col_max: Tensor, x: Tensor
-) -> Tensor:
-    return _like(x)
+def _fake(a: Coordinate | LinePoolBackward) -> Tensor:
+    return _like(a.x)
 
 
-def _fake_attention(x: Tensor, *rest: Any) -> Tensor:
-    return _like(x)
-
-
-def _fake_attention_train(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _fake_train(a: CoordinateTrain) -> CoordinateTrained:
+    x, block = a.block.x, a.block
     n, c, h, w = x.shape
-    positions, middle, kind = n * (h + w), weight.shape[0], rest[11]
+    positions, middle = n * (h + w), block.weight.shape[0]
     pooled = x.new_empty((positions, c))
-    at = torch.empty_like(pooled) if kind else x.new_empty(0)
+    at = torch.empty_like(pooled) if block.kind else x.new_empty(0)
     y, stats = x.new_empty((positions, middle)), x.new_empty((3, middle))
-    return _like(x), pooled, at, y, torch.empty_like(pooled), stats
+    return CoordinateTrained(_like(x), pooled, at, y, torch.empty_like(pooled), stats)
 
 
-def _fake_attention_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, at: Tensor, y: Tensor, gates: Tensor, stats: Tensor,
-    weight: Tensor, n_weight: Tensor, n_bias: Tensor, act: int, h_weight: Tensor, w_weight: Tensor,
-    kind: int, batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    middle, channels = weight.shape[:2]
-    sizes = (middle, middle, middle, None, channels, None, channels)
-    shaped = {3: h_weight, 5: w_weight}
-    grads = [torch.empty_like(shaped[i]) if size is None else x.new_empty(size) for i, size in enumerate(sizes)]
-    params = [torch.empty_like(weight), *grads]
-    return (
-        _like(x) if mask[0] else x.new_empty(0),
-        *(grad if mask[1] else x.new_empty(0) for grad in params),
+def _fake_backward(a: CoordinateBackward) -> CoordinateGradients:
+    middle, channels = a.weight.shape[:2]
+
+    def like(t: Tensor) -> Tensor:
+        return torch.empty_like(t) if a.needs.params else t.new_empty(0)
+
+    def vector(size: Any) -> Tensor:
+        return a.x.new_empty(size if a.needs.params else 0)
+
+    return CoordinateGradients(
+        d_x=_like(a.x) if a.needs.x else a.x.new_empty(0),
+        d_weight=like(a.weight),
+        d_bias=vector(middle),
+        d_norm_weight=vector(middle),
+        d_norm_bias=vector(middle),
+        d_h_weight=like(a.h_weight),
+        d_h_bias=vector(channels),
+        d_w_weight=like(a.w_weight),
+        d_w_bias=vector(channels),
     )
 
 
-_pool = _library.define_flat("cpsca_pool(Tensor x) -> (Tensor, Tensor, Tensor, Tensor)", _FAMILY, _fake_pool, stored=4)
-_pool_backward = _library.define_flat(
-    "cpsca_pool_backward(Tensor d_row_mean, Tensor d_row_max, Tensor d_col_mean, Tensor d_col_max, Tensor x) -> Tensor",
-    _FAMILY, _fake_pool_backward,
-)  # fmt: skip
-_attention = _library.define_flat(f"coordinate_attention({_ARGS}) -> Tensor", _FAMILY, _fake_attention)
-_attention_train = _library.define_flat(
-    f"coordinate_attention_train({_ARGS}, bool batch_stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_attention_train,
-)  # fmt: skip
-_attention_backward = _library.define_flat(
-    "coordinate_attention_backward(Tensor dout, Tensor x, Tensor pooled, Tensor at, Tensor y, Tensor gates, "
-    "Tensor stats, Tensor weight, Tensor n_weight, Tensor n_bias, int act, Tensor h_weight, Tensor w_weight, int kind, "
-    "bool batch_stats, bool[2] mask)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_attention_backward,
-)  # fmt: skip
-
-
-def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[0])
-
-
-def _pool_grad(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    return (_pool_backward(*grads, *ctx.saved_tensors),)
-
-
-_PARAMS = (1, 2, 3, 4, 9, 10, 11, 12)
-"""Places of the learnt tensors among the op's arguments, in the order of their gradients."""
-
-
-def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, n_weight, n_bias, _, _, _, ctx.act, h_weight, _, w_weight, _, ctx.kind, ctx.batch_stats = inputs
-    ctx.save_for_backward(x, *output[1:], weight, n_weight, n_bias, h_weight, w_weight)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _attention_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return _library.placed(ctx.needs_input_grad)
-    *saved, h_weight, w_weight = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    mask = [needs[0], any(needs[i] for i in _PARAMS)]
-    grads = _attention_backward(dout, *saved, ctx.act, h_weight, w_weight, ctx.kind, ctx.batch_stats, mask)
-    return _library.placed(needs, (0, *_PARAMS), grads)
-
-
-_library.autograd_flat(_pool, _pool_setup, _pool_grad)
-_library.autograd_flat(_attention_train, _attention_setup, _attention_grad)
+_pool = _library.define("cpsca_pool", "coordinate", LinePool, LinePooled, _fake_pool)
+_pool_backward = _library.define("cpsca_pool_backward", "coordinate", LinePoolBackward, Tensor, _fake)
+_attention = _library.define("coordinate_attention", "coordinate", Coordinate, Tensor, _fake)
+_attention_train = _library.define(
+    "coordinate_attention_train", "coordinate", CoordinateTrain, CoordinateTrained, _fake_train
+)
+_attention_backward = _library.define(
+    "coordinate_attention_backward", "coordinate", CoordinateBackward, CoordinateGradients, _fake_backward
+)
+_library.autograd(_pool, _pool_backward)
+_library.autograd(_attention_train, _attention_backward)
 for _op in (_pool, _attention, _attention_train):
-    _library.autocast_flat(_op, "x")
+    _library.autocast(_op)
 
 
 def _check_input(op: str, x: Tensor) -> None:
@@ -153,8 +116,8 @@ def cpsca_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Source: improved MobileNetV3, section 3.2.
     """
     _check_input("cpsca_pool", x)
-    pooled: tuple[Tensor, Tensor, Tensor, Tensor] = _pool(x)
-    return pooled
+    pooled = _pool(LinePool(x))
+    return pooled.row_mean, pooled.row_max, pooled.col_mean, pooled.col_max
 
 
 def coordinate_attention(
@@ -179,20 +142,25 @@ def coordinate_attention(
     middle = weight.shape[0]
     _checks.like(op, "weight", weight, x, (middle, channels, 1, 1))
     _checks.like(op, "bias", bias, x, (middle,))
-    check_norm(op, "norm", norm, x, middle)
+    running = running_norm(op, "norm", norm, x, middle)
     for name, matrix, vector in (("h", h_weight, h_bias), ("w", w_weight, w_bias)):
         _checks.like(op, f"{name}_weight", matrix, x, (channels, middle, 1, 1))
         _checks.like(op, f"{name}_bias", vector, x, (channels,))
-    args: Sequence[Any] = (
-        x, weight, bias, *norm[:4], norm.eps, _checks.act_code(op, act), h_weight, h_bias, w_weight, w_bias,
-        kind_code(op, kind),
-    )  # fmt: skip
-    differentiable = _library.gradients_on() and any(t.requires_grad for t in args if isinstance(t, Tensor))
-    out: Tensor
-    if not training and not differentiable:
-        out = _attention(*args)
-        return out
-    out, *_, stats = _attention_train(*args, training)
+    block = Coordinate(
+        x=x,
+        weight=weight,
+        bias=bias,
+        norm=running,
+        act=_checks.act_code(op, act),
+        h_weight=h_weight,
+        h_bias=h_bias,
+        w_weight=w_weight,
+        w_bias=w_bias,
+        kind=kind_code(op, kind),
+    )
+    if not training and not _attention.needs_gradient(block):
+        return _attention(block)
+    trained = _attention_train(CoordinateTrain(block, training))
     if training and x.shape[0]:
-        update_running(norm, stats)
-    return out
+        update_running(norm, trained.stats)
+    return trained.out

@@ -14,7 +14,16 @@ from fastfer._types import ACTIVATIONS
 from fastfer.backends.cuda import elementwise, norm
 from fastfer.backends.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
 from fastfer.backends.cuda.separable_conv import PLAIN, Operand, product, product_backward, product_norm
-from fastfer.signatures.fields import Affine, RunningNorm
+from fastfer.signatures.coordinate import (
+    Coordinate,
+    CoordinateBackward,
+    CoordinateGradients,
+    CoordinateTrain,
+    CoordinateTrained,
+    LinePool,
+    LinePoolBackward,
+    LinePooled,
+)
 from fastfer.signatures.separable_conv import ConvNeeds
 
 THREADS = 256
@@ -53,28 +62,23 @@ def _packs(x: Tensor, *others: Tensor) -> int:
     return 1 if x.shape[1] % vec else vec
 
 
-def cpsca_pool(launch: Launch, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and maximum of each row (N, C, H), mean and maximum of each column (N, C, W)."""
-    x = nhwc(x)
+def cpsca_pool(launch: Launch, a: LinePool) -> LinePooled:
+    """Mean and maximum of each row, mean and maximum of each column."""
+    x = nhwc(a.x)
     mean, most = _lines(x), _lines(x)
     _pool(launch, x, mean, most, (0, 0), False)
-    row_mean, row_most, col_mean, col_most = (
-        t.to(x.dtype).transpose(1, 2) for t in (mean[0], most[0], mean[1], most[1])
-    )
-    return row_mean, row_most, col_mean, col_most
+    return LinePooled(*(t.to(x.dtype).transpose(1, 2) for t in (mean[0], most[0], mean[1], most[1])))
 
 
-def cpsca_pool_backward(
-    launch: Launch, d_row_mean: Tensor, d_row_max: Tensor, d_col_mean: Tensor, d_col_max: Tensor, x: Tensor
-) -> Tensor:
+def cpsca_pool_backward(launch: Launch, a: LinePoolBackward) -> Tensor:
     """Gradient of x."""
-    x = nhwc(x)
+    x = nhwc(a.x)
     most, at = _lines(x), _lines(x)
     _pool(launch, x, (0, 0), most, at, False)
     dtype = compute_dtype(x)
     means, maxima = (
         (rows.transpose(1, 2).to(dtype).contiguous(), columns.transpose(1, 2).to(dtype).contiguous())
-        for rows, columns in ((d_row_mean, d_col_mean), (d_row_max, d_col_max))
+        for rows, columns in ((a.d_row_mean, a.d_col_mean), (a.d_row_max, a.d_col_max))
     )
     return _backward(launch, x, None, (0, 0), means, maxima, at)
 
@@ -97,13 +101,9 @@ def _column(y: Tensor) -> Tensor:
     return y[:, :, None, None]
 
 
-def coordinate_attention_train(
-    launch: Launch, x: Tensor, weight: Tensor, bias: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float, act: int,
-    h_weight: Tensor, h_bias: Tensor, w_weight: Tensor, w_bias: Tensor, kind: int, batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, pooled positions, places of the maxima, the convolution before the norm, gates, statistics."""
-    x = nhwc(x)
+def coordinate_attention_train(launch: Launch, a: CoordinateTrain) -> CoordinateTrained:
+    """Output and what backward needs."""
+    block, kind, x = a.block, a.block.kind, nhwc(a.block.x)
     n, c, h, w = x.shape
     pooled = torch.empty((n * (h + w), c), dtype=compute_dtype(x), device=x.device)
     at = torch.empty_like(pooled) if kind != _CA else pooled.new_empty(0)
@@ -116,12 +116,11 @@ def coordinate_attention_train(
         _split(at, x) if kind != _CA else nothing,
         kind == _CPSCA,
     )  # fmt: skip
-    biases = bias * 2 if kind == _CPSCA else bias
-    after = RunningNorm(n_weight, n_bias, n_mean, n_var, eps)
-    y, stats = product_norm(launch, _column(pooled), PLAIN, weight, biases, after, batch_stats)
+    biases = block.bias * 2 if kind == _CPSCA else block.bias
+    y, stats = product_norm(launch, _column(pooled), PLAIN, block.weight, biases, block.norm, a.batch_stats)
     gates = torch.empty_like(pooled)
-    before = Operand(after, stats, act)
-    layers = ((h_weight, h_bias), (w_weight, w_bias))
+    before = Operand(block.norm, stats, block.act)
+    layers = ((block.h_weight, block.h_bias), (block.w_weight, block.w_bias))
     for lines, target, layer in zip(_split(y, x), _split(gates, x), layers, strict=True):
         logits = product(launch, lines, before, *layer, False)[0]
         elementwise.run(launch, "activation_fwd", type_name("coordinate", logits), _SIGMOID, logits, target)
@@ -129,43 +128,42 @@ def coordinate_attention_train(
     vec = _packs(x, out)
     name, count = f"coordinate_gate<{type_name('coordinate', x)}, {vec}, {THREADS}>", x.numel() // vec
     launch.strided(name, x, count, THREADS, x, *_split(gates, x), out, count, h, w, c)
-    return out, pooled, at, y[:, :, 0, 0], gates, stats
+    return CoordinateTrained(out, pooled, at, y[:, :, 0, 0], gates, stats)
 
 
-def coordinate_attention(launch: Launch, *args: object) -> Tensor:
+def coordinate_attention(launch: Launch, a: Coordinate) -> Tensor:
     """Output with running statistics."""
-    return coordinate_attention_train(launch, *args, False)[0]  # type: ignore[arg-type, call-arg]
+    return coordinate_attention_train(launch, CoordinateTrain(a, False)).out
 
 
-def coordinate_attention_backward(
-    launch: Launch, dout: Tensor, x: Tensor, pooled: Tensor, at: Tensor, y: Tensor, gates: Tensor, stats: Tensor,
-    weight: Tensor, n_weight: Tensor, n_bias: Tensor, act: int, h_weight: Tensor, w_weight: Tensor,
-    kind: int, batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; weight, bias, the norm's two, h_weight, h_bias, w_weight, w_bias. Not asked for: empty."""
-    need_dx, need_params = mask
-    dout, x = nhwc(dout), nhwc(x)
+def coordinate_attention_backward(launch: Launch, a: CoordinateBackward) -> CoordinateGradients:
+    """Gradients of x; weight, bias, the norm's two, h_weight, h_bias, w_weight, w_bias."""
+    need_dx, need_params = a.needs
+    dout, x, kind, gates, stats = nhwc(a.d_out), nhwc(a.x), a.kind, a.gates, a.stats
     d_logits = torch.empty_like(gates)
     name, sizes = f"coordinate_dlogits<{type_name('coordinate', x)}>", (x.shape[2], x.shape[3], x.shape[1])
     launch(name, x, _blocks(x), THREADS, dout, x, *_split(gates, x), *_split(d_logits, x), *sizes)
-    before = Operand(Affine(n_weight, n_bias), stats, act)
+    before = Operand(a.norm, stats, a.act)
     wanted = ConvNeeds(True, need_params, need_params)
     (dz_h, *d_h), (dz_w, *d_w) = (
         product_backward(launch, grads, lines, before, layer, wanted)
-        for grads, lines, layer in zip(_split(d_logits, x), _split(y, x), (h_weight, w_weight), strict=True)
+        for grads, lines, layer in zip(_split(d_logits, x), _split(a.y, x), (a.h_weight, a.w_weight), strict=True)
     )
     dz = _column(torch.cat([dz_h, dz_w]))
-    dy, d_n_weight, d_n_bias = norm.norm_act_backward(launch, dz, _column(y), n_weight, n_bias, stats, act, batch_stats)
+    dy, d_n_weight, d_n_bias = norm.norm_act_backward(
+        launch, dz, _column(a.y), a.norm.weight, a.norm.bias, stats, a.act, a.batch_stats
+    )
     d_pooled, d_weight, d_bias = product_backward(
-        launch, dy[:, :, 0, 0], pooled, PLAIN, weight, ConvNeeds(need_dx, need_params, need_params)
+        launch, dy[:, :, 0, 0], a.pooled, PLAIN, a.weight, ConvNeeds(need_dx, need_params, need_params)
     )
     dx = x.new_empty(0)
     if need_dx:
         nothing: _Lines = (0, 0)
         lines = _split(d_pooled, x)
-        places = _split(at, x) if kind != _CA else nothing
+        places = _split(a.at, x) if kind != _CA else nothing
         mean, most = (lines if kind != _MAXCA else nothing), (lines if kind != _CA else nothing)
         dx = _backward(launch, x, dout, _split(gates, x), mean, most, places)
     if not need_params:
-        return dx, *(x.new_empty(0) for _ in range(8))
-    return dx, d_weight, d_bias * 2 if kind == _CPSCA else d_bias, d_n_weight, d_n_bias, *d_h, *d_w
+        return CoordinateGradients(dx, *(x.new_empty(0) for _ in range(8)))
+    d_bias = d_bias * 2 if kind == _CPSCA else d_bias
+    return CoordinateGradients(dx, d_weight, d_bias, d_n_weight, d_n_bias, *d_h, *d_w)

@@ -14,6 +14,16 @@ from fastfer.backends.numba._numba import image, nhwc
 from fastfer.backends.numba._steps import affine, batch, distinct, norm_backward, norm_gradients, running
 from fastfer.backends.numba.elementwise import activation
 from fastfer.backends.numba.separable_conv import _pointwise, _pointwise_backward
+from fastfer.signatures.coordinate import (
+    Coordinate,
+    CoordinateBackward,
+    CoordinateGradients,
+    CoordinateTrain,
+    CoordinateTrained,
+    LinePool,
+    LinePoolBackward,
+    LinePooled,
+)
 from fastfer.signatures.elementwise import Activation
 
 _SIGMOID = 6
@@ -39,32 +49,27 @@ def _spread(dx: Tensor, *values: Tensor | None) -> Tensor:
     return dx
 
 
-def cpsca_pool(x: Tensor) -> tuple[Tensor, ...]:
-    """Mean and maximum of each row (N, C, H), mean and maximum of each column (N, C, W), channels adjoining."""
-    n, c, h, w = x.shape
-    row_mean, row_max, _, col_mean, col_max, _ = (t for t in _pool(nhwc(x), True, True) if t is not None)
+def cpsca_pool(a: LinePool) -> LinePooled:
+    """Mean and maximum of each row, mean and maximum of each column, channels adjoining."""
+    n, c, h, w = a.x.shape
+    row_mean, row_max, _, col_mean, col_max, _ = (t for t in _pool(nhwc(a.x), True, True) if t is not None)
     lengths = ((row_mean, h), (row_max, h), (col_mean, w), (col_max, w))
-    return tuple(t.view(n, length, c).transpose(1, 2) for t, length in lengths)
+    return LinePooled(*(t.view(n, length, c).transpose(1, 2) for t, length in lengths))
 
 
-def cpsca_pool_backward(
-    d_row_mean: Tensor, d_row_max: Tensor, d_col_mean: Tensor, d_col_max: Tensor, x: Tensor
-) -> Tensor:
+def cpsca_pool_backward(a: LinePoolBackward) -> Tensor:
     """Gradient of x."""
-    _, _, row_at, _, _, col_at = _pool(nhwc(x), False, True)
-    rows, cols = ((a.transpose(1, 2).contiguous(), b.transpose(1, 2).contiguous()) for a, b in (
-        (d_row_mean, d_row_max), (d_col_mean, d_col_max)
-    ))  # fmt: skip
-    return _spread(image(x, *x.shape[1:]), None, None, None, *rows, row_at, *cols, col_at)
+    _, _, row_at, _, _, col_at = _pool(nhwc(a.x), False, True)
+    row_mean, row_max = (t.transpose(1, 2).contiguous() for t in (a.d_row_mean, a.d_row_max))
+    col_mean, col_max = (t.transpose(1, 2).contiguous() for t in (a.d_col_mean, a.d_col_max))
+    dx = image(a.x, *a.x.shape[1:])
+    return _spread(dx, None, None, None, row_mean, row_max, row_at, col_mean, col_max, col_at)
 
 
-def coordinate_attention_train(
-    x: Tensor, weight: Tensor, bias: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float, act: int,
-    h_weight: Tensor, h_bias: Tensor, w_weight: Tensor, w_bias: Tensor, kind: int, batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output, pooled positions, places of maxima (empty for "ca"), y before the norm, gates, statistics (3, M)."""
-    x = nhwc(x)
+def coordinate_attention_train(a: CoordinateTrain) -> CoordinateTrained:
+    """Output and what backward needs."""
+    block, kind, batch_stats, x = a.block, a.block.kind, a.batch_stats, nhwc(a.block.x)
+    n_weight, n_bias, n_mean, n_var, eps = block.norm
     n, c, h, w = x.shape
     rows = n * h
     row_mean, row_max, row_at, col_mean, col_max, col_at = _pool(x, kind != 1, kind != 0)
@@ -77,34 +82,34 @@ def coordinate_attention_train(
     if row_at is not None and col_at is not None:
         at = torch.cat([row_at, col_at])
     y, moments, counts = _pointwise(
-        pooled[:, :, None, None], weight, bias * (2 if kind == 2 else 1), None, 0, batch_stats
+        pooled[:, :, None, None], block.weight, block.bias * (2 if kind == 2 else 1), None, 0, batch_stats
     )
     stats = batch(moments, counts, eps, y) if batch_stats else running(n_mean, n_var, eps, x)
     norm = affine(n_weight, n_bias, stats)
     gates = torch.cat([
-        _pointwise(part, matrix, vector, norm, act, False)[0]
-        for part, matrix, vector in ((y[:rows], h_weight, h_bias), (y[rows:], w_weight, w_bias))
+        _pointwise(part, matrix, vector, norm, block.act, False)[0]
+        for part, matrix, vector in (
+            (y[:rows], block.h_weight, block.h_bias),
+            (y[rows:], block.w_weight, block.w_bias),
+        )
     ])  # fmt: skip
     gates = activation(Activation(gates.view(pooled.shape), _SIGMOID))
     out = image(x, c, h, w)
     if n:
         _lines.apply_gates(x.dtype, n, 2 * x.numel(), out, x, gates[:rows], gates[rows:], *_size(x))
-    return out, pooled, at, y.view(-1, weight.shape[0]), gates, stats
+    return CoordinateTrained(out, pooled, at, y.view(-1, block.weight.shape[0]), gates, stats)
 
 
-def coordinate_attention(*args: object) -> Tensor:
-    """Output with running statistics; arguments as the op's."""
-    return coordinate_attention_train(*args, False)[0]  # type: ignore[arg-type, call-arg]
+def coordinate_attention(a: Coordinate) -> Tensor:
+    """Output with running statistics."""
+    return coordinate_attention_train(CoordinateTrain(a, False)).out
 
 
-def coordinate_attention_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, at: Tensor, y: Tensor, gates: Tensor, stats: Tensor,
-    weight: Tensor, n_weight: Tensor, n_bias: Tensor, act: int, h_weight: Tensor, w_weight: Tensor,
-    kind: int, batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; weight, bias, the norm's two, h_weight, h_bias, w_weight, w_bias. Not asked for: empty."""
-    need_dx, need_params = mask
-    dout, x = nhwc(dout), nhwc(x)
+def coordinate_attention_backward(a: CoordinateBackward) -> CoordinateGradients:
+    """Gradients of x; weight, bias, the norm's two, h_weight, h_bias, w_weight, w_bias."""
+    need_dx, need_params = a.needs
+    dout, x, kind, at, gates, stats, act = nhwc(a.d_out), nhwc(a.x), a.kind, a.at, a.gates, a.stats, a.act
+    n_weight, n_bias = a.norm
     n, c, h, w = x.shape
     rows, positions = n * h, n * (h + w)
     d_logits = torch.empty_like(gates)
@@ -112,18 +117,18 @@ def coordinate_attention_backward(
     if n:
         arrays = *(d_logits[half] for half in halves), x, dout, *(gates[half] for half in halves)
         _lines.gate_gradients(x.dtype, n, 4 * x.numel(), *arrays, *_size(x))
-    norm, y = affine(n_weight, n_bias, stats), y[:, :, None, None]
+    norm, y = affine(n_weight, n_bias, stats), a.y[:, :, None, None]
     sides = []
-    for half, matrix in zip(halves, (h_weight, w_weight), strict=True):
+    for half, matrix in zip(halves, (a.h_weight, a.w_weight), strict=True):
         dz = d_logits[half, :, None, None]
         sides.append(_pointwise_backward(dz, dz, y[half], matrix, None, None, 0, norm, act, True, need_params))
     (dy_h, d_hw, d_hb, sums_h), (dy_w, d_ww, d_wb, sums_w) = sides
-    d_n_weight, d_n_bias, coef = norm_gradients(sums_h + sums_w, stats, n_weight, positions, batch_stats)
+    d_n_weight, d_n_bias, coef = norm_gradients(sums_h + sums_w, stats, n_weight, positions, a.batch_stats)
     dy = torch.cat([dy_h, dy_w])
     norm_backward(dy, dy, nhwc(y), norm, coef, 0)
-    four = pooled[:, :, None, None]
+    four = a.pooled[:, :, None, None]
     d_pooled, d_weight, d_bias, _ = _pointwise_backward(
-        dy, dy, four, weight, None, None, 0, None, 0, need_dx, need_params
+        dy, dy, four, a.weight, None, None, 0, None, 0, need_dx, need_params
     )
     dx = image(x, c, h, w) if need_dx else x.new_empty(0)
     if need_dx:
@@ -135,7 +140,7 @@ def coordinate_attention_backward(
             d_cols if mean else None, d_cols if most else None, col_at,
         )  # fmt: skip
     if not need_params:
-        return dx, *(x.new_empty(0) for _ in range(8))
+        return CoordinateGradients(dx, *(x.new_empty(0) for _ in range(8)))
     if kind == 2:
         d_bias = d_bias * 2
-    return distinct(dx, d_weight, d_bias, d_n_weight, d_n_bias, d_hw, d_hb, d_ww, d_wb)
+    return CoordinateGradients(*distinct(dx, d_weight, d_bias, d_n_weight, d_n_bias, d_hw, d_hb, d_ww, d_wb))
