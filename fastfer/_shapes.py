@@ -61,6 +61,10 @@ _OPS: dict[str, dict[str, _Line]] = {
 }  # fmt: skip
 
 
+_WHOLE_IMAGES = ("cbam", "channel_gate", "spatial_gate", "coordinate", "cpsca", "gate", "global_max", "global_avg_max")
+"""Ops that look for a maximum over an image or its channels, of which there has to be one."""
+
+
 def lines(op: str, names: list[str]) -> dict[str, _Line]:
     """The shapes of an op's arguments by name; none for an op that is not listed."""
     table = _OPS.get(re.sub(r"(_pool)?(_train|_linked)$", "", op), {})
@@ -95,9 +99,10 @@ def check(op: str, table: Mapping[str, _Line], values: Mapping[str, Any]) -> Non
         if not any(_fits(tuple(t.shape), one, sizes) for one in text.split("|")):
             known = {part: size for part, size in sizes.items() if not part.isdigit()}
             raise ValueError(f"{op}: {name}: expected shape ({text}) with {known}, got {tuple(t.shape)}")
-    empty = [part for part, size in sizes.items() if size == 0 and part in "pqkm"]
+    least = "pqkmchw" if op.startswith(_WHOLE_IMAGES) else "pqkm"
+    empty = [part for part, size in sizes.items() if size == 0 and part in least]
     if empty:
-        raise ValueError(f"{op}: expected windows and hidden layers of at least 1, got {dict.fromkeys(empty, 0)}")
+        raise ValueError(f"{op}: expected sizes of at least 1, got {dict.fromkeys(empty, 0)}")
     if op.startswith("additive_attention") and sizes["e"] != 2 * sizes["d"]:
         raise ValueError(f"{op}: weight: expected 2 * {sizes['d']} columns, got {sizes['e']}")
     kernel = values["kernel"] if "kernel" in values else (sizes.get("p"), sizes.get("q"))
