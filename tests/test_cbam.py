@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import Variant
 from draws import kernels
+from flat import Flat
 from guard import Guarded
 from shapes import around_vectors
 from tolerance import assert_close
@@ -327,7 +328,7 @@ def test_threads_give_the_same_bits(kernel_variant: Variant, dtype: torch.dtype,
 
 @dtypes
 def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: torch.dtype) -> None:
-    module = backend.implementation("cbam", "cpu")
+    module = Flat(backend.implementation("cbam", "cpu"))
     for channels in (1, 3, 8, 15, 17, 33):
         for gate in GATES:
             case = make(gate, Shape(2, channels, 5, 7, 3), gate != "channel_gate")

@@ -16,6 +16,7 @@ from fastfer.engine.convert import Conversion, covers, numbers
 from fastfer.engine.graph import MAX, MEAN, Array, vector
 from fastfer.engine.views import Uncovered, View
 from fastfer.signatures.bottleneck import Bottleneck
+from fastfer.signatures.cbam import Cbam, ChannelGate, SpatialGate
 from fastfer.signatures.conv2d import Conv2d
 from fastfer.signatures.coordinate import Coordinate
 from fastfer.signatures.fields import RunningNorm
@@ -186,33 +187,29 @@ def _gate(
     raise Uncovered(f"a gate of {len(mlp)} channel tensors and {len(pixel)} pixel tensors")
 
 
-def _spatial(
-    weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float
-) -> list[Array]:
+def _spatial(weight: Tensor, norm: RunningNorm) -> list[Array]:
     """Weights and bias of a spatial gate's convolution, its norm folded in."""
-    return list(folded(numbers(weight), None, *norm_affine(n_weight, n_bias, n_mean, n_var, eps)))
+    return list(folded(numbers(weight), None, *norm_affine(norm.weight, norm.bias, norm.mean, norm.var, norm.eps)))
 
 
-@covers("fastfer.cbam")
-def _cbam(
-    into: Conversion, x: View, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor, **norm: Any
-) -> View:
-    mlp = [numbers(t) for t in (w1, b1, w2, b2)]
-    return into.image("cbam", x, weight.shape[2:], [*mlp, *_spatial(weight, **norm)])
+@described("fastfer.cbam", Cbam)
+def _cbam(into: Conversion, a: Any) -> View:
+    return into.image("cbam", a.x, a.weight.shape[2:], [*map(numbers, a.mlp), *_spatial(a.weight, a.norm)])
 
 
-@covers("fastfer.spatial_gate")
-def _spatial_gate(into: Conversion, x: View, weight: Tensor, **norm: Any) -> View:
-    return into.image("sa", x, (0, *weight.shape[2:]), _spatial(weight, **norm))
+@described("fastfer.spatial_gate", SpatialGate)
+def _spatial_gate(into: Conversion, a: Any) -> View:
+    return into.image("sa", a.x, (0, *a.weight.shape[2:]), _spatial(a.weight, a.norm))
 
 
-@covers("fastfer.channel_gate")
-def _channel_gate(into: Conversion, x: View, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> View:
+@described("fastfer.channel_gate", ChannelGate)
+def _channel_gate(into: Conversion, a: Any) -> View:
     """mlp(mean) + mlp(max): the second layer is linear, so one product takes the sum of the hidden units."""
-    hidden = [pointwise(into, pooled(into, x, kind), 1, numbers(w1), numbers(b1), act=_RELU) for kind in (MEAN, MAX)]
+    w1, b1, w2, b2 = map(numbers, a.mlp)
+    hidden = [pointwise(into, pooled(into, a.x, kind), 1, w1, b1, act=_RELU) for kind in (MEAN, MAX)]
     both = into.seen_as(hidden[0], into.add("add", hidden, [0]))
-    gate = pointwise(into, both, 1, numbers(w2), 2 * numbers(b2), act=_SIGMOID)
-    return into.seen_as(x, into.add("mul", [x, gate], [0]))
+    gate = pointwise(into, both, 1, w2, 2 * b2, act=_SIGMOID)
+    return into.seen_as(a.x, into.add("mul", [a.x, gate], [0]))
 
 
 @described("fastfer.coordinate_attention", Coordinate)

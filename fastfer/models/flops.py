@@ -46,16 +46,16 @@ def _bottleneck(a: Any) -> int:
     return expansion + _positions(a.x, a.dw_weight, a.stride, a.padding) * after
 
 
-def _channel_gate(x: Shape, w1: Shape, b1: Shape, w2: Shape, *rest: Any) -> int:
-    return 2 * x[0] * (math.prod(w1) + math.prod(w2))
+def _channel_gate(a: Any) -> int:
+    return int(2 * a.x[0] * (math.prod(a.mlp.w1) + math.prod(a.mlp.w2)))
 
 
-def _spatial_gate(x: Shape, weight: Shape, *rest: Any) -> int:
-    return x[0] * x[2] * x[3] * math.prod(weight)
+def _spatial_gate(a: Any) -> int:
+    return int(a.x[0] * a.x[2] * a.x[3] * math.prod(a.weight))
 
 
-def _cbam(x: Shape, w1: Shape, b1: Shape, w2: Shape, b2: Shape, weight: Shape, *rest: Any) -> int:
-    return _channel_gate(x, w1, b1, w2) + _spatial_gate(x, weight)
+def _cbam(a: Any) -> int:
+    return _channel_gate(a) + _spatial_gate(a)
 
 
 def _gate(
@@ -88,12 +88,6 @@ def _additive(x: Shape, h: Shape, weight: Shape, bias: Shape, v: Shape, *rest: A
 
 _MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
     "gate_linked": lambda x, *rest: _gate(x, *rest[4:]),
-    "channel_gate": _channel_gate,
-    "channel_gate_train": _channel_gate,
-    "spatial_gate": _spatial_gate,
-    "spatial_gate_train": _spatial_gate,
-    "cbam": _cbam,
-    "cbam_train": _cbam,
     "gate": _gate,
     "gate_train": _gate,
     "coordinate_attention": _coordinate,
@@ -120,6 +114,12 @@ _OF_SIGNATURES: dict[str, Callable[[Any], int]] = {
     "separable_conv2d_linked": lambda a: _separable(a.block),
     "inverted_bottleneck": _bottleneck,
     "inverted_bottleneck_train": lambda a: _bottleneck(a.block),
+    "channel_gate": _channel_gate,
+    "channel_gate_train": _channel_gate,
+    "spatial_gate": _spatial_gate,
+    "spatial_gate_train": lambda a: _spatial_gate(a.block),
+    "cbam": _cbam,
+    "cbam_train": lambda a: _cbam(a.block),
 }
 
 

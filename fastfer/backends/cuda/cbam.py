@@ -7,6 +7,8 @@ pixels' sums, and again for the channels' and dx.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,56 @@ from fastfer._types import ACTIVATIONS
 from fastfer.backends.cuda import norm
 from fastfer.backends.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
 from fastfer.backends.cuda.separable_conv import PLAIN, product_backward
+from fastfer.signatures.cbam import (
+    Cbam,
+    CbamBackward,
+    CbamGradients,
+    CbamTrain,
+    CbamTrained,
+    ChannelGate,
+    ChannelGateBackward,
+    ChannelGateGradients,
+    ChannelGateTrained,
+    Mlp,
+    MlpKept,
+    SpatialGate,
+    SpatialGateBackward,
+    SpatialGateGradients,
+    SpatialGateTrain,
+    SpatialGateTrained,
+)
+from fastfer.signatures.fields import Affine, RunningNorm
 from fastfer.signatures.separable_conv import ConvNeeds
 
 THREADS, IMAGE_THREADS = 256, 512
 _RUN = 4  # csrc/cbam/cuda.cuh
 _SIGMOID = ACTIVATIONS.index("sigmoid")
 
-_Mlp = tuple[Tensor, Tensor, Tensor, Tensor]
+
+class _Spatial(NamedTuple):
+    """The spatial gate's layers."""
+
+    weight: Tensor
+    norm: RunningNorm
 
 
-def _gates(launch: Launch, x: Tensor, mlp: _Mlp | None, spatial: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class _Channel(NamedTuple):
+    """What the kernel of an image's gradients needs of the channel gate."""
+
+    pooled: Tensor
+    positions: Tensor
+    mlp: MlpKept
+
+
+class _Pixels(NamedTuple):
+    """What it needs of the spatial gate: s (N, H, W), the maximum's channel, gradients of the two planes."""
+
+    s: Tensor
+    channels: Tensor
+    d_planes: Tensor
+
+
+def _gates(launch: Launch, x: Tensor, mlp: Mlp | None, spatial: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """pooled (3, N, C), positions; planes (3, N, H, W), the third yet to fill, channels. Not asked for: empty."""
     (n, c, h, w), dtype = x.shape, compute_dtype(x)
     pooled = torch.empty((3, n, c) if mlp else 0, dtype=dtype, device=x.device)
@@ -32,7 +74,7 @@ def _gates(launch: Launch, x: Tensor, mlp: _Mlp | None, spatial: bool) -> tuple[
     channels = torch.empty((n, h, w) if spatial else 0, dtype=torch.int32, device=x.device)
     layers: tuple[Tensor | int, ...] = mlp or (0, 0, 0, 0)
     targets = (pooled, positions, planes if spatial else 0, channels)
-    name, hidden = f"cbam_gates<{type_name('cbam', x)}, {IMAGE_THREADS}>", mlp[0].shape[0] if mlp else 0
+    name, hidden = f"cbam_gates<{type_name('cbam', x)}, {IMAGE_THREADS}>", mlp.w1.shape[0] if mlp else 0
     launch(name, x, (n, 1, 1), IMAGE_THREADS, x, *layers, *targets, n, h * w, c, hidden)
     return pooled, positions, planes, channels
 
@@ -57,151 +99,128 @@ def _apply(launch: Launch, x: Tensor, gates: Tensor | None, spatial: Tensor | No
     return out
 
 
-def _spatial(launch: Launch, y: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor) -> Tensor:
+def _spatial(launch: Launch, y: Tensor, affine: RunningNorm | Affine, stats: Tensor) -> Tensor:
     """s (N, H, W)."""
-    return norm.norm_act(launch, y[:, None], n_weight, n_bias, stats, _SIGMOID)[:, 0]
+    return norm.normalise(launch, y[:, None], affine, stats, _SIGMOID)[:, 0]
 
 
-def channel_gate_train(
-    launch: Launch, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def channel_gate_train(launch: Launch, a: ChannelGate) -> ChannelGateTrained:
     """x · g, pooled, positions."""
-    x = nhwc(x)
-    pooled, positions, *_ = _gates(launch, x, (w1, b1, w2, b2), False)
-    return _apply(launch, x, pooled[2], None), pooled, positions
+    x = nhwc(a.x)
+    pooled, positions, *_ = _gates(launch, x, a.mlp, False)
+    return ChannelGateTrained(_apply(launch, x, pooled[2], None), pooled, positions)
 
 
-def channel_gate(launch: Launch, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def channel_gate(launch: Launch, a: ChannelGate) -> Tensor:
     """x · g."""
-    return channel_gate_train(launch, x, w1, b1, w2, b2)[0]
+    return channel_gate_train(launch, a).out
 
 
-def _train(
-    launch: Launch, x: Tensor, mlp: _Mlp | None, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor,
-    n_var: Tensor, eps: float, batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def _train(launch: Launch, x: Tensor, mlp: Mlp | None, spatial: _Spatial, batch_stats: bool) -> CbamTrained:
     x = nhwc(x)
     pooled, positions, planes, channels = _gates(launch, x, mlp, True)
-    _convolve(launch, planes[:2], weight, planes[2], False)
-    stats = norm.statistics(launch, planes[2][:, None], n_mean, n_var, eps, batch_stats)
-    gate = _spatial(launch, planes[2], n_weight, n_bias, stats)
+    _convolve(launch, planes[:2], spatial.weight, planes[2], False)
+    stats = norm.norm_statistics(launch, planes[2][:, None], spatial.norm, batch_stats)
+    gate = _spatial(launch, planes[2], spatial.norm, stats)
     out = _apply(launch, x, pooled[2] if mlp else None, gate)
-    return out, pooled, positions, planes, channels, stats
+    return CbamTrained(out, pooled, positions, planes, channels, stats)
 
 
-def spatial_gate_train(
-    launch: Launch, x: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
-    eps: float, batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def spatial_gate_train(launch: Launch, a: SpatialGateTrain) -> SpatialGateTrained:
     """x · s, planes, channels, stats."""
-    out, _, _, *kept = _train(launch, x, None, weight, n_weight, n_bias, n_mean, n_var, eps, batch_stats)
-    return out, *kept
+    block = a.block
+    made = _train(launch, block.x, None, _Spatial(block.weight, block.norm), a.batch_stats)
+    return SpatialGateTrained(made.out, made.planes, made.channels, made.stats)
 
 
-def spatial_gate(
-    launch: Launch, x: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor,
-    eps: float,
-) -> Tensor:  # fmt: skip
+def spatial_gate(launch: Launch, a: SpatialGate) -> Tensor:
     """x · s with running statistics."""
-    return _train(launch, x, None, weight, n_weight, n_bias, n_mean, n_var, eps, False)[0]
+    return _train(launch, a.x, None, _Spatial(a.weight, a.norm), False).out
 
 
-def cbam_train(
-    launch: Launch, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float, batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def cbam_train(launch: Launch, a: CbamTrain) -> CbamTrained:
     """out, pooled, positions, planes, channels, stats."""
-    return _train(launch, x, (w1, b1, w2, b2), weight, n_weight, n_bias, n_mean, n_var, eps, batch_stats)
+    block = a.block
+    return _train(launch, block.x, block.mlp, _Spatial(block.weight, block.norm), a.batch_stats)
 
 
-def cbam(
-    launch: Launch, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float,
-) -> Tensor:  # fmt: skip
+def cbam(launch: Launch, a: Cbam) -> Tensor:
     """out with running statistics."""
-    return _train(launch, x, (w1, b1, w2, b2), weight, n_weight, n_bias, n_mean, n_var, eps, False)[0]
+    return cbam_train(launch, CbamTrain(a, False)).out
 
 
 def _backward_image(
-    launch: Launch, dout: Tensor, x: Tensor, channel: tuple[Tensor, ...] | None, spatial: tuple[Tensor, ...] | None,
-    mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; w1, b1, w2, b2 by ``mask`` from (pooled, positions, w1, b1, w2) and (s, channels, dplanes)."""
+    launch: Launch, dout: Tensor, x: Tensor, channel: _Channel | None, pixels: _Pixels | None, need_x: bool,
+    need_mlp: bool,
+) -> ChannelGateGradients:  # fmt: skip
+    """Gradients of x and of the MLP."""
     n, c, h, w = x.shape
-    dx = torch.empty_like(x) if mask[0] else x.new_empty(0)
-    hidden = channel[2].shape[0] if channel else 0
+    none = x.new_empty(0)
+    dx = torch.empty_like(x) if need_x else none
+    hidden = channel.mlp.w1.shape[0] if channel else 0
     scratch = [
         torch.empty(size, dtype=compute_dtype(x), device=x.device)
         for size in ((n, c), (2 * n, hidden), (n, hidden), (2, n, c) if channel else 0)
     ]
     name = f"cbam_bwd<{type_name('cbam', x)}, {IMAGE_THREADS}>"
-    inputs = (*(channel or (0,) * 5), *(spatial or (0,) * 3), dx if mask[0] else 0)
+    gate: tuple[Tensor | int, ...] = (channel.pooled, channel.positions, *channel.mlp) if channel else (0,) * 5
+    inputs = (*gate, *(pixels or (0,) * 3), dx if need_x else 0)
     launch(name, x, (n, 1, 1), IMAGE_THREADS, dout, x, *inputs, *scratch, n, h * w, c, hidden)
-    if not channel or not mask[1]:
-        return dx, *(x.new_empty(0) for _ in range(4))
-    pooled, _, w1, _, w2 = channel
+    if not channel or not need_mlp:
+        return ChannelGateGradients(dx, none, none, none, none)
     dz, dh, sums, _ = scratch
-    _, d_w1, d_b1 = product_backward(launch, dh, pooled[:2].flatten(0, 1), PLAIN, w1, ConvNeeds(False, True, True))
-    _, d_w2, d_b2 = product_backward(launch, dz, sums, PLAIN, w2, ConvNeeds(False, True, True))
-    return dx, d_w1, d_b1, d_w2, 2 * d_b2
+    needs = ConvNeeds(False, True, True)
+    _, d_w1, d_b1 = product_backward(launch, dh, channel.pooled[:2].flatten(0, 1), PLAIN, channel.mlp.w1, needs)
+    _, d_w2, d_b2 = product_backward(launch, dz, sums, PLAIN, channel.mlp.w2, needs)
+    return ChannelGateGradients(dx, d_w1, d_b1, d_w2, 2 * d_b2)
 
 
 def _backward_planes(
     launch: Launch, dout: Tensor, x: Tensor, gates: Tensor | None, planes: Tensor, stats: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, batch_stats: bool, mask: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of the two planes (2, N, H, W); weight, norm weight, norm bias."""
+    affine: Affine, batch_stats: bool, need_params: bool,
+) -> SpatialGateGradients:  # fmt: skip
+    """Gradients of the two planes (2, N, H, W), in place of x's; weight, norm weight, norm bias."""
     n, c, h, w = x.shape
     dots = torch.empty((n, 1, h, w), dtype=planes.dtype, device=x.device)
     name, factor = f"pixel_dots<{type_name('cbam', x)}, {IMAGE_THREADS}>", 0 if gates is None else gates
     launch(name, x, (n, 1, 1), IMAGE_THREADS, dout, x, factor, dots, h * w, c)
-    dy, *d_norm = norm.norm_act_backward(
-        launch, dots, planes[2][:, None], n_weight, n_bias, stats, _SIGMOID, batch_stats
-    )
+    dy, *d_norm = norm.normalise_backward(launch, dots, planes[2][:, None], affine, stats, _SIGMOID, batch_stats)
     dplanes = torch.empty((2, n, h, w), dtype=planes.dtype, device=x.device)
     _convolve(launch, dy[:, 0], weight, dplanes, True)
-    if not mask:
-        return dplanes, *(x.new_empty(0) for _ in range(3))
+    if not need_params:
+        none = x.new_empty(0)
+        return SpatialGateGradients(dplanes, none, none, none)
     size = weight.shape[-1]
     partial = torch.empty((n, 2, size * size), dtype=planes.dtype, device=x.device)
     name = f"cbam_conv_weight<{type_name('cbam', planes)}, {THREADS}>"
     launch(name, x, (n, 1, 1), THREADS, planes, dy, partial, n, h, w, size)
-    return dplanes, norm.total(launch, partial).view(weight.shape), *d_norm
+    return SpatialGateGradients(dplanes, norm.total(launch, partial).view(weight.shape), *d_norm)
 
 
-def channel_gate_backward(
-    launch: Launch, dout: Tensor, x: Tensor, pooled: Tensor, positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor,
-    mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; w1, b1, w2, b2. ``mask``: of x, of the parameters; those not asked for are empty."""
-    return _backward_image(launch, nhwc(dout), nhwc(x), (pooled, positions, w1, b1, w2), None, mask)
+def channel_gate_backward(launch: Launch, a: ChannelGateBackward) -> ChannelGateGradients:
+    """Gradients of x and of the MLP."""
+    channel = _Channel(a.pooled, a.positions, a.mlp)
+    return _backward_image(launch, nhwc(a.d_out), nhwc(a.x), channel, None, a.needs.x, a.needs.params)
 
 
-def spatial_gate_backward(
-    launch: Launch, dout: Tensor, x: Tensor, planes: Tensor, channels: Tensor, stats: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; weight, norm weight, norm bias. ``mask``: of x, of the parameters; others are empty."""
-    dout, x, dx = nhwc(dout), nhwc(x), x.new_empty(0)
-    dplanes, *d_spatial = _backward_planes(
-        launch, dout, x, None, planes, stats, weight, n_weight, n_bias, batch_stats, mask[1]
+def spatial_gate_backward(launch: Launch, a: SpatialGateBackward) -> SpatialGateGradients:
+    """Gradients of x, of the convolution and of the norm."""
+    dout, x, dx = nhwc(a.d_out), nhwc(a.x), a.x.new_empty(0)
+    made = _backward_planes(
+        launch, dout, x, None, a.planes, a.stats, a.weight, a.norm, a.batch_stats, a.needs.params
+    )  # fmt: skip
+    if a.needs.x:
+        pixels = _Pixels(_spatial(launch, a.planes[2], a.norm, a.stats), a.channels, made.d_x)
+        dx = _backward_image(launch, dout, x, None, pixels, True, False).d_x
+    return made._replace(d_x=dx)
+
+
+def cbam_backward(launch: Launch, a: CbamBackward) -> CbamGradients:
+    """Gradients of x, of the MLP, of the convolution and of the norm."""
+    dout, x, needs = nhwc(a.d_out), nhwc(a.x), a.needs
+    made = _backward_planes(
+        launch, dout, x, a.pooled[2], a.planes, a.stats, a.weight, a.norm, a.batch_stats, needs.spatial
     )
-    if mask[0]:
-        spatial = (_spatial(launch, planes[2], n_weight, n_bias, stats), channels, dplanes)
-        dx = _backward_image(launch, dout, x, None, spatial, [True, False])[0]
-    return dx, *d_spatial
-
-
-def cbam_backward(
-    launch: Launch, dout: Tensor, x: Tensor, pooled: Tensor, positions: Tensor, planes: Tensor, channels: Tensor,
-    stats: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor,
-    batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; w1, b1, w2, b2; weight, norm weight, norm bias. ``mask``: of x and of the two groups."""
-    dout, x = nhwc(dout), nhwc(x)
-    dplanes, *d_spatial = _backward_planes(
-        launch, dout, x, pooled[2], planes, stats, weight, n_weight, n_bias, batch_stats, mask[2]
-    )
-    spatial = (_spatial(launch, planes[2], n_weight, n_bias, stats), channels, dplanes)
-    channel = (pooled, positions, w1, b1, w2)
-    return *_backward_image(launch, dout, x, channel, spatial, mask[:2]), *d_spatial
+    pixels = _Pixels(_spatial(launch, a.planes[2], a.norm, a.stats), a.channels, made.d_x)
+    channel = _backward_image(launch, dout, x, _Channel(a.pooled, a.positions, a.mlp), pixels, needs.x, needs.channel)
+    return CbamGradients(*channel, made.d_weight, made.d_norm_weight, made.d_norm_bias)

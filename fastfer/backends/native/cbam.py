@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,52 +12,98 @@ from torch import Tensor
 from fastfer import _C
 from fastfer.backend import num_threads
 from fastfer.backends.native.memory import empty_nhwc, nhwc
+from fastfer.signatures.cbam import (
+    Cbam,
+    CbamBackward,
+    CbamGradients,
+    CbamTrain,
+    CbamTrained,
+    ChannelGate,
+    ChannelGateBackward,
+    ChannelGateGradients,
+    ChannelGateTrained,
+    Mlp,
+    MlpKept,
+    SpatialGate,
+    SpatialGateBackward,
+    SpatialGateGradients,
+    SpatialGateTrain,
+    SpatialGateTrained,
+)
+from fastfer.signatures.fields import Affine, RunningNorm
 
-_Tensors = tuple[Tensor, ...]
 _Kernel = Callable[[bool, _C.CbamParams], None]
 
 
-def _hidden(mlp: _Tensors) -> int:
-    return mlp[0].shape[0] if mlp else 0
+class _Spatial(NamedTuple):
+    """The spatial gate's layers."""
+
+    weight: Tensor
+    norm: RunningNorm
 
 
-def _size(spatial: _Tensors) -> int:
-    """Of the spatial gate's square kernel."""
-    return spatial[0].shape[3] if spatial else 1
+class _Forward(NamedTuple):
+    """The output, and what training keeps of the gates that there are; else None."""
+
+    out: Tensor
+    pooled: Tensor | None
+    positions: Tensor | None
+    planes: Tensor | None
+    channels: Tensor | None
+    stats: Tensor | None
+
+
+class _Kept(NamedTuple):
+    """What backward needs of the gates that there are, with their layers; else None."""
+
+    mlp: MlpKept | None = None
+    pooled: Tensor | None = None
+    positions: Tensor | None = None
+    weight: Tensor | None = None
+    norm: Affine | None = None
+    planes: Tensor | None = None
+    channels: Tensor | None = None
+    stats: Tensor | None = None
+
+
+class _Gradients(NamedTuple):
+    """Gradients; empty where not asked for, or where there is no such gate."""
+
+    x: Tensor
+    mlp: tuple[Tensor, Tensor, Tensor, Tensor]
+    spatial: tuple[Tensor, Tensor, Tensor]
 
 
 def _forward(
-    kernel: _Kernel, train: bool, x: Tensor, mlp: _Tensors, spatial: _Tensors, eps: float, batch_stats: bool
-) -> _Tensors:
-    """Output, then what training keeps of the channel gate (2) and of the spatial gate (3)."""
+    kernel: _Kernel, train: bool, x: Tensor, mlp: Mlp | None, spatial: _Spatial | None, batch_stats: bool = False
+) -> _Forward:
     n, c, h, w = x.shape
     out = empty_nhwc(x, c, h, w)
-    w1, b1, w2, b2 = (t.contiguous() for t in mlp) if mlp else (None,) * 4
-    weight, n_weight, n_bias, n_mean, n_var = (t.contiguous() for t in spatial) if spatial else (None,) * 5
     pooled = positions = planes = channels = stats = None
-    if train and mlp:
+    if train and mlp is not None:
         pooled, positions = x.new_empty((3, n, c)), x.new_empty((n, c), dtype=torch.int32)
-    if train and spatial:
+    if train and spatial is not None:
         planes, channels = x.new_empty((3, n, h, w)), x.new_empty((n, h, w), dtype=torch.int32)
         stats = x.new_empty((3, 1))
+    norm = None if spatial is None else spatial.norm
     params = _C.CbamParams(
         n=n,
         h=h,
         w=w,
         c=c,
-        hidden=_hidden(mlp),
-        k=_size(spatial),
+        hidden=0 if mlp is None else mlp.w1.shape[0],
+        k=1 if spatial is None else spatial.weight.shape[3],
         x=nhwc(x),
-        w1=w1,
-        b1=b1,
-        w2=w2,
-        b2=b2,
-        weight=weight,
-        norm_weight=n_weight,
-        norm_bias=n_bias,
-        norm_mean=n_mean,
-        norm_var=n_var,
-        eps=eps,
+        w1=None if mlp is None else mlp.w1.contiguous(),
+        b1=None if mlp is None else mlp.b1.contiguous(),
+        w2=None if mlp is None else mlp.w2.contiguous(),
+        b2=None if mlp is None else mlp.b2.contiguous(),
+        weight=None if spatial is None else spatial.weight.contiguous(),
+        norm_weight=None if norm is None else norm.weight.contiguous(),
+        norm_bias=None if norm is None else norm.bias.contiguous(),
+        norm_mean=None if norm is None else norm.mean.contiguous(),
+        norm_var=None if norm is None else norm.var.contiguous(),
+        eps=0.0 if norm is None else norm.eps,
         batch_stats=batch_stats,
         out=out,
         pooled=pooled,
@@ -67,55 +114,47 @@ def _forward(
         threads=num_threads(),
     )
     kernel(x.dtype == torch.float64, params)
-    kept = (pooled, positions, planes, channels, stats)
-    return out, *(t for t in kept if t is not None)
+    return _Forward(out, pooled, positions, planes, channels, stats)
 
 
 def _backward(
-    kernel: _Kernel,
-    dout: Tensor,
-    x: Tensor,
-    mlp: _Tensors,
-    spatial: _Tensors,
-    kept: _Tensors,
-    batch_stats: bool,
-    mask: list[bool],
-) -> _Tensors:
-    """Gradients of x, of the MLP's four tensors (b2 last) and of the spatial gate's three."""
-    need_dx, need_mlp, need_spatial = mask
+    kernel: _Kernel, dout: Tensor, x: Tensor, kept: _Kept, batch_stats: bool, need_x: bool, need_mlp: bool,
+    need_spatial: bool,
+) -> _Gradients:  # fmt: skip
     n, c, h, w = x.shape
-    w1, b1, w2 = (t.contiguous() for t in mlp) if mlp else (None,) * 3
-    weight, n_weight, n_bias = (t.contiguous() for t in spatial) if spatial else (None,) * 3
-    pooled, positions = kept[:2] if mlp else (None, None)
-    planes, channels, stats = kept[-3:] if spatial else (None, None, None)
-    dx = empty_nhwc(x, c, h, w) if need_dx else None
+    mlp, weight, norm = kept.mlp, kept.weight, kept.norm
+    dx = empty_nhwc(x, c, h, w) if need_x else None
 
     def grad(t: Tensor | None, needed: bool) -> Tensor | None:
         return x.new_empty(t.shape) if needed and t is not None else None
 
+    layers = (None, None, None) if mlp is None else tuple(t.contiguous() for t in mlp)
+    w1, b1, w2 = layers
     d_w1, d_b1, d_w2 = grad(w1, need_mlp), grad(b1, need_mlp), grad(w2, need_mlp)
     d_b2 = x.new_empty(w2.shape[0]) if need_mlp and w2 is not None else None
-    d_weight, d_n_weight, d_n_bias = (grad(t, need_spatial) for t in (weight, n_weight, n_bias))
+    d_weight, d_norm_weight, d_norm_bias = (
+        grad(t, need_spatial) for t in (weight, *((None, None) if norm is None else norm))
+    )
     params = _C.CbamParams(
         n=n,
         h=h,
         w=w,
         c=c,
-        hidden=_hidden(mlp),
-        k=_size(spatial),
+        hidden=0 if w1 is None else w1.shape[0],
+        k=1 if weight is None else weight.shape[3],
         x=nhwc(x),
         w1=w1,
         b1=b1,
         w2=w2,
-        weight=weight,
-        norm_weight=n_weight,
-        norm_bias=n_bias,
+        weight=None if weight is None else weight.contiguous(),
+        norm_weight=None if norm is None else norm.weight.contiguous(),
+        norm_bias=None if norm is None else norm.bias.contiguous(),
         batch_stats=batch_stats,
-        pooled=pooled,
-        positions=positions,
-        planes=planes,
-        channels=channels,
-        stats=stats,
+        pooled=kept.pooled,
+        positions=kept.positions,
+        planes=kept.planes,
+        channels=kept.channels,
+        stats=kept.stats,
         dout=nhwc(dout),
         dx=dx,
         d_w1=d_w1,
@@ -123,128 +162,79 @@ def _backward(
         d_w2=d_w2,
         d_b2=d_b2,
         d_weight=d_weight,
-        d_norm_weight=d_n_weight,
-        d_norm_bias=d_n_bias,
+        d_norm_weight=d_norm_weight,
+        d_norm_bias=d_norm_bias,
         threads=num_threads(),
     )
     kernel(x.dtype == torch.float64, params)
-    grads = (dx, *((d_w1, d_b1, d_w2, d_b2) if mlp else ()), *((d_weight, d_n_weight, d_n_bias) if spatial else ()))
-    return tuple(x.new_empty(0) if t is None else t for t in grads)
+
+    def made(t: Tensor | None) -> Tensor:
+        return x.new_empty(0) if t is None else t
+
+    return _Gradients(
+        made(dx),
+        (made(d_w1), made(d_b1), made(d_w2), made(d_b2)),
+        (made(d_weight), made(d_norm_weight), made(d_norm_bias)),
+    )
 
 
-def cbam(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    weight: Tensor,
-    n_weight: Tensor,
-    n_bias: Tensor,
-    n_mean: Tensor,
-    n_var: Tensor,
-    eps: float,
-) -> Tensor:
+def _there(t: Tensor | None) -> Tensor:
+    assert t is not None
+    return t
+
+
+def cbam(a: Cbam) -> Tensor:
     """Output with running statistics."""
-    spatial = (weight, n_weight, n_bias, n_mean, n_var)
-    return _forward(_C.cbam_fwd, False, x, (w1, b1, w2, b2), spatial, eps, False)[0]
+    return _forward(_C.cbam_fwd, False, a.x, a.mlp, _Spatial(a.weight, a.norm)).out
 
 
-def cbam_train(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    weight: Tensor,
-    n_weight: Tensor,
-    n_bias: Tensor,
-    n_mean: Tensor,
-    n_var: Tensor,
-    eps: float,
-    batch_stats: bool,
-) -> _Tensors:
-    """Output, pooled, positions, planes, channels, statistics (see `fastfer.backends.reference.cbam`)."""
-    spatial = (weight, n_weight, n_bias, n_mean, n_var)
-    return _forward(_C.cbam_train, True, x, (w1, b1, w2, b2), spatial, eps, batch_stats)
+def cbam_train(a: CbamTrain) -> CbamTrained:
+    """Output, and what backward needs."""
+    block = a.block
+    made = _forward(_C.cbam_train, True, block.x, block.mlp, _Spatial(block.weight, block.norm), a.batch_stats)
+    return CbamTrained(*map(_there, made))
 
 
-def cbam_backward(
-    dout: Tensor,
-    x: Tensor,
-    pooled: Tensor,
-    positions: Tensor,
-    planes: Tensor,
-    channels: Tensor,
-    stats: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    weight: Tensor,
-    n_weight: Tensor,
-    n_bias: Tensor,
-    batch_stats: bool,
-    mask: list[bool],
-) -> _Tensors:
-    """Gradients of x; w1, b1, w2, b2; weight, norm weight, norm bias. Those not asked for are empty."""
-    kept = (pooled, positions, planes, channels, stats)
-    return _backward(_C.cbam_bwd, dout, x, (w1, b1, w2), (weight, n_weight, n_bias), kept, batch_stats, mask)
+def cbam_backward(a: CbamBackward) -> CbamGradients:
+    """Gradients of x, of the MLP, of the convolution and of the norm."""
+    kept = _Kept(a.mlp, a.pooled, a.positions, a.weight, a.norm, a.planes, a.channels, a.stats)
+    needs = a.needs
+    grads = _backward(_C.cbam_bwd, a.d_out, a.x, kept, a.batch_stats, needs.x, needs.channel, needs.spatial)
+    return CbamGradients(grads.x, *grads.mlp, *grads.spatial)
 
 
-def channel_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def channel_gate(a: ChannelGate) -> Tensor:
     """Output."""
-    return _forward(_C.channel_gate_fwd, False, x, (w1, b1, w2, b2), (), 0.0, False)[0]
+    return _forward(_C.channel_gate_fwd, False, a.x, a.mlp, None).out
 
 
-def channel_gate_train(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> _Tensors:
+def channel_gate_train(a: ChannelGate) -> ChannelGateTrained:
     """Output, pooled, positions."""
-    return _forward(_C.channel_gate_train, True, x, (w1, b1, w2, b2), (), 0.0, False)
+    made = _forward(_C.channel_gate_train, True, a.x, a.mlp, None)
+    return ChannelGateTrained(made.out, _there(made.pooled), _there(made.positions))
 
 
-def channel_gate_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, mask: list[bool]
-) -> _Tensors:
-    """Gradients of x; w1, b1, w2, b2."""
-    need_dx, need_mlp = mask
-    kept = (pooled, positions)
-    return _backward(_C.channel_gate_bwd, dout, x, (w1, b1, w2), (), kept, False, [need_dx, need_mlp, False])
+def channel_gate_backward(a: ChannelGateBackward) -> ChannelGateGradients:
+    """Gradients of x and of the MLP."""
+    kept = _Kept(mlp=a.mlp, pooled=a.pooled, positions=a.positions)
+    grads = _backward(_C.channel_gate_bwd, a.d_out, a.x, kept, False, a.needs.x, a.needs.params, False)
+    return ChannelGateGradients(grads.x, *grads.mlp)
 
 
-def spatial_gate(
-    x: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float
-) -> Tensor:
+def spatial_gate(a: SpatialGate) -> Tensor:
     """Output with running statistics."""
-    return _forward(_C.spatial_gate_fwd, False, x, (), (weight, n_weight, n_bias, n_mean, n_var), eps, False)[0]
+    return _forward(_C.spatial_gate_fwd, False, a.x, None, _Spatial(a.weight, a.norm)).out
 
 
-def spatial_gate_train(
-    x: Tensor,
-    weight: Tensor,
-    n_weight: Tensor,
-    n_bias: Tensor,
-    n_mean: Tensor,
-    n_var: Tensor,
-    eps: float,
-    batch_stats: bool,
-) -> _Tensors:
+def spatial_gate_train(a: SpatialGateTrain) -> SpatialGateTrained:
     """Output, planes, channels, statistics."""
-    return _forward(_C.spatial_gate_train, True, x, (), (weight, n_weight, n_bias, n_mean, n_var), eps, batch_stats)
+    block = a.block
+    made = _forward(_C.spatial_gate_train, True, block.x, None, _Spatial(block.weight, block.norm), a.batch_stats)
+    return SpatialGateTrained(made.out, _there(made.planes), _there(made.channels), _there(made.stats))
 
 
-def spatial_gate_backward(
-    dout: Tensor,
-    x: Tensor,
-    planes: Tensor,
-    channels: Tensor,
-    stats: Tensor,
-    weight: Tensor,
-    n_weight: Tensor,
-    n_bias: Tensor,
-    batch_stats: bool,
-    mask: list[bool],
-) -> _Tensors:
-    """Gradients of x; weight, norm weight, norm bias."""
-    need_dx, need_spatial = mask
-    kept, spatial = (planes, channels, stats), (weight, n_weight, n_bias)
-    masks = [need_dx, False, need_spatial]
-    return _backward(_C.spatial_gate_bwd, dout, x, (), spatial, kept, batch_stats, masks)
+def spatial_gate_backward(a: SpatialGateBackward) -> SpatialGateGradients:
+    """Gradients of x, of the convolution and of the norm."""
+    kept = _Kept(weight=a.weight, norm=a.norm, planes=a.planes, channels=a.channels, stats=a.stats)
+    grads = _backward(_C.spatial_gate_bwd, a.d_out, a.x, kept, a.batch_stats, a.needs.x, False, a.needs.params)
+    return SpatialGateGradients(grads.x, *grads.spatial)

@@ -6,7 +6,7 @@ What is summed over images is summed per chunk in float64, and chunks merge in o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,25 @@ from fastfer.backends.numba._planes import (
 from fastfer.backends.numba._pool import pool_image
 from fastfer.backends.numba._simd import div, fill, fma, lanes, load, splat, store
 from fastfer.backends.numba._span import absent, area, get, keep, put, room
+from fastfer.signatures.cbam import (
+    Cbam,
+    CbamBackward,
+    CbamGradients,
+    CbamTrain,
+    CbamTrained,
+    ChannelGate,
+    ChannelGateBackward,
+    ChannelGateGradients,
+    ChannelGateTrained,
+    Mlp,
+    MlpKept,
+    SpatialGate,
+    SpatialGateBackward,
+    SpatialGateGradients,
+    SpatialGateTrain,
+    SpatialGateTrained,
+)
+from fastfer.signatures.fields import Affine, RunningNorm
 
 _Tensors = tuple[Tensor, ...]
 
@@ -173,14 +192,53 @@ def _backward(pointer: Pointer, chunk: int) -> None:
     keep(memory[3])
 
 
-def _line(x: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor) -> Tensor:
+class _Spatial(NamedTuple):
+    """The spatial gate's layers."""
+
+    weight: Tensor
+    norm: RunningNorm
+
+
+class _Forward(NamedTuple):
+    """The output, and what training keeps of the gates; of one that is not there empty tensors."""
+
+    out: Tensor
+    pooled: Tensor
+    positions: Tensor
+    planes: Tensor
+    channels: Tensor
+    stats: Tensor
+
+
+class _Kept(NamedTuple):
+    """What backward needs of the gates that there are, with their layers; else None."""
+
+    mlp: MlpKept | None = None
+    pooled: Tensor | None = None
+    positions: Tensor | None = None
+    weight: Tensor | None = None
+    norm: Affine | None = None
+    planes: Tensor | None = None
+    channels: Tensor | None = None
+    stats: Tensor | None = None
+
+
+class _Gradients(NamedTuple):
+    """Gradients; empty where not asked for, or where there is no such gate."""
+
+    x: Tensor
+    mlp: tuple[Tensor, Tensor, Tensor, Tensor]
+    spatial: tuple[Tensor, Tensor, Tensor]
+
+
+def _line(x: Tensor, norm: RunningNorm | Affine, stats: Tensor) -> Tensor:
     """Scale and shift of the norm."""
-    scale = n_weight.double() * stats[1].double()
-    return torch.cat([scale, n_bias.double() - scale * stats[0].double()]).to(x.dtype)
+    scale = norm.weight.double() * stats[1].double()
+    return torch.cat([scale, norm.bias.double() - scale * stats[0].double()]).to(x.dtype)
 
 
-def _running(mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    return torch.stack([mean, (var + eps).rsqrt(), var])
+def _running(norm: RunningNorm) -> Tensor:
+    return torch.stack([norm.mean, (norm.var + norm.eps).rsqrt(), norm.var])
 
 
 def _batch(moments: Array, pixels: int, eps: float, like: Tensor) -> Tensor:
@@ -192,38 +250,40 @@ def _batch(moments: Array, pixels: int, eps: float, like: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=like.dtype, device="cpu").view(3, 1)
 
 
-def _run_forward(x: Tensor, mlp: _Tensors, spatial: _Tensors, eps: float, train: bool, batch_stats: bool) -> _Tensors:
-    """Output, then what training keeps of the channel gate (2) and of the spatial gate (3)."""
+def _run_forward(
+    x: Tensor, mlp: Mlp | None, spatial: _Spatial | None, train: bool, batch_stats: bool = False
+) -> _Forward:
     n, c, h, w = x.shape
     out, x, pixels = image(x, c, h, w), nhwc(x), h * w
-    pooled = x.new_empty((3, n, c) if mlp else (3, 0))
-    positions = x.new_empty((n, c) if mlp else 0, dtype=torch.int32)
-    planes = x.new_empty((3, n, h, w) if spatial else (3, 0))
-    channels = x.new_empty((n, h, w) if spatial and train else 0, dtype=torch.int32)
-    stats = x.new_zeros((3, 1) if spatial else 0)
+    pooled = x.new_empty((3, 0) if mlp is None else (3, n, c))
+    positions = x.new_empty(0 if mlp is None else (n, c), dtype=torch.int32)
+    planes = x.new_empty((3, 0) if spatial is None else (3, n, h, w))
+    channels = x.new_empty((n, h, w) if spatial is not None and train else 0, dtype=torch.int32)
+    stats = x.new_zeros(0 if spatial is None else (3, 1))
     moments, line = np.zeros((n if batch_stats else 0, 2)), None
-    if spatial and not batch_stats:
-        stats = _running(spatial[3], spatial[4], eps)
-        line = _line(x, spatial[1], spatial[2], stats)
+    if spatial is not None and not batch_stats:
+        stats = _running(spatial.norm)
+        line = _line(x, spatial.norm, stats)
     if x.numel():
         work = 4 * x.numel()
         count = chunks(n, work)
-        w1, b1, w2, b2 = (*_dense(*mlp[:3]), mlp[3].contiguous()) if mlp else (None,) * 4
-        weight = spatial[0].contiguous() if spatial else None
+        w1, b1, w2 = (None,) * 3 if mlp is None else _dense(mlp)
+        b2 = None if mlp is None else mlp.b2.contiguous()
+        weight = None if spatial is None else spatial.weight.contiguous()
         arrays = (
             out, *pooled[:2], positions, pooled[2], *planes, channels, moments, x, w1, b1, w2, b2, weight, line,
         )  # fmt: skip
         _forward(x.dtype, count, work, *arrays, n, count, h, w, c, weight.shape[3] if weight is not None else 1)
-        if batch_stats:
-            stats = _batch(moments, pixels, eps, x)
-            line = _line(x, spatial[1], spatial[2], stats)
+        if spatial is not None and batch_stats:
+            stats = _batch(moments, pixels, spatial.norm.eps, x)
+            line = _line(x, spatial.norm, stats)
             _scale(x.dtype, count, work, out, pooled[2], planes[2], x, line, n, count, pixels, c)
-    return out, *((pooled, positions) if mlp else ()), *((planes, channels, stats) if spatial else ())
+    return _Forward(out, pooled, positions, planes, channels, stats)
 
 
-def _dense(w1: Tensor, b1: Tensor, w2: Tensor) -> _Tensors:
-    """The MLP's tensors, w2 as (H, C)."""
-    return w1.contiguous(), b1.contiguous(), w2.T.contiguous()
+def _dense(mlp: Mlp | MlpKept) -> tuple[Tensor, Tensor, Tensor]:
+    """The MLP's tensors but for the last bias, w2 as (H, C)."""
+    return mlp.w1.contiguous(), mlp.b1.contiguous(), mlp.w2.T.contiguous()
 
 
 def _merged(parts: Array) -> Array:
@@ -253,112 +313,95 @@ def _norm_backward(sums: Array, stats: Tensor, n_weight: Tensor, count: int, bat
 
 
 def _run_backward(
-    dout: Tensor, x: Tensor, mlp: _Tensors, spatial: _Tensors, kept: _Tensors, batch_stats: bool, mask: list[bool]
-) -> _Tensors:
-    """Gradients of x, of the MLP's four tensors (b2 last) and of the spatial gate's three."""
+    dout: Tensor, x: Tensor, kept: _Kept, batch_stats: bool, need_x: bool, need_mlp: bool, need_spatial: bool
+) -> _Gradients:
     n, c, h, w = x.shape
-    need_dx, need_mlp, need_spatial = mask
-    dx = image(x, c, h, w) if need_dx else x.new_empty(0)
+    mlp, weight, norm = kept.mlp, kept.weight, kept.norm
+    dx = image(x, c, h, w) if need_x else x.new_empty(0)
     dout, x, pixels, work = nhwc(dout), nhwc(x), h * w, 4 * x.numel()
     count = chunks(n, work)
-    dense, units = _dense(*mlp) if mlp else (None,) * 3, mlp[1].numel() if mlp else 0
-    pooled, positions = kept[:2] if mlp else ((None,) * 3, None)
-    planes, channel, stats = kept[-3:] if spatial else ((None,) * 3, None, x)
-    s = x.new_empty((n, pixels) if spatial else 0)
+    dense, units = ((None,) * 3, 0) if mlp is None else (_dense(mlp), mlp.b1.numel())
+    pooled = (None,) * 3 if kept.pooled is None else tuple(kept.pooled)
+    planes = (None,) * 3 if kept.planes is None else tuple(kept.planes)
+    s = x.new_empty(0 if weight is None else (n, pixels))
     t, sums, curve = torch.empty_like(s), np.zeros((n, 2)), None
-    mlp_grads = np.zeros((count, c * (2 * units + 1) + units if mlp and need_mlp else 0))
-    weight_grads = np.zeros((count, spatial[0].numel() if spatial and need_spatial else 0))
-    d_norm: _Tensors = ()
-    if spatial:
+    mlp_grads = np.zeros((count, c * (2 * units + 1) + units if mlp is not None and need_mlp else 0))
+    weight_grads = np.zeros((count, weight.numel() if weight is not None and need_spatial else 0))
+    none = x.new_empty(0)
+    d_norm_weight = d_norm_bias = none
+    if norm is not None and kept.stats is not None:
         if x.numel():
-            line = _line(x, spatial[1], spatial[2], stats)
-            _slope(x.dtype, count, work, s, t, sums, dout, x, pooled[2], planes[2], line, stats[0], n, count, pixels, c)
-        curve, *params = _norm_backward(sums, stats, spatial[1], max(n * pixels, 1), batch_stats)
-        d_norm = tuple(params)
+            line, mean = _line(x, norm, kept.stats), kept.stats[0]
+            _slope(x.dtype, count, work, s, t, sums, dout, x, pooled[2], planes[2], line, mean, n, count, pixels, c)
+        curve, d_norm_weight, d_norm_bias = _norm_backward(
+            sums, kept.stats, norm.weight, max(n * pixels, 1), batch_stats
+        )
     if x.numel():
         arrays = (
-            dx, mlp_grads, weight_grads, dout, x, *pooled, positions, *planes, channel, s, t, curve, *dense,
-            spatial[0].contiguous() if spatial else None,
+            dx, mlp_grads, weight_grads, dout, x, *pooled, kept.positions, *planes, kept.channels, s, t, curve, *dense,
+            None if weight is None else weight.contiguous(),
         )  # fmt: skip
-        _backward(x.dtype, count, work, *arrays, n, count, h, w, c, spatial[0].shape[3] if spatial else 1)
-    d_mlp = tuple(x.new_empty(0) for _ in range(4 if mlp else 0))
-    if mlp and need_mlp:
+        _backward(x.dtype, count, work, *arrays, n, count, h, w, c, 1 if weight is None else weight.shape[3])
+    d_mlp, d_spatial = (none, none, none, none), (none, none, none)
+    if mlp is not None and need_mlp:
         d_w1, d_w2, d_b1, d_b2 = _tensors(_merged(mlp_grads), x.dtype, (units, c), (units, c), units, c)
         d_mlp = d_w1, d_b1, d_w2.T.contiguous(), d_b2
-    d_spatial = tuple(x.new_empty(0) for _ in range(3 if spatial else 0))
-    if spatial and need_spatial:
-        d_spatial = (*_tensors(_merged(weight_grads), x.dtype, spatial[0].shape), *d_norm)
-    return dx, *d_mlp, *d_spatial
+    if weight is not None and need_spatial:
+        (d_weight,) = _tensors(_merged(weight_grads), x.dtype, weight.shape)
+        d_spatial = d_weight, d_norm_weight, d_norm_bias
+    return _Gradients(dx, d_mlp, d_spatial)
 
 
-def cbam(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float,
-) -> Tensor:  # fmt: skip
+def cbam(a: Cbam) -> Tensor:
     """Output with running statistics."""
-    spatial = (weight, n_weight, n_bias, n_mean, n_var)
-    return _run_forward(x, (w1, b1, w2, b2), spatial, eps, False, False)[0]
+    return _run_forward(a.x, a.mlp, _Spatial(a.weight, a.norm), False).out
 
 
-def cbam_train(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float, batch_stats: bool,
-) -> _Tensors:  # fmt: skip
-    """Output, pooled, positions, planes, channels, statistics (see `fastfer.backends.reference.cbam`)."""
-    spatial = (weight, n_weight, n_bias, n_mean, n_var)
-    return _run_forward(x, (w1, b1, w2, b2), spatial, eps, True, batch_stats)
+def cbam_train(a: CbamTrain) -> CbamTrained:
+    """Output, and what backward needs."""
+    block = a.block
+    return CbamTrained(*_run_forward(block.x, block.mlp, _Spatial(block.weight, block.norm), True, a.batch_stats))
 
 
-def cbam_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, positions: Tensor, planes: Tensor, channels: Tensor, stats: Tensor,
-    w1: Tensor, b1: Tensor, w2: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor,
-    batch_stats: bool, mask: list[bool],
-) -> _Tensors:  # fmt: skip
-    """Gradients of x; w1, b1, w2, b2; weight, norm weight, norm bias. Those not asked for are empty."""
-    kept = (pooled, positions, planes, channels, stats)
-    return _run_backward(dout, x, (w1, b1, w2), (weight, n_weight, n_bias), kept, batch_stats, mask)
+def cbam_backward(a: CbamBackward) -> CbamGradients:
+    """Gradients of x, of the MLP, of the convolution and of the norm."""
+    kept = _Kept(a.mlp, a.pooled, a.positions, a.weight, a.norm, a.planes, a.channels, a.stats)
+    grads = _run_backward(a.d_out, a.x, kept, a.batch_stats, a.needs.x, a.needs.channel, a.needs.spatial)
+    return CbamGradients(grads.x, *grads.mlp, *grads.spatial)
 
 
-def channel_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def channel_gate(a: ChannelGate) -> Tensor:
     """Output."""
-    return _run_forward(x, (w1, b1, w2, b2), (), 0.0, False, False)[0]
+    return _run_forward(a.x, a.mlp, None, False).out
 
 
-def channel_gate_train(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> _Tensors:
+def channel_gate_train(a: ChannelGate) -> ChannelGateTrained:
     """Output, pooled, positions."""
-    return _run_forward(x, (w1, b1, w2, b2), (), 0.0, True, False)
+    made = _run_forward(a.x, a.mlp, None, True)
+    return ChannelGateTrained(made.out, made.pooled, made.positions)
 
 
-def channel_gate_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, mask: list[bool]
-) -> _Tensors:
-    """Gradients of x; w1, b1, w2, b2."""
-    need_dx, need_mlp = mask
-    kept = (pooled, positions)
-    return _run_backward(dout, x, (w1, b1, w2), (), kept, False, [need_dx, need_mlp, False])
+def channel_gate_backward(a: ChannelGateBackward) -> ChannelGateGradients:
+    """Gradients of x and of the MLP."""
+    kept = _Kept(mlp=a.mlp, pooled=a.pooled, positions=a.positions)
+    grads = _run_backward(a.d_out, a.x, kept, False, a.needs.x, a.needs.params, False)
+    return ChannelGateGradients(grads.x, *grads.mlp)
 
 
-def spatial_gate(
-    x: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float
-) -> Tensor:
+def spatial_gate(a: SpatialGate) -> Tensor:
     """Output with running statistics."""
-    return _run_forward(x, (), (weight, n_weight, n_bias, n_mean, n_var), eps, False, False)[0]
+    return _run_forward(a.x, None, _Spatial(a.weight, a.norm), False).out
 
 
-def spatial_gate_train(
-    x: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float,
-    batch_stats: bool,
-) -> _Tensors:  # fmt: skip
+def spatial_gate_train(a: SpatialGateTrain) -> SpatialGateTrained:
     """Output, planes, channels, statistics."""
-    return _run_forward(x, (), (weight, n_weight, n_bias, n_mean, n_var), eps, True, batch_stats)
+    block = a.block
+    made = _run_forward(block.x, None, _Spatial(block.weight, block.norm), True, a.batch_stats)
+    return SpatialGateTrained(made.out, made.planes, made.channels, made.stats)
 
 
-def spatial_gate_backward(
-    dout: Tensor, x: Tensor, planes: Tensor, channels: Tensor, stats: Tensor, weight: Tensor, n_weight: Tensor,
-    n_bias: Tensor, batch_stats: bool, mask: list[bool],
-) -> _Tensors:  # fmt: skip
-    """Gradients of x; weight, norm weight, norm bias."""
-    need_dx, need_spatial = mask
-    kept, spatial = (planes, channels, stats), (weight, n_weight, n_bias)
-    masks = [need_dx, False, need_spatial]
-    return _run_backward(dout, x, (), spatial, kept, batch_stats, masks)
+def spatial_gate_backward(a: SpatialGateBackward) -> SpatialGateGradients:
+    """Gradients of x, of the convolution and of the norm."""
+    kept = _Kept(weight=a.weight, norm=a.norm, planes=a.planes, channels=a.channels, stats=a.stats)
+    grads = _run_backward(a.d_out, a.x, kept, a.batch_stats, a.needs.x, False, a.needs.params)
+    return SpatialGateGradients(grads.x, *grads.spatial)

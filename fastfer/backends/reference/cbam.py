@@ -20,18 +20,38 @@ from torch import Tensor
 
 from fastfer import _processes
 from fastfer.backends.reference._layout import nhwc
-from fastfer.backends.reference.norm import statistics
+from fastfer.backends.reference.norm import norm_statistics
 from fastfer.backends.reference.pool import global_avg_max_pool
+from fastfer.signatures.cbam import (
+    Cbam,
+    CbamBackward,
+    CbamGradients,
+    CbamTrain,
+    CbamTrained,
+    ChannelGate,
+    ChannelGateBackward,
+    ChannelGateGradients,
+    ChannelGateNeeds,
+    ChannelGateTrained,
+    Mlp,
+    SpatialGate,
+    SpatialGateBackward,
+    SpatialGateGradients,
+    SpatialGateNeeds,
+    SpatialGateTrain,
+    SpatialGateTrained,
+)
+from fastfer.signatures.fields import Affine, RunningNorm
 
 
-def _gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+def _gate(x: Tensor, mlp: Mlp) -> tuple[Tensor, Tensor]:
     """pooled (3, N, C) and positions (N, C)."""
     avg, largest, positions = global_avg_max_pool(x)
 
-    def mlp(v: Tensor) -> Tensor:
-        return F.linear(F.relu(F.linear(v, w1, b1)), w2, b2)
+    def layers(v: Tensor) -> Tensor:
+        return F.linear(F.relu(F.linear(v, mlp.w1, mlp.b1)), mlp.w2, mlp.b2)
 
-    return torch.stack([avg, largest, torch.sigmoid(mlp(avg) + mlp(largest))]), positions
+    return torch.stack([avg, largest, torch.sigmoid(layers(avg) + layers(largest))]), positions
 
 
 def _planes(u: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,115 +62,97 @@ def _planes(u: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([*pooled.unbind(1), y[:, 0]]), channels.int()
 
 
-def _spatial(y: Tensor, n_weight: Tensor, n_bias: Tensor, stats: Tensor) -> Tensor:
+def _spatial(y: Tensor, norm: RunningNorm | Affine, stats: Tensor) -> Tensor:
     """s (N, H, W)."""
-    return torch.sigmoid((y - stats[0]) * (stats[1] * n_weight) + n_bias)
+    return torch.sigmoid((y - stats[0]) * (stats[1] * norm.weight) + norm.bias)
 
 
-def channel_gate_train(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x · g, pooled, positions: x (N, C, H, W), w1 (H, C), b1 (H,), w2 (C, H), b2 (C,), H hidden units."""
-    pooled, positions = _gate(x, w1, b1, w2, b2)
-    return nhwc(x * pooled[2, :, :, None, None]), pooled, positions
+def channel_gate_train(a: ChannelGate) -> ChannelGateTrained:
+    """x · g, pooled, positions."""
+    pooled, positions = _gate(a.x, a.mlp)
+    return ChannelGateTrained(nhwc(a.x * pooled[2, :, :, None, None]), pooled, positions)
 
 
-def channel_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """x · g: shapes as `channel_gate_train`."""
-    return channel_gate_train(x, w1, b1, w2, b2)[0]
+def channel_gate(a: ChannelGate) -> Tensor:
+    """x · g."""
+    return channel_gate_train(a).out
 
 
-def spatial_gate_train(
-    x: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float,
-    batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """x · s, planes, channels, stats: x (N, C, H, W), weight (1, 2, K, K), K odd, norm tensors (1,).
-
-    ``batch_stats`` normalises with the statistics of the batch, else n_mean and n_var are constants.
-    """
+def spatial_gate_train(a: SpatialGateTrain) -> SpatialGateTrained:
+    """x · s, planes, channels, stats."""
+    x, weight, norm = a.block
     planes, channels = _planes(x, weight)
-    stats = statistics(planes[2][:, None], n_mean, n_var, eps, batch_stats)
-    return nhwc(x * _spatial(planes[2], n_weight, n_bias, stats)[:, None]), planes, channels, stats
+    stats = norm_statistics(planes[2][:, None], norm, a.batch_stats)
+    return SpatialGateTrained(nhwc(x * _spatial(planes[2], norm, stats)[:, None]), planes, channels, stats)
 
 
-def spatial_gate(
-    x: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float
-) -> Tensor:
+def spatial_gate(a: SpatialGate) -> Tensor:
     """x · s with running statistics."""
-    return spatial_gate_train(x, weight, n_weight, n_bias, n_mean, n_var, eps, False)[0]
+    return spatial_gate_train(SpatialGateTrain(a, False)).out
 
 
-def cbam_train(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float, batch_stats: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """out, pooled, positions, planes, channels, stats; shapes as in the two gates."""
-    u, *gate = channel_gate_train(x, w1, b1, w2, b2)
-    out, *spatial = spatial_gate_train(u, weight, n_weight, n_bias, n_mean, n_var, eps, batch_stats)
-    return out, *gate, *spatial
+def cbam_train(a: CbamTrain) -> CbamTrained:
+    """out, pooled, positions, planes, channels, stats."""
+    x, mlp, weight, norm = a.block
+    channel = channel_gate_train(ChannelGate(x, mlp))
+    spatial = spatial_gate_train(SpatialGateTrain(SpatialGate(channel.out, weight, norm), a.batch_stats))
+    return CbamTrained(spatial.out, channel.pooled, channel.positions, spatial.planes, spatial.channels, spatial.stats)
 
 
-def cbam(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, weight: Tensor,
-    n_weight: Tensor, n_bias: Tensor, n_mean: Tensor, n_var: Tensor, eps: float,
-) -> Tensor:  # fmt: skip
+def cbam(a: Cbam) -> Tensor:
     """out with running statistics."""
-    return cbam_train(x, w1, b1, w2, b2, weight, n_weight, n_bias, n_mean, n_var, eps, False)[0]
+    return cbam_train(CbamTrain(a, False)).out
 
 
-def _keep(mask: list[bool], sizes: tuple[int, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The gradients whose group of ``sizes`` is in ``mask``; the others empty."""
-    wanted = [flag for flag, size in zip(mask, sizes, strict=True) for _ in range(size)]
-    return tuple(g if flag else g.new_empty(0) for flag, g in zip(wanted, grads, strict=True))
-
-
-def channel_gate_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, mask: list[bool]
-) -> tuple[Tensor, ...]:
-    """Gradients of x; w1, b1, w2, b2. ``mask``: of x, of the parameters; those not asked for are empty."""
-    avg, largest, gate = pooled
+def channel_gate_backward(a: ChannelGateBackward) -> ChannelGateGradients:
+    """Gradients of x and of the MLP."""
+    x, dout, (w1, b1, w2) = a.x, a.d_out, a.mlp
+    avg, largest, gate = a.pooled
     dz = (dout * x).sum((2, 3)) * gate * (1 - gate)
     hidden = [F.linear(v, w1, b1) for v in (avg, largest)]
     dh = dz @ w2
     d_avg, d_max = (torch.where(h <= 0, torch.zeros_like(dh), dh) for h in hidden)
     pixels = x.shape[2] * x.shape[3]
     dx = dout * gate[:, :, None, None] + (d_avg @ w1 / pixels)[:, :, None, None]
-    dx = dx.flatten(2).scatter_add(2, positions.long()[:, :, None], (d_max @ w1)[:, :, None]).view(x.shape)
+    dx = dx.flatten(2).scatter_add(2, a.positions.long()[:, :, None], (d_max @ w1)[:, :, None]).view(x.shape)
     d_w1, d_b1 = d_avg.T @ avg + d_max.T @ largest, (d_avg + d_max).sum(0)
     d_w2, d_b2 = dz.T @ (F.relu(hidden[0]) + F.relu(hidden[1])), 2 * dz.sum(0)
-    return _keep(mask, (1, 4), (nhwc(dx), d_w1, d_b1, d_w2, d_b2))
+    none = x.new_empty(0)
+    params = (d_w1, d_b1, d_w2, d_b2) if a.needs.params else (none,) * 4
+    return ChannelGateGradients(nhwc(dx) if a.needs.x else none, *params)
 
 
-def spatial_gate_backward(
-    dout: Tensor, x: Tensor, planes: Tensor, channels: Tensor, stats: Tensor, weight: Tensor, n_weight: Tensor,
-    n_bias: Tensor, batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; weight, norm weight, norm bias. ``mask``: of x, of the parameters; others are empty."""
-    y = planes[2]
-    s, xhat = _spatial(y, n_weight, n_bias, stats), (y - stats[0]) * stats[1]
+def spatial_gate_backward(a: SpatialGateBackward) -> SpatialGateGradients:
+    """Gradients of x, of the convolution and of the norm."""
+    x, dout, weight, stats, y = a.x, a.d_out, a.weight, a.stats, a.planes[2]
+    s, xhat = _spatial(y, a.norm, stats), (y - stats[0]) * stats[1]
     t = (dout * x).sum(1) * s * (1 - s)
     d_nw, d_nb = (t * xhat).sum().view(1), t.sum().view(1)
     centred = t
-    if batch_stats:
+    if a.batch_stats:
         (all_b, all_w), count = _processes.over_batch(torch.cat([d_nb, d_nw]), y.numel())
         centred = t - (all_b + xhat * all_w) / count
-    dy = (centred * (stats[1] * n_weight))[:, None]
+    dy = (centred * (stats[1] * a.norm.weight))[:, None]
     d_planes, d_weight, _ = torch.ops.aten.convolution_backward(
-        dy, planes[:2].transpose(0, 1), weight, None, [1, 1], [weight.shape[-1] // 2] * 2, [1, 1], False, [0, 0], 1,
+        dy, a.planes[:2].transpose(0, 1), weight, None, [1, 1], [weight.shape[-1] // 2] * 2, [1, 1], False, [0, 0], 1,
         [True, True, False],
     )  # fmt: skip
     dx = dout * s[:, None] + d_planes[:, 1:] / x.shape[1]
-    dx = dx.scatter_add(1, channels.long()[:, None], d_planes[:, :1])
-    return _keep(mask, (1, 3), (nhwc(dx), d_weight.contiguous(), d_nw, d_nb))
+    dx = dx.scatter_add(1, a.channels.long()[:, None], d_planes[:, :1])
+    none = x.new_empty(0)
+    params = (d_weight.contiguous(), d_nw, d_nb) if a.needs.params else (none,) * 3
+    return SpatialGateGradients(nhwc(dx) if a.needs.x else none, *params)
 
 
-def cbam_backward(
-    dout: Tensor, x: Tensor, pooled: Tensor, positions: Tensor, planes: Tensor, channels: Tensor, stats: Tensor,
-    w1: Tensor, b1: Tensor, w2: Tensor, weight: Tensor, n_weight: Tensor, n_bias: Tensor,
-    batch_stats: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x; w1, b1, w2, b2; weight, norm weight, norm bias. ``mask``: of x and of the two groups."""
-    need_dx, need_mlp, need_spatial = mask
-    u = x * pooled[2, :, :, None, None]
+def cbam_backward(a: CbamBackward) -> CbamGradients:
+    """Gradients of x, of the MLP, of the convolution and of the norm."""
+    u = a.x * a.pooled[2, :, :, None, None]
     du, *d_spatial = spatial_gate_backward(
-        dout, u, planes, channels, stats, weight, n_weight, n_bias, batch_stats, [True, need_spatial]
-    )
-    return *channel_gate_backward(du, x, pooled, positions, w1, b1, w2, [need_dx, need_mlp]), *d_spatial
+        SpatialGateBackward(
+            a.d_out, u, a.planes, a.channels, a.stats, a.weight, a.norm, a.batch_stats,
+            SpatialGateNeeds(True, a.needs.spatial),
+        )
+    )  # fmt: skip
+    needs = ChannelGateNeeds(a.needs.x, a.needs.channel)
+    channel = channel_gate_backward(ChannelGateBackward(du, a.x, a.pooled, a.positions, a.mlp, needs))
+    return CbamGradients(*channel, *d_spatial)
