@@ -24,7 +24,8 @@ def _whole_suite(config: pytest.Config) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite takes one process a core (pytest-xdist); some of its files, or ``-n 0``, run in this process."""
-    alone = config.getoption("usepdb", False) or config.getoption("benchmark_only", False)
+    worker = "PYTEST_XDIST_WORKER" in os.environ or hasattr(config, "workerinput")  # which starts no workers of its own
+    alone = worker or config.getoption("usepdb", False) or config.getoption("benchmark_only", False)
     if _whole_suite(config) and not alone and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = "auto"
         # Idle OpenMP threads of one process would spin on the cores of the others.
