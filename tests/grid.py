@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long grids of parameters: which cases the default run takes, the rest being behind ``-m full``, which CI runs.
+"""Long grids of parameters: which cases the default run takes, the rest being behind ``-m full`` (`.ci/run full`).
 
 A case is not lost by this, it is only run less often. Of each test with more than `MOST` cases the default run takes
 those that together hold every value of every parameter (each backend and ISA, each shape, each dtype), then others up
