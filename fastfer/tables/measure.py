@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +57,16 @@ def tested(table: Table, config: TrainConfig, report: Mapping[str, Any], subsets
     if table.subsets:
         return _on_subsets(table, config, subsets)
     if "runs" in report:
-        parts = [_folds_last(run) for run in report["runs"]]
+        parts = [run["last"] for run in report["runs"]]
         if table.columns == (ACCURACY,):
             scores = {ACCURACY: statistics.fmean(part[ACCURACY] for part in parts)}
             return Tested(f"{len(parts)} folds, each held out", sum(map(sum, report["confusion"])), scores)
         return Tested(why="folds record accuracies only")
     if _held_out(config):
         last = report["last"]
-        return Tested("the part held out", sum(map(sum, last["confusion"])), _of_report(table, last))
+        scores = _columns(table, last["accuracy"], last["recall"])
+        return Tested("the part held out", sum(map(sum, last["confusion"])), scores)
     return _on_test_part(table, config)
-
-
-def _folds_last(run: Mapping[str, Any]) -> Mapping[str, float]:
-    return dict(run["last"])
 
 
 def _held_out(config: TrainConfig) -> bool:
@@ -78,11 +75,6 @@ def _held_out(config: TrainConfig) -> bool:
         return True
     split = config.data_options.split
     return split is not None and parse_split(split).kind != "official" and split.count("-") == 1
-
-
-def _of_report(table: Table, scores: Mapping[str, Any]) -> dict[str, float]:
-    recall = scores["recall"]
-    return _columns(table, scores["accuracy"], recall)
 
 
 def _columns(table: Table, accuracy: float, recall: Mapping[str, float]) -> dict[str, float]:
@@ -131,8 +123,3 @@ def check_subsets(table: Table, subsets: Mapping[str, Path]) -> None:
     missing: Sequence[Path] = [path for path in subsets.values() if not path.is_file()]
     if missing:
         raise ValueError(f"subset: expected a file of image names, got {missing[0]}, which is not there")
-
-
-def to_json(result: Tested) -> dict[str, Any]:
-    """JSON values."""
-    return asdict(result)
