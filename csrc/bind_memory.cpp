@@ -52,9 +52,8 @@ void free_owner(DlManaged* managed) {
 
 // Runs only when nobody took the tensor: torch renames the capsule when it does.
 void free_capsule(PyObject* capsule) {
-  if (auto* managed = static_cast<DlManaged*>(PyCapsule_IsValid(capsule, "dltensor")
-                                                  ? PyCapsule_GetPointer(capsule, "dltensor")
-                                                  : nullptr))
+  if (auto* managed = static_cast<DlManaged*>(
+          PyCapsule_IsValid(capsule, "dltensor") ? PyCapsule_GetPointer(capsule, "dltensor") : nullptr))
     managed->deleter(managed);
 }
 
@@ -64,9 +63,15 @@ py::capsule huge_empty(bool f64, std::vector<int64_t> shape, std::vector<int64_t
     if (size < 0 || __builtin_mul_overflow(bytes, static_cast<size_t>(size), &bytes)) throw std::bad_alloc();
   auto owner = std::make_unique<Owner>();
   owner->shape = std::move(shape), owner->strides = std::move(strides);
-  owner->managed = {{huge_acquire(bytes), {kDlCpu, 0}, static_cast<int32_t>(owner->shape.size()),
-                     {kDlFloat, static_cast<uint8_t>(f64 ? 64 : 32), 1}, owner->shape.data(), owner->strides.data(), 0},
-                    owner.get(), free_owner};
+  owner->managed = {{huge_acquire(bytes),
+                     {kDlCpu, 0},
+                     static_cast<int32_t>(owner->shape.size()),
+                     {kDlFloat, static_cast<uint8_t>(f64 ? 64 : 32), 1},
+                     owner->shape.data(),
+                     owner->strides.data(),
+                     0},
+                    owner.get(),
+                    free_owner};
   PyObject* capsule = PyCapsule_New(&owner->managed, "dltensor", free_capsule);
   if (!capsule) {
     huge_release(owner->managed.tensor.data);
@@ -80,10 +85,13 @@ py::capsule huge_empty(bool f64, std::vector<int64_t> shape, std::vector<int64_t
 
 void bind_memory(py::module_& m) {
   m.def("huge_empty", huge_empty, "DLPack capsule of an uninitialised float32 or (f64) float64 tensor on huge pages.");
-  m.def("release_memory", [] {
-    huge_trim();
-    scratch_release();
-  }, "Give idle activation blocks and the calling thread's scratch memory back to the system.");
+  m.def(
+      "release_memory",
+      [] {
+        huge_trim();
+        scratch_release();
+      },
+      "Give idle activation blocks and the calling thread's scratch memory back to the system.");
 }
 
 }  // namespace ff

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Additive attention. Forward: blocks of tokens through the hidden layer, which leaves a score each; then the softmax and
-// the weighted sum of each sequence. Backward: the same two steps in the other order. Tokens of all sequences count as one
-// list of rows in the hidden layer, whatever their number in a sequence.
+// Additive attention. Forward: blocks of tokens through the hidden layer, which leaves a score each; then the softmax
+// and the weighted sum of each sequence. Backward: the same two steps in the other order. Tokens of all sequences count
+// as one list of rows in the hidden layer, whatever their number in a sequence.
 #pragma once
 #include "attention/tiles.h"
 #include "norm/stats.h"
@@ -26,10 +26,26 @@ FF_INLINE void hidden_rows(const AdditiveParams& p, const T* packed, const T* bi
   for (idx col = 0; col < p.hidden;) {
     const idx width = panel_vectors<T>(ceil_div(p.hidden - col, L)) * L, columns = min_idx(width, p.hidden - col);
     const T* panel = packed + col * 2 * p.dim;
-    gemm<T, false>({.a = x, .lda = p.dim, .b = panel, .ldb = width, .c = u + col, .ldc = p.hidden, .rows = rows,
-                    .cols = columns, .depth = p.dim, .bias = bias + col});
-    gemm<T, false>({.a = h, .lda = p.dim, .b = panel + p.dim * width, .ldb = width, .c = u + col, .ldc = p.hidden,
-                    .rows = rows, .cols = columns, .depth = p.dim, .accumulate = true});
+    gemm<T, false>({.a = x,
+                    .lda = p.dim,
+                    .b = panel,
+                    .ldb = width,
+                    .c = u + col,
+                    .ldc = p.hidden,
+                    .rows = rows,
+                    .cols = columns,
+                    .depth = p.dim,
+                    .bias = bias + col});
+    gemm<T, false>({.a = h,
+                    .lda = p.dim,
+                    .b = panel + p.dim * width,
+                    .ldb = width,
+                    .c = u + col,
+                    .ldc = p.hidden,
+                    .rows = rows,
+                    .cols = columns,
+                    .depth = p.dim,
+                    .accumulate = true});
     col += width;
   }
 }
@@ -73,7 +89,8 @@ FF_INLINE void additive_forward(const AdditiveParams& p) {
   scratch = a.take<T>(p.weights ? 0 : rows);
   T* weights = p.weights ? static_cast<T*>(p.weights) : scratch;
   for_tasks(panels, threads_for(p, 2 * hidden_cost(p, 1)), [&](idx panel) {
-    pack_transposed<T>(packed, static_cast<const T*>(p.weight), static_cast<const T*>(nullptr), p.hidden, 2 * p.dim, panel);
+    pack_transposed<T>(packed, static_cast<const T*>(p.weight), static_cast<const T*>(nullptr), p.hidden, 2 * p.dim,
+                       panel);
   });
   copy_padded(bias, static_cast<const T*>(p.bias), p.hidden);
   const int threads = threads_for(p, hidden_cost(p, rows));
@@ -113,7 +130,8 @@ FF_INLINE void weight_grads(const AdditiveParams& p, idx b, T* de) {
   if (!p.dx) return;
   T* dx = static_cast<T*>(p.dx) + b * p.tokens * p.dim;
   for (idx t = 0; t < p.tokens; ++t)
-    for_lanes<T>(p.dim, [&](idx c, idx n) { store_n<T>(dx + t * p.dim + c, splat<T>(a[t]) * load_n<T>(dout + c, n), n); });
+    for_lanes<T>(p.dim,
+                 [&](idx c, idx n) { store_n<T>(dx + t * p.dim + c, splat<T>(a[t]) * load_n<T>(dout + c, n), n); });
 }
 
 // dz = de·v·(1 - u²) of some rows, at the hidden layer's tanh; adds de·u to sum_v.
@@ -136,7 +154,7 @@ template <class T>
 struct AdditiveBackward {
   idx rows, chunks, stride, columns, part;  // stride: hidden rounded up; columns: dim rounded up, twice that in a part
   T *de, *half, *packed_x, *packed_h, *parts;
-  double *d_bias, *d_v;                     // [chunks][stride]
+  double *d_bias, *d_v;  // [chunks][stride]
 
   FF_CLASS_INLINE void plan(const AdditiveParams& p) {
     rows = p.batch * p.tokens, stride = round_up_lanes<T>(p.hidden), columns = round_up_lanes<T>(p.dim);
@@ -178,9 +196,11 @@ FF_INLINE void hidden_grads(const AdditiveParams& p, const AdditiveBackward<T>& 
     tanh_grads<T>(p, s.de + first, static_cast<const T*>(p.u) + first * p.hidden, rows, dz, s.stride, sums);
     add_to(d_v, sums, p.hidden);
     if (p.dx)
-      product<T, false>(dz, s.stride, {s.packed_x, 0}, static_cast<T*>(p.dx) + first * p.dim, p.dim, rows, p.dim, p.hidden, true);
+      product<T, false>(dz, s.stride, {s.packed_x, 0}, static_cast<T*>(p.dx) + first * p.dim, p.dim, rows, p.dim,
+                        p.hidden, true);
     if (p.dh)
-      product<T, false>(dz, s.stride, {s.packed_h, 0}, static_cast<T*>(p.dh) + first * p.dim, p.dim, rows, p.dim, p.hidden, false);
+      product<T, false>(dz, s.stride, {s.packed_h, 0}, static_cast<T*>(p.dh) + first * p.dim, p.dim, rows, p.dim,
+                        p.hidden, false);
     if (!p.d_weight) continue;
     fill_zero(sums, s.stride);
     sums_rows<T>(dz, s.stride, rows, p.hidden, sums);

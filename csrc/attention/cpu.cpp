@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dot-product and additive attention, forward and backward. Vectorised over queries or features, parallel over sequences
-// and blocks of queries, keys or tokens. Work is cut into tasks by shape alone, and partial sums are merged in task order,
-// so that results do not depend on the number of threads.
+// Dot-product and additive attention, forward and backward. Vectorised over queries or features, parallel over
+// sequences and blocks of queries, keys or tokens. Work is cut into tasks by shape alone, and partial sums are merged
+// in task order, so that results do not depend on the number of threads.
 #include "attention/additive.h"
 #include "attention/dot_backward.h"
 #include "attention/dot_forward.h"

@@ -26,8 +26,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   for (index_t s0 = 0; s0 < keys; s0 += kOthers) {
     const index_t count = keys - s0 < kOthers ? keys - s0 : kOthers, from = part.batch * keys + s0;
     C scores[2];
-    tile.dots(part.count, count, depth, [&](index_t r, index_t d) { return widen(own[r * depth + d]); },
-              [&](index_t o, index_t d) { return widen(k[(from + o) * depth + d]); }, scores);
+    tile.dots(
+        part.count, count, depth, [&](index_t r, index_t d) { return widen(own[r * depth + d]); },
+        [&](index_t o, index_t d) { return widen(k[(from + o) * depth + d]); }, scores);
 #pragma unroll
     for (int i = 0; i < 2; ++i) scores[i] = tile.column() + kRows * i < count ? scores[i] * rate : -infinity<C>();
     const C before = largest, most = row_max(scores[0] > scores[1] || scores[1] != scores[1] ? scores[0] : scores[1]);
@@ -40,8 +41,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     total = total * keep + row_sum(weights[0] + weights[1]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[i] *= keep;
-    tile.gather(weights, count, part.column, part.last,
-                [&](index_t o, index_t e) { return widen(v[(from + o) * width + e]); }, sums);
+    tile.gather(
+        weights, count, part.column, part.last, [&](index_t o, index_t e) { return widen(v[(from + o) * width + e]); },
+        sums);
   }
   if (tile.row() >= part.count) return;
   const index_t row = part.batch * queries + part.first + tile.row();
@@ -74,18 +76,21 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   for (index_t s0 = 0; s0 < keys; s0 += kOthers) {
     const index_t count = keys - s0 < kOthers ? keys - s0 : kOthers, from = part.batch * keys + s0;
     C raw[2], grads[2];
-    tile.dots(part.count, count, depth, [&](index_t r, index_t d) { return widen(q[(first + r) * depth + d]); },
-              [&](index_t o, index_t d) { return widen(k[(from + o) * depth + d]); }, raw);
-    tile.dots(part.count, count, width, [&](index_t r, index_t e) { return widen(dout[(first + r) * width + e]); },
-              [&](index_t o, index_t e) { return widen(v[(from + o) * width + e]); }, grads);
+    tile.dots(
+        part.count, count, depth, [&](index_t r, index_t d) { return widen(q[(first + r) * depth + d]); },
+        [&](index_t o, index_t d) { return widen(k[(from + o) * depth + d]); }, raw);
+    tile.dots(
+        part.count, count, width, [&](index_t r, index_t e) { return widen(dout[(first + r) * width + e]); },
+        [&](index_t o, index_t e) { return widen(v[(from + o) * width + e]); }, grads);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const bool there = inside && tile.column() + kRows * i < count;
       grads[i] = there ? exp(raw[i] * rate - largest) * share * (grads[i] - own_delta) : C(0);
       if (there) scaled += grads[i] * raw[i];
     }
-    tile.gather(grads, count, part.column, part.last,
-                [&](index_t o, index_t d) { return widen(k[(from + o) * depth + d]); }, sums);
+    tile.gather(
+        grads, count, part.column, part.last, [&](index_t o, index_t d) { return widen(k[(from + o) * depth + d]); },
+        sums);
   }
   if (dq && inside)
 #pragma unroll
@@ -121,10 +126,12 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   for (index_t t0 = 0; t0 < queries; t0 += kOthers) {
     const index_t count = queries - t0 < kOthers ? queries - t0 : kOthers, from = part.batch * queries + t0;
     C weights[2], grads[2];
-    tile.dots(part.count, count, depth, [&](index_t r, index_t d) { return widen(k[(first + r) * depth + d]); },
-              [&](index_t o, index_t d) { return widen(q[(from + o) * depth + d]); }, weights);
-    tile.dots(part.count, count, width, [&](index_t r, index_t e) { return widen(v[(first + r) * width + e]); },
-              [&](index_t o, index_t e) { return widen(dout[(from + o) * width + e]); }, grads);
+    tile.dots(
+        part.count, count, depth, [&](index_t r, index_t d) { return widen(k[(first + r) * depth + d]); },
+        [&](index_t o, index_t d) { return widen(q[(from + o) * depth + d]); }, weights);
+    tile.dots(
+        part.count, count, width, [&](index_t r, index_t e) { return widen(v[(first + r) * width + e]); },
+        [&](index_t o, index_t e) { return widen(dout[(from + o) * width + e]); }, grads);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const index_t o = tile.column() + kRows * i, query = from + o;
@@ -132,10 +139,12 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
       weights[i] = there ? exp(weights[i] * rate - stats[query]) * stats[batches * queries + query] : C(0);
       grads[i] = there ? weights[i] * (grads[i] - delta[query]) : C(0);
     }
-    tile.gather(grads, count, part.column, depth,
-                [&](index_t o, index_t d) { return widen(q[(from + o) * depth + d]); }, for_k);
-    tile.gather(weights, count, part.column, width,
-                [&](index_t o, index_t e) { return widen(dout[(from + o) * width + e]); }, for_v);
+    tile.gather(
+        grads, count, part.column, depth, [&](index_t o, index_t d) { return widen(q[(from + o) * depth + d]); },
+        for_k);
+    tile.gather(
+        weights, count, part.column, width, [&](index_t o, index_t e) { return widen(dout[(from + o) * width + e]); },
+        for_v);
   }
   if (!inside) return;
 #pragma unroll

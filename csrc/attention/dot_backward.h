@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Probabilities are recomputed tile by tile from the saved maxima and sums. Where all keys of a sequence fit in one tile,
-// a task computes every gradient of it; longer ones take two passes, by keys (dk, dv) and by queries (dq, dscale), so
-// that no two tasks add to the same place.
+// Probabilities are recomputed tile by tile from the saved maxima and sums. Where all keys of a sequence fit in one
+// tile, a task computes every gradient of it; longer ones take two passes, by keys (dk, dv) and by queries (dq,
+// dscale), so that no two tasks add to the same place.
 #pragma once
 #include "attention/tiles.h"
 
@@ -14,7 +14,8 @@ struct BackwardScratch {
   T *packed_q, *packed_dout, *weights, *ds, *q, *dout, *k, *largest, *inverse, *delta;
 
   FF_CLASS_INLINE void take(Arena& a, const DotProductParams& p) {
-    const idx queries = min_idx(kQueries, p.queries), keys = min_idx(kKeys, p.keys), stride = round_up_lanes<T>(queries);
+    const idx queries = min_idx(kQueries, p.queries), keys = min_idx(kKeys, p.keys),
+              stride = round_up_lanes<T>(queries);
     packed_q = a.take<T>(query_space<T>(queries, p.depth));
     packed_dout = a.take<T>(query_space<T>(queries, p.width));
     weights = a.take<T>(keys * stride), ds = a.take<T>(keys * stride);
@@ -80,8 +81,8 @@ FF_INLINE double tile_grads(const DotProductParams& p, const BackwardScratch<T>&
 
 // dk and dv of keys [key, key + keys), added up over the blocks of queries.
 template <class T>
-FF_INLINE void key_grads(const DotProductParams& p, const BackwardScratch<T>& s, const QueryBlock<T>& block, idx b, idx key,
-                         idx keys, bool accumulate) {
+FF_INLINE void key_grads(const DotProductParams& p, const BackwardScratch<T>& s, const QueryBlock<T>& block, idx b,
+                         idx key, idx keys, bool accumulate) {
   if (p.dk) {
     T* dk = static_cast<T*>(p.dk) + (b * p.keys + key) * p.depth;
     const Rows<T> q = with_room<T>(block.q, block.count, p.depth, s.q);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Streaming softmax (Milakov and Gimelshein 2018; Dao et al. 2022): blocks of keys pass by, the output is rescaled when a
-// larger score appears. One task computes some queries of one sequence, or several short sequences.
+// Streaming softmax (Milakov and Gimelshein 2018; Dao et al. 2022): blocks of keys pass by, the output is rescaled when
+// a larger score appears. One task computes some queries of one sequence, or several short sequences.
 #pragma once
 #include "attention/tiles.h"
 
@@ -54,7 +54,8 @@ struct ForwardScratch {
 
 // Queries [first, first + count) of sequence b.
 template <class T>
-FF_INLINE void forward_block(const DotProductParams& p, const ForwardScratch<T>& s, T rate, idx b, idx first, idx count) {
+FF_INLINE void forward_block(const DotProductParams& p, const ForwardScratch<T>& s, T rate, idx b, idx first,
+                             idx count) {
   const T* q = static_cast<const T*>(p.q) + (b * p.queries + first) * p.depth;
   const T* k = static_cast<const T*>(p.k) + b * p.keys * p.depth;
   const T* v = static_cast<const T*>(p.v) + b * p.keys * p.width;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What dot-product attention is made of, forward and backward: the dots of a block's rows with others, a tile at a time,
-// what the rows gather from them, and reductions over a row's threads.
+// What dot-product attention is made of, forward and backward: the dots of a block's rows with others, a tile at a
+// time, what the rows gather from them, and reductions over a row's threads.
 #pragma once
 
 #include "cuda/math.cuh"
 
 namespace ff::cuda {
 
-// A block of 16 x 16 threads makes, for 16 rows (of queries, or of keys) and 32 others at a time, the rows' dots with the
-// others and what the rows gather from them, 64 columns of it.
+// A block of 16 x 16 threads makes, for 16 rows (of queries, or of keys) and 32 others at a time, the rows' dots with
+// the others and what the rows gather from them, 64 columns of it.
 constexpr int kRows = 16;
 constexpr int kOthers = 32;
 constexpr int kDepth = 32;
@@ -46,11 +46,11 @@ struct AttentionTile {
     }
   }
 
-  // sums[i] += over the others of the row's weight, of which this thread has two as in dots, times x(other, column), for
-  // columns first + column() + 16·i below last.
+  // sums[i] += over the others of the row's weight, of which this thread has two as in dots, times x(other, column),
+  // for columns first + column() + 16·i below last.
   template <class X>
-  __device__ __forceinline__ void gather(const C (&own)[2], index_t other_count, index_t first, index_t last, const X& x,
-                                         C (&sums)[4]) const {
+  __device__ __forceinline__ void gather(const C (&own)[2], index_t other_count, index_t first, index_t last,
+                                         const X& x, C (&sums)[4]) const {
     weights[row() * kPad + column()] = own[0];
     weights[row() * kPad + column() + kRows] = own[1];
 #pragma unroll
@@ -69,11 +69,11 @@ struct AttentionTile {
   }
 };
 
-#define FF_ATTENTION_TILE(C)                                                                               \
-  FF_SHARED(C, tile_rows, kRows * kPad);                                                                   \
-  FF_SHARED(C, tile_others, kOthers * kPad);                                                               \
-  FF_SHARED(C, tile_weights, kRows * kPad);                                                                \
-  FF_SHARED(C, tile_values, kOthers * kGathered);                                                          \
+#define FF_ATTENTION_TILE(C)                     \
+  FF_SHARED(C, tile_rows, kRows* kPad);          \
+  FF_SHARED(C, tile_others, kOthers* kPad);      \
+  FF_SHARED(C, tile_weights, kRows* kPad);       \
+  FF_SHARED(C, tile_values, kOthers* kGathered); \
   const AttentionTile<C> tile { tile_rows, tile_others, tile_weights, tile_values }
 
 // Reductions over a row's 16 threads.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What forward and backward share: a tile holds products of some keys with some queries, [keys][queries], vectorised over
-// queries, so that a softmax runs down the columns and no lane needs another. Lanes beyond the queries are never read back.
+// What forward and backward share: a tile holds products of some keys with some queries, [keys][queries], vectorised
+// over queries, so that a softmax runs down the columns and no lane needs another. Lanes beyond the queries are never
+// read back.
 #pragma once
 #include "attention/op.h"
 #include "simd/arena.h"
@@ -38,9 +39,18 @@ FF_INLINE Rows<T> with_room(const T* rows, idx count, idx columns, T* space) {
 
 // c = a b, or c += a b; a transposed where TransA.
 template <class T, bool TransA>
-FF_INLINE void product(const T* a, idx lda, Rows<T> b, T* c, idx ldc, idx rows, idx columns, idx depth, bool accumulate) {
-  gemm<T, TransA>({.a = a, .lda = lda, .b = b.data, .ldb = b.stride, .c = c, .ldc = ldc, .rows = rows,
-                   .cols = columns, .depth = depth, .accumulate = accumulate});
+FF_INLINE void product(const T* a, idx lda, Rows<T> b, T* c, idx ldc, idx rows, idx columns, idx depth,
+                       bool accumulate) {
+  gemm<T, TransA>({.a = a,
+                   .lda = lda,
+                   .b = b.data,
+                   .ldb = b.stride,
+                   .c = c,
+                   .ldc = ldc,
+                   .rows = rows,
+                   .cols = columns,
+                   .depth = depth,
+                   .accumulate = accumulate});
 }
 
 // Few queries leave most lanes empty: then each product is a sum over lanes, and nothing is packed.
@@ -63,7 +73,8 @@ FF_INLINE void pack_queries(T* packed, const T* rows, idx queries, idx depth) {
 
 // tile[j][i] = key j · query i; `packed` by pack_queries from `rows`. Zeros in the lanes beyond.
 template <class T>
-FF_INLINE void key_products(T* tile, const T* key_rows, idx keys, const T* rows, const T* packed, idx queries, idx depth) {
+FF_INLINE void key_products(T* tile, const T* key_rows, idx keys, const T* rows, const T* packed, idx queries,
+                            idx depth) {
   constexpr idx L = lanes<T>;
   if (few<T>(queries)) {
     for (idx j = 0; j < keys; ++j) {

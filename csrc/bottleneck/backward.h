@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backward without the expansion or its gradient in memory. (1) sums of the last norm, the projection backwards; (2) bands
-// of rows: the gradient through norm2 and the depthwise convolution, and of the expansion through the activation: g.
-// norm1 needs sums of g over all pixels first, but is affine, d(w·x) = slope·g + curve·w·x + offset (see NormGrad), and
-// slope is known: g meets x and the weights while it is in L2, and what curve and offset add follows from x:
+// Backward without the expansion or its gradient in memory. (1) sums of the last norm, the projection backwards; (2)
+// bands of rows: the gradient through norm2 and the depthwise convolution, and of the expansion through the activation:
+// g. norm1 needs sums of g over all pixels first, but is affine, d(w·x) = slope·g + curve·w·x + offset (see NormGrad),
+// and slope is known: g meets x and the weights while it is in L2, and what curve and offset add follows from x:
 //   d_expand = slope·(sum g·x - (sum g)·m) + curve·n·cov(w·x, x)      m the mean of x, n pixels
 //   dx = (slope·g)·w + (x - m)·(wᵀ·curve·w) + sum_o (offset + curve·mean)·w_o
 // (3) the second and third term of dx, and the residual's gradient.
@@ -21,23 +21,27 @@ struct BottleneckBackward {
   Expansion<T> e;
   NormVectors<T> n1;
   NormGradVectors<T> grad1;
-  const T *w, *dy;             // depthwise weights, packed; gradient of act(norm2(y1)), or with a projection of norm2(y1)
-  NormAct<T> after;            // what dy has still to pass
+  const T *w, *dy;  // depthwise weights, packed; gradient of act(norm2(y1)), or with a projection of norm2(y1)
+  NormAct<T> after;  // what dy has still to pass
   const NormGrad<T>* norm2;
-  idx chunks, stride;          // channels padded
-  T *scaled, *packed;          // slope·w [c][in], and packed by slices for dx
-  T *dw_parts, *parts;         // [chunks][taps + 1][stride]; sums of x·g [chunks][in][stride]
-  double* sums;                // of g [chunks][stride]
-  double* sums_x;              // of g·(w·x - mean) [stride]
-  bool crossed;                // whether sums over x·g are wanted
+  idx chunks, stride;  // channels padded
+  T *scaled, *packed;  // slope·w [c][in], and packed by slices for dx
+  T *dw_parts, *parts;  // [chunks][taps + 1][stride]; sums of x·g [chunks][in][stride]
+  double* sums;  // of g [chunks][stride]
+  double* sums_x;  // of g·(w·x - mean) [stride]
+  bool crossed;  // whether sums over x·g are wanted
 
-  FF_CLASS_INLINE T* packed_slice(idx slice) const { return packed + slice * (e.slices.width * round_up_lanes<T>(p.in_channels)); }
+  FF_CLASS_INLINE T* packed_slice(idx slice) const {
+    return packed + slice * (e.slices.width * round_up_lanes<T>(p.in_channels));
+  }
 
   void take(Arena& a) {
     const DepthwiseShape& s = p.shape;
     e.take(a), n1.take(a, p.norm1, s.c), grad1.take(a, p.norm1, s.c);
-    scaled = a.take<T>(s.c * p.in_channels), packed = a.take<T>(e.slices.count * e.slices.width * round_up_lanes<T>(p.in_channels));
-    dw_parts = a.take<T>(chunks * (s.kh * s.kw + 1) * stride), parts = a.take<T>(crossed ? chunks * p.in_channels * stride : 0);
+    scaled = a.take<T>(s.c * p.in_channels),
+    packed = a.take<T>(e.slices.count * e.slices.width * round_up_lanes<T>(p.in_channels));
+    dw_parts = a.take<T>(chunks * (s.kh * s.kw + 1) * stride),
+    parts = a.take<T>(crossed ? chunks * p.in_channels * stride : 0);
     sums = a.take<double>(chunks * stride), sums_x = a.take<double>(stride);
   }
   void fill() {
@@ -45,10 +49,12 @@ struct BottleneckBackward {
     n1.fill(p.norm1, p.shape.c);
     e.shift = n1.shift, e.pack(expand, n1.scale, p.threads);
     for (idx c = 0; c < p.shape.c; ++c)
-      for (idx i = 0; i < p.in_channels; ++i) scaled[c * p.in_channels + i] = expand[c * p.in_channels + i] * n1.scale[c];
+      for (idx i = 0; i < p.in_channels; ++i)
+        scaled[c * p.in_channels + i] = expand[c * p.in_channels + i] * n1.scale[c];
     for (idx i = 0; i < e.slices.count; ++i)
       for_panels<T>(p.in_channels, e.slices.size(i), p.threads, [&](idx panel) {
-        pack_rows<T>(packed_slice(i), scaled + e.slices.begin(i) * p.in_channels, p.in_channels, e.slices.size(i), panel);
+        pack_rows<T>(packed_slice(i), scaled + e.slices.begin(i) * p.in_channels, p.in_channels, e.slices.size(i),
+                     panel);
       });
   }
 };
@@ -56,7 +62,8 @@ struct BottleneckBackward {
 template <class T>
 FF_INLINE idx expansion_chunks(const BottleneckParams& p, const Bands& bands) {
   constexpr idx kMost = 16, kBytes = 16 << 20;
-  const idx by_bytes = max_idx(2, kBytes / (p.in_channels * round_up_lanes<T>(p.shape.c) * static_cast<idx>(sizeof(T))));
+  const idx by_bytes =
+      max_idx(2, kBytes / (p.in_channels * round_up_lanes<T>(p.shape.c) * static_cast<idx>(sizeof(T))));
   return max_idx(1, min_idx(min_idx(kMost, by_bytes), bands.count));
 }
 
@@ -70,12 +77,13 @@ struct BackwardRows {
 
 // Bands [begin, end) of one image, one slice of the channels. The first slice sets dx, the others add to it.
 template <class T>
-FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands, BackwardRows<T>& r, idx chunk, idx slice,
-                              idx begin, idx end) {
+FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands, BackwardRows<T>& r, idx chunk,
+                              idx slice, idx begin, idx end) {
   const BottleneckParams& p = b.p;
   const DepthwiseShape s = b.e.part(slice);
   const RowKernels<T> kernels = row_kernels<T>(s);
-  const idx c = b.e.slices.begin(slice), all = p.shape.c, taps = s.kh * s.kw, image = bands.image(begin), halo = (s.kh - 1) / s.sh;
+  const idx c = b.e.slices.begin(slice), all = p.shape.c, taps = s.kh * s.kw, image = bands.image(begin),
+            halo = (s.kh - 1) / s.sh;
   const T* w = b.w + c * taps;
   T *dw = b.dw_parts + chunk * (taps + 1) * b.stride + c * taps, *part = b.parts + chunk * p.in_channels * b.stride + c;
   const NormAct<T> after{b.after.scale + c, b.after.shift + c, nullptr, b.after.act};
@@ -83,11 +91,12 @@ FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands
   r.dy = {r.dy.base, s.ow * s.c}, r.z = {r.z.base, s.w * s.c}, r.a = {r.a.base, s.w * s.c};
   for (idx band = begin; band < end; ++band) {
     const idx first = bands.first(band), last = bands.end(band);
-    const idx lo = first ? input_row(s, first) : 0, done = last < s.oh ? input_row(s, last) : s.h;  // rows whose gradient is whole
+    const idx lo = first ? input_row(s, first) : 0,
+              done = last < s.oh ? input_row(s, last) : s.h;  // rows whose gradient is whole
     const idx hi = max_idx(done, input_end(s, last - 1)), count = (done - lo) * s.w;
     const idx new_dy = r.dy.advance(max_idx(0, first - halo), last), at = ((image * s.oh + new_dy) * s.ow) * all + c;
-    norm_act_grad_rows<T>(r.dy.at(new_dy), s.c, b.dy + at, all, static_cast<const T*>(p.y1) + at, all, (last - new_dy) * s.ow, s.c,
-                          after, norm2);
+    norm_act_grad_rows<T>(r.dy.at(new_dy), s.c, b.dy + at, all, static_cast<const T*>(p.y1) + at, all,
+                          (last - new_dy) * s.ow, s.c, after, norm2);
     const idx new_z = r.z.advance(lo, hi);
     r.a.advance(lo, hi);
     b.e.rows(slice, image, new_z, hi, r.z.at(new_z), r.a.at(new_z));
@@ -108,10 +117,27 @@ FF_INLINE void backward_bands(const BottleneckBackward<T>& b, const Bands& bands
     Ahead written;  // dx is fetched before it is written
     if (slice == 0) written.add(dx, count * p.in_channels * static_cast<idx>(sizeof(T)));
     if (b.crossed)
-      gemm<T, true>({.a = b.e.x + pixel, .lda = p.in_channels, .b = r.g, .ldb = r.ldg, .c = part, .ldc = b.stride,
-                     .rows = p.in_channels, .cols = s.c, .depth = count, .accumulate = true, .ahead = &written});
-    if (dx) gemm<T, false>({.a = r.g, .lda = r.ldg, .b = b.packed_slice(slice), .c = dx, .ldc = p.in_channels, .rows = count,
-                            .cols = p.in_channels, .depth = s.c, .accumulate = slice > 0});
+      gemm<T, true>({.a = b.e.x + pixel,
+                     .lda = p.in_channels,
+                     .b = r.g,
+                     .ldb = r.ldg,
+                     .c = part,
+                     .ldc = b.stride,
+                     .rows = p.in_channels,
+                     .cols = s.c,
+                     .depth = count,
+                     .accumulate = true,
+                     .ahead = &written});
+    if (dx)
+      gemm<T, false>({.a = r.g,
+                      .lda = r.ldg,
+                      .b = b.packed_slice(slice),
+                      .c = dx,
+                      .ldc = p.in_channels,
+                      .rows = count,
+                      .cols = p.in_channels,
+                      .depth = s.c,
+                      .accumulate = slice > 0});
   }
 }
 
@@ -146,14 +172,14 @@ template <class T>
 FF_INLINE const NormGrad<T>* expansion_gradient(BottleneckBackward<T>& b) {
   const BottleneckParams& p = b.p;
   const idx c = p.shape.c, in = p.in_channels, pixels = p.shape.n * p.shape.h * p.shape.w;
-  const T *expand = static_cast<const T*>(p.expand), *covariance = static_cast<const T*>(p.covariance), *m = covariance + c * in;
+  const T *expand = static_cast<const T*>(p.expand), *covariance = static_cast<const T*>(p.covariance),
+          *m = covariance + c * in;
   const T* mean = static_cast<const T*>(p.norm1.stats);
   fold_parts(b.sums, b.chunks, b.stride, b.stride);
   const int threads = c * in < kPackParallel ? 1 : p.threads;
   const idx L = lane_count<T>();
-  for_tasks(in, threads, [&](idx i) {
-    norm_kernels<T>().fold_parts(b.parts + i * b.stride, b.chunks, in * b.stride, b.stride);
-  });
+  for_tasks(in, threads,
+            [&](idx i) { norm_kernels<T>().fold_parts(b.parts + i * b.stride, b.chunks, in * b.stride, b.stride); });
   for_tasks(ceil_div(c, L), threads, [&](idx group) {
     for (idx o = group * L; o < min_idx(c, (group + 1) * L); ++o) {
       double sum = p.batch_stats ? 0 : -static_cast<double>(mean[o]) * b.sums[o];
@@ -193,19 +219,28 @@ struct InputCorrection {
   void fill(const BottleneckParams& p, const NormGrad<T>& form) const {
     const idx c = p.shape.c, in = p.in_channels, ld = block_stride<T>(in);
     const T *expand = static_cast<const T*>(p.expand), *mean = static_cast<const T*>(p.norm1.stats);
-    const T *m = static_cast<const T*>(p.covariance) + c * in;
+    const T* m = static_cast<const T*>(p.covariance) + c * in;
     for (idx o = 0; o < c; ++o)
       for (idx i = 0; i < in; ++i) bent[o * ld + i] = form.curve[o] * expand[o * in + i];
     constexpr idx kRows = 14;
     for_tasks(ceil_div(in, kRows), c * in * in < (1 << 20) ? 1 : p.threads, [&](idx t) {
       const idx first = t * kRows;
-      gemm<T, true>({.a = expand + first, .lda = in, .b = bent, .ldb = ld, .c = matrix + first * in, .ldc = in,
-                     .rows = min_idx(kRows, in - first), .cols = in, .depth = c});
+      gemm<T, true>({.a = expand + first,
+                     .lda = in,
+                     .b = bent,
+                     .ldb = ld,
+                     .c = matrix + first * in,
+                     .ldc = in,
+                     .rows = min_idx(kRows, in - first),
+                     .cols = in,
+                     .depth = c});
     });
     for_panels<T>(in, in, 1, [&](idx panel) { pack_rows<T>(packed, matrix, in, in, panel); });
     for (idx i = 0; i < in; ++i) {
       double sum = 0;
-      for (idx o = 0; o < c; ++o) sum += (static_cast<double>(form.offset[o]) + static_cast<double>(form.curve[o]) * mean[o]) * expand[o * in + i];
+      for (idx o = 0; o < c; ++o)
+        sum +=
+            (static_cast<double>(form.offset[o]) + static_cast<double>(form.curve[o]) * mean[o]) * expand[o * in + i];
       for (idx j = 0; j < in; ++j) sum -= static_cast<double>(m[j]) * matrix[j * in + i];
       row[i] = static_cast<T>(sum);
     }
@@ -223,8 +258,17 @@ FF_INLINE void correct_input_gradient(const BottleneckParams& p, const InputCorr
     const idx left = min_idx(block, rows - b * block - count) * in * static_cast<idx>(sizeof(T));
     next.add(x + first + count * in, left), next.add(dx + first + count * in, left);
     if (p.batch_stats)
-      gemm<T, false>({.a = x + first, .lda = in, .b = k.packed, .c = dx + first, .ldc = in, .rows = count,
-                      .cols = in, .depth = in, .bias = k.row, .accumulate = true, .ahead = &next});
+      gemm<T, false>({.a = x + first,
+                      .lda = in,
+                      .b = k.packed,
+                      .c = dx + first,
+                      .ldc = in,
+                      .rows = count,
+                      .cols = in,
+                      .depth = in,
+                      .bias = k.row,
+                      .accumulate = true,
+                      .ahead = &next});
     if (p.residual) add_rows(dx + first, dout + first, count, in);
   });
 }
@@ -266,7 +310,8 @@ FF_INLINE void bottleneck_backward(const BottleneckParams& p) {
     b.norm2 = norm2.form, b.dy = dout, b.after = norm2.norm_act(p.act);
   }
   expand_depthwise_backward_pass(b);
-  if (p.d_dw_weight) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
+  if (p.d_dw_weight)
+    store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
   if (b.crossed) {
     const NormGrad<T>* form = expansion_gradient(b);
     if (p.dx && p.batch_stats) correction.fill(p, *form);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Mean and covariance of the channels of x, and from them the statistics of every linear function of a pixel's channels:
-// a few channels squared in work, where measuring the functions themselves takes the whole expansion.
+// Mean and covariance of the channels of x, and from them the statistics of every linear function of a pixel's
+// channels: a few channels squared in work, where measuring the functions themselves takes the whole expansion.
 #pragma once
 #include "norm/vectors.h"
 #include "separable_conv/pointwise_pass.h"
@@ -9,13 +9,14 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-// Products are summed in T over blocks of rows, then in float64, around a point near the mean: the average of some rows.
+// Products are summed in T over blocks of rows, then in float64, around a point near the mean: the average of some
+// rows.
 template <class T>
 struct InputMoments {
   static constexpr idx kChunks = 16, kBlock = 168, kSample = 256, kBytes = 8 << 20;
   idx rows, in, chunks, stride;
   T *ones, *minus;                      // minus: the point, negated
-  double *mean, *sums, *products;       // [in], [chunks][stride], [chunks][in][stride], then in the first sums over all
+  double *mean, *sums, *products;  // [in], [chunks][stride], [chunks][in][stride], then in the first sums over all
 
   void take(Arena& a, idx rows_, idx in_) {
     rows = rows_, in = in_, stride = round_up_lanes<double>(in);
@@ -51,8 +52,8 @@ struct InputMoments {
     for (idx first = rows * chunk / chunks, end = rows * (chunk + 1) / chunks; first < end; first += kBlock) {
       const idx count = min_idx(kBlock, end - first);
       affine_act_rows<T>(block, ld, x + first * in, in, count, in, ones, minus, Act::none);
-      gemm<T, true>({.a = block, .lda = ld, .b = block, .ldb = ld, .c = part, .ldc = ld, .rows = in, .cols = in,
-                     .depth = count});
+      gemm<T, true>(
+          {.a = block, .lda = ld, .b = block, .ldb = ld, .c = part, .ldc = ld, .rows = in, .cols = in, .depth = count});
       fill_zero(part_sums, in);
       sums_rows<T>(block, ld, count, in, part_sums);
       add_to(sum, part_sums, in);
@@ -63,8 +64,8 @@ struct InputMoments {
 
 // Statistics [3][channels] (see NormParams) of weight·x, weight [channels][in], and covariance [channels + 1][in].
 template <class T>
-FF_INLINE void linear_stats(const InputMoments<T>& m, const T* weight, idx channels, double eps, T* stats, T* covariance,
-                            int threads) {
+FF_INLINE void linear_stats(const InputMoments<T>& m, const T* weight, idx channels, double eps, T* stats,
+                            T* covariance, int threads) {
   constexpr idx kGroup = 4;
   const double count = static_cast<double>(max_idx(m.rows, 1));
   for (idx i = 0; i < m.in; ++i) covariance[channels * m.in + i] = static_cast<T>(m.mean[i]);

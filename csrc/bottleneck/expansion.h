@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of the expansion act(norm1(pointwise(x))) where a depthwise convolution reads them: in L2, a slice of the channels
-// at a time, computed from x when they are needed. Rows that the next band of output rows needs too are kept.
+// Rows of the expansion act(norm1(pointwise(x))) where a depthwise convolution reads them: in L2, a slice of the
+// channels at a time, computed from x when they are needed. Rows that the next band of output rows needs too are kept.
 #pragma once
 #include "bottleneck/op.h"
 #include "norm/vectors.h"
@@ -67,7 +67,8 @@ struct Expansion {
 
   void pack(const T* weight, const T* scale, int threads) const {
     for (idx i = 0; i < slices.count; ++i)
-      pack_pointwise<T>(packed_slice(i), weight + slices.begin(i) * in, scale + slices.begin(i), in, slices.size(i), threads);
+      pack_pointwise<T>(packed_slice(i), weight + slices.begin(i) * in, scale + slices.begin(i), in, slices.size(i),
+                        threads);
   }
   // The slice's part of the shape.
   FF_CLASS_INLINE DepthwiseShape part(idx slice) const {
@@ -90,8 +91,18 @@ struct Expansion {
       const idx left = s.n * s.h - image * s.h - end;
       next.add(from + pixels * in, min_idx(left, end - begin) * s.w * in * static_cast<idx>(sizeof(T)));
     }
-    gemm<T, false>({.a = from, .lda = in, .b = packed_slice(slice), .c = z, .ldc = c, .rows = pixels, .cols = c,
-                    .depth = in, .bias = shift + slices.begin(slice), .lo = lo, .hi = hi, .ahead = &next});
+    gemm<T, false>({.a = from,
+                    .lda = in,
+                    .b = packed_slice(slice),
+                    .c = z,
+                    .ldc = c,
+                    .rows = pixels,
+                    .cols = c,
+                    .depth = in,
+                    .bias = shift + slices.begin(slice),
+                    .lo = lo,
+                    .hi = hi,
+                    .ahead = &next});
     if (!done) affine_act_rows<T>(a, c, z, c, pixels, c, nullptr, nullptr, act);
   }
 };

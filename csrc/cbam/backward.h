@@ -97,7 +97,8 @@ FF_INLINE void plane_grads(const BackwardPlan<T>& b, idx i, BackwardScratch<T>& 
   correlate<T>(b.s.border, w.padded, weight, -1, false, w.dmax_plane);
   correlate<T>(b.s.border, w.padded, weight + size, -1, false, w.dmean_plane);
   const vec<T> channels = splat<T>(static_cast<T>(b.p.c));
-  for_lanes<T>(count, [&](idx k, idx n) { store_n<T>(w.dmean_plane + k, load_n<T>(w.dmean_plane + k, n) / channels, n); });
+  for_lanes<T>(count,
+               [&](idx k, idx n) { store_n<T>(w.dmean_plane + k, load_n<T>(w.dmean_plane + k, n) / channels, n); });
   if (!d_weight) return;
   weight_grad<T>(b.s.border, {b.plane(0, i), b.plane(1, i)}, w.padded, d_weight);
 }
@@ -116,7 +117,8 @@ FF_INLINE void mlp_grads(const BackwardPlan<T>& b, idx i, BackwardScratch<T>& w,
 
 // (2) to (4) for image i.
 template <class T>
-FF_INLINE void image_grads(const BackwardPlan<T>& b, idx i, BackwardScratch<T>& w, const MlpGrads<T>* grads, double* d_weight) {
+FF_INLINE void image_grads(const BackwardPlan<T>& b, idx i, BackwardScratch<T>& w, const MlpGrads<T>* grads,
+                           double* d_weight) {
   const Pixels<T>& px = b.s.px;
   const T *dout = input<T>(b.p.dout) + i * b.s.image, *x = input<T>(b.p.x) + i * b.s.image;
   SpatialGrad<T> grad{};

@@ -4,8 +4,6 @@
 
 namespace ff {
 
-void bind_cbam(py::module_& m) {
-  bind_params<CbamParams>(m, "CbamParams");
-}
+void bind_cbam(py::module_& m) { bind_params<CbamParams>(m, "CbamParams"); }
 
 }  // namespace ff

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CBAM and its two gates: one forward and one backward, each gate optional. Images are cut into tasks by shape alone, and
-// sums over them are merged in order, so that results do not depend on the number of threads.
+// CBAM and its two gates: one forward and one backward, each gate optional. Images are cut into tasks by shape alone,
+// and sums over them are merged in order, so that results do not depend on the number of threads.
 #include "cbam/backward.h"
 #include "cbam/forward.h"
 

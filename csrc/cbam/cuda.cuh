@@ -9,8 +9,8 @@
 
 namespace ff::cuda {
 
-// Of each image: pooled [3][images][channels] mean, maximum, g, and places of the maxima, unless w1 is null; of x·g, or x
-// then, planes [2][images][pixels] maximum and mean over channels and the maximum's channel, unless planes is null.
+// Of each image: pooled [3][images][channels] mean, maximum, g, and places of the maxima, unless w1 is null; of x·g, or
+// x then, planes [2][images][pixels] maximum and mean over channels and the maximum's channel, unless planes is null.
 template <class T, int kThreads>
 __global__ void __launch_bounds__(kThreads, 2)
     cbam_gates(const T* __restrict__ x, const compute_t<T>* __restrict__ w1, const compute_t<T>* __restrict__ b1,
@@ -25,7 +25,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (w1) {
     for_channels<4, kThreads, C>(
         pixels, channels, states, {C(0), C(0), C(-1), C(0)},
-        [&](C(&state)[4], index_t pixel, index_t c) { Pooled<C>::add(state, widen(image[pixel * channels + c]), pixel); },
+        [&](C(&state)[4], index_t pixel, index_t c) {
+          Pooled<C>::add(state, widen(image[pixel * channels + c]), pixel);
+        },
         Pooled<C>(),
         [&](const C(&state)[4], index_t c) {
           mine[c] = state[0] / static_cast<C>(pixels);
@@ -121,9 +123,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // out = x·g·s, by packs of kVec channels: gates g (images, channels), s (images, pixels), either may be null.
 template <class T, int kVec, int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    cbam_apply(const T* __restrict__ x, const compute_t<T>* __restrict__ gates, const compute_t<T>* __restrict__ spatial,
-               T* __restrict__ out, index_t count, index_t pixels, index_t channels) {
+__global__ void __launch_bounds__(kThreads) cbam_apply(const T* __restrict__ x, const compute_t<T>* __restrict__ gates,
+                                                       const compute_t<T>* __restrict__ spatial, T* __restrict__ out,
+                                                       index_t count, index_t pixels, index_t channels) {
   using C = compute_t<T>;
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
     const Split pixel = split(i * kVec, channels);
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int kThreads>
 __global__ void __launch_bounds__(kThreads)
     pixel_dots(const T* __restrict__ dout, const T* __restrict__ x, const compute_t<T>* __restrict__ gates,
-              compute_t<T>* __restrict__ dots, index_t pixels, index_t channels) {
+               compute_t<T>* __restrict__ dots, index_t pixels, index_t channels) {
   using C = compute_t<T>;
   const index_t n = block_x();
   const C* const g = gates + n * channels;
@@ -158,18 +160,18 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// dx, and unless w1 is null the channel gate's gradients: of the logits dz [images][channels], of the hidden units before
-// their activation dh [2][images][hidden], and sums [images][hidden] of the activated ones. The gradient of x·g is
-// dout·s plus that of the planes, dplanes [2][images][pixels]; without s dout alone. `dpooled` [2][images][channels] is
-// scratch.
+// dx, and unless w1 is null the channel gate's gradients: of the logits dz [images][channels], of the hidden units
+// before their activation dh [2][images][hidden], and sums [images][hidden] of the activated ones. The gradient of x·g
+// is dout·s plus that of the planes, dplanes [2][images][pixels]; without s dout alone. `dpooled` [2][images][channels]
+// is scratch.
 template <class T, int kThreads>
 __global__ void __launch_bounds__(kThreads, 1)
     cbam_bwd(const T* __restrict__ dout, const T* __restrict__ x, const compute_t<T>* __restrict__ pooled,
              const int* __restrict__ places, const compute_t<T>* __restrict__ w1, const compute_t<T>* __restrict__ b1,
              const compute_t<T>* __restrict__ w2, const compute_t<T>* __restrict__ spatial, const int* __restrict__ at,
-             const compute_t<T>* __restrict__ dplanes, T* __restrict__ dx,
-             compute_t<T>* dz, compute_t<T>* dh, compute_t<T>* __restrict__ sums, compute_t<T>* dpooled, index_t images,
-             index_t pixels, index_t channels, index_t hidden) {
+             const compute_t<T>* __restrict__ dplanes, T* __restrict__ dx, compute_t<T>* dz, compute_t<T>* dh,
+             compute_t<T>* __restrict__ sums, compute_t<T>* dpooled, index_t images, index_t pixels, index_t channels,
+             index_t hidden) {
   using C = compute_t<T>;
   FF_SHARED(C, states, kThreads);
   const index_t n = block_x(), stride = images * channels, first = n * pixels;
@@ -187,10 +189,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         [&](C(&state)[1], index_t pixel, index_t c) {
           state[0] += du(pixel, c) * widen(x[(first + pixel) * channels + c]);
         },
-        AddWords(), [&](const C(&state)[1], index_t c) { dz[n * channels + c] = state[0] * gates[c] * (C(1) - gates[c]); });
+        AddWords(),
+        [&](const C(&state)[1], index_t c) { dz[n * channels + c] = state[0] * gates[c] * (C(1) - gates[c]); });
     const GateLayers<C> layers{w1, b1, w2, nullptr, channels, hidden, 2, static_cast<int>(Act::relu)};
     gate_layers_grad<kThreads, C>(layers, pooled + n * channels, stride, dz + n * channels, dh + n * hidden,
-                               images * hidden, sums + n * hidden, dpooled + n * channels);
+                                  images * hidden, sums + n * hidden, dpooled + n * channels);
   }
   if (!dx) return;
   const C* const dmean = dpooled + n * channels;

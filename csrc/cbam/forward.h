@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Forward, image by image: (1) mean and maximum of each channel, MLP; (2) mean and maximum of x·g over the channels of
-// each pixel, convolution; (3) out = x·g·s. Passes 2 and 3 find the image in L2. Batch statistics stand between 2 and 3,
-// so that training reads x once more from further away.
+// each pixel, convolution; (3) out = x·g·s. Passes 2 and 3 find the image in L2. Batch statistics stand between 2 and
+// 3, so that training reads x once more from further away.
 #pragma once
 #include "cbam/gates.h"
 

@@ -16,7 +16,8 @@ struct Pixels {
   idx count, channels, fold;
 
   Pixels(idx count, idx channels)
-      : count(count), channels(channels), fold(channels < lanes<T> && lanes<T> % channels == 0 ? lanes<T> / channels : 1) {}
+      : count(count), channels(channels),
+        fold(channels < lanes<T> && lanes<T> % channels == 0 ? lanes<T> / channels : 1) {}
 
   idx columns() const { return fold * channels; }
   // Elements from pixel p on that its row holds.
@@ -49,9 +50,11 @@ struct Pixels {
   }
 };
 
-// What `channel_maxima` gives, where two pixels share a vector: the transposed vectors hold the even pixels, then the odd.
+// What `channel_maxima` gives, where two pixels share a vector: the transposed vectors hold the even pixels, then the
+// odd.
 template <class T>
-FF_NOINLINE void channel_maxima_of_pairs(const Pixels<T>& px, const T* x, const T* gate, T* max, T* mean, int32_t* channel) {
+FF_NOINLINE void channel_maxima_of_pairs(const Pixels<T>& px, const T* x, const T* gate, T* max, T* mean,
+                                         int32_t* channel) {
   constexpr idx L = lanes<T>, kRows = L / 2;
   constexpr AllLanes<T> all{};
   const vec<T> gate_v = load(gate), channels = splat<T>(static_cast<T>(kRows));
@@ -77,8 +80,8 @@ FF_NOINLINE void channel_maxima_of_pairs(const Pixels<T>& px, const T* x, const 
   }
 }
 
-// Maximum, its channel, and mean of u = x·gate over the channels of each pixel; lanes are pixels after a transpose. `gate`
-// is repeated.
+// Maximum, its channel, and mean of u = x·gate over the channels of each pixel; lanes are pixels after a transpose.
+// `gate` is repeated.
 template <class T>
 FF_NOINLINE void channel_maxima(const Pixels<T>& px, const T* x, const T* gate, T* max, T* mean, int32_t* channel) {
   constexpr idx L = lanes<T>;
@@ -92,8 +95,7 @@ FF_NOINLINE void channel_maxima(const Pixels<T>& px, const T* x, const T* gate, 
       const vec<T> gate_v = load_n<T>(gate + c, n);
       vec<T> u[L];
       FF_UNROLL(16)
-      for (int i = 0; i < L; ++i)
-        u[i] = load_n<T>(x + min_idx(first + i, px.count - 1) * px.channels + c, n) * gate_v;
+      for (int i = 0; i < L; ++i) u[i] = load_n<T>(x + min_idx(first + i, px.count - 1) * px.channels + c, n) * gate_v;
       transpose<T>(u);
       if (c == 0) best.value = u[0];
       FF_UNROLL(16)
@@ -239,8 +241,8 @@ FF_NOINLINE void gate_sums(const Pixels<T>& px, const SpatialGrad<T>& grad, cons
 
 // dx = du·gate + share; `gate` and `share` are repeated.
 template <class T>
-FF_NOINLINE void pixel_grads(const Pixels<T>& px, const SpatialGrad<T>& grad, const T* dout, const T* gate, const T* share,
-                             T* dx) {
+FF_NOINLINE void pixel_grads(const Pixels<T>& px, const SpatialGrad<T>& grad, const T* dout, const T* gate,
+                             const T* share, T* dx) {
   for_row_grads(px, grad, 0, px.count, [&](idx p, const RowGrad<T>& row) {
     const idx at = p * px.channels;
     for_lanes<T>(px.width(p), [&](idx c, idx n) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The k×k convolution of planes of one value a pixel, its two gradients, and the norm over the plane; vectorised along x.
+// The k×k convolution of planes of one value a pixel, its two gradients, and the norm over the plane; vectorised along
+// x.
 #pragma once
 #include "pool/best.h"
 #include "norm/stats.h"
@@ -35,7 +36,8 @@ FF_INLINE void enclose(const Border& b, const T* plane, T* padded) {
 
 // A convolution of V vectors in kPlaneRows rows; step 1: weights in order, -1: from the last, for the gradient.
 template <class T, int V>
-FF_INLINE void correlate_tile(const Border& b, const T* padded, const T* weight, int step, bool add, idx y0, idx x0, T* out) {
+FF_INLINE void correlate_tile(const Border& b, const T* padded, const T* weight, int step, bool add, idx y0, idx x0,
+                              T* out) {
   constexpr idx L = lanes<T>;
   vec<T> acc[kPlaneRows][V] = {};
   const T* w = step > 0 ? weight : weight + b.k * b.k - 1;
@@ -76,7 +78,8 @@ FF_NOINLINE void correlate(const Border& b, const T* padded, const T* weight, in
 
 // sums[p·step + j] = plane p·dy shifted by tap (i, j), for J taps of row i that start at j0; lanes are not yet added.
 template <class T, int J>
-FF_INLINE void weight_taps(const Border& b, const T* const (&planes)[2], const T* dy, idx i, idx j0, vec<T>* sums, idx step) {
+FF_INLINE void weight_taps(const Border& b, const T* const (&planes)[2], const T* dy, idx i, idx j0, vec<T>* sums,
+                           idx step) {
   vec<T> acc[2][J] = {};
   for (idx y = 0; y < b.h; ++y) {
     const T* row = dy + (y + b.k - 1 - i) * b.stride + b.k - 1 - j0;
@@ -93,8 +96,8 @@ FF_INLINE void weight_taps(const Border& b, const T* const (&planes)[2], const T
   for (int j = 0; j < J; ++j) sums[j] = acc[0][j], sums[step + j] = acc[1][j];
 }
 
-// Adds sum_yx dy[y,x]·plane[y + i, x + j] to d_weight[plane,i,j]; dy is enclosed in zeros. Both planes at once: loads of dy
-// across cache lines are the limit.
+// Adds sum_yx dy[y,x]·plane[y + i, x + j] to d_weight[plane,i,j]; dy is enclosed in zeros. Both planes at once: loads
+// of dy across cache lines are the limit.
 template <class T>
 FF_NOINLINE void weight_grad(const Border& b, const T* const (&planes)[2], const T* dy, double* d_weight) {
   constexpr idx L = lanes<T>;
@@ -131,7 +134,8 @@ FF_NOINLINE void plane_moments(const T* y, idx count, T* mean, T* m2) {
   const vec<T> origin = splat<T>(y[0]);
   vec<T> sum = {}, squares = {};
   for_lanes<T>(count, [&](idx i, idx n) {
-    const vec<T> d = n == lanes<T> ? load(y + i) - origin : load(y + i, n) - (lane_numbers<T>() < splat_index<T>(n) ? origin : vec<T>{});
+    const vec<T> d = n == lanes<T> ? load(y + i) - origin
+                                   : load(y + i, n) - (lane_numbers<T>() < splat_index<T>(n) ? origin : vec<T>{});
     sum = sum + d, squares = fma(d, d, squares);
   });
   double s = 0, q = 0;

@@ -38,17 +38,32 @@ struct ConvBackwardChunk {
   FF_CLASS_INLINE void weight_grad(idx first, idx count) {
     gather_windows(windows, p.x, first, count, a, lda);
     if (windows_are_columns<T>(depth, p.s.o))
-      gemm<T, true>({.a = g, .lda = ldg, .b = a, .ldb = lda, .c = part, .ldc = ld, .rows = p.s.o, .cols = depth,
-                     .depth = count, .accumulate = began});
+      gemm<T, true>({.a = g,
+                     .lda = ldg,
+                     .b = a,
+                     .ldb = lda,
+                     .c = part,
+                     .ldc = ld,
+                     .rows = p.s.o,
+                     .cols = depth,
+                     .depth = count,
+                     .accumulate = began});
     else
-      gemm<T, true>({.a = a, .lda = lda, .b = g, .ldb = ldg, .c = part, .ldc = ld, .rows = depth, .cols = p.s.o,
-                     .depth = count, .accumulate = began});
+      gemm<T, true>({.a = a,
+                     .lda = lda,
+                     .b = g,
+                     .ldb = ldg,
+                     .c = part,
+                     .ldc = ld,
+                     .rows = depth,
+                     .cols = p.s.o,
+                     .depth = count,
+                     .accumulate = began});
     began = true;
   }
 
   FF_CLASS_INLINE void input_grad(idx first, idx count) {
-    gemm<T, false>({.a = g, .lda = ldg, .b = packed, .c = a, .ldc = lda, .rows = count, .cols = depth,
-                    .depth = p.s.o});
+    gemm<T, false>({.a = g, .lda = ldg, .b = packed, .c = a, .ldc = lda, .rows = count, .cols = depth, .depth = p.s.o});
     zero_before((first + count - 1) / p.s.ow + 1);
     scatter_windows(windows, a, lda, first, count, p.dx, rows.dx_begin, rows.dx_end);
   }
@@ -86,10 +101,12 @@ FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
   double* bias_parts = arena.take<double>(chunks.count * out_stride);
   bool* direct = arena.take<bool>(chunks.count);
   PlaceWeights<T> u{arena.take<T>(tiled && p.dx ? PlaceWeights<T>::size(s.c, s.o) : 0), s.c, s.o};
-  // Chunks that Winograd's algorithm leaves: what is not finite spreads over a tile, only the direct sum keeps it apart.
+  // Chunks that Winograd's algorithm leaves: what is not finite spreads over a tile, only the direct sum keeps it
+  // apart.
   for (idx chunk = 0; chunk < chunks.count; ++chunk) direct[chunk] = !tiled;
   if constexpr (has_winograd<T>) {
-    if (tiled) winograd_backward_pass<T>({p, chunks, u, parts, part, ld, columns, bias_parts, out_stride, direct}, room);
+    if (tiled)
+      winograd_backward_pass<T>({p, chunks, u, parts, part, ld, columns, bias_parts, out_stride, direct}, room);
   }
   bool any = false;
   for (idx chunk = 0; chunk < chunks.count; ++chunk) any |= direct[chunk];
@@ -103,8 +120,9 @@ FF_INLINE void conv_backward_pass(const ConvBackward<T>& p, Arena& arena) {
     T *a = nullptr, *g = nullptr, *sums = nullptr;
     Arena task(Scratch::task);
     a = task.take<T>(block * lda), g = task.take<T>(block * ldg), sums = task.take<T>(out_stride);
-    ConvBackwardChunk<T> work{p, windows, rows, packed, parts + chunk * part, a, g, sums, bias_parts + chunk * out_stride,
-                              depth, lda, ldg, ld, rows.dx_begin};
+    ConvBackwardChunk<T> work{
+        p,     windows, rows, packed, parts + chunk * part, a, g, sums, bias_parts + chunk * out_stride,
+        depth, lda,     ldg,  ld,     rows.dx_begin};
     fill_zero(work.db, out_stride);
     if (p.dx) work.run(rows.halo * s.ow, rows.begin * s.ow, block, false);
     work.run(rows.begin * s.ow, rows.end * s.ow, block, true);

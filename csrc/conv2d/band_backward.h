@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backward of a convolution of stride 1 that keeps the image's size, by bands of rows in L1: the gradient dy of its output
-// between zeros, with kh - 1 rows of it computed again, is convolved with the weights turned round for dx, and multiplied
-// with a band of x for the weights' gradient, one product a kernel row. Neither windows nor their gradients are written.
+// Backward of a convolution of stride 1 that keeps the image's size, by bands of rows in L1: the gradient dy of its
+// output between zeros, with kh - 1 rows of it computed again, is convolved with the weights turned round for dx, and
+// multiplied with a band of x for the weights' gradient, one product a kernel row. Neither windows nor their gradients
+// are written.
 #pragma once
 #include "conv2d/bands.h"
 
@@ -12,7 +13,8 @@ namespace {
 // Whether it has such a backward, and runs of a window fill vectors.
 template <class T>
 FF_INLINE bool is_backward_banded(const ConvShape& s) {
-  return is_banded(s) && s.c <= kBandOutputs && s.kw * s.c >= lanes<T> && s.sh == 1 && s.sw == 1 && s.oh == s.h && s.ow == s.w;
+  return is_banded(s) && s.c <= kBandOutputs && s.kw * s.c >= lanes<T> && s.sh == 1 && s.sw == 1 && s.oh == s.h &&
+         s.ow == s.w;
 }
 
 // The convolution from dy to dx; w [o][c][kh][kw] becomes `turned` [c][o][kh][kw].
@@ -24,7 +26,8 @@ FF_INLINE void turn_weights(const T* w, const ConvShape& s, T* turned) {
   const idx taps = s.kh * s.kw;
   for (idx o = 0; o < s.o; ++o)
     for (idx c = 0; c < s.c; ++c)
-      for (idx tap = 0; tap < taps; ++tap) turned[(c * s.o + o) * taps + taps - 1 - tap] = w[(o * s.c + c) * taps + tap];
+      for (idx tap = 0; tap < taps; ++tap)
+        turned[(c * s.o + o) * taps + taps - 1 - tap] = w[(o * s.c + c) * taps + tap];
 }
 
 // out[i][·] (+)= sum over rows r and pixels p of g[r·g_line + p·g_step + i]·x[r·x_line + p·x_step + ·]
@@ -123,8 +126,9 @@ struct BandBackwardChunk {
       const Band images(s);
       copy_band<T>(images, out.x + image * s.h * s.w * s.c, first - s.top, rows + s.kh - 1, x);
       for (idx k = 0; k < s.kh; ++k)
-        band_grad<T>({owned, grads.line, s.o, x + k * images.line, images.line, s.c, rows, s.ow, part + k * s.o * b.ld, b.ld,
-                      began}, s.o, s.kw * s.c);
+        band_grad<T>({owned, grads.line, s.o, x + k * images.line, images.line, s.c, rows, s.ow, part + k * s.o * b.ld,
+                      b.ld, began},
+                     s.o, s.kw * s.c);
       began = true;
     }
     const T inf = T(__builtin_inf());
@@ -135,7 +139,8 @@ struct BandBackwardChunk {
 template <class T>
 FF_INLINE void band_backward_pass(const ConvShape& s, const PointwiseBackward<T>& out, idx times, Arena& arena) {
   BandBackward<T> b{s, turned_shape(s), out, times, round_up_lanes<T>(s.kw * s.c), {}};
-  const idx lines = s.kh * s.o, part = out.dw ? lines * b.ld : 0, wide = round_up_lanes<T>(s.o * times), all = s.n * s.oh;
+  const idx lines = s.kh * s.o, part = out.dw ? lines * b.ld : 0, wide = round_up_lanes<T>(s.o * times),
+            all = s.n * s.oh;
   const idx chunks = max_idx(1, min_idx(all, backward_chunks<T>(all * s.ow, Windows(s).depth(), s.o)));
   b.w.take(arena, b.turned, pixel_group<T>(b.turned));
   T* turned = arena.take<T>(s.o * s.c * s.kh * s.kw);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolution straight from a band of image rows that lies in L1 between zeros: a window is then kh runs of memory, one in
-// each row, and no windows are gathered. Where outputs are few, gathering costs more than the product.
+// Convolution straight from a band of image rows that lies in L1 between zeros: a window is then kh runs of memory, one
+// in each row, and no windows are gathered. Where outputs are few, gathering costs more than the product.
 #pragma once
 #include "conv2d/weights.h"
 
@@ -8,13 +8,11 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-constexpr idx kBandOutputs = 32;       // with more of them the gathered windows are used often enough
-constexpr idx kBandColumns = 24;       // with fewer of them the tiles of a row are small
+constexpr idx kBandOutputs = 32;  // with more of them the gathered windows are used often enough
+constexpr idx kBandColumns = 24;  // with fewer of them the tiles of a row are small
 constexpr idx kRowBandBytes = 32 << 10;
 
-FF_INLINE bool is_banded(const ConvShape& s) {
-  return s.kh * s.kw > 1 && s.o <= kBandOutputs && s.ow >= kBandColumns;
-}
+FF_INLINE bool is_banded(const ConvShape& s) { return s.kh * s.kw > 1 && s.o <= kBandOutputs && s.ow >= kBandColumns; }
 
 // Rows of an image [h][w][c] with the padding that windows see: `line` elements from row to row.
 struct Band {
@@ -25,7 +23,9 @@ struct Band {
       : h(s.h), w(s.w), c(s.c), width((s.ow - 1) * s.sw + s.kw), line(width * s.c), top(s.top), left(s.left) {}
   // Elements of so many rows, and room for a whole vector behind them.
   template <class T>
-  FF_CLASS_INLINE idx size(idx rows) const { return rows * line + 2 * lanes<T>; }
+  FF_CLASS_INLINE idx size(idx rows) const {
+    return rows * line + 2 * lanes<T>;
+  }
 };
 
 // Output rows whose input rows fit in a band, so that an image is cut evenly.
@@ -36,11 +36,12 @@ FF_INLINE idx band_rows(const ConvShape& s) {
   return max_idx(1, ceil_div(s.oh, max_idx(1, ceil_div(s.oh, most))));
 }
 
-// Calls body(row, from) for `rows` rows of a band that starts at image row `first`, from < 0 where there is only padding,
-// and makes the columns beside the image zero.
+// Calls body(row, from) for `rows` rows of a band that starts at image row `first`, from < 0 where there is only
+// padding, and makes the columns beside the image zero.
 template <class T, class Body>
 FF_INLINE void fill_band(const Band& b, idx first, idx rows, T* band, const Body& body) {
-  const idx before = max_idx(0, b.left), skipped = max_idx(0, -b.left), count = min_idx(b.width - before, b.w - skipped);
+  const idx before = max_idx(0, b.left), skipped = max_idx(0, -b.left),
+            count = min_idx(b.width - before, b.w - skipped);
   for (idx r = 0; r < rows; ++r, ++first, band += b.line) {
     if (first < 0 || first >= b.h || count <= 0) {
       fill_zero(band, b.line);
@@ -60,11 +61,12 @@ FF_NOINLINE void copy_band(const Band& b, const T* image, idx first, idx rows, T
   });
 }
 
-// c[i] = clamp(sum over kernel rows k and their runs of a[k·line + i·step + ·]·b + bias) for the windows of one output row.
+// c[i] = clamp(sum over kernel rows k and their runs of a[k·line + i·step + ·]·b + bias) for the windows of one output
+// row.
 template <class T>
 struct BandProduct {
-  idx kh, run, line, step;     // `step` from window to window
-  const T* b;                  // packed, see pack_windows
+  idx kh, run, line, step;  // `step` from window to window
+  const T* b;  // packed, see pack_windows
   const T* bias;
   T lo, hi;
   idx cols;
@@ -104,7 +106,9 @@ FF_NOINLINE void band_tile(const BandProduct<T>& p, const T* a, const T* b, idx 
 }
 
 // 12 windows: 24 in two tiles, where 14 would leave 2 over, whose sums wait for each other.
-constexpr int band_tile_rows(int vectors) { return kRegisters == 32 ? (vectors == 3 ? 8 : 12) : (vectors == 1 ? 8 : 6); }
+constexpr int band_tile_rows(int vectors) {
+  return kRegisters == 32 ? (vectors == 3 ? 8 : 12) : (vectors == 1 ? 8 : 6);
+}
 
 template <class T, int MR, int NR>
 FF_INLINE void band_tiles(const BandProduct<T>& p, const T* a, const T* b, idx col, idx windows, T* c) {
@@ -150,12 +154,13 @@ FF_INLINE bool any_nan(const T* p, idx n) {
 
 // Output rows from a band with all windows' rows, windows of w.group neighbours as one.
 template <class T>
-FF_INLINE void convolve_band(const ConvShape& s, const ForwardWeights<T>& w, T lo, T hi, const T* band, idx rows, T* out) {
+FF_INLINE void convolve_band(const ConvShape& s, const ForwardWeights<T>& w, T lo, T hi, const T* band, idx rows,
+                             T* out) {
   const idx line = Band(s).line;
   const auto product = [&](idx group, const T* packed) {
     const Windows windows(s, group);
-    multiply_band<T>({s.kh, windows.run(), line, windows.sw * s.c, packed, w.bias, lo, hi, group * s.o}, band, s.sh * line,
-                     rows, windows.ow, out);
+    multiply_band<T>({s.kh, windows.run(), line, windows.sw * s.c, packed, w.bias, lo, hi, group * s.o}, band,
+                     s.sh * line, rows, windows.ow, out);
   };
   product(w.group, w.group > 1 ? w.grouped : w.single);
   // A zero times what a neighbour alone sees is NaN where that is not finite.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How backward is cut: into chunks of images, or bands of rows of one, with partial weight gradients of their own. A chunk
-// owns rows of dx.
+// How backward is cut: into chunks of images, or bands of rows of one, with partial weight gradients of their own. A
+// chunk owns rows of dx.
 #pragma once
 #include "conv2d/pooled.h"
 #include "conv2d/weights.h"

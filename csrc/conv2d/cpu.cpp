@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense convolution as products of gathered windows with the weights (implicit im2col, a block at a time), or, in training
-// with float32 and where it pays, of transformed tiles with transformed weights (Winograd). Work is cut by shape alone and
-// partial sums are merged in order, so that results do not depend on the number of threads.
+// Dense convolution as products of gathered windows with the weights (implicit im2col, a block at a time), or, in
+// training with float32 and where it pays, of transformed tiles with transformed weights (Winograd). Work is cut by
+// shape alone and partial sums are merged in order, so that results do not depend on the number of threads.
 #include "conv2d/backward.h"
 #include "conv2d/forward.h"
 

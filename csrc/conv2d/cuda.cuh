@@ -22,7 +22,8 @@ struct WindowOf {
   Window w;
 
   __device__ __forceinline__ C operator()(index_t m, index_t k) const {
-    const Split c = split(k, w.channels), tap = split(c.whole, w.kw), line = split(m, w.ow), image = split(line.whole, w.oh);
+    const Split c = split(k, w.channels), tap = split(c.whole, w.kw), line = split(m, w.ow),
+                image = split(line.whole, w.oh);
     const index_t row = image.rest * w.sh + tap.whole - w.top, column = line.rest * w.sw + tap.rest - w.left;
     if (row < 0 || row >= w.height || column < 0 || column >= w.width) return C(0);
     return widen(x[((image.whole * w.height + row) * w.width + column) * w.channels + c.rest]);

@@ -2,7 +2,8 @@
 // Forward: blocks of windows are gathered, multiplied, and measured or normalised and activated while they are in L2.
 //   inference  the norm is folded into weights and bias: one pass
 //   training   y is kept; with batch statistics a second pass normalises and activates
-// A 1×1 convolution of stride 1 without padding is the pointwise one; large 3×3 ones of stride 1 train by Winograd's algorithm.
+// A 1×1 convolution of stride 1 without padding is the pointwise one; large 3×3 ones of stride 1 train by Winograd's
+// algorithm.
 #pragma once
 #include "conv2d/bands.h"
 #include "conv2d/pooled.h"
@@ -30,8 +31,8 @@ struct ConvForward {
   int threads;
 };
 
-// How the pixels are cut, into multiples of `unit`, and how their moments lie: [blocks·times][stride] for `times` shares
-// of each block.
+// How the pixels are cut, into multiples of `unit`, and how their moments lie: [blocks·times][stride] for `times`
+// shares of each block.
 struct ConvBlocks {
   idx pixels, unit, block, count, times, stride;
 
@@ -68,8 +69,16 @@ FF_INLINE void multiply_windows(const ConvForward<T>& p, idx group, idx first, i
   const Windows windows(p.s, group);
   const idx depth = windows.depth(), stride = block_stride<T>(depth), cols = group * p.s.o;
   gather_windows(windows, p.x, first / group, rows / group, a, stride);
-  gemm<T, false>({.a = a, .lda = stride, .b = group > 1 ? p.w.grouped : p.w.single, .c = p.y + first * p.s.o,
-                  .ldc = cols, .rows = rows / group, .cols = cols, .depth = depth, .bias = p.w.bias, .lo = p.lo,
+  gemm<T, false>({.a = a,
+                  .lda = stride,
+                  .b = group > 1 ? p.w.grouped : p.w.single,
+                  .c = p.y + first * p.s.o,
+                  .ldc = cols,
+                  .rows = rows / group,
+                  .cols = cols,
+                  .depth = depth,
+                  .bias = p.w.bias,
+                  .lo = p.lo,
                   .hi = p.hi});
 }
 
@@ -128,7 +137,8 @@ FF_NOINLINE void multiply_directly(const ConvForward<T>& p, idx first, idx rows)
 }
 
 template <class T>
-FF_INLINE void conv_winograd_pass(const ConvForward<T>& p, const TileBlocks& blocks, const PlaceWeights<T>& u, idx stride) {
+FF_INLINE void conv_winograd_pass(const ConvForward<T>& p, const TileBlocks& blocks, const PlaceWeights<T>& u,
+                                  idx stride) {
   const idx o = p.s.o;
   transform_windows(u, p.w.single, p.s, p.threads);
   winograd_forward_pass<T>({p.s, blocks, p.x, p.w.bias, u, p.y, p.threads}, [&](idx b, idx first, idx rows) {
@@ -208,10 +218,14 @@ FF_INLINE void conv_training(const Conv2dParams& p) {
     conv_forward_pass(pass, blocks);
   }
   if (!measure && !pooled) return;
-  if (measure) merge_moments(pass.mean, pass.m2, parts, blocks.stride, s.o, p.norm.eps, [&](idx part) {
-    if (tiled) return tiles.pixels(part);
-    return min_idx(blocks.block, blocks.pixels - part / blocks.times * blocks.block) / blocks.times;
-  }, static_cast<T*>(p.norm.stats));
+  if (measure)
+    merge_moments(
+        pass.mean, pass.m2, parts, blocks.stride, s.o, p.norm.eps,
+        [&](idx part) {
+          if (tiled) return tiles.pixels(part);
+          return min_idx(blocks.block, blocks.pixels - part / blocks.times * blocks.block) / blocks.times;
+        },
+        static_cast<T*>(p.norm.stats));
   if (p.linked_output.on) return;
   if (pooled) {
     n.fill(p.norm, s.o);

@@ -36,8 +36,8 @@ struct Conv2dParams {
   void *dx, *d_weight, *d_bias;       // null where not wanted
   int threads;
   PoolShape pool;                     // with a pool out and dout are [n,pool.oh,pool.ow,o], as are
-  void *best, *positions;             // y where the maximum is, and its place in the window (uint8); read by backward
-  LinkedOutputParams linked_output;   // out is the convolution's output: forward has no y, backward takes it; no pool
+  void *best, *positions;  // y where the maximum is, and its place in the window (uint8); read by backward
+  LinkedOutputParams linked_output;  // out is the convolution's output: forward has no y, backward takes it; no pool
 
   FF_REQUIRED(shape, x, weight, act, batch_stats, y, threads)
   FF_OPTIONAL(bias, norm, out, dout, dx, d_weight, d_bias, pool, best, positions, linked_output)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Max pooling behind the normalisation of a convolution in training: neither act(norm(y)) nor its gradient is ever written
-// in full. Forward computes them window by window and keeps the largest; backward spreads the pooled gradient over a block
-// of pixels just before the block goes through the norm's backward.
+// Max pooling behind the normalisation of a convolution in training: neither act(norm(y)) nor its gradient is ever
+// written in full. Forward computes them window by window and keeps the largest; backward spreads the pooled gradient
+// over a block of pixels just before the block goes through the norm's backward.
 #pragma once
 #include "conv2d/op.h"
 #include "norm/passes.h"
@@ -15,8 +15,8 @@ namespace {
 FF_INLINE MaxPoolParams pool_of(const Conv2dParams& p) {
   const ConvShape& s = p.shape;
   const PoolShape& q = p.pool;
-  return {s.n, s.oh, s.ow, s.o, q.oh, q.ow, q.kh, q.kw, q.sh, q.sw, q.top, q.left,
-          nullptr, p.out, p.positions, p.dout, nullptr, p.threads};
+  return {s.n,  s.oh,  s.ow,   s.o,     q.oh,  q.ow,        q.kh,   q.kw,    q.sh,
+          q.sw, q.top, q.left, nullptr, p.out, p.positions, p.dout, nullptr, p.threads};
 }
 
 // The largest act(norm(y)) so far, its place in the window and its y.
@@ -32,7 +32,8 @@ struct BestOfNorm {
   }
 };
 
-// Output row i: out, places and y at the maxima. Each window computes act(norm(y)) again, which costs less than storing it.
+// Output row i: out, places and y at the maxima. Each window computes act(norm(y)) again, which costs less than storing
+// it.
 template <class T, int K, Act A>
 FF_NOINLINE void norm_max_row(const MaxPoolParams& m, const T* image, idx i, const NormVectors<T>& norm, T* out,
                               uint8_t* places, T* y_out) {
@@ -104,9 +105,9 @@ struct PooledGradient {
       for (idx at = first * times; at < end;) {
         const idx row = at / m.w, column = at % m.w, part = min_idx(m.w - column, end - at);
         const idx image = row / m.h * m.oh * m.ow * m.c;
-        max_pool_row_backward<T, uint8_t, decltype(window)::value>(
-            m, static_cast<const T*>(m.dy) + image, static_cast<const uint8_t*>(m.positions) + image, row % m.h, column,
-            column + part, block, pixel);
+        max_pool_row_backward<T, uint8_t, decltype(window)::value>(m, static_cast<const T*>(m.dy) + image,
+                                                                   static_cast<const uint8_t*>(m.positions) + image,
+                                                                   row % m.h, column, column + part, block, pixel);
         block += part * pixel, at += part;
       }
     });

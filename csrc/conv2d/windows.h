@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The windows of a convolution as rows of a matrix, for a block of them at a time that stays in L2: gathered from the
-// image for a product with the weights, and their gradients added back. A window's values are in the order (row, column,
-// channel), so that each of its rows is a run of memory.
+// image for a product with the weights, and their gradients added back. A window's values are in the order (row,
+// column, channel), so that each of its rows is a run of memory.
 #pragma once
 #include "conv2d/op.h"
 #include "simd/arena.h"
@@ -16,8 +16,8 @@ struct Windows {
 
   // With a group, the windows of that many neighbours in a row as one; ow is a multiple of it.
   explicit Windows(const ConvShape& s, idx group = 1)
-      : n(s.n), h(s.h), w(s.w), c(s.c), oh(s.oh), ow(s.ow / group), kh(s.kh), kw(s.kw + (group - 1) * s.sw),
-        sh(s.sh), sw(s.sw * group), top(s.top), left(s.left) {}
+      : n(s.n), h(s.h), w(s.w), c(s.c), oh(s.oh), ow(s.ow / group), kh(s.kh), kw(s.kw + (group - 1) * s.sw), sh(s.sh),
+        sw(s.sw * group), top(s.top), left(s.left) {}
   FF_CLASS_INLINE idx run() const { return kw * c; }
   FF_CLASS_INLINE idx depth() const { return kh * kw * c; }
   // Keeps of the columns j of [first, end) those whose window has its column l inside the image; end <= first: none.
@@ -27,8 +27,8 @@ struct Windows {
   }
 };
 
-// Calls body(line, at, count, done) for the parts of lines of `length` each that elements [first, first + count) are made
-// of: of windows in rows, or rows in images.
+// Calls body(line, at, count, done) for the parts of lines of `length` each that elements [first, first + count) are
+// made of: of windows in rows, or rows in images.
 template <class Body>
 FF_INLINE void for_parts(idx length, idx first, idx count, const Body& body) {
   for (idx done = 0; done < count;) {
@@ -128,11 +128,12 @@ FF_INLINE void add_windows(T* to, const T* from, idx step, idx count, idx channe
   for_lanes<T>(channels, [&](idx c, idx n) { add_lanes<T>(to + c, from + c, step, count, n); });
 }
 
-// Adds src [count][stride], gradients of windows [first, first + count), to dx, but only to its rows [begin, end), which
-// count over all images. A pixel takes what one row of the windows has for it at once, so that it is written kh times
-// and not kh·kw times. stride leaves a vector's room after each.
+// Adds src [count][stride], gradients of windows [first, first + count), to dx, but only to its rows [begin, end),
+// which count over all images. A pixel takes what one row of the windows has for it at once, so that it is written kh
+// times and not kh·kw times. stride leaves a vector's room after each.
 template <class T>
-FF_NOINLINE void scatter_windows(const Windows& s, const T* src, idx stride, idx first, idx count, T* dx, idx begin, idx end) {
+FF_NOINLINE void scatter_windows(const Windows& s, const T* src, idx stride, idx first, idx count, T* dx, idx begin,
+                                 idx end) {
   for_parts(s.ow, first, count, [&](idx row, idx column, idx columns, idx done) {
     const idx x_first = max_idx(0, column * s.sw - s.left), last = column + columns - 1;
     const idx x_end = min_idx(s.w, last * s.sw - s.left + s.kw);

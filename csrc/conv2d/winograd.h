@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What 3×3 convolutions of stride 1 share that are computed by Winograd's algorithm (primitives/winograd.h): the tiles of a
-// batch, the choice of the algorithm, the transformed weights and inputs.
+// What 3×3 convolutions of stride 1 share that are computed by Winograd's algorithm (primitives/winograd.h): the tiles
+// of a batch, the choice of the algorithm, the transformed weights and inputs.
 #pragma once
 #include "conv2d/weights.h"
 #include "primitives/winograd.h"
@@ -12,7 +12,7 @@ namespace {
 
 // Tiles in rows over all images. The outputs of successive rows of tiles are successive pixels.
 struct Tiles {
-  idx across, down, rows;      // tiles in a row; rows of an image and of all images
+  idx across, down, rows;  // tiles in a row; rows of an image and of all images
   idx oh, ow;
 
   explicit Tiles(const ConvShape& s)
@@ -37,15 +37,16 @@ template <class T>
 FF_INLINE bool takes_winograd(const ConvShape& s) {
   constexpr idx kFewestChannels = 16, kFewestSaved = 512;
   if (!has_winograd<T> || s.kh != 3 || s.kw != 3 || s.sh != 1 || s.sw != 1) return false;
-  if (s.c < kFewestChannels || s.o < kFewestChannels || s.top < 0 || s.left < 0 || s.top > 2 || s.left > 2) return false;
+  if (s.c < kFewestChannels || s.o < kFewestChannels || s.top < 0 || s.left < 0 || s.top > 2 || s.left > 2)
+    return false;
   const Tiles grid(s);
   const idx pixels = s.n * s.oh * s.ow, tiles = grid.rows * grid.across;
   const idx saved = 9 * pixels - kTilePlaces * tiles;  // products for each pair of channels
   return saved >= max_idx(kFewestSaved, s.c * s.o / 16) && 2 * tiles * kTileOut * kTileOut <= 5 * pixels;
 }
 
-// Elements from one place to the next of a buffer of `tiles` × `channels`: a line more than needed, so that places do not
-// fall into the same cache sets.
+// Elements from one place to the next of a buffer of `tiles` × `channels`: a line more than needed, so that places do
+// not fall into the same cache sets.
 template <class T>
 FF_INLINE idx place_stride(idx tiles, idx channels) {
   return tiles * round_up_lanes<T>(channels) + 64 / static_cast<idx>(sizeof(T));
@@ -65,7 +66,8 @@ struct PlaceWeights {
     const idx step = depth * width(col) + lanes<T>;  // a line more than needed, as place_stride
     return u + kTilePlaces * (col * depth + col / 2) + place * step;
   }
-  // Row k of every place; from(tap, col, j, n): lanes [0, n) of a filter tap at column j of the panel that begins at `col`.
+  // Row k of every place; from(tap, col, j, n): lanes [0, n) of a filter tap at column j of the panel that begins at
+  // `col`.
   template <class From>
   FF_CLASS_INLINE void fill(idx k, const From& from) const {
     for (idx col = 0; col < cols; col += width(col))
@@ -78,14 +80,21 @@ struct PlaceWeights {
   }
   // c [rows][width] = a [rows][lda] × the weights of a place and panel; `ldc` may leave room for other panels.
   FF_CLASS_INLINE void multiply(idx col, idx place, const T* a, idx lda, idx rows, T* c, idx ldc) const {
-    gemm<T, false>({.a = a, .lda = lda, .b = at(col, place), .c = c, .ldc = ldc, .rows = rows, .cols = width(col),
+    gemm<T, false>({.a = a,
+                    .lda = lda,
+                    .b = at(col, place),
+                    .c = c,
+                    .ldc = ldc,
+                    .rows = rows,
+                    .cols = width(col),
                     .depth = depth});
   }
 };
 
 // v[place][tile][channels rounded up] = Bᵀ·d·B of the inputs of rows [first, end) of tiles, places `stride` apart.
 template <class T>
-FF_NOINLINE void transform_inputs(const ConvShape& s, const Tiles& tiles, const T* x, idx first, idx end, T* v, idx stride) {
+FF_NOINLINE void transform_inputs(const ConvShape& s, const Tiles& tiles, const T* x, idx first, idx end, T* v,
+                                  idx stride) {
   const idx channels = round_up_lanes<T>(s.c);
   tiles.each(first, end, [&](idx row, idx column, idx at) {
     const idx y0 = row % tiles.down * kTileOut - s.top, x0 = column * kTileOut - s.left;
@@ -97,10 +106,12 @@ FF_NOINLINE void transform_inputs(const ConvShape& s, const Tiles& tiles, const 
       if (whole && n == lanes<T>)
         transform_tile<T, InputTransform>([&](int i, int j) { return load(corner + (i * s.w + j) * s.c + c); }, keep);
       else
-        transform_tile<T, InputTransform>([&](int i, int j) {
-          const bool inside = y0 + i >= 0 && y0 + i < s.h && x0 + j >= 0 && x0 + j < s.w;
-          return inside ? load_n<T>(corner + (i * s.w + j) * s.c + c, n) : vec<T>{};
-        }, keep);
+        transform_tile<T, InputTransform>(
+            [&](int i, int j) {
+              const bool inside = y0 + i >= 0 && y0 + i < s.h && x0 + j >= 0 && x0 + j < s.w;
+              return inside ? load_n<T>(corner + (i * s.w + j) * s.c + c, n) : vec<T>{};
+            },
+            keep);
     });
   });
 }

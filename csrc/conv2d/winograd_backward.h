@@ -15,13 +15,13 @@ template <class T>
 struct WinogradBackward {
   const ConvBackward<T>& conv;
   ConvChunks chunks;
-  PlaceWeights<T> u;           // columns c, depth o
-  T* parts;                    // weight gradients [chunks], `part` elements each in rows of `ld`
+  PlaceWeights<T> u;  // columns c, depth o
+  T* parts;  // weight gradients [chunks], `part` elements each in rows of `ld`
   idx part, ld;
-  bool columns;                // see windows_are_columns
-  double* bias_parts;          // [chunks][bias_stride]
+  bool columns;  // see windows_are_columns
+  double* bias_parts;  // [chunks][bias_stride]
   idx bias_stride;
-  bool* direct;                // set for the chunks whose results are not finite
+  bool* direct;  // set for the chunks whose results are not finite
 };
 
 // The buffers of a block of tiles, places `in_stride` and `out_stride` apart.
@@ -83,13 +83,16 @@ struct WinogradChunk {
       if (lines == kTileOut && columns == kTileOut && n == lanes<T>)
         transform_tile<T, OutputAdjoint>([&](int i, int j) { return load(from + (i * s.ow + j) * block.ldg); }, keep);
       else
-        transform_tile<T, OutputAdjoint>([&](int i, int j) {
-          return i < lines && j < columns ? load_n<T>(from + (i * s.ow + j) * block.ldg, n) : vec<T>{};
-        }, keep);
+        transform_tile<T, OutputAdjoint>(
+            [&](int i, int j) {
+              return i < lines && j < columns ? load_n<T>(from + (i * s.ow + j) * block.ldg, n) : vec<T>{};
+            },
+            keep);
     });
   }
 
-  // For each place the products of `count` tiles: with the inputs, added up, and with the weights, in place of the inputs.
+  // For each place the products of `count` tiles: with the inputs, added up, and with the weights, in place of the
+  // inputs.
   FF_CLASS_INLINE void multiply(idx count, bool owned) const {
     const ConvShape& s = conv.s;
     for (idx place = 0; place < kTilePlaces; ++place) {
@@ -97,14 +100,31 @@ struct WinogradChunk {
       T* sum = block.products + place * block.products_stride;
       if (owned && conv.dw) {
         if (p.columns)
-          gemm<T, true>({.a = w, .lda = block.out, .b = v, .ldb = block.in, .c = sum, .ldc = block.products_ld,
-                         .rows = s.o, .cols = block.in, .depth = count, .accumulate = began});
+          gemm<T, true>({.a = w,
+                         .lda = block.out,
+                         .b = v,
+                         .ldb = block.in,
+                         .c = sum,
+                         .ldc = block.products_ld,
+                         .rows = s.o,
+                         .cols = block.in,
+                         .depth = count,
+                         .accumulate = began});
         else
-          gemm<T, true>({.a = v, .lda = block.in, .b = w, .ldb = block.out, .c = sum, .ldc = block.products_ld,
-                         .rows = s.c, .cols = block.out, .depth = count, .accumulate = began});
+          gemm<T, true>({.a = v,
+                         .lda = block.in,
+                         .b = w,
+                         .ldb = block.out,
+                         .c = sum,
+                         .ldc = block.products_ld,
+                         .rows = s.c,
+                         .cols = block.out,
+                         .depth = count,
+                         .accumulate = began});
       }
       if (!conv.dx) continue;
-      for (idx col = 0; col < s.c; col += p.u.width(col)) p.u.multiply(col, place, w, block.out, count, v + col, block.in);
+      for (idx col = 0; col < s.c; col += p.u.width(col))
+        p.u.multiply(col, place, w, block.out, count, v + col, block.in);
     }
   }
 
@@ -117,9 +137,9 @@ struct WinogradChunk {
   void input_grads(idx first, idx end) {
     const ConvShape& s = conv.s;
     tiles.each(first, end, [&](idx row, idx column, idx at) {
-      const idx image = row / tiles.down * s.h, y0 = row % tiles.down * kTileOut - s.top, x0 = column * kTileOut - s.left;
-      if (column == 0)
-        zero_before(image + ((row + 1) % tiles.down ? min_idx(s.h, max_idx(0, y0 + kTileIn)) : s.h));
+      const idx image = row / tiles.down * s.h, y0 = row % tiles.down * kTileOut - s.top,
+                x0 = column * kTileOut - s.left;
+      if (column == 0) zero_before(image + ((row + 1) % tiles.down ? min_idx(s.h, max_idx(0, y0 + kTileIn)) : s.h));
       const idx low = max_idx(image, rows.dx_begin), high = min_idx(image + s.h, rows.dx_end), line = image + y0;
       const bool whole = line >= low && line + kTileIn <= high && x0 >= 0 && x0 + kTileIn <= s.w;
       for_lanes<T>(s.c, [&](idx c, idx n) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward by Winograd's algorithm: blocks of rows of tiles are transformed, multiplied and transformed back while they are
-// in L2.
+// Forward by Winograd's algorithm: blocks of rows of tiles are transformed, multiplied and transformed back while they
+// are in L2.
 #pragma once
 #include "conv2d/winograd.h"
 
@@ -23,7 +23,7 @@ template <class T>
 FF_INLINE TileBlocks tile_blocks(const ConvShape& s) {
   constexpr idx kBytes = 640 << 10;
   const Tiles tiles(s);
-  const idx row = kTilePlaces * max_idx(1, tiles.across) * (s.c + 2 * lanes<T>) * static_cast<idx>(sizeof(T));
+  const idx row = kTilePlaces * max_idx(1, tiles.across) * (s.c + 2 * lanes<T>)*static_cast<idx>(sizeof(T));
   const idx rows = max_idx(1, kBytes / row);
   return {tiles, rows, ceil_div(tiles.rows, rows)};
 }

@@ -33,7 +33,8 @@ FF_NOINLINE void gate_gradients(const T* x, const T* dout, const ImageSize& s, i
         }
       }
       FF_UNROLL(4)
-      for (int u = 0; u < V; ++u) store_n<T>(d_rows + i * s.c + c + u * lanes<T>, sum[u] * gate[u] * (one - gate[u]), n);
+      for (int u = 0; u < V; ++u)
+        store_n<T>(d_rows + i * s.c + c + u * lanes<T>, sum[u] * gate[u] * (one - gate[u]), n);
     });
   }
   for (idx j = 0; j < s.w; ++j) {
@@ -60,7 +61,8 @@ struct MiddleBackward {
     d_logits = a.take<T>(positions * p.c), d_pooled = a.take<T>(p.dx ? positions * p.c : 0);
     z = a.take<T>(positions * ld), dy = a.take<T>(positions * ld);
     slope = a.take<T>(p.middle), curve = a.take<T>(p.middle), offset = a.take<T>(p.middle);
-    sums = a.take<double>(max_idx(1, position_blocks(p)) * ld), sums_x = a.take<double>(max_idx(1, position_blocks(p)) * ld);
+    sums = a.take<double>(max_idx(1, position_blocks(p)) * ld),
+    sums_x = a.take<double>(max_idx(1, position_blocks(p)) * ld);
   }
 };
 
@@ -76,15 +78,17 @@ FF_INLINE void middle_backward(const CoordinateParams& p, MiddleBackward<T>& b) 
     Arena a(Scratch::task);
     sums = a.take<T>(ld), sums_x = a.take<T>(ld);
     fill_zero(sums, ld), fill_zero(sums_x, ld);
-    affine_act_rows<T>(b.z + first * ld, ld, y + first * p.middle, p.middle, count, p.middle, b.norm.scale, b.norm.shift, p.act);
-    product<T>(b.d_logits + first * p.c, p.c, columns ? b.from_cols : b.from_rows, dz, ld, count, p.middle, p.c, nullptr);
+    affine_act_rows<T>(b.z + first * ld, ld, y + first * p.middle, p.middle, count, p.middle, b.norm.scale,
+                       b.norm.shift, p.act);
+    product<T>(b.d_logits + first * p.c, p.c, columns ? b.from_cols : b.from_rows, dz, ld, count, p.middle, p.c,
+               nullptr);
     act_grad_rows<T>(dz, ld, dz, ld, y + first * p.middle, p.middle, count, p.middle, act, sums, sums_x);
     const idx block = columns ? row_blocks + (first - rows) / kPositions : first / kPositions;
     for (idx m = 0; m < ld; ++m) b.sums[block * ld + m] = sums[m], b.sums_x[block * ld + m] = sums_x[m];
   });
-  norm_backward_vectors<T>(static_cast<const T*>(p.norm.weight), stats, p.middle, b.sums, b.sums_x, position_blocks(p), ld,
-                           static_cast<double>(max_idx(1, p.n * (p.h + p.w))), p.batch_stats, b.slope, b.curve, b.offset,
-                           static_cast<T*>(p.norm.d_weight), static_cast<T*>(p.norm.d_bias));
+  norm_backward_vectors<T>(static_cast<const T*>(p.norm.weight), stats, p.middle, b.sums, b.sums_x, position_blocks(p),
+                           ld, static_cast<double>(max_idx(1, p.n * (p.h + p.w))), p.batch_stats, b.slope, b.curve,
+                           b.offset, static_cast<T*>(p.norm.d_weight), static_cast<T*>(p.norm.d_bias));
   for_positions(p, [&](bool, idx first, idx count) {
     T* dy = b.dy + first * ld;
     norm_act_grad_rows<T>(dy, ld, dy, ld, y + first * p.middle, p.middle, count, p.middle,
@@ -104,8 +108,8 @@ FF_INLINE void column_sums(T* out, const T* g, idx stride, idx rows, idx columns
   for (idx c = 0; c < columns; ++c) out[c] = sums[c] * factor;
 }
 
-// Weights' and biases' gradients, blocks of channels: d_h_weight = d_logitsᵀ · z of the rows, d_w_weight of the columns,
-// d_weight = dyᵀ · pooled of both.
+// Weights' and biases' gradients, blocks of channels: d_h_weight = d_logitsᵀ · z of the rows, d_w_weight of the
+// columns, d_weight = dyᵀ · pooled of both.
 template <class T>
 FF_INLINE void parameter_gradients(const CoordinateParams& p, const MiddleBackward<T>& b) {
   constexpr idx kChannels = 56;
@@ -120,8 +124,15 @@ FF_INLINE void parameter_gradients(const CoordinateParams& p, const MiddleBackwa
       T* transposed = nullptr;
       Arena a(Scratch::task);
       transposed = a.take<T>(kChannels * p.middle);
-      gemm<T, true>({.a = static_cast<const T*>(p.pooled) + c, .lda = p.c, .b = b.dy, .ldb = ld, .c = transposed,
-                     .ldc = p.middle, .rows = count, .cols = p.middle, .depth = rows + cols});
+      gemm<T, true>({.a = static_cast<const T*>(p.pooled) + c,
+                     .lda = p.c,
+                     .b = b.dy,
+                     .ldb = ld,
+                     .c = transposed,
+                     .ldc = p.middle,
+                     .rows = count,
+                     .cols = p.middle,
+                     .depth = rows + cols});
       for (idx m = 0; m < p.middle; ++m)
         for (idx k = 0; k < count; ++k) static_cast<T*>(p.d_weight)[m * p.c + c + k] = transposed[k * p.middle + m];
       return;
@@ -129,14 +140,22 @@ FF_INLINE void parameter_gradients(const CoordinateParams& p, const MiddleBackwa
     const T *d_logits = b.d_logits + (side ? rows * p.c : 0) + c, *z = b.z + (side ? rows * ld : 0);
     T* d_weight = static_cast<T*>(side ? p.d_w_weight : p.d_h_weight) + c * p.middle;
     const idx depth = side ? cols : rows;
-    gemm<T, true>({.a = d_logits, .lda = p.c, .b = z, .ldb = ld, .c = d_weight, .ldc = p.middle, .rows = count,
-                   .cols = p.middle, .depth = depth});
+    gemm<T, true>({.a = d_logits,
+                   .lda = p.c,
+                   .b = z,
+                   .ldb = ld,
+                   .c = d_weight,
+                   .ldc = p.middle,
+                   .rows = count,
+                   .cols = p.middle,
+                   .depth = depth});
     column_sums<T>(static_cast<T*>(side ? p.d_w_bias : p.d_h_bias) + c, d_logits, p.c, depth, count, T(1));
   });
 }
 
 template <class T>
-FF_NOINLINE void spread_kind(Pooling kind, T* dx, const T* dout, const ImageSize& s, idx first, idx count, const Spread<T>& g) {
+FF_NOINLINE void spread_kind(Pooling kind, T* dx, const T* dout, const ImageSize& s, idx first, idx count,
+                             const Spread<T>& g) {
   if (kind == Pooling::mean) spread_image<T, true, true, false>(dx, dout, s, first, count, g);
   if (kind == Pooling::max) spread_image<T, true, false, true>(dx, dout, s, first, count, g);
   if (kind == Pooling::both) spread_image<T, true, true, true>(dx, dout, s, first, count, g);
@@ -146,7 +165,8 @@ template <class T>
 FF_INLINE void attention_backward(const CoordinateParams& p) {
   const ImageSize s{p.h, p.w, p.c};
   const idx rows = p.n * p.h;
-  const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout), *gates = static_cast<const T*>(p.gates);
+  const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout),
+          *gates = static_cast<const T*>(p.gates);
   const T* at = static_cast<const T*>(p.at);
   MiddleBackward<T> b{};
   Arena a(Scratch::shared);
@@ -171,8 +191,9 @@ FF_INLINE void attention_backward(const CoordinateParams& p) {
   for_blocks(p.n, p.c, p.threads, [&](idx image, idx first, idx count) {
     const idx pixels = image * p.h * p.w * p.c, row = image * p.h * p.c, col = (rows + image * p.w) * p.c;
     const T *d_row = b.d_pooled + row, *d_col = b.d_pooled + col;
-    spread_kind<T>(p.kind, static_cast<T*>(p.dx) + pixels, dout + pixels, s, first, count,
-                   {d_row, d_row, at ? at + row : nullptr, gates + row, d_col, d_col, at ? at + col : nullptr, gates + col});
+    spread_kind<T>(
+        p.kind, static_cast<T*>(p.dx) + pixels, dout + pixels, s, first, count,
+        {d_row, d_row, at ? at + row : nullptr, gates + row, d_col, d_col, at ? at + col : nullptr, gates + col});
   });
 }
 

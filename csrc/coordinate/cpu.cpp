@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Coordinate attention and its pooling: vectorised over channels, parallel over images and blocks of channels. Tasks are
-// cut by shape alone, and partial sums are merged in task order, so that results do not depend on the number of threads.
+// Coordinate attention and its pooling: vectorised over channels, parallel over images and blocks of channels. Tasks
+// are cut by shape alone, and partial sums are merged in task order, so that results do not depend on the number of
+// threads.
 #include "coordinate/backward.h"
 #include "coordinate/forward.h"
 

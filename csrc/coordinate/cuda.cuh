@@ -13,8 +13,8 @@ constexpr int kStrip = 16;
 
 // A block of 32 channels by 8 warps goes over an image by strips of columns, 8 rows at a time, and reads each element
 // once, by load(row, column): a warp keeps a row's state while it reads its part of the strip, and a column's while the
-// strip lasts. Row and Column have begin(state, line, fresh), add(state, value, place), and end(state, line, last): a row
-// that goes on in the next strip ends and begins again.
+// strip lasts. Row and Column have begin(state, line, fresh), add(state, value, place), and end(state, line, last): a
+// row that goes on in the next strip ends and begins again.
 template <int kWords, class C, class Load, class Row, class Column>
 __device__ __forceinline__ void rows_and_columns(index_t height, index_t width, bool inside, const Load& load,
                                                  const Row& rows, const Column& columns) {
@@ -99,8 +99,7 @@ __global__ void __launch_bounds__(kColumnThreads, 2)
   const auto from = [](C* p, index_t offset) { return p ? p + offset : p; };
   const T* const image = x + n * height * width * channels + channel;
   rows_and_columns<3, C>(
-      height, width, channel < channels,
-      [&](index_t r, index_t c) { return widen(image[(r * width + c) * channels]); },
+      height, width, channel < channels, [&](index_t r, index_t c) { return widen(image[(r * width + c) * channels]); },
       PoolLine<C>{from(row_mean, row), from(row_most, row), from(row_at, row), channels, width, mixed != 0},
       PoolLine<C>{from(column_mean, column), from(column_most, column), from(column_at, column), channels, height,
                   mixed != 0});

@@ -8,7 +8,8 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-// Pools channels of an image into `rows` [h][c] and `cols` [w][c], the maxima's places into row_at and col_at or, null, nowhere.
+// Pools channels of an image into `rows` [h][c] and `cols` [w][c], the maxima's places into row_at and col_at or, null,
+// nowhere.
 template <class T, bool Mean, bool Max>
 FF_INLINE void pool_positions(const T* x, const ImageSize& s, idx first, idx count, const Columns<T>& columns, T* rows,
                               T* cols, T* row_at, T* col_at) {
@@ -22,8 +23,8 @@ FF_INLINE void pool_positions(const T* x, const ImageSize& s, idx first, idx cou
 }
 
 template <class T>
-FF_NOINLINE void pool_kind(Pooling kind, const T* x, const ImageSize& s, idx first, idx count, const Columns<T>& columns,
-                           T* rows, T* cols, T* row_at, T* col_at) {
+FF_NOINLINE void pool_kind(Pooling kind, const T* x, const ImageSize& s, idx first, idx count,
+                           const Columns<T>& columns, T* rows, T* cols, T* row_at, T* col_at) {
   if (kind == Pooling::mean) pool_positions<T, true, false>(x, s, first, count, columns, rows, cols, row_at, col_at);
   if (kind == Pooling::max) pool_positions<T, false, true>(x, s, first, count, columns, rows, cols, row_at, col_at);
   if (kind == Pooling::both) pool_positions<T, true, true>(x, s, first, count, columns, rows, cols, row_at, col_at);
@@ -31,7 +32,8 @@ FF_NOINLINE void pool_kind(Pooling kind, const T* x, const ImageSize& s, idx fir
 
 // out = x · row gate · column gate for channels of an image.
 template <class T>
-FF_NOINLINE void apply_gates(T* out, const T* x, const ImageSize& s, idx first, idx count, const T* rows, const T* cols) {
+FF_NOINLINE void apply_gates(T* out, const T* x, const ImageSize& s, idx first, idx count, const T* rows,
+                             const T* cols) {
   for (idx i = 0; i < s.h; ++i) {
     for_groups<T>(count, [&](auto group, idx at, idx n) {
       constexpr int V = decltype(group)::value;
@@ -44,7 +46,8 @@ FF_NOINLINE void apply_gates(T* out, const T* x, const ImageSize& s, idx first, 
         for (int u = 0; u < V; ++u) {
           const idx pixel = (i * s.w + j) * s.c + c + u * lanes<T>;
           __builtin_prefetch(x + pixel + s.w * s.c);
-          store_n<T>(out + pixel, load_n<T>(x + pixel, n) * gate[u] * load_n<T>(cols + j * s.c + c + u * lanes<T>, n), n);
+          store_n<T>(out + pixel, load_n<T>(x + pixel, n) * gate[u] * load_n<T>(cols + j * s.c + c + u * lanes<T>, n),
+                     n);
         }
       }
     });
@@ -59,9 +62,11 @@ FF_INLINE idx image_group(const CoordinateParams& p) {
 template <class T>
 FF_INLINE void attention_by_image(const CoordinateParams& p, const MiddleForward<T>& middle) {
   const ImageSize s{p.h, p.w, p.c};
-  const idx block = channel_block(p.n), group = image_group(p), ldz = middle_stride<T>(p.middle), size = p.h * p.w * p.c;
+  const idx block = channel_block(p.n), group = image_group(p), ldz = middle_stride<T>(p.middle),
+            size = p.h * p.w * p.c;
   for_tasks(ceil_div(p.n, group), p.threads, [&](idx task) {
-    const idx first = task * group, images = min_idx(group, p.n - first), rows = images * p.h, positions = rows + images * p.w;
+    const idx first = task * group, images = min_idx(group, p.n - first), rows = images * p.h,
+              positions = rows + images * p.w;
     Columns<T> columns{};
     T *pooled = nullptr, *y = nullptr, *gates = nullptr;
     Arena a(Scratch::task);
@@ -81,8 +86,8 @@ FF_INLINE void attention_by_image(const CoordinateParams& p, const MiddleForward
   });
 }
 
-// Every step over the whole batch; pooled, at (or null), y [positions][ldy] and gates are kept, statistics measured when
-// `mean` and `m2` [blocks][stride] are there.
+// Every step over the whole batch; pooled, at (or null), y [positions][ldy] and gates are kept, statistics measured
+// when `mean` and `m2` [blocks][stride] are there.
 template <class T>
 FF_INLINE void attention_by_step(const CoordinateParams& p, MiddleForward<T>& middle, T* pooled, T* at, T* y, idx ldy,
                                  T* gates, T* stats, T* mean, T* m2) {
@@ -103,10 +108,13 @@ FF_INLINE void attention_by_step(const CoordinateParams& p, MiddleForward<T>& mi
     if (mean) moments_rows<T>(y + first * ldy, ldy, count, p.middle, mean + block * stride, m2 + block * stride);
   });
   if (mean)
-    merge_moments(mean, m2, position_blocks(p), stride, p.middle, p.norm.eps, [&](idx b) {
-      return b < row_blocks ? min_idx(kPositions, rows - b * kPositions)
-                            : min_idx(kPositions, p.n * p.w - (b - row_blocks) * kPositions);
-    }, stats);
+    merge_moments(
+        mean, m2, position_blocks(p), stride, p.middle, p.norm.eps,
+        [&](idx b) {
+          return b < row_blocks ? min_idx(kPositions, rows - b * kPositions)
+                                : min_idx(kPositions, p.n * p.w - (b - row_blocks) * kPositions);
+        },
+        stats);
   middle.norm.fill(p.norm, stats, p.middle);
   for_positions(p, [&](bool columns, idx first, idx count) {
     T* z = nullptr;
@@ -150,7 +158,8 @@ FF_INLINE void attention_training(const CoordinateParams& p) {
   mean = a.take<T>(measured), m2 = a.take<T>(measured);
   middle.pack(p);
   if (!p.batch_stats)
-    running_stats<T>(static_cast<const T*>(p.norm.mean), static_cast<const T*>(p.norm.var), p.middle, p.norm.eps, stats);
+    running_stats<T>(static_cast<const T*>(p.norm.mean), static_cast<const T*>(p.norm.var), p.middle, p.norm.eps,
+                     stats);
   attention_by_step<T>(p, middle, static_cast<T*>(p.pooled), static_cast<T*>(p.at), static_cast<T*>(p.y), p.middle,
                        static_cast<T*>(p.gates), stats, p.batch_stats ? mean : nullptr, m2);
 }

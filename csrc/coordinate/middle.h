@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What lies between the pooled positions and the gates: convolution to few channels, norm, activation, convolution back,
-// sigmoid; a block of positions at a time, and the packed weights of it.
+// What lies between the pooled positions and the gates: convolution to few channels, norm, activation, convolution
+// back, sigmoid; a block of positions at a time, and the packed weights of it.
 #pragma once
 #include "coordinate/pool.h"
 #include "norm/stats.h"
@@ -19,9 +19,10 @@ FF_INLINE idx middle_stride(idx middle) {
 }
 
 template <class T>
-FF_INLINE void product(const T* a, idx lda, const T* packed, T* c, idx ldc, idx rows, idx cols, idx depth, const T* bias) {
-  gemm<T, false>({.a = a, .lda = lda, .b = packed, .c = c, .ldc = ldc, .rows = rows, .cols = cols, .depth = depth,
-                  .bias = bias});
+FF_INLINE void product(const T* a, idx lda, const T* packed, T* c, idx ldc, idx rows, idx cols, idx depth,
+                       const T* bias) {
+  gemm<T, false>(
+      {.a = a, .lda = lda, .b = packed, .c = c, .ldc = ldc, .rows = rows, .cols = cols, .depth = depth, .bias = bias});
 }
 
 template <class T, class Pack>
@@ -48,7 +49,8 @@ struct MiddleNorm {
 
   void take(Arena& a, idx middle) { scale = a.take<T>(middle), shift = a.take<T>(middle), mean = a.take<T>(middle); }
   void fill(const NormParams& norm, const T* stats, idx middle) {
-    norm_vectors<T>(static_cast<const T*>(norm.weight), static_cast<const T*>(norm.bias), stats, middle, scale, shift, mean);
+    norm_vectors<T>(static_cast<const T*>(norm.weight), static_cast<const T*>(norm.bias), stats, middle, scale, shift,
+                    mean);
   }
 };
 

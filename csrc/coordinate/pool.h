@@ -53,10 +53,11 @@ FF_INLINE void keep_larger(vec<T>& max, vec<T>& at, vec<T> x, vec<T> place) {
   at = larger ? place : at;
 }
 
-// Calls row(i, c, n, pooled) and column(j, c, n, pooled) for channels [first, first + count), n lanes valid at channel c.
+// Calls row(i, c, n, pooled) and column(j, c, n, pooled) for channels [first, first + count), n lanes valid at channel
+// c.
 template <class T, bool Mean, bool Max, class Row, class Column>
-FF_INLINE void pool_image(const T* x, const ImageSize& s, idx first, idx count, const Columns<T>& columns, const Row& row,
-                          const Column& column) {
+FF_INLINE void pool_image(const T* x, const ImageSize& s, idx first, idx count, const Columns<T>& columns,
+                          const Row& row, const Column& column) {
   const vec<T> lowest = splat<T>(T(-__builtin_inf())), width = splat<T>(T(s.w)), height = splat<T>(T(s.h));
   for (idx j = 0; j < s.w; ++j) {
     for_lanes<T>(count, [&](idx c, idx) {
@@ -161,8 +162,10 @@ FF_INLINE void pool_forward(const LinePoolParams& p) {
     Columns<T> columns{};
     Arena a(Scratch::task);
     columns.take(a, p.w, count);
-    T *row_mean = static_cast<T*>(p.row_mean) + image * p.h * p.c, *row_max = static_cast<T*>(p.row_max) + image * p.h * p.c;
-    T *col_mean = static_cast<T*>(p.col_mean) + image * p.w * p.c, *col_max = static_cast<T*>(p.col_max) + image * p.w * p.c;
+    T *row_mean = static_cast<T*>(p.row_mean) + image * p.h * p.c,
+      *row_max = static_cast<T*>(p.row_max) + image * p.h * p.c;
+    T *col_mean = static_cast<T*>(p.col_mean) + image * p.w * p.c,
+      *col_max = static_cast<T*>(p.col_max) + image * p.w * p.c;
     pool_image<T, true, true>(
         static_cast<const T*>(p.x) + image * p.h * p.w * p.c, s, first, count, columns,
         [&](idx i, idx c, idx n, const Pooled<T>& v) {

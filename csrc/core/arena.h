@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Arrays taken one after another from a thread's scratch memory; nobody has to know beforehand how much they are together.
+// Arrays taken one after another from a thread's scratch memory; nobody has to know beforehand how much they are
+// together.
 #pragma once
 #include "core/inline.h"
 #include "core/scratch.h"
@@ -15,7 +16,8 @@ class Arena {
   template <class T>
   FF_CLASS_INLINE T* take(idx n) {
     constexpr size_t kLine = 64, kSlack = 64;  // the widest vector
-    return static_cast<T*>(scratch_take(kind_, (static_cast<size_t>(n) * sizeof(T) + kSlack + kLine - 1) / kLine * kLine));
+    return static_cast<T*>(
+        scratch_take(kind_, (static_cast<size_t>(n) * sizeof(T) + kSlack + kLine - 1) / kLine * kLine));
   }
 
  private:

@@ -158,8 +158,10 @@ std::vector<PyMemberDef> members(const ParamsType& info) {
     std::size_t at = kParamsAt + info.size + i * sizeof(PyObject*);
     if (!held(field)) {
       at = kParamsAt + field.offset;
-      code = field.kind == FieldKind::integer64 ? T_LONGLONG : field.kind == FieldKind::integer32 ? T_INT
-             : field.kind == FieldKind::flag    ? T_BOOL : T_DOUBLE;
+      code = field.kind == FieldKind::integer64   ? T_LONGLONG
+             : field.kind == FieldKind::integer32 ? T_INT
+             : field.kind == FieldKind::flag      ? T_BOOL
+                                                  : T_DOUBLE;
     }
     members.push_back({PyUnicode_AsUTF8(field.name), code, static_cast<Py_ssize_t>(at), READONLY, nullptr});
   }
@@ -179,10 +181,11 @@ PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   const auto& kernel = *static_cast<const Kernel*>(PyCapsule_GetPointer(self, nullptr));
   if (count != 2) return PyErr_Format(PyExc_TypeError, "%s: expected 2 arguments, got %zd", kernel.name.c_str(), count);
   if (!PyBool_Check(args[0]))
-    return PyErr_Format(PyExc_TypeError, "%s: f64: expected a bool, got %.100s", kernel.name.c_str(), type_name(args[0]));
+    return PyErr_Format(PyExc_TypeError, "%s: f64: expected a bool, got %.100s", kernel.name.c_str(),
+                        type_name(args[0]));
   if (Py_TYPE(args[1]) != kernel.params->type)
-    return PyErr_Format(PyExc_TypeError, "%s: params: expected %s, got %.100s", kernel.name.c_str(), kernel.params->name,
-                        type_name(args[1]));
+    return PyErr_Format(PyExc_TypeError, "%s: params: expected %s, got %.100s", kernel.name.c_str(),
+                        kernel.params->name, type_name(args[1]));
   const bool f64 = args[0] == Py_True;
   try {
     const py::gil_scoped_release release;
@@ -203,7 +206,8 @@ void add(py::module_& m, const char* name, PyObject* object) {
 }  // namespace
 
 PyObject* construct(const ParamsType& info, PyObject* const* args, std::size_t nargsf, PyObject* names) {
-  if (PyVectorcall_NARGS(nargsf)) return PyErr_Format(PyExc_TypeError, "%s: expected names, got a value without", info.name);
+  if (PyVectorcall_NARGS(nargsf))
+    return PyErr_Format(PyExc_TypeError, "%s: expected names, got a value without", info.name);
   PyObject* self = info.type->tp_alloc(info.type, 0);  // all zeros
   if (self && !fill(info, self, args, names)) Py_CLEAR(self);
   return self;
@@ -231,7 +235,8 @@ void add_field(ParamsType& info, const char*& names, FieldKind kind, std::size_t
 void add_type(py::module_& m, ParamsType& info, vectorcallfunc construct, destructor destroy) {
   for (const Field& field : info.fields)
     if (field.nested && !field.nested->type)
-      throw std::logic_error(std::string(info.name) + ": bind the struct of " + PyUnicode_AsUTF8(field.name) + " before");
+      throw std::logic_error(std::string(info.name) + ": bind the struct of " + PyUnicode_AsUTF8(field.name) +
+                             " before");
   info.qualified = std::string("fastfer._C.") + info.name;
   info.doc = info.name + signature(info);
   std::vector<PyMemberDef> numbers = members(info);  // the type copies them
@@ -239,7 +244,8 @@ void add_type(py::module_& m, ParamsType& info, vectorcallfunc construct, destru
                          {Py_tp_doc, const_cast<char*>(info.doc.c_str())},
                          {Py_tp_members, numbers.data()},
                          {0, nullptr}};
-  PyType_Spec spec{info.qualified.c_str(), static_cast<int>(kParamsAt + info.size + info.fields.size() * sizeof(PyObject*)), 0,
+  PyType_Spec spec{info.qualified.c_str(),
+                   static_cast<int>(kParamsAt + info.size + info.fields.size() * sizeof(PyObject*)), 0,
                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
   PyObject* type = PyType_FromSpec(&spec);
   if (!type) throw py::error_already_set();
@@ -256,8 +262,8 @@ void add_kernel(py::module_& m, const char* name, const ParamsType& params, void
   if (kernel.params) return;
   kernel.name = base, kernel.params = &params;
   kernel.doc = base + "(f64: bool, params: " + params.name + ", /) -> None";
-  kernel.method = {kernel.name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
-                   kernel.doc.c_str()};
+  kernel.method = {kernel.name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
+                   METH_FASTCALL, kernel.doc.c_str()};
   PyObject* self = PyCapsule_New(&kernel, nullptr, nullptr);
   PyObject* module = PyModule_GetNameObject(m.ptr());
   PyObject* function = self && module ? PyCFunction_NewEx(&kernel.method, self, module) : nullptr;

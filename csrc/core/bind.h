@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the field lists of an op.h to Python: each params struct is a type of its name, `_C.NormParams(weight=w, eps=1e-5)`,
-// and each kernel of kernels.inc a function `_C.batch_norm_fwd(f64, params)`. A wrong, missing or unknown name raises.
-// Where the struct has a pointer the caller gives a tensor, or None for null: its data_ptr() is taken, and the params hold
-// the tensor, so that a temporary lives as long as they do. The extension does not know torch: any object with data_ptr()
-// is a tensor here.
+// From the field lists of an op.h to Python: each params struct is a type of its name, `_C.NormParams(weight=w,
+// eps=1e-5)`, and each kernel of kernels.inc a function `_C.batch_norm_fwd(f64, params)`. A wrong, missing or unknown
+// name raises. Where the struct has a pointer the caller gives a tensor, or None for null: its data_ptr() is taken, and
+// the params hold the tensor, so that a temporary lives as long as they do. The extension does not know torch: any
+// object with data_ptr() is a tensor here.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -105,7 +105,8 @@ void describe(ParamsType& info, const char*& names, std::size_t offset) {
 
 template <class Params>
 ParamsType make_params_type() {
-  static_assert(listed_count<Params>() == field_count<Params>(), "FF_REQUIRED and FF_OPTIONAL must list every field once");
+  static_assert(listed_count<Params>() == field_count<Params>(),
+                "FF_REQUIRED and FF_OPTIONAL must list every field once");
   static_assert(listed_count<Params>() <= 64, "one bit of a word marks each field");
   ParamsType info;
   info.size = sizeof(Params);
@@ -139,15 +140,15 @@ void run(const void* params) {
 // The kernels of kernels.inc that take these params.
 template <class Params>
 void bind_kernels(py::module_& m) {
-#define FF_KERNEL(name, KernelParams)                    \
-  if constexpr (std::is_same_v<Params, KernelParams>)    \
+#define FF_KERNEL(name, KernelParams)                 \
+  if constexpr (std::is_same_v<Params, KernelParams>) \
     bind::add_kernel(m, #name, bind::params_type<Params>(), bind::run<Params, name>);
 #include "kernels.inc"
 #undef FF_KERNEL
 }
 
-// The Python type of a params struct, and its kernels. A family names all structs that it uses, and the first one to do so
-// creates the type.
+// The Python type of a params struct, and its kernels. A family names all structs that it uses, and the first one to do
+// so creates the type.
 template <class Params>
 void bind_params(py::module_& m, const char* name) {
   ParamsType& info = bind::params_type<Params>();

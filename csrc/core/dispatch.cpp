@@ -48,12 +48,12 @@ const KernelInfo* kernel_table(int* count) {
     __atomic_fetch_add(&calls[k_##name][isa], 1, __ATOMIC_RELAXED);                            \
     versions[isa](params);                                                                     \
   }
-#define FF_PASS(name, Params)                                                             \
-  void name(const Params& params) {                                                       \
-    const Isa isa = active_isa();                                                         \
-    __atomic_fetch_add(&calls[k_##name][static_cast<int>(isa)], 1, __ATOMIC_RELAXED);     \
-    const IsaScope scope(isa);                                                            \
-    passes::name(params);                                                                 \
+#define FF_PASS(name, Params)                                                         \
+  void name(const Params& params) {                                                   \
+    const Isa isa = active_isa();                                                     \
+    __atomic_fetch_add(&calls[k_##name][static_cast<int>(isa)], 1, __ATOMIC_RELAXED); \
+    const IsaScope scope(isa);                                                        \
+    passes::name(params);                                                             \
   }
 #include "kernels.inc"
 #undef FF_KERNEL

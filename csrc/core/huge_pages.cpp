@@ -28,8 +28,8 @@ Blocks* const blocks = new Blocks;
 
 // The lock is held across fork(): another thread may hold it at that moment, and the child, which does not have that
 // thread, would wait for it for ever.
-[[maybe_unused]] const int registered = pthread_atfork(
-    [] { blocks->mutex.lock(); }, [] { blocks->mutex.unlock(); }, [] { blocks->mutex.unlock(); });
+[[maybe_unused]] const int registered =
+    pthread_atfork([] { blocks->mutex.lock(); }, [] { blocks->mutex.unlock(); }, [] { blocks->mutex.unlock(); });
 
 void* map_aligned(size_t bytes) {
   const size_t room = bytes + kPage;
@@ -53,8 +53,9 @@ void trim_to(Blocks& p, size_t keep) {
   }
 }
 
-// Bytes that may stay idle: half more than the largest total ever in use at once, less what is in use. Sizes change within
-// a training step; with room for the largest total alone, 44 blocks of a step of FGW-FER cost 1 ms of page faults.
+// Bytes that may stay idle: half more than the largest total ever in use at once, less what is in use. Sizes change
+// within a training step; with room for the largest total alone, 44 blocks of a step of FGW-FER cost 1 ms of page
+// faults.
 size_t idle_room(const Blocks& p) { return p.peak_bytes + p.peak_bytes / 2 - p.used_bytes; }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Large activations on huge pages, kept for reuse. glibc returns every block above 32 MiB to the kernel at free, and the
-// next op faults it in again, 1.6 us per 4 KiB page: 20 ms for 51 MB, several times what a kernel spends on it.
+// Large activations on huge pages, kept for reuse. glibc returns every block above 32 MiB to the kernel at free, and
+// the next op faults it in again, 1.6 us per 4 KiB page: 20 ms for 51 MB, several times what a kernel spends on it.
 #pragma once
 #include <stddef.h>
 

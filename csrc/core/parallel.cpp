@@ -68,9 +68,9 @@ const Runtime* runtime() {
   return current;
 }
 
-// Whether this process is a forked child. OpenMP's threads do not survive a fork, but the runtime's records of them do: a
-// region in the child of a process that had run one waits for ever. So a child runs alone, as PyTorch's data loader asks
-// of its workers anyway. Registered when the library is loaded: the parent's regions may be torch's alone.
+// Whether this process is a forked child. OpenMP's threads do not survive a fork, but the runtime's records of them do:
+// a region in the child of a process that had run one waits for ever. So a child runs alone, as PyTorch's data loader
+// asks of its workers anyway. Registered when the library is loaded: the parent's regions may be torch's alone.
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 

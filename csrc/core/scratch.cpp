@@ -12,7 +12,8 @@ namespace {
 
 constexpr size_t kHuge = size_t{2} << 20, kSmall = size_t{64} << 10;
 
-// Chunks of one kind. An op that needs more than there is takes further chunks; the next op finds one chunk of their sum.
+// Chunks of one kind. An op that needs more than there is takes further chunks; the next op finds one chunk of their
+// sum.
 struct Chunks {
   struct Chunk {
     void* data;

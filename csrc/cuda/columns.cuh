@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reductions over the rows of a (rows, channels) matrix, for each channel: what statistics, their gradients and pooling
-// over an image are made of. Neighbouring lanes take neighbouring channels, so that reads are whole lines, and groups of
-// lanes take rows in turn. Order and partition follow from the shape alone: results repeat bit by bit.
+// over an image are made of. Neighbouring lanes take neighbouring channels, so that reads are whole lines, and groups
+// of lanes take rows in turn. Order and partition follow from the shape alone: results repeat bit by bit.
 #pragma once
 
 #include "cuda/device.cuh"

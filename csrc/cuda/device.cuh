@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels stand on: indices, barriers, shuffles, shared memory, storage types, 16-byte packs. With math.cuh, mma.cuh
-// and copy.cuh beside it, the only place that names CUDA's built-in variables and functions, so that one source compiles
-// with nvcc, with NVRTC, which sees no system headers, and with a C++ compiler for the host (tests/cuda_shim), where
-// every kernel runs without a GPU. Blocks are one-dimensional; every kernel parameter has 8 bytes: a pointer, an index_t
-// or a double.
+// What kernels stand on: indices, barriers, shuffles, shared memory, storage types, 16-byte packs. With math.cuh,
+// mma.cuh and copy.cuh beside it, the only place that names CUDA's built-in variables and functions, so that one source
+// compiles with nvcc, with NVRTC, which sees no system headers, and with a C++ compiler for the host (tests/cuda_shim),
+// where every kernel runs without a GPU. Blocks are one-dimensional; every kernel parameter has 8 bytes: a pointer, an
+// index_t or a double.
 #pragma once
 
 #ifdef __CUDACC__
@@ -72,8 +72,8 @@ __device__ __forceinline__ unsigned float_to_tf32_bits(float x) {
 
 namespace ff::cuda {
 
-// 16-bit floats as bits: storage only, arithmetic is float. Same layout as __half and __nv_bfloat16, whose headers NVRTC
-// finds only where a toolkit is installed.
+// 16-bit floats as bits: storage only, arithmetic is float. Same layout as __half and __nv_bfloat16, whose headers
+// NVRTC finds only where a toolkit is installed.
 struct f16 {
   unsigned short bits;
 };

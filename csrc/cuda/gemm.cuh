@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix products out of functors: C(m, n) = sum over k of a(m, k)·b(k, n), so that an operand can be an activation with
-// its norm applied, a convolution's window, or a transposed gradient. A block of 256 threads makes a tile of 64 x 64 from
-// slices in shared memory: 16-bit operands, and float where torch allows tf32, by tensor cores, a warp 16 x 32 of it;
-// float and double by multiply-adds, a thread 4 x 4 of it, 16 for 8 reads of shared memory.
+// Matrix products out of functors: C(m, n) = sum over k of a(m, k)·b(k, n), so that an operand can be an activation
+// with its norm applied, a convolution's window, or a transposed gradient. A block of 256 threads makes a tile of 64 x
+// 64 from slices in shared memory: 16-bit operands, and float where torch allows tf32, by tensor cores, a warp 16 x 32
+// of it; float and double by multiply-adds, a thread 4 x 4 of it, 16 for 8 reads of shared memory.
 #pragma once
 
 #include "cuda/mma.cuh"
@@ -15,7 +15,8 @@ constexpr int kPerThread = 4;    // rows and columns of a thread's part
 constexpr int kGemmThreads = 256;
 constexpr int kSide = kTile / kPerThread;
 template <class T>
-constexpr int kGemmBlocks = sizeof(T) == 8 ? 1 : 2;  // blocks that a multiprocessor holds at least: a bound on registers
+constexpr int kGemmBlocks =
+    sizeof(T) == 8 ? 1 : 2;  // blocks that a multiprocessor holds at least: a bound on registers
 
 // How an operand lies in memory: whether its neighbours are those along k, or those along m (or n).
 enum class Along { k, other };
@@ -74,9 +75,9 @@ template <Along kA, Along kB, class S, class A, class B, class Finish, class Sta
 __device__ __forceinline__ void matmul_words(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0,
                                              index_t k1, const A& a, const B& b, const Finish& finish,
                                              const Stage& stage) {
-  FF_SHARED(unsigned, a_words, kTile * kWordRow);
-  FF_SHARED(unsigned, b_words, kTile * kWordRow);
-  FF_SHARED(float, all_sums, kTile * kSumRow);
+  FF_SHARED(unsigned, a_words, kTile* kWordRow);
+  FF_SHARED(unsigned, b_words, kTile* kWordRow);
+  FF_SHARED(float, all_sums, kTile* kSumRow);
   const int t = thread_rank(), group = mma_group(), quad = mma_quad();
   const int row = warp_rank() % 4 * 16, column = warp_rank() / 4 * 32;
   float sums[4][4] = {};
@@ -128,12 +129,14 @@ __device__ __forceinline__ void matmul_words(index_t m0, index_t n0, index_t row
   finish(part, m0 + own_row, n0 + own_column);
 }
 
-// Rows m0..m0 + 63 and columns n0..n0 + 63 over k in [k0, k1), operands rounded to S: finish(sums, m, n) gets the thread's
-// 4 x 4 part, whose first element is (m, n). Operands are asked only for elements inside [0, rows), [0, columns), [k0, k1),
-// after all threads have called stage(k) for the k of kStage<S> that begin at k, none of an earlier stage being asked for.
+// Rows m0..m0 + 63 and columns n0..n0 + 63 over k in [k0, k1), operands rounded to S: finish(sums, m, n) gets the
+// thread's 4 x 4 part, whose first element is (m, n). Operands are asked only for elements inside [0, rows), [0,
+// columns), [k0, k1), after all threads have called stage(k) for the k of kStage<S> that begin at k, none of an earlier
+// stage being asked for.
 template <Along kA, Along kB, class S, class A, class B, class Finish, class Stage = NoStage>
-__device__ __forceinline__ void matmul_tile(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0, index_t k1,
-                                            const A& a, const B& b, const Finish& finish, const Stage& stage = {}) {
+__device__ __forceinline__ void matmul_tile(index_t m0, index_t n0, index_t rows, index_t columns, index_t k0,
+                                            index_t k1, const A& a, const B& b, const Finish& finish,
+                                            const Stage& stage = {}) {
   if constexpr (kTensorCores && kPerWord<S> > 0) {
     matmul_words<kA, kB, S>(m0, n0, rows, columns, k0, k1, a, b, finish, stage);
   } else {

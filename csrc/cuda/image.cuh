@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What gates on channels and pixels are made of: a block takes an image (pixels, channels) and goes over it by pixels and
-// by channels, the later times from the cache, and runs the small layers between channel means and channel gates.
+// What gates on channels and pixels are made of: a block takes an image (pixels, channels) and goes over it by pixels
+// and by channels, the later times from the cache, and runs the small layers between channel means and channel gates.
 #pragma once
 
 #include "cuda/columns.cuh"
@@ -47,7 +47,8 @@ struct First {
   }
 };
 
-// Totals over the pixels for every channel, by `add`, `merge` and `finish` as reduce_rows; all have met a barrier after.
+// Totals over the pixels for every channel, by `add`, `merge` and `finish` as reduce_rows; all have met a barrier
+// after.
 template <int kWords, int kThreads, class C, class Add, class Merge, class Finish>
 __device__ __forceinline__ void for_channels(index_t pixels, index_t channels, const Shared<C>& states,
                                              const C (&zero)[kWords], const Add& add, const Merge& merge,
@@ -100,8 +101,8 @@ __device__ __forceinline__ void gate_layers(const GateLayers<C>& layers, const C
   }
 }
 
-// From the gradients of the logits (channels): those of w1·v + b1, dh (inputs vectors of hidden, h_stride apart), and of
-// v, dv (as v); sums (hidden) of the inputs' act(w1·v + b1). Ends with a barrier.
+// From the gradients of the logits (channels): those of w1·v + b1, dh (inputs vectors of hidden, h_stride apart), and
+// of v, dv (as v); sums (hidden) of the inputs' act(w1·v + b1). Ends with a barrier.
 template <int kThreads, class C>
 __device__ __forceinline__ void gate_layers_grad(const GateLayers<C>& layers, const C* v, index_t stride,
                                                  const C* dlogits, C* dh, index_t h_stride, C* sums, C* dv) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp, log, tanh, the logistic function, and the activations with their derivatives, on float or double: the formulas of
-// simd/math.h, with torch's values at kinks, NaN and infinities. Comparisons are written for the branch NaN must take.
+// exp, log, tanh, the logistic function, and the activations with their derivatives, on float or double: the formulas
+// of simd/math.h, with torch's values at kinks, NaN and infinities. Comparisons are written for the branch NaN must
+// take.
 #pragma once
 
 #include "cuda/device.cuh"

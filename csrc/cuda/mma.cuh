@@ -45,17 +45,18 @@ __device__ __forceinline__ unsigned mma_word(float first, float second) {
     return static_cast<unsigned>(narrow<S>(first).bits) | static_cast<unsigned>(narrow<S>(second).bits) << 16;
 }
 
-// A lane's place in the tile: it has words quad and quad + 4 of rows group and group + 8 of a (in the order (group, quad),
-// (group + 8, quad), (group, quad + 4), (group + 8, quad + 4)), words quad and quad + 4 of column group of b, and sums
-// (group, 2·quad), (group, 2·quad + 1), and the same of row group + 8.
+// A lane's place in the tile: it has words quad and quad + 4 of rows group and group + 8 of a (in the order (group,
+// quad), (group + 8, quad), (group, quad + 4), (group + 8, quad + 4)), words quad and quad + 4 of column group of b,
+// and sums (group, 2·quad), (group, 2·quad + 1), and the same of row group + 8.
 __device__ __forceinline__ int mma_group() { return lane_rank() / 4; }
 __device__ __forceinline__ int mma_quad() { return lane_rank() % 4; }
 
 #ifdef __CUDACC__
-#define FF_MMA(shape, type)                                                                                          \
-  asm("mma.sync.aligned." shape ".row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "  \
-      "{%0, %1, %2, %3};"                                                                                            \
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                                   \
+#define FF_MMA(shape, type)                                        \
+  asm("mma.sync.aligned." shape ".row.col.f32." type "." type      \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "        \
+      "{%0, %1, %2, %3};"                                          \
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 template <class S>
 __device__ __forceinline__ void mma(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -72,10 +73,15 @@ __device__ __forceinline__ void mma(float (&sums)[4], const unsigned (&a)[4], co
 #else
 template <class S>
 void mma(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], FF_HERE) {
-  host_mma<kPerWord<S>>(sums, a, b, [](unsigned word, int part) {
-    if constexpr (kPerWord<S> == 1) return __uint_as_float(word);
-    else return widen(S{static_cast<unsigned short>(word >> 16 * part)});
-  }, here);
+  host_mma<kPerWord<S> >(
+      sums, a, b,
+      [](unsigned word, int part) {
+        if constexpr (kPerWord<S> == 1)
+          return __uint_as_float(word);
+        else
+          return widen(S{static_cast<unsigned short>(word >> 16 * part)});
+      },
+      here);
 }
 #endif
 

@@ -4,8 +4,6 @@
 
 namespace ff {
 
-void bind_elementwise(py::module_& m) {
-  bind_params<ActivationParams>(m, "ActivationParams");
-}
+void bind_elementwise(py::module_& m) { bind_params<ActivationParams>(m, "ActivationParams"); }
 
 }  // namespace ff

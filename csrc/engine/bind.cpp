@@ -56,12 +56,14 @@ engine::Type type_of(const std::string& dtype) {
 }
 
 std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::string& dtype, const std::string& isa,
-                                std::vector<float> scale, std::vector<float> shift, int image_threads, bool strict, bool apart) {
+                                std::vector<float> scale, std::vector<float> shift, int image_threads, bool strict,
+                                bool apart) {
   if (threads < 1) throw py::value_error("EnginePlan: threads: expected at least 1, got " + std::to_string(threads));
-  if (image_threads < 0) throw py::value_error("EnginePlan: image_threads: expected 0 or more, got " + std::to_string(image_threads));
+  if (image_threads < 0)
+    throw py::value_error("EnginePlan: image_threads: expected 0 or more, got " + std::to_string(image_threads));
   if (scale.size() != shift.size())
-    throw py::value_error("EnginePlan: scale, shift: expected as many of each, got " + std::to_string(scale.size()) + " and " +
-                          std::to_string(shift.size()));
+    throw py::value_error("EnginePlan: scale, shift: expected as many of each, got " + std::to_string(scale.size()) +
+                          " and " + std::to_string(shift.size()));
   const Bytes bytes(file);
   engine::PlanOptions options;
   options.isa = isa_of(isa), options.type = type_of(dtype);
@@ -69,16 +71,18 @@ std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::
   options.bytes = {std::move(scale), std::move(shift)};
   const WithoutGil release;
   // Weights are read as floats.
-  if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0) return std::make_unique<Plan>(bytes.data(), bytes.size(), options);
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0)
+    return std::make_unique<Plan>(bytes.data(), bytes.size(), options);
   const auto* first = static_cast<const char*>(bytes.data());
   const std::vector<char> copy(first, first + bytes.size());
   return std::make_unique<Plan>(copy.data(), copy.size(), options);
 }
 
-void run_plan(const Plan& plan, Address images, const std::string& dtype, idx batch, const std::vector<Address>& outputs) {
+void run_plan(const Plan& plan, Address images, const std::string& dtype, idx batch,
+              const std::vector<Address>& outputs) {
   if (outputs.size() != plan.outputs().size())
-    throw py::value_error("EnginePlan.run: outputs: expected " + std::to_string(plan.outputs().size()) + " addresses, got " +
-                          std::to_string(outputs.size()));
+    throw py::value_error("EnginePlan.run: outputs: expected " + std::to_string(plan.outputs().size()) +
+                          " addresses, got " + std::to_string(outputs.size()));
   float* places[engine::kMostOutputs];
   for (size_t i = 0; i < outputs.size(); ++i) places[i] = static_cast<float*>(pointer(outputs[i]));
   const engine::Pixels type = pixels_of(dtype);
@@ -90,7 +94,8 @@ void run_plan(const Plan& plan, Address images, const std::string& dtype, idx ba
 using Row = std::tuple<std::string, int, double, double, double, int>;
 
 std::vector<Row> profile_plan(const Plan& plan, Address image, const std::string& dtype, int repeats) {
-  if (repeats < 1) throw py::value_error("EnginePlan.profile: repeats: expected at least 1, got " + std::to_string(repeats));
+  if (repeats < 1)
+    throw py::value_error("EnginePlan.profile: repeats: expected at least 1, got " + std::to_string(repeats));
   const engine::Pixels type = pixels_of(dtype);
   std::vector<engine::StepTime> steps;
   {
@@ -103,7 +108,8 @@ std::vector<Row> profile_plan(const Plan& plan, Address image, const std::string
 }
 
 // (least, most) of each value.
-std::vector<std::pair<float, float>> plan_ranges(const Plan& plan, Address images, const std::string& dtype, idx batch) {
+std::vector<std::pair<float, float>> plan_ranges(const Plan& plan, Address images, const std::string& dtype,
+                                                 idx batch) {
   const engine::Pixels type = pixels_of(dtype);
   std::vector<engine::Range> ranges;
   {
@@ -123,7 +129,8 @@ std::vector<OpRow> op_rows() {
   return rows;
 }
 
-py::tuple shape_of(const std::string& name, const std::vector<std::tuple<int, int, int>>& inputs, const std::vector<int>& attrs, const std::vector<idx>& weights) {
+py::tuple shape_of(const std::string& name, const std::vector<std::tuple<int, int, int>>& inputs,
+                   const std::vector<int>& attrs, const std::vector<idx>& weights) {
   std::vector<Shape> shapes;
   for (const auto& [channels, height, width] : inputs) {
     if (channels < 1 || height < 1 || width < 1) throw py::value_error(name + ": inputs: expected sizes of at least 1");
@@ -141,30 +148,37 @@ py::tuple shape_of(const std::string& name, const std::vector<std::tuple<int, in
 
 void bind_engine(py::module_& m) {
   py::class_<Plan>(m, "EnginePlan", "A network from the bytes of an engine file, ready to run.")
-      .def(py::init(&make_plan), py::arg("file"), py::arg("threads") = 1, py::arg("dtype") = "float32", py::arg("isa") = "auto",
-           py::arg("scale") = std::vector<float>(), py::arg("shift") = std::vector<float>(), py::arg("image_threads") = 0, py::arg("strict") = false,
-           py::arg("apart") = false)
+      .def(py::init(&make_plan), py::arg("file"), py::arg("threads") = 1, py::arg("dtype") = "float32",
+           py::arg("isa") = "auto", py::arg("scale") = std::vector<float>(), py::arg("shift") = std::vector<float>(),
+           py::arg("image_threads") = 0, py::arg("strict") = false, py::arg("apart") = false)
       .def("run", run_plan, py::arg("images"), py::arg("dtype"), py::arg("batch"), py::arg("outputs"))
       .def("profile", profile_plan, py::arg("image"), py::arg("dtype"), py::arg("repeats") = 20)
       .def("ranges", plan_ranges, py::arg("images"), py::arg("dtype"), py::arg("batch"))
       .def_property_readonly("metadata", [](const Plan& p) { return py::bytes(p.metadata()); })
       .def_property_readonly("input", [](const Plan& p) { return as_tuple(p.input()); })
-      .def_property_readonly("outputs", [](const Plan& p) {
-        py::list shapes;
-        for (const Shape& s : p.outputs()) shapes.append(as_tuple(s));
-        return shapes;
-      })
+      .def_property_readonly("outputs",
+                             [](const Plan& p) {
+                               py::list shapes;
+                               for (const Shape& s : p.outputs()) shapes.append(as_tuple(s));
+                               return shapes;
+                             })
       .def_property_readonly("threads", &Plan::threads)
       .def_property_readonly("image_threads", &Plan::image_threads)
       .def_property_readonly("arena_bytes", &Plan::arena_bytes)
       .def_property_readonly("weight_bytes", &Plan::weight_bytes);
-  m.def("engine_checksum", [](const py::buffer& data) {
-    const Bytes bytes(data);
-    return engine::checksum(bytes.data(), bytes.size());
-  }, "Checksum of an engine file's bytes from 32 on.");
-  m.def("engine_ops", op_rows, "The operations of engine files: name, code, number of inputs (-1: one or more), names of attributes and of weights.");
+  m.def(
+      "engine_checksum",
+      [](const py::buffer& data) {
+        const Bytes bytes(data);
+        return engine::checksum(bytes.data(), bytes.size());
+      },
+      "Checksum of an engine file's bytes from 32 on.");
+  m.def("engine_ops", op_rows,
+        "The operations of engine files: name, code, number of inputs (-1: one or more), names of attributes and of "
+        "weights.");
   m.def("engine_output_shape", shape_of, py::arg("op"), py::arg("inputs"), py::arg("attrs"), py::arg("weights"),
-        "The (C, H, W) that an operation makes of maps of such shapes; of weights the numbers of floats. ValueError where they do not fit.");
+        "The (C, H, W) that an operation makes of maps of such shapes; of weights the numbers of floats. ValueError "
+        "where they do not fit.");
 }
 
 }  // namespace ff

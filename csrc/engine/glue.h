@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What stands between convolutions: pooling, arithmetic, gates, attention. Arguments are plain data as in kernel_table.h, and maps
-// follow its rules. A call computes the part of its output that it is told; where no part is given, all of it.
+// What stands between convolutions: pooling, arithmetic, gates, attention. Arguments are plain data as in
+// kernel_table.h, and maps follow its rules. A call computes the part of its output that it is told; where no part is
+// given, all of it.
 #pragma once
 #include "engine/kernel_table.h"
 
@@ -36,8 +37,8 @@ struct LinePools {
   Pools pools;
 };
 
-// y's pixel (k, l): the mean of what tap (k, l) of a window reads, over a convolution's `height` × `width` outputs. x needs
-// the border that the convolution would.
+// y's pixel (k, l): the mean of what tap (k, l) of a window reads, over a convolution's `height` × `width` outputs. x
+// needs the border that the convolution would.
 struct TapMeans {
   Map x, y;
   Window window;
@@ -75,7 +76,8 @@ struct Place {
 };
 
 // Of each pixel of x · channel (null: 1) the maximum and the mean of the channels, each a plane; null: not wanted. With
-// `taps` [blocks·L] the inner product with them takes the mean's place. `gate`: logistic(at_max · maximum + at_mean · mean
+// `taps` [blocks·L] the inner product with them takes the mean's place. `gate`: logistic(at_max · maximum + at_mean ·
+// mean
 // + bias), a plane too, or null.
 struct PixelPools {
   Map x;
@@ -87,8 +89,8 @@ struct PixelPools {
   float at_max, at_mean, bias;
 };
 
-// logistic(bias + cross-correlation of the planes with w): `planes` pixel (0, 0) of the first of `count` planes in a border
-// of zeros of half the kernel; y [height][y_row].
+// logistic(bias + cross-correlation of the planes with w): `planes` pixel (0, 0) of the first of `count` planes in a
+// border of zeros of half the kernel; y [height][y_row].
 struct PixelGate {
   const float* planes;
   ptrdiff_t row, plane;
@@ -132,22 +134,22 @@ struct AdditiveAttention {
 };
 
 // One row a kernel: X(name, result, arguments). The table of each instruction set is made of these.
-#define FF_GLUE(X)                                         \
-  X(import, void, (const Import&, Part))                   \
-  X(export_map, void, (const Export&, Part))               \
-  X(window_pool, void, (const WindowPool&, Part))          \
-  X(line_pools, void, (const LinePools&, Part))            \
-  X(tap_means, void, (const TapMeans&, Part))              \
-  X(reduce, void, (const Reduce&))                         \
-  X(binary, void, (const Binary&, Part))                   \
-  X(affine, void, (const Affine&, Part))                   \
-  X(place, void, (const Place&, Part))                     \
-  X(pixel_pools, void, (const PixelPools&, Part))          \
-  X(pixel_gate, void, (const PixelGate&, Part))            \
-  X(gated, void, (const Gated&, Part))                     \
-  X(neighbour_gate, void, (const NeighbourGate&))          \
-  X(dot_scratch, size_t, (int channels, int keys))         \
-  X(dot_attention, void, (const DotAttention&, Part))      \
+#define FF_GLUE(X)                                    \
+  X(import, void, (const Import&, Part))              \
+  X(export_map, void, (const Export&, Part))          \
+  X(window_pool, void, (const WindowPool&, Part))     \
+  X(line_pools, void, (const LinePools&, Part))       \
+  X(tap_means, void, (const TapMeans&, Part))         \
+  X(reduce, void, (const Reduce&))                    \
+  X(binary, void, (const Binary&, Part))              \
+  X(affine, void, (const Affine&, Part))              \
+  X(place, void, (const Place&, Part))                \
+  X(pixel_pools, void, (const PixelPools&, Part))     \
+  X(pixel_gate, void, (const PixelGate&, Part))       \
+  X(gated, void, (const Gated&, Part))                \
+  X(neighbour_gate, void, (const NeighbourGate&))     \
+  X(dot_scratch, size_t, (int channels, int keys))    \
+  X(dot_attention, void, (const DotAttention&, Part)) \
   X(additive_attention, void, (const AdditiveAttention&))
 
 struct Glue {
@@ -158,8 +160,8 @@ struct Glue {
 
 }  // namespace engine
 
-#define FF_ENGINE_GLUE(name)        \
-  namespace name {                  \
+#define FF_ENGINE_GLUE(name)         \
+  namespace name {                   \
   const engine::Glue& engine_glue(); \
   }
 FF_EACH_ISA(FF_ENGINE_GLUE)

@@ -33,8 +33,8 @@ inline void pause() {
 #endif
 }
 
-// Returns once word is not `value`: spins, then sleeps. `sleepers` tells who changes the word that somebody sleeps: both
-// sides store, then load, sequentially consistent, so that one of them sees the other.
+// Returns once word is not `value`: spins, then sleeps. `sleepers` tells who changes the word that somebody sleeps:
+// both sides store, then load, sequentially consistent, so that one of them sees the other.
 void wait_while(std::atomic<uint32_t>& word, uint32_t value, std::atomic<uint32_t>& sleepers) {
   using Clock = std::chrono::steady_clock;
   Clock::time_point end{};
@@ -71,7 +71,8 @@ class Team {
 
   // By the thread that has acquired the team.
   void run(int most, JobFn fn, void* context) {
-    while (static_cast<int>(workers_.size()) < most - 1 && start()) {}
+    while (static_cast<int>(workers_.size()) < most - 1 && start()) {
+    }
     const int workers = std::min(most - 1, static_cast<int>(workers_.size()));
     fn_ = fn, context_ = context, threads_ = workers + 1;
     left_.store(static_cast<uint32_t>(workers), std::memory_order_relaxed);
@@ -117,8 +118,8 @@ class Team {
   std::atomic<uint32_t> waiting_{0};
 };
 
-// Never destroyed: workers may outlive static destructors. A forked child has no workers, so it leaves the parent's team
-// behind and makes its own.
+// Never destroyed: workers may outlive static destructors. A forked child has no workers, so it leaves the parent's
+// team behind and makes its own.
 std::atomic<Team*> current{nullptr};
 
 Team& team() {

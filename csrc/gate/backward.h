@@ -12,9 +12,9 @@ namespace {
 // Pixels of an image handled together: `Count` that adjoin, each with its gradient, or the four of a window with one.
 template <class T>
 struct Quad {
-  const T *x, *dout;     // dout null: no gradient reaches these pixels
-  idx steps[kQuad];      // of the pixels
-  const T* pixel;        // gates of the image's pixels from x on
+  const T *x, *dout;  // dout null: no gradient reaches these pixels
+  idx steps[kQuad];  // of the pixels
+  const T* pixel;  // gates of the image's pixels from x on
 };
 
 // Gradients at the products of a quad's channels: dout, or in a window that of its first largest product.
@@ -63,10 +63,10 @@ FF_INLINE void read_quad(const Quad<T>& q, const T* gates, idx channels, T* chan
 // What a pixel's and a channel's means and maxima hand to dx.
 template <class T>
 struct Shares {
-  const T *gates, *channel;               // of channels, padded: gate, gradient of each element through the mean
-  const T *pixel, *d_logits, *at;         // of pixels from x on: gate, gradient of the logit; channel of the maximum or null
-  const T* weights;                       // linear: of channels, padded
-  T of_max, of_mean;                      // sw[0], sw[1] / c
+  const T *gates, *channel;  // of channels, padded: gate, gradient of each element through the mean
+  const T *pixel, *d_logits, *at;  // of pixels from x on: gate, gradient of the logit; channel of the maximum or null
+  const T* weights;  // linear: of channels, padded
+  T of_max, of_mean;  // sw[0], sw[1] / c
 };
 
 template <class T, bool Window, int Count>
@@ -96,18 +96,18 @@ FF_INLINE void write_quad(T* dx, const Quad<T>& q, idx channels, const Shares<T>
     dx[q.steps[u] * channels + static_cast<idx>(s.at[q.steps[u]])] += s.d_logits[q.steps[u]] * s.of_max;
 }
 
-// Calls body(Count<pixels>, Window?, quad) for the pixels of rows [row, row + rows) of an image, `x` and `pixel` from the
-// first of these on.
+// Calls body(Count<pixels>, Window?, quad) for the pixels of rows [row, row + rows) of an image, `x` and `pixel` from
+// the first of these on.
 template <class T, class Body>
-FF_INLINE void for_quads(const GateParams& p, const T* x, const T* pixel, const T* dout, idx row, idx rows, const Body& body) {
+FF_INLINE void for_quads(const GateParams& p, const T* x, const T* pixel, const T* dout, idx row, idx rows,
+                         const Body& body) {
   if (!p.pool) {
     const idx count = rows * p.w;
     const T* d = dout + row * p.w * p.c;
     idx at = 0;
     for (; at + kQuad <= count; at += kQuad)
       body(Count<kQuad>{}, Count<0>{}, Quad<T>{x + at * p.c, d + at * p.c, {0, 1, 2, 3}, pixel + at}, at);
-    for (; at < count; ++at)
-      body(Count<1>{}, Count<0>{}, Quad<T>{x + at * p.c, d + at * p.c, {}, pixel + at}, at);
+    for (; at < count; ++at) body(Count<1>{}, Count<0>{}, Quad<T>{x + at * p.c, d + at * p.c, {}, pixel + at}, at);
     return;
   }
   const auto alone = [&](idx at) { body(Count<1>{}, Count<0>{}, Quad<T>{x + at * p.c, nullptr, {}, pixel + at}, at); };
@@ -154,11 +154,11 @@ FF_NOINLINE void measure_products(const GateParams& p, const T* x, const T* pixe
   flush();
 }
 
-// A band's logit gradients from its pixels' sums, in place, and the sums behind d_sw and d_sb: [0] bias, then [1] maximum
-// and [2] mean, or, linear, d_weights [c] += logit gradient · x.
+// A band's logit gradients from its pixels' sums, in place, and the sums behind d_sw and d_sb: [0] bias, then [1]
+// maximum and [2] mean, or, linear, d_weights [c] += logit gradient · x.
 template <class T>
-FF_NOINLINE void pixel_backward(const GateParams& p, const T* x, const T* values, idx plane, const T* gates, idx count, T* d,
-                                double* sums, T* d_weights) {
+FF_NOINLINE void pixel_backward(const GateParams& p, const T* x, const T* values, idx plane, const T* gates, idx count,
+                                T* d, double* sums, T* d_weights) {
   sums[0] = sums[1] = sums[2] = 0;
   for (idx i = 0; i < count; ++i) {
     d[i] *= gates[i] * (T(1) - gates[i]);
@@ -173,7 +173,8 @@ FF_NOINLINE void pixel_backward(const GateParams& p, const T* x, const T* values
     auto sum = Channels<T, V>::from(nullptr, c);
     for (idx i = 0; i < count; ++i) {
       FF_UNROLL(4)
-      for (int u = 0; u < V; ++u) sum.v[u] = fma(splat<T>(d[i]), load_n<T>(x + i * p.c + c + u * lanes<T>, n), sum.v[u]);
+      for (int u = 0; u < V; ++u)
+        sum.v[u] = fma(splat<T>(d[i]), load_n<T>(x + i * p.c + c + u * lanes<T>, n), sum.v[u]);
     }
     sum.to(d_weights, c);
   });
@@ -182,8 +183,8 @@ FF_NOINLINE void pixel_backward(const GateParams& p, const T* x, const T* values
 template <class T>
 struct GateBackward {
   T *gates, *sums, *d_channel, *channel, *active, *d_hidden, *means;  // of images; rows of stride or hidden_stride
-  T *pixel, *d_logits, *weights, *d_weights;                          // of pixels [n][plane]; of channels
-  double* pixel_sums;                                                 // [n][bands][3]
+  T *pixel, *d_logits, *weights, *d_weights;  // of pixels [n][plane]; of channels
+  double* pixel_sums;  // [n][bands][3]
   idx stride, hidden_stride;
 
   void take(Arena& a, const GateParams& p, const Bands& bands) {
@@ -241,8 +242,10 @@ template <class T>
 FF_INLINE void parameter_gradients(const GateParams& p, const GateBackward<T>& b, const Bands& bands) {
   if (p.d_w1 && !p.w2) conv_gradient<T>(p, b.d_channel, b.stride, static_cast<const T*>(p.means));
   if (p.d_w1 && p.w2) {
-    outer_sums<T>(static_cast<T*>(p.d_w1), static_cast<T*>(p.d_b1), b.d_hidden, b.hidden_stride, b.means, b.stride, p.n, p.hidden, p.c);
-    outer_sums<T>(static_cast<T*>(p.d_w2), static_cast<T*>(p.d_b2), b.d_channel, b.stride, b.active, b.hidden_stride, p.n, p.c, p.hidden);
+    outer_sums<T>(static_cast<T*>(p.d_w1), static_cast<T*>(p.d_b1), b.d_hidden, b.hidden_stride, b.means, b.stride, p.n,
+                  p.hidden, p.c);
+    outer_sums<T>(static_cast<T*>(p.d_w2), static_cast<T*>(p.d_b2), b.d_channel, b.stride, b.active, b.hidden_stride,
+                  p.n, p.c, p.hidden);
   }
   if (!p.d_sw) return;
   double total[3] = {};
@@ -266,7 +269,8 @@ FF_INLINE void gate_backward(const GateParams& p) {
   const Bands bands = Bands::of<T>(p);
   const idx plane = p.h * p.w, planes = p.linear ? 1 : 3, size = plane * p.c;
   const idx dout_size = p.pool ? p.h / 2 * (p.w / 2) * p.c : size;
-  const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout), *values = static_cast<const T*>(p.pixels);
+  const T *x = static_cast<const T*>(p.x), *dout = static_cast<const T*>(p.dout),
+          *values = static_cast<const T*>(p.pixels);
   const T* sw = static_cast<const T*>(p.sw);
   GateBackward<T> b{};
   Before<T> before;
@@ -283,7 +287,8 @@ FF_INLINE void gate_backward(const GateParams& p) {
       [&](idx image, idx band) {
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w, count = rows * p.w;
         const idx part = image * bands.count + band;
-        T *sums = b.sums + part * b.stride, *d = b.d_logits + image * plane + first, *partial = nullptr, *room = nullptr;
+        T *sums = b.sums + part * b.stride, *d = b.d_logits + image * plane + first, *partial = nullptr,
+          *room = nullptr;
         Arena a(Scratch::task);
         partial = a.take<T>(lanes<T> * lanes<T>), room = a.take<T>(room_size);
         fill_zero(sums, b.stride);
@@ -293,9 +298,10 @@ FF_INLINE void gate_backward(const GateParams& p) {
           sum_pixels<T, true>(from, dout + image * dout_size + first * p.c, count, p.c, sums);
           return;
         }
-        measure_products<T>(p, from, pixel, dout + image * dout_size, row, rows, b.gates + image * b.stride, sums, d, partial);
-        pixel_backward<T>(p, from, values + image * planes * plane + first, plane, pixel, count, d, b.pixel_sums + part * 3,
-                          b.d_weights + part * b.stride);
+        measure_products<T>(p, from, pixel, dout + image * dout_size, row, rows, b.gates + image * b.stride, sums, d,
+                            partial);
+        pixel_backward<T>(p, from, values + image * planes * plane + first, plane, pixel, count, d,
+                          b.pixel_sums + part * 3, b.d_weights + part * b.stride);
       },
       [&](idx image) { channel_side<T>(p, b, bands, image); },
       [&](idx image, idx band) {
@@ -317,21 +323,21 @@ FF_INLINE void gate_backward(const GateParams& p) {
           if (streamed) stream_fence();
         };
         if (!sw) {
-          affine_act_rows<T>(dz, p.c, dout + image * dout_size + first * p.c, p.c, rows * p.w, p.c, b.gates + image * b.stride,
-                             b.channel + image * b.stride, Act::none);
+          affine_act_rows<T>(dz, p.c, dout + image * dout_size + first * p.c, p.c, rows * p.w, p.c,
+                             b.gates + image * b.stride, b.channel + image * b.stride, Act::none);
           finish();
           return;
         }
         const T* pixel = b.pixel + at;
         const T* places = pooled ? values + (image * 3 + 2) * plane + first : nullptr;
-        for_quads<T>(p, from, pixel, dout + image * dout_size, row, rows,
-                     [&](auto count, auto window, const Quad<T>& q, idx i) {
-                       const Shares<T> shares{b.gates + image * b.stride, b.channel + image * b.stride, pixel + i,
-                                              b.d_logits + at + i, places ? places + i : nullptr,
-                                              p.linear ? b.weights : nullptr, pooled ? sw[0] : T(0),
-                                              pooled ? sw[1] / T(p.c) : T(0)};
-                       write_quad<T, decltype(window)::value != 0, decltype(count)::value>(dz + i * p.c, q, p.c, shares);
-                     });
+        for_quads<T>(
+            p, from, pixel, dout + image * dout_size, row, rows, [&](auto count, auto window, const Quad<T>& q, idx i) {
+              const Shares<T> shares{
+                  b.gates + image * b.stride, b.channel + image * b.stride,  pixel + i,
+                  b.d_logits + at + i,        places ? places + i : nullptr, p.linear ? b.weights : nullptr,
+                  pooled ? sw[0] : T(0),      pooled ? sw[1] / T(p.c) : T(0)};
+              write_quad<T, decltype(window)::value != 0, decltype(count)::value>(dz + i * p.c, q, p.c, shares);
+            });
         finish();
       });
   before.finish(p.linked_input, p.c, parts);

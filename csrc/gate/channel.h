@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The channel gate of one image, from its means: two small products or a convolution over the channels, and the way back.
+// The channel gate of one image, from its means: two small products or a convolution over the channels, and the way
+// back.
 #pragma once
 #include "simd/lanes.h"
 #include "gate/op.h"
@@ -30,7 +31,8 @@ FF_NOINLINE void matrix_vector(T* out, const T* w, const T* v, const T* bias, id
     const idx count = min_idx(L, rows - first);
     for (idx r = 0; r < count; ++r) {
       vec<T> sum = {};
-      for_lanes<T>(n, [&](idx i, idx k) { sum = fma(load_n<T>(w + (first + r) * n + i, k), load_n<T>(v + i, k), sum); });
+      for_lanes<T>(n,
+                   [&](idx i, idx k) { sum = fma(load_n<T>(w + (first + r) * n + i, k), load_n<T>(v + i, k), sum); });
       store(partial + r * L, sum);
     }
     store_n<T>(out + first, reduce_lanes_of<T>(partial, Add{}) + load_n<T>(bias + first, count), count);
@@ -47,7 +49,8 @@ FF_NOINLINE void vector_matrix(T* out, const T* v, const T* w, idx rows, idx n) 
   });
 }
 
-// out[c] = sum_k w[k] · v[c + (k - taps/2)·step], step 1 or -1, zeros beside v; `padded` has room for c + taps + a vector.
+// out[c] = sum_k w[k] · v[c + (k - taps/2)·step], step 1 or -1, zeros beside v; `padded` has room for c + taps + a
+// vector.
 template <class T>
 FF_NOINLINE void channel_conv(T* out, const T* v, const T* w, idx channels, idx taps, idx step, T* padded) {
   const idx half = taps / 2;
@@ -99,11 +102,11 @@ FF_INLINE void channel_backward(const GateParams& p, const ChannelValues<T>& v, 
   vector_matrix<T>(d_means, d_hidden, w1, p.hidden, p.c);
 }
 
-// d_w [rows][n] = aᵀ · b and d_bias = column sums of a, over images: a [images][lda], b [images][ldb], ldb in whole vectors.
+// d_w [rows][n] = aᵀ · b and d_bias = column sums of a, over images: a [images][lda], b [images][ldb], ldb in whole
+// vectors.
 template <class T>
 FF_INLINE void outer_sums(T* d_w, T* d_bias, const T* a, idx lda, const T* b, idx ldb, idx images, idx rows, idx n) {
-  gemm<T, true>({.a = a, .lda = lda, .b = b, .ldb = ldb, .c = d_w, .ldc = n, .rows = rows, .cols = n,
-                 .depth = images});
+  gemm<T, true>({.a = a, .lda = lda, .b = b, .ldb = ldb, .c = d_w, .ldc = n, .rows = rows, .cols = n, .depth = images});
   for (idx r = 0; r < rows; ++r) {
     T sum = 0;
     for (idx image = 0; image < images; ++image) sum += a[image * lda + r];

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gates on channels and pixels in parallel (reference/gate.py has the equations), NHWC: SE, ECA, scSE, SA, CSA. A block
-// takes an image: one pass for the channels' means, the pixels' values and the channels' gates, one that multiplies and,
-// where asked, pools; backward one for all sums and dx. The passes of a block over its image after the first are from the
-// cache. Values that are kept, and parameters, are in the compute type.
+// takes an image: one pass for the channels' means, the pixels' values and the channels' gates, one that multiplies
+// and, where asked, pools; backward one for all sums and dx. The passes of a block over its image after the first are
+// from the cache. Values that are kept, and parameters, are in the compute type.
 #pragma once
 
 #include "cuda/image.cuh"
@@ -123,16 +123,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 // whose first is taken among equals and whose last NaN among NaN. `count` packs of out.
 template <class T, int kVec, int kThreads>
 __global__ void __launch_bounds__(kThreads)
-    gate_apply(const T* __restrict__ x, const compute_t<T>* __restrict__ gates, const compute_t<T>* __restrict__ spatial,
-               T* __restrict__ out, index_t count, index_t height, index_t width, index_t channels, index_t pool) {
+    gate_apply(const T* __restrict__ x, const compute_t<T>* __restrict__ gates,
+               const compute_t<T>* __restrict__ spatial, T* __restrict__ out, index_t count, index_t height,
+               index_t width, index_t channels, index_t pool) {
   using C = compute_t<T>;
   const index_t rows = pool ? height / 2 : height, columns = pool ? width / 2 : width;
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
     const Split at = split(i * kVec, channels), row = split(at.whole, columns), image = split(row.whole, rows);
     C best[kVec];
     for (int place = 0; place < (pool ? 4 : 1); ++place) {
-      const index_t pixel = pool ? (2 * image.rest + place / 2) * width + 2 * row.rest + place % 2
-                                 : image.rest * width + row.rest;
+      const index_t pixel =
+          pool ? (2 * image.rest + place / 2) * width + 2 * row.rest + place % 2 : image.rest * width + row.rest;
       const index_t from = image.whole * height * width + pixel;
       const C s = spatial ? spatial[from] : C(0);
       const Pack<T, kVec> v = load<kVec>(x + from * channels + at.rest, kVec);
@@ -180,8 +181,8 @@ struct Gated {
   }
 };
 
-// dx, unless null, and by image what the parameters' gradients are sums of. Unless w1 is null: gradients of the channels'
-// logits dz [images][channels], of the hidden units before their activation dh, and the activated ones `sums`
+// dx, unless null, and by image what the parameters' gradients are sums of. Unless w1 is null: gradients of the
+// channels' logits dz [images][channels], of the hidden units before their activation dh, and the activated ones `sums`
 // [images][hidden], or, w2 null, of the taps, dh. Unless values is null: of the pixels' logits dl [images][pixels], and
 // d_pixel [images][3] sums of dl·maximum, dl·mean (not where `linear`) and dl. Scratch: gates [3][images][channels] for
 // gates, logits and the means' gradients, spatial [images][pixels].
@@ -203,8 +204,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   C* const s = spatial + n * pixels;
   C* const grads = dl + n * pixels;
   const T* const image = x + n * pixels * channels;
-  const Gated<T> gated{dout + n * outputs * channels, image, w1 ? gates + first : nullptr, values ? s : nullptr,
-                       height, width, channels, pool != 0};
+  const Gated<T> gated{dout + n * outputs * channels,
+                       image,
+                       w1 ? gates + first : nullptr,
+                       values ? s : nullptr,
+                       height,
+                       width,
+                       channels,
+                       pool != 0};
   const ChannelSide<C> side{{w1, b1, w2, b2, channels, hidden, 1, static_cast<int>(act)}, static_cast<int>(gate_act)};
   if (w1) side.template gates<kThreads>(means + first, states, gates + first, gates + stride + first);
   if (values) {
@@ -214,7 +221,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     for_pixels<kThreads>(pixels, channels, [&](index_t pixel, int lane, int lanes) {
       C sum = C(0);
       if (pixel < pixels)
-        for (index_t c = lane; c < channels; c += lanes) sum += gated.grad(pixel, c) * widen(image[pixel * channels + c]);
+        for (index_t c = lane; c < channels; c += lanes)
+          sum += gated.grad(pixel, c) * widen(image[pixel * channels + c]);
       sum = pixel_sum(sum, lanes);
       if (lane == 0 && pixel < pixels) grads[pixel] = sum * s[pixel] * (C(1) - s[pixel]);
     });
@@ -238,7 +246,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         [&](C(&state)[1], index_t pixel, index_t c) {
           state[0] += gated.grad(pixel, c) * widen(image[pixel * channels + c]);
         },
-        AddWords(), [&](const C(&state)[1], index_t c) {
+        AddWords(),
+        [&](const C(&state)[1], index_t c) {
           dz[first + c] = activate_grad(static_cast<int>(gate_act), state[0], gates[stride + first + c]);
         });
     side.template grads<kThreads>(means + first, dz + first, dh + n * hidden, sums + n * hidden,

@@ -23,7 +23,8 @@ template <class T>
 FF_NOINLINE void multiply_windows(T* out, const T* x, const T* channel, const T* pixel, idx width, idx channels) {
   const T *below = x + width * channels, *pixel_below = pixel + width;
   for (idx j = 0; j + 1 < width; j += 2, out += channels) {
-    const vec<T> gates[4] = {splat<T>(pixel[j]), splat<T>(pixel[j + 1]), splat<T>(pixel_below[j]), splat<T>(pixel_below[j + 1])};
+    const vec<T> gates[4] = {splat<T>(pixel[j]), splat<T>(pixel[j + 1]), splat<T>(pixel_below[j]),
+                             splat<T>(pixel_below[j + 1])};
     for_lanes<T>(channels, [&](idx c, idx n) {
       const vec<T> g = load(channel + c);
       vec<T> most = load_n<T>(x + j * channels + c, n) * (g + gates[0]);
@@ -71,7 +72,8 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
       p, bands,
       [&](idx image, idx band) {
         const idx first = band * bands.rows * p.w, count = min_idx(plane, first + bands.rows * p.w) - first;
-        T *band_sums = p.w1 ? sums + (image * bands.count + band) * stride : nullptr, *to = values + image * planes * plane + first;
+        T *band_sums = p.w1 ? sums + (image * bands.count + band) * stride : nullptr,
+          *to = values + image * planes * plane + first;
         T* room = nullptr;
         Partial<T> partial{};
         Arena a(Scratch::task);
@@ -83,7 +85,8 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
           return;
         }
         if (kind == PixelKind::linear)
-          measure_pixels<T, PixelKind::linear>(from, count, p.c, band_sums, weights, static_cast<const T*>(p.sb)[0], to, plane, partial);
+          measure_pixels<T, PixelKind::linear>(from, count, p.c, band_sums, weights, static_cast<const T*>(p.sb)[0], to,
+                                               plane, partial);
         else
           measure_pixels<T, PixelKind::pooled>(from, count, p.c, band_sums, weights, T(0), to, plane, partial);
         pixel_gates<T>(p, to, plane, count, pixel + image * plane + first);
@@ -114,7 +117,8 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
           return;
         }
         for (idx i = 0; i + 1 < rows; i += 2)
-          multiply_windows<T>(out + (row + i) / 2 * (p.w / 2) * p.c, from + i * p.w * p.c, channel, s + first + i * p.w, p.w, p.c);
+          multiply_windows<T>(out + (row + i) / 2 * (p.w / 2) * p.c, from + i * p.w * p.c, channel, s + first + i * p.w,
+                              p.w, p.c);
       });
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bands of an image's rows, and one read of a band for the sums of its channels and the maximum and mean, or the weighted
-// sum, of each of its pixels.
+// Bands of an image's rows, and one read of a band for the sums of its channels and the maximum and mean, or the
+// weighted sum, of each of its pixels.
 #pragma once
 #include "gate/channel.h"
 #include "simd/groups.h"
@@ -121,7 +121,8 @@ template <class T, bool Product>
 FF_NOINLINE void sum_pixels(const T* x, const T* y, idx count, idx channels, T* sums) {
   constexpr int kRows = 8;
   idx p = 0;
-  for (; p + kRows <= count; p += kRows) add_pixels<T, Product, kRows>(x + p * channels, y + p * channels, channels, sums);
+  for (; p + kRows <= count; p += kRows)
+    add_pixels<T, Product, kRows>(x + p * channels, y + p * channels, channels, sums);
   for (; p < count; ++p) add_pixels<T, Product, 1>(x + p * channels, y + p * channels, channels, sums);
 }
 
@@ -135,7 +136,8 @@ FF_INLINE void find_nan(const T* x, idx channels, T* max, T* at) {
   }
 }
 
-// Pixels [0, count) at x: out [3][plane] maximum, mean, place, or [1][plane] weighted sum plus bias. `weights` is padded.
+// Pixels [0, count) at x: out [3][plane] maximum, mean, place, or [1][plane] weighted sum plus bias. `weights` is
+// padded.
 template <class T, PixelKind Kind>
 FF_NOINLINE void measure_pixels(const T* x, idx count, idx channels, T* channel_sums, const T* weights, T bias, T* out,
                                 idx plane, const Partial<T>& partial) {

@@ -19,9 +19,8 @@ FF_INLINE idx rows_per_task(idx columns) { return max_idx(1, kGrain / max_idx(1,
 template <class Body>
 FF_INLINE void for_columns(idx rows, idx columns, int threads, const Body& body) {
   const idx width = max_idx(kColumns, kGrain / max_idx(1, rows) / kColumns * kColumns);
-  for_tasks(ceil_div(columns, width), threads, [&](idx task) {
-    body(task * width, min_idx(width, columns - task * width));
-  });
+  for_tasks(ceil_div(columns, width), threads,
+            [&](idx task) { body(task * width, min_idx(width, columns - task * width)); });
 }
 
 template <class T>
@@ -62,7 +61,8 @@ FF_INLINE void center_backward(const CenterParams& p) {
         const vec<T> diff = load_n<T>(features + row + c, lanes_left) - load_n<T>(centers + center + c, lanes_left);
         const vec<T> grad = diff * dloss;
         if (d_features) store_n<T>(d_features + row + c, grad, lanes_left);
-        if (d_centers) store_n<T>(d_centers + center + c, load_n<T>(d_centers + center + c, lanes_left) - grad, lanes_left);
+        if (d_centers)
+          store_n<T>(d_centers + center + c, load_n<T>(d_centers + center + c, lanes_left) - grad, lanes_left);
       });
     }
   });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Centre loss, triplet loss, cross-entropy. Vectorised over features or classes, parallel over rows or blocks of columns.
-// Work is cut into tasks by shape alone, and partial sums are merged in task order in float64, so that results do not
-// depend on the number of threads.
+// Centre loss, triplet loss, cross-entropy. Vectorised over features or classes, parallel over rows or blocks of
+// columns. Work is cut into tasks by shape alone, and partial sums are merged in task order in float64, so that results
+// do not depend on the number of threads.
 #include "loss/center.h"
 #include "loss/cross_entropy.h"
 #include "loss/triplet.h"

@@ -51,7 +51,8 @@ FF_INLINE double entropy_row(const CrossEntropyParams& p, idx n, double log_sum,
   if (!p.d_logits) return loss;
   const vec<T> scale = splat<T>(static_cast<T>(factors * inverse_total));
   if (hard) {
-    for_lanes<T>(p.classes, [&](idx k, idx count) { store_n<T>(weights + k, load_n<T>(weights + k, count) * scale, count); });
+    for_lanes<T>(p.classes,
+                 [&](idx k, idx count) { store_n<T>(weights + k, load_n<T>(weights + k, count) * scale, count); });
     weights[p.labels[n]] -= static_cast<T>(factors * inverse_total);
     return loss;
   }

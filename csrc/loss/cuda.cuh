@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(kLossThreads)
     const Split at = split(i, width);
     C sum = C(0);
     for (index_t n = 0; n < samples; ++n)
-      if (checked(labels[n], classes) == at.whole) sum -= (widen(x[n * width + at.rest]) - centers[i]) * widen(dloss[0]);
+      if (checked(labels[n], classes) == at.whole)
+        sum -= (widen(x[n * width + at.rest]) - centers[i]) * widen(dloss[0]);
     dcenters[i] = sum;
   }
 }
@@ -218,8 +219,7 @@ template <class T>
 __global__ void __launch_bounds__(kLossThreads)
     cross_entropy_grad(const T* __restrict__ logits, const index_t* __restrict__ labels, const T* __restrict__ soft,
                        const compute_t<T>* __restrict__ weight, const compute_t<T>* __restrict__ sums,
-                       T* __restrict__ loss, T* __restrict__ grad, index_t samples, index_t classes,
-                       double smoothing) {
+                       T* __restrict__ loss, T* __restrict__ grad, index_t samples, index_t classes, double smoothing) {
   using C = compute_t<T>;
   if (block_x() == 0 && thread_rank() == 0) loss[0] = narrow<T>(sums[0] / sums[1]);
   const index_t n = block_x() * (kLossThreads / 32) + warp_rank();

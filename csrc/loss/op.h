@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Losses of a batch; all tensors dense, one loss each.
 //   centre   ½ sum_n |x[n] - c[y[n]]|²
-//   triplet  mean over anchors of max(0, margin + |a - p| - |a - n|), p the farthest of the class, n the nearest of another
-//   cross-entropy  -sum_nk f[n,k]·log softmax(l[n])[k] / total, with f[n,k] = weight[k]·(target[n,k]·(1 - s) + s/K)
+//   triplet  mean over anchors of max(0, margin + |a - p| - |a - n|), p the farthest of the class, n the nearest of
+//   another cross-entropy  -sum_nk f[n,k]·log softmax(l[n])[k] / total, with f[n,k] = weight[k]·(target[n,k]·(1 - s) +
+//   s/K)
 //            target[n,k] = 1 where k is the label, and total = sum_n weight[y[n]]; or soft targets, and total = N
 #pragma once
 #include "core/types.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Batch-hard triplet loss. Distances are sums of squared differences, not |a|² - 2ab + |b|², which cancels for near rows;
-// four anchors share each row that is read. Backward adds to blocks of columns, anchor by anchor in order.
+// Batch-hard triplet loss. Distances are sums of squared differences, not |a|² - 2ab + |b|², which cancels for near
+// rows; four anchors share each row that is read. Backward adds to blocks of columns, anchor by anchor in order.
 #pragma once
 #include "loss/center.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Batch normalisation and an activation over rows of channels (NHWC): z = act((x - mean)·invstd·weight + bias).
-// Training reads x for its moments, reads it again to normalise; backward reads (dz, x) for two sums a channel, and again
-// for dx. Activations are T, parameters, statistics and partial sums are its compute type.
+// Training reads x for its moments, reads it again to normalise; backward reads (dz, x) for two sums a channel, and
+// again for dx. Activations are T, parameters, statistics and partial sums are its compute type.
 #pragma once
 
 #include "cuda/columns.cuh"
@@ -109,8 +109,7 @@ __global__ void __launch_bounds__(kColumnThreads)
   const index_t last = first + rows_per_block < rows ? first + rows_per_block : rows;
   reduce_columns<1, C>(
       first, last, block_y() * kColumnLanes, channels, {C(0)},
-      [&](C(&state)[1], index_t row, index_t channel) { state[0] += widen(x[row * channels + channel]); },
-      AddWords(),
+      [&](C(&state)[1], index_t row, index_t channel) { state[0] += widen(x[row * channels + channel]); }, AddWords(),
       [&](const C(&state)[1], index_t channel) { partial[block_x() * channels + channel] = state[0]; });
 }
 

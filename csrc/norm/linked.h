@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A normalisation between two ops, left by the first to the second: y is written once and never read to be normalised alone.
+// A normalisation between two ops, left by the first to the second: y is written once and never read to be normalised
+// alone.
 //   second, forward   z = act((y - mean)·invstd·weight + bias) while y is loaded
 //   second, backward  g = dz·act'; y gets g·scale, scale = weight·invstd, and beside it d_mean = -scale·sum(g),
 //                     d_invstd = weight·sum(g·(y - mean)), d_weight = invstd·sum(g·(y - mean)), d_bias = sum(g)
-//   first, backward   dy = that + d_mean/n - d_invstd·invstd³·(y - mean)/n (+ 2·d_var·(y - mean)/(n - 1)): affine in both
+//   first, backward   dy = that + d_mean/n - d_invstd·invstd³·(y - mean)/n (+ 2·d_var·(y - mean)/(n - 1)): affine in
+//   both
 #pragma once
 #include "norm/vectors.h"
 
@@ -44,7 +46,8 @@ struct Before {
   // Rows of dx from those of dz, dense, and their part of the sums; `room` is 2·stride.
   void gradient(T* dx, const T* dz, const T* x, idx rows, idx channels, idx part, T* room, bool streamed) const {
     fill_zero(room, 2 * stride);
-    act_grad_rows<T>(dx, channels, dz, channels, x, channels, rows, channels, norm_act(), room, room + stride, streamed, true);
+    act_grad_rows<T>(dx, channels, dz, channels, x, channels, rows, channels, norm_act(), room, room + stride, streamed,
+                     true);
     add_to(sum_g + part * stride, room, channels), add_to(sum_gx + part * stride, room + stride, channels);
   }
   // The gradients of weight, bias and statistics from all parts.
@@ -52,7 +55,8 @@ struct Before {
     if (!*this) return;
     fold_parts(sum_g, parts, stride, channels), fold_parts(sum_gx, parts, stride, channels);
     const T *weight = static_cast<const T*>(p.weight), *invstd = static_cast<const T*>(p.stats) + channels;
-    T *d_weight = static_cast<T*>(p.d_weight), *d_bias = static_cast<T*>(p.d_bias), *d_stats = static_cast<T*>(p.d_stats);
+    T *d_weight = static_cast<T*>(p.d_weight), *d_bias = static_cast<T*>(p.d_bias),
+      *d_stats = static_cast<T*>(p.d_stats);
     for (idx c = 0; c < channels; ++c) {
       const double w = weight[c], i = invstd[c];
       if (d_weight) d_weight[c] = static_cast<T>(i * sum_gx[c]);
@@ -67,7 +71,8 @@ struct Before {
 
 // The first op's side: the affine form of its output's gradient, for rows of `count` values a channel.
 template <class T>
-FF_INLINE NormGrad<T> linked_gradient(Arena& a, const void* stats_of, const LinkedOutputParams& p, idx channels, idx count, idx times) {
+FF_INLINE NormGrad<T> linked_gradient(Arena& a, const void* stats_of, const LinkedOutputParams& p, idx channels,
+                                      idx count, idx times) {
   T *slope = a.take<T>(channels * times), *curve = a.take<T>(channels * times), *offset = a.take<T>(channels * times);
   const T *stats = static_cast<const T*>(stats_of), *d = static_cast<const T*>(p.d_stats);
   const double n = static_cast<double>(max_idx(count, 1)), less = static_cast<double>(max_idx(count - 1, 1));
@@ -75,7 +80,8 @@ FF_INLINE NormGrad<T> linked_gradient(Arena& a, const void* stats_of, const Link
     slope[c] = T(1), curve[c] = offset[c] = T(0);
     if (c >= channels) continue;
     const double mean = stats[c], i = stats[channels + c];
-    const double bend = 2 * static_cast<double>(d[2 * channels + c]) / less - static_cast<double>(d[channels + c]) * i * i * i / n;
+    const double bend =
+        2 * static_cast<double>(d[2 * channels + c]) / less - static_cast<double>(d[channels + c]) * i * i * i / n;
     curve[c] = static_cast<T>(bend);
     offset[c] = static_cast<T>(static_cast<double>(d[c]) / n - bend * mean);
   }

@@ -12,19 +12,20 @@ namespace ff {
 struct NormParams {
   const void *weight, *bias, *mean, *var;
   double eps;
-  void* stats;               // [3][channels]: mean, 1/sqrt(var + eps), unbiased variance; written by training, read by backward
-  void *d_weight, *d_bias;   // backward; null where not wanted
+  void* stats;  // [3][channels]: mean, 1/sqrt(var + eps), unbiased variance; written by training, read by backward
+  void *d_weight, *d_bias;  // backward; null where not wanted
 
   FF_REQUIRED()
   FF_OPTIONAL(weight, bias, mean, var, eps, stats, d_weight, d_bias)
 };
 
-// Where an op takes over the normalisation of the op before it: x stands for act((x - mean)·invstd·weight + bias), and the
-// gradients are those of x, weight, bias and, as of a tensor of their own, the statistics. weight null: x is itself.
+// Where an op takes over the normalisation of the op before it: x stands for act((x - mean)·invstd·weight + bias), and
+// the gradients are those of x, weight, bias and, as of a tensor of their own, the statistics. weight null: x is
+// itself.
 struct LinkedInputParams {
-  const void *weight, *bias, *stats;     // [channels] [channels] [3][channels]
+  const void *weight, *bias, *stats;  // [channels] [channels] [3][channels]
   Act act;
-  void *d_weight, *d_bias, *d_stats;     // backward; null where not wanted
+  void *d_weight, *d_bias, *d_stats;  // backward; null where not wanted
 
   FF_REQUIRED(weight, bias, stats, act)
   FF_OPTIONAL(d_weight, d_bias, d_stats)
@@ -33,7 +34,7 @@ struct LinkedInputParams {
 // Where an op leaves its last normalisation to the op after it: it ends with y and its statistics.
 struct LinkedOutputParams {
   bool on;
-  const void* d_stats;                   // [3][channels], gradients of the statistics; backward only
+  const void* d_stats;  // [3][channels], gradients of the statistics; backward only
 
   FF_REQUIRED(on)
   FF_OPTIONAL(d_stats)
@@ -41,12 +42,12 @@ struct LinkedOutputParams {
 
 struct BatchNormParams {
   idx rows, channels;
-  const void* x;     // [rows][channels]
+  const void* x;  // [rows][channels]
   NormParams norm;
   Act act;
   bool batch_stats;  // statistics of these rows; false: norm.mean and norm.var
   const void* dout;  // backward only
-  void* out;         // out, or in backward dx; null where not wanted
+  void* out;  // out, or in backward dx; null where not wanted
   int threads;
 
   FF_REQUIRED(rows, channels, x, norm, act, batch_stats, out, threads)
@@ -57,7 +58,7 @@ struct BatchNormParams {
 struct RunningParams {
   idx channels;
   const void* stats;  // as NormParams::stats
-  void *mean, *var;   // [channels]
+  void *mean, *var;  // [channels]
   double momentum;
 
   FF_REQUIRED(channels, stats, mean, var, momentum)

@@ -27,8 +27,9 @@ FF_INLINE void measure(const BatchNormParams& p, const Wide& v, idx block, T* me
                     v.channels, mean + b * round_up_lanes<T>(v.channels), m2 + b * round_up_lanes<T>(v.channels));
   });
   const idx parts = v.times, stride = parts > 1 ? p.channels : round_up_lanes<T>(v.channels);
-  merge_moments(mean, m2, blocks * parts, stride, p.channels, p.norm.eps,
-                [&](idx part) { return min_idx(block, v.rows - part / parts * block); }, static_cast<T*>(p.norm.stats));
+  merge_moments(
+      mean, m2, blocks * parts, stride, p.channels, p.norm.eps,
+      [&](idx part) { return min_idx(block, v.rows - part / parts * block); }, static_cast<T*>(p.norm.stats));
 }
 
 template <class T>

@@ -6,12 +6,18 @@
 
 namespace ff::cuda {
 
-#define PLACED(T, P) FF_KERNEL(max_pool2d_fwd<T, P, 256>) FF_KERNEL(max_pool2d_bwd<T, P, 256>)
-#define STORED(T) \
-  PLACED(T, unsigned char) PLACED(T, int) FF_KERNEL(global_pool_fwd<T>) FF_KERNEL(global_pool_bwd<T, 256>)
+#define PLACED(T, P)                   \
+  FF_KERNEL(max_pool2d_fwd<T, P, 256>) \
+  FF_KERNEL(max_pool2d_bwd<T, P, 256>)
+#define STORED(T)                                                       \
+  PLACED(T, unsigned char) PLACED(T, int) FF_KERNEL(global_pool_fwd<T>) \
+  FF_KERNEL(global_pool_bwd<T, 256>)
 
 FF_KERNELS_BEGIN(pool)
-STORED(float) STORED(double) STORED(bf16) STORED(f16)
+STORED(float)
+STORED(double)
+STORED(bf16)
+STORED(f16)
 FF_KERNELS_END
 
 }  // namespace ff::cuda

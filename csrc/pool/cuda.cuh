@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Max pooling over windows, mean and maximum over images, NHWC. A maximum is the first of its window, row by row, or
-// the last NaN, as torch has it. Backward gathers: each element of dx asks the windows that hold it whether it was their maximum.
+// the last NaN, as torch has it. Backward gathers: each element of dx asks the windows that hold it whether it was
+// their maximum.
 #pragma once
 
 #include "cuda/columns.cuh"

@@ -137,7 +137,8 @@ FF_INLINE void global_pool_backward(const GlobalPoolParams& p) {
         for (idx pixel = 0; pixel < p.pixels; ++pixel) store_n<T>(dx + pixel * p.c + c, share, n);
       });
       if (!p.d_max) continue;
-      for (idx c = 0; c < p.c; ++c) dx[p.positions[i * p.c + c] * p.c + c] += static_cast<const T*>(p.d_max)[i * p.c + c];
+      for (idx c = 0; c < p.c; ++c)
+        dx[p.positions[i * p.c + c] * p.c + c] += static_cast<const T*>(p.d_max)[i * p.c + c];
     }
   });
 }

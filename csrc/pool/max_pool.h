@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Max pooling over windows, vectorised over channels, parallel over bands of rows. Training keeps each maximum's place in
-// its window, one byte beside four; backward then gathers: every input element adds what the windows that cover it send
-// to its place, in the order of the outputs, so that dx is written once and x is not read.
-// Windows of 2×2 and 3×3 with stride 2 are unrolled away from the edges.
+// Max pooling over windows, vectorised over channels, parallel over bands of rows. Training keeps each maximum's place
+// in its window, one byte beside four; backward then gathers: every input element adds what the windows that cover it
+// send to its place, in the order of the outputs, so that dx is written once and x is not read. Windows of 2×2 and 3×3
+// with stride 2 are unrolled away from the edges.
 #pragma once
 #include "pool/best.h"
 #include "pool/op.h"
@@ -26,7 +26,8 @@ FF_INLINE Taps taps_inside(idx start, idx size, idx kernel) {
 
 // One output pixel. The window's first element would be at x[origin]; K > 0: all K×K taps are inside.
 template <class T, class P, int K>
-FF_INLINE void max_of_window(const MaxPoolParams& p, const T* x, idx origin, Taps rows, Taps columns, T* y, P* positions) {
+FF_INLINE void max_of_window(const MaxPoolParams& p, const T* x, idx origin, Taps rows, Taps columns, T* y,
+                             P* positions) {
   const idx row_step = p.w * p.c, k0 = K ? 0 : rows.begin, l0 = K ? 0 : columns.begin;
   for_lanes<T>(p.c, [&](idx c, idx n) {
     const T* first = x + origin + k0 * row_step + l0 * p.c + c;
@@ -78,7 +79,8 @@ FF_INLINE void max_pool_rows(const MaxPoolParams& p) {
     for (idx r = task * band; r < min_idx(rows, (task + 1) * band); ++r) {
       const T* image = static_cast<const T*>(p.x) + r / p.oh * p.h * p.w * p.c;
       const idx at = r * p.ow * p.c;
-      max_pool_row<T, P, K, Track>(p, image, r % p.oh, static_cast<T*>(p.y) + at, Track ? static_cast<P*>(p.positions) + at : nullptr);
+      max_pool_row<T, P, K, Track>(p, image, r % p.oh, static_cast<T*>(p.y) + at,
+                                   Track ? static_cast<P*>(p.positions) + at : nullptr);
     }
   });
 }
@@ -106,7 +108,8 @@ FF_INLINE vec<T> gather(const MaxPoolParams& p, const T* dy, const P* positions,
 
 // dx of one pixel, any window.
 template <class T, class P>
-FF_INLINE void gather_pixel(const MaxPoolParams& p, const T* dy, const P* positions, idx q_row, Covering rows, idx q, T* dx) {
+FF_INLINE void gather_pixel(const MaxPoolParams& p, const T* dy, const P* positions, idx q_row, Covering rows, idx q,
+                            T* dx) {
   const Covering columns = windows_over(q, p.ow, p.kw, p.sw);
   for_lanes<T>(p.c, [&](idx c, idx n) {
     vec<T> sum = {};
@@ -118,8 +121,8 @@ FF_INLINE void gather_pixel(const MaxPoolParams& p, const T* dy, const P* positi
 
 // dx of the two pixels of columns 2j and 2j + 1 from the padding's edge, stride 2, all windows there.
 template <class T, class P, int K>
-FF_INLINE void gather_pair(const MaxPoolParams& p, const T* dy, const P* positions, idx q_row, Covering rows, idx j, T* dx,
-                           idx dx_stride) {
+FF_INLINE void gather_pair(const MaxPoolParams& p, const T* dy, const P* positions, idx q_row, Covering rows, idx j,
+                           T* dx, idx dx_stride) {
   for_lanes<T>(p.c, [&](idx c, idx n) {
     vec<T> even = {}, odd = {};
     for (idx i = rows.first; i <= rows.last; ++i) {
@@ -140,8 +143,8 @@ FF_INLINE void gather_pair(const MaxPoolParams& p, const T* dy, const P* positio
 
 // Columns [first, end) of a row of dx, the pixels `dx_stride` elements apart.
 template <class T, class P, int K>
-FF_NOINLINE void max_pool_row_backward(const MaxPoolParams& p, const T* dy, const P* positions, idx row, idx first, idx end,
-                                       T* dx, idx dx_stride) {
+FF_NOINLINE void max_pool_row_backward(const MaxPoolParams& p, const T* dy, const P* positions, idx row, idx first,
+                                       idx end, T* dx, idx dx_stride) {
   const idx q_row = row + p.top;
   const Covering rows = windows_over(q_row, p.oh, p.kh, p.sh);
   for (idx column = first; column < end;) {
@@ -185,9 +188,8 @@ FF_INLINE void with_window(const MaxPoolParams& p, const Body& body) {
 
 template <class T, bool Track>
 FF_INLINE void max_pool_forward(const MaxPoolParams& p) {
-  with_window(p, [&](auto position, auto window) {
-    max_pool_rows<T, decltype(position), decltype(window)::value, Track>(p);
-  });
+  with_window(
+      p, [&](auto position, auto window) { max_pool_rows<T, decltype(position), decltype(window)::value, Track>(p); });
 }
 
 template <class T>

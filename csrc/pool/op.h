@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pooling. Activations are NHWC, dense.
-//   max_pool2d   y[n,i,j,c] = max_kl x[n, i·sh + k - top, j·sw + l - left, c] over the window's elements inside the image
-//   global       avg[n,c] = mean over the image, max[n,c] = its maximum
-// NaN is the largest value. Where several elements are equal the first, row by row, is the maximum (the last NaN), as in
-// torch; its place is kept for backward: k·kw + l in the window, or the pixel in the image.
+//   max_pool2d   y[n,i,j,c] = max_kl x[n, i·sh + k - top, j·sw + l - left, c] over the window's elements inside the
+//   image global       avg[n,c] = mean over the image, max[n,c] = its maximum
+// NaN is the largest value. Where several elements are equal the first, row by row, is the maximum (the last NaN), as
+// in torch; its place is kept for backward: k·kw + l in the window, or the pixel in the image.
 #pragma once
 #include "core/types.h"
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Depthwise convolution by rows of the image: the tiles of depthwise_tiles.h along a row, and forms for any kernel and stride.
+// Depthwise convolution by rows of the image: the tiles of depthwise_tiles.h along a row, and forms for any kernel and
+// stride.
 #include "primitives/depthwise_tiles.h"
 
 namespace ff {
@@ -29,8 +30,8 @@ FF_NOINLINE void unpack(T* w, const T* packed, idx channels, idx taps) {
 }
 
 template <class T, int K, int S, int TW>
-FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias, T* y,
-                             idx y_stride, T lo, T hi) {
+FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias, T* y, idx y_stride,
+                             T lo, T hi) {
   const bool rest = s.c % lanes<T>;
   TileRow<T> r{{}, 0, s.w, s.c, w, S * s.w * s.c};
   for (idx ox = 0; ox < s.ow; ox += TW) {
@@ -54,7 +55,8 @@ FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const 
 }
 
 template <class T, int K, int S, int TW>
-FF_NOINLINE void input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w, T* dx, bool streamed) {
+FF_NOINLINE void input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w,
+                                T* dx, bool streamed) {
   constexpr int before = (K - 1) / S;
   const bool rest = s.c % lanes<T>;
   TileRow<T> r{{}, 0, s.ow, s.c, w, s.ow * s.c};
@@ -107,8 +109,8 @@ FF_NOINLINE void weight_grad_row(const DepthwiseShape& s, const T* x, const T* d
 constexpr int kAnyTile = 4;
 
 template <class T>
-FF_NOINLINE void any_forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias,
-                                 T* y, idx y_stride, T lo, T hi) {
+FF_NOINLINE void any_forward_row(const DepthwiseShape& s, const T* x, idx oy, const T* w, const T* bias, T* y,
+                                 idx y_stride, T lo, T hi) {
   for (idx ox = 0; ox < s.ow; ox += kAnyTile) {
     for_lanes<T>(s.c, [&](idx c, idx n) {
       vec<T> acc[kAnyTile];
@@ -135,7 +137,8 @@ FF_NOINLINE void any_forward_row(const DepthwiseShape& s, const T* x, idx oy, co
 }
 
 template <class T>
-FF_NOINLINE void any_input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w, T* dx, bool) {
+FF_NOINLINE void any_input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_first, idx oy_end, idx y, const T* w,
+                                    T* dx, bool) {
   for (idx ix = 0; ix < s.w; ++ix) {
     for_lanes<T>(s.c, [&](idx c, idx n) {
       vec<T> acc = {};
@@ -147,7 +150,8 @@ FF_NOINLINE void any_input_grad_row(const DepthwiseShape& s, const T* dy, idx oy
           const int l = sizeof(T) == sizeof(double) ? s.kw - 1 - i : i;
           const idx across = ix + s.left - l, ox = across / s.sw;
           if (across < 0 || across % s.sw != 0 || ox >= s.ow) continue;
-          acc = fma(load_n<T>(dy + (oy * s.ow + ox) * s.c + c, n), load(w + packed_tap<T>(c, k * s.kw + l, s.kh * s.kw)), acc);
+          acc = fma(load_n<T>(dy + (oy * s.ow + ox) * s.c + c, n),
+                    load(w + packed_tap<T>(c, k * s.kw + l, s.kh * s.kw)), acc);
         }
       }
       store_n<T>(dx + ix * s.c + c, acc, n);

@@ -31,14 +31,14 @@ FF_INLINE uint32_t columns_inside(const TileRow<T>& r, idx shift, int columns) {
 
 // Unrolled tile widths, widest first, 0 for none: those that divide the images of the five networks (56, 28, 14, 7 and
 // 24, 12, 6 at stride 2, multiples of 7 with 5×5, 4 and 2 where the stride is the kernel). The gradient of the input
-// needs a multiple of the stride. One width serves CPUs of 16-byte vectors and 16 registers: the code of the others costs
-// more to build than it gains there.
+// needs a multiple of the stride. One width serves CPUs of 16-byte vectors and 16 registers: the code of the others
+// costs more to build than it gains there.
 template <int K, int S>
 struct TileWidths {
   static constexpr bool all = FF_VEC_BYTES > 16 || kRegisters > 16;
   static constexpr int forward[3] = {all && K == 3 && S == 1 ? 8 : 0, all || K == 5 ? 7 : 0, K == 5 ? 0 : 6};
-  static constexpr int input_grad[3] = {(all && K == 3) || (S == 2 && (all || K == 5)) ? 8 : 0, S == 1 && (all || K == 5) ? 7 : 0,
-                                        K == 5 || (all && S == 2) ? 0 : 6};
+  static constexpr int input_grad[3] = {(all && K == 3) || (S == 2 && (all || K == 5)) ? 8 : 0,
+                                        S == 1 && (all || K == 5) ? 7 : 0, K == 5 || (all && S == 2) ? 0 : 6};
 };
 template <>
 struct TileWidths<4, 4> {
@@ -59,8 +59,8 @@ FF_INLINE int pick_tile(const int (&widths)[3], idx pixels) {
   return best;
 }
 
-// Runs body(c, n) for the whole vectors of the channels, or for what is left of the last one. Functions of one part each
-// compile in half the time of one for both.
+// Runs body(c, n) for the whole vectors of the channels, or for what is left of the last one. Functions of one part
+// each compile in half the time of one for both.
 enum class Part { whole, rest };
 
 template <class T, Part P, class Body>
@@ -175,8 +175,7 @@ FF_INLINE void weight_grad_tile(const TileRow<T>& r, T* dw, const T* dy, idx pix
   for_part<T, P>(r.channels, [=](idx c, idx n) {
     vec<T> dy_v[TW];
     FF_UNROLL(8)
-    for (int i = 0; i < TW; ++i)
-      dy_v[i] = !Partial || (wanted >> i & 1u) ? load_n<T>(dy + i * pixel + c, n) : vec<T>{};
+    for (int i = 0; i < TW; ++i) dy_v[i] = !Partial || (wanted >> i & 1u) ? load_n<T>(dy + i * pixel + c, n) : vec<T>{};
     FF_UNROLL(5)
     for (int k = 0; k < K; ++k) {
       if (!rows[k]) continue;

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Register-tiled products: MR rows × NR vectors of accumulators stay in registers over the whole depth; B streams from
-// L1/L2, A is broadcast. 14×2 keeps 28 of 32 registers busy: 98 % of the FMA peak measured on AVX-512 at depth 512, 91 % at 32.
+// L1/L2, A is broadcast. 14×2 keeps 28 of 32 registers busy: 98 % of the FMA peak measured on AVX-512 at depth 512, 91
+// % at 32.
 #include "primitives/local.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
 
-constexpr int tile_rows(int vectors) {
-  return kRegisters == 32 ? (vectors == 3 ? 9 : 14) : (vectors == 1 ? 10 : 6);
-}
+constexpr int tile_rows(int vectors) { return kRegisters == 32 ? (vectors == 3 ? 9 : 14) : (vectors == 1 ? 10 : 6); }
 
 // The next smaller tile for the rows left over; GCC spills an accumulator of 8×3.
 constexpr int fewer_rows(int rows, int vectors) {
@@ -89,8 +88,8 @@ FF_NOINLINE void multiply(const Gemm<T>& g) {
   }
 }
 
-// out[k·width + j] = w[j·depth + k]·scale[j] for 4 columns j and depth k, by 4×4 transposes: element by element, packing
-// 512×512 weights takes a quarter of the time of their product with 196 pixels.
+// out[k·width + j] = w[j·depth + k]·scale[j] for 4 columns j and depth k, by 4×4 transposes: element by element,
+// packing 512×512 weights takes a quarter of the time of their product with 196 pixels.
 FF_INLINE void transpose_4(float* out, idx width, const float* w, idx depth, const float* scale) {
   typedef float f32x4 __attribute__((vector_size(16)));
   idx k = 0;
@@ -101,8 +100,10 @@ FF_INLINE void transpose_4(float* out, idx width, const float* w, idx depth, con
       __builtin_memcpy(&row[j], w + j * depth + k, sizeof row[j]);
       if (scale) row[j] = row[j] * scale[j];
     }
-    const f32x4 a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-    const f32x4 c = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7), d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+    const f32x4 a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5),
+                b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+    const f32x4 c = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7),
+                d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
     const f32x4 column[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
                              __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
     FF_UNROLL(4)
@@ -117,7 +118,8 @@ FF_INLINE void transpose_4(double* out, idx width, const double* w, idx depth, c
     for (idx k = 0; k < depth; ++k) out[k * width + j] = w[j * depth + k] * (scale ? scale[j] : 1.);
 }
 
-// Packs panel `p` of B[k][j] = w[j·depth + k] · (scale ? scale[j] : 1), w row-major (cols, depth): a convolution's weights.
+// Packs panel `p` of B[k][j] = w[j·depth + k] · (scale ? scale[j] : 1), w row-major (cols, depth): a convolution's
+// weights.
 template <class T>
 FF_NOINLINE void packed_columns(T* packed, const T* w, const T* scale, idx cols, idx depth, idx p) {
   constexpr idx L = lanes<T>;
@@ -133,7 +135,8 @@ FF_NOINLINE void packed_columns(T* packed, const T* w, const T* scale, idx cols,
   }
 }
 
-// Packs panel `p` of B[k][j] = w[k·cols + j], w row-major (depth, cols): the same weights for the gradient of the input.
+// Packs panel `p` of B[k][j] = w[k·cols + j], w row-major (depth, cols): the same weights for the gradient of the
+// input.
 template <class T>
 FF_NOINLINE void packed_rows(T* packed, const T* w, idx cols, idx depth, idx p) {
   constexpr idx L = lanes<T>;

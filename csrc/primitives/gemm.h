@@ -7,13 +7,14 @@
 
 namespace ff {
 
-// What the caller reads next: fetched into L2 while the product runs, a line for each step of depth. Blocks that alternate
-// between passes over memory and products would otherwise leave the memory idle for half of the time.
+// What the caller reads next: fetched into L2 while the product runs, a line for each step of depth. Blocks that
+// alternate between passes over memory and products would otherwise leave the memory idle for half of the time.
 class Ahead {
  public:
   FF_CLASS_INLINE Ahead() {}
   FF_CLASS_INLINE void add(const void* p, idx bytes) {
-    if (p && bytes > 0 && count_ < kMost) at_[count_] = static_cast<const char*>(p), end_[count_] = at_[count_] + bytes, ++count_;
+    if (p && bytes > 0 && count_ < kMost)
+      at_[count_] = static_cast<const char*>(p), end_[count_] = at_[count_] + bytes, ++count_;
   }
   // The next `lines` lines from the result on, *step bytes apart; `idle` again and again when there is nothing left.
   FF_CLASS_INLINE const char* take(idx lines, const void* idle, idx* step) {
@@ -51,9 +52,11 @@ template <class T>
 struct GemmKernels {
   void (*multiply)(const Gemm<T>&);
   void (*multiply_transposed)(const Gemm<T>&);
-  // Packs panel `panel` of B[k][j] = w[j·depth + k] · (scale ? scale[j] : 1), w row-major (cols, depth): a convolution's weights.
+  // Packs panel `panel` of B[k][j] = w[j·depth + k] · (scale ? scale[j] : 1), w row-major (cols, depth): a
+  // convolution's weights.
   void (*pack_transposed)(T* packed, const T* w, const T* scale, idx cols, idx depth, idx panel);
-  // Packs panel `panel` of B[k][j] = w[k·cols + j], w row-major (depth, cols): the same weights for the gradient of the input.
+  // Packs panel `panel` of B[k][j] = w[k·cols + j], w row-major (depth, cols): the same weights for the gradient of the
+  // input.
   void (*pack_rows)(T* packed, const T* w, idx cols, idx depth, idx panel);
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The primitives as code of one ISA sees them: its own tables, and vectors of a constant size. Passes, which are compiled
-// once and define FF_PASSES, see those of the running ISA and its size; the same headers serve both.
+// The primitives as code of one ISA sees them: its own tables, and vectors of a constant size. Passes, which are
+// compiled once and define FF_PASSES, see those of the running ISA and its size; the same headers serve both.
 #pragma once
 #ifdef FF_PASSES
 #include "core/arena.h"
@@ -123,8 +123,8 @@ FF_INLINE void pack_rows(T* packed, const T* w, idx cols, idx depth, idx panel) 
   gemm_kernels<T>().pack_rows(packed, w, cols, depth, panel);
 }
 template <class T>
-FF_INLINE void affine_act_rows(T* dst, idx dst_stride, const T* src, idx src_stride, idx rows, idx channels, const T* scale,
-                               const T* shift, Act act, bool streamed = false) {
+FF_INLINE void affine_act_rows(T* dst, idx dst_stride, const T* src, idx src_stride, idx rows, idx channels,
+                               const T* scale, const T* shift, Act act, bool streamed = false) {
   norm_kernels<T>().affine_act(dst, dst_stride, src, src_stride, rows, channels, scale, shift, act, streamed);
 }
 template <class T>
@@ -137,13 +137,15 @@ FF_INLINE void sums_rows(const T* g, idx stride, idx rows, idx channels, T* sum_
   norm_kernels<T>().sums(g, stride, rows, channels, sum_g);
 }
 template <class T>
-FF_INLINE void act_grad_rows(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows, idx channels,
-                             const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed = false, bool scaled = false) {
-  norm_kernels<T>().act_grad(g, g_stride, dz, dz_stride, y, y_stride, rows, channels, norm, sum_g, sum_gx, streamed, scaled);
+FF_INLINE void act_grad_rows(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
+                             idx channels, const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed = false,
+                             bool scaled = false) {
+  norm_kernels<T>().act_grad(g, g_stride, dz, dz_stride, y, y_stride, rows, channels, norm, sum_g, sum_gx, streamed,
+                             scaled);
 }
 template <class T>
-FF_INLINE void norm_act_grad_rows(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
-                                  idx channels, const NormAct<T>& norm, const NormGrad<T>& grad) {
+FF_INLINE void norm_act_grad_rows(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride,
+                                  idx rows, idx channels, const NormAct<T>& norm, const NormGrad<T>& grad) {
   norm_kernels<T>().norm_act_grad(dst, dst_stride, dz, dz_stride, y, y_stride, rows, channels, norm, grad);
 }
 template <class T>
@@ -169,10 +171,13 @@ FF_INLINE idx packed_size(idx cols, idx depth) {
 }
 
 template <class T>
-FF_INLINE idx panel_count(idx vectors) { return register_count<T>() == 32 && vectors >= 3 ? vectors / 2 : ceil_div(vectors, 2); }
+FF_INLINE idx panel_count(idx vectors) {
+  return register_count<T>() == 32 && vectors >= 3 ? vectors / 2 : ceil_div(vectors, 2);
+}
 
-// Whether a tensor of `count` elements in rows of `channels` is written past the caches: it would not stay in them until it
-// is read again, and an ordinary store reads the line that it overwrites (copy of 256 MB: 63 instead of 40 GB/s).
+// Whether a tensor of `count` elements in rows of `channels` is written past the caches: it would not stay in them
+// until it is read again, and an ordinary store reads the line that it overwrites (copy of 256 MB: 63 instead of 40
+// GB/s).
 template <class T>
 FF_INLINE bool streamable(const T* p, idx count, idx channels) {
   constexpr idx kStreamBytes = 16 << 20;

@@ -31,7 +31,7 @@ FF_INLINE idx prefetch_distance(idx stride) {
 // dst = act(src·scale + shift); scale null: act(src). dst may be src. For `streamed` see streamable().
 template <class T>
 FF_NOINLINE void affine_act(T* dst, idx dst_stride, const T* src, idx src_stride, idx rows, idx channels,
-                                 const T* scale, const T* shift, Act act, bool streamed) {
+                            const T* scale, const T* shift, Act act, bool streamed) {
   const idx ahead = prefetch_distance<T>(src_stride);
   with_act(act, [&](auto tag) {
     for_groups<T>(channels, [&](auto count, idx c, idx n) {
@@ -53,8 +53,8 @@ FF_NOINLINE void affine_act(T* dst, idx dst_stride, const T* src, idx src_stride
 }
 
 // Mean and sum of squared deviations of each channel over the rows, in one read: deviations are taken from the first
-// row, which keeps the subtraction from cancelling when the mean is far from zero. With `copy` not null the rows are written
-// there, past the caches.
+// row, which keeps the subtraction from cancelling when the mean is far from zero. With `copy` not null the rows are
+// written there, past the caches.
 template <class T>
 FF_NOINLINE void moments(const T* src, idx stride, idx rows, idx channels, T* mean, T* m2, T* copy, idx copy_stride) {
   for_groups<T>(channels, [&](auto count, idx c, idx n) {
@@ -95,12 +95,11 @@ FF_NOINLINE void sums(const T* g, idx stride, idx rows, idx channels, T* sum_g) 
   });
 }
 
-// g = dz·act'(z); with g not null it is written (it may be dz), with `scaled` times scale; with sum_g not null the column
-// sums of g and of g·(y - mean) are added to sum_g and sum_gx.
+// g = dz·act'(z); with g not null it is written (it may be dz), with `scaled` times scale; with sum_g not null the
+// column sums of g and of g·(y - mean) are added to sum_g and sum_gx.
 template <class T>
 FF_NOINLINE void act_grad(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
-                               idx channels, const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed,
-                               bool scaled) {
+                          idx channels, const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed, bool scaled) {
   const idx ahead_dz = prefetch_distance<T>(dz_stride), ahead_y = prefetch_distance<T>(y_stride);
   with_act(norm.act, [&](auto tag) {
     for_groups<T>(channels, [&](auto count, idx c, idx n) {
@@ -132,8 +131,8 @@ FF_NOINLINE void act_grad(T* g, idx g_stride, const T* dz, idx dz_stride, const 
 
 // dst = slope·g + curve·y + offset with g = dz·act'(y·scale + shift). dst may be dz.
 template <class T>
-FF_NOINLINE void norm_act_grad(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride,
-                                    idx rows, idx channels, const NormAct<T>& norm, const NormGrad<T>& grad) {
+FF_NOINLINE void norm_act_grad(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
+                               idx channels, const NormAct<T>& norm, const NormGrad<T>& grad) {
   const idx ahead_dz = prefetch_distance<T>(dz_stride), ahead_y = prefetch_distance<T>(y_stride);
   with_act(norm.act, [&](auto tag) {
     for_groups<T>(channels, [&](auto count, idx c, idx n) {
@@ -160,7 +159,8 @@ FF_NOINLINE void norm_act_grad(T* dst, idx dst_stride, const T* dz, idx dz_strid
 
 template <class T>
 FF_NOINLINE void add(T* to, const T* x, idx n) {
-  for_lanes<T>(n, [&](idx i, idx valid) { store_n<T>(to + i, load_n<T>(to + i, valid) + load_n<T>(x + i, valid), valid); });
+  for_lanes<T>(
+      n, [&](idx i, idx valid) { store_n<T>(to + i, load_n<T>(to + i, valid) + load_n<T>(x + i, valid), valid); });
 }
 
 template <class T>
@@ -198,8 +198,8 @@ FF_NOINLINE void weighted_rows(double* out, const T* const* w, const double* row
 FF_NOINLINE void fence() { stream_fence(); }
 
 template <class T>
-constexpr NormKernels<T> kKernels = {affine_act<T>, moments<T>, sums<T>, act_grad<T>, norm_act_grad<T>, add<T>,
-                                     sum_parts<T>, fold_parts<T>, weighted_rows<T>, fence};
+constexpr NormKernels<T> kKernels = {affine_act<T>, moments<T>,   sums<T>,       act_grad<T>,      norm_act_grad<T>,
+                                     add<T>,        sum_parts<T>, fold_parts<T>, weighted_rows<T>, fence};
 
 }  // namespace
 

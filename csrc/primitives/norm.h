@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Passes over rows of channels, [rows][stride] of one pixel each: normalisation and activation, forward and backward, and
-// the sums that both need. Per-channel vectors have room for a whole last vector.
+// Passes over rows of channels, [rows][stride] of one pixel each: normalisation and activation, forward and backward,
+// and the sums that both need. Per-channel vectors have room for a whole last vector.
 #pragma once
 #include "core/inline.h"
 
@@ -30,13 +30,13 @@ struct NormKernels {
   void (*moments)(const T* src, idx stride, idx rows, idx channels, T* mean, T* m2, T* copy, idx copy_stride);
   // Adds the column sums of g to sum_g.
   void (*sums)(const T* g, idx stride, idx rows, idx channels, T* sum_g);
-  // g = dz·act'(z); with g not null it is written (it may be dz), with `scaled` times scale; with sum_g not null the column
-  // sums of g and of g·(y - mean) are added to sum_g and sum_gx.
+  // g = dz·act'(z); with g not null it is written (it may be dz), with `scaled` times scale; with sum_g not null the
+  // column sums of g and of g·(y - mean) are added to sum_g and sum_gx.
   void (*act_grad)(T* g, idx g_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows, idx channels,
                    const NormAct<T>& norm, T* sum_g, T* sum_gx, bool streamed, bool scaled);
   // dst = slope·g + curve·y + offset with g = dz·act'(y·scale + shift). dst may be dz.
-  void (*norm_act_grad)(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows, idx channels,
-                        const NormAct<T>& norm, const NormGrad<T>& grad);
+  void (*norm_act_grad)(T* dst, idx dst_stride, const T* dz, idx dz_stride, const T* y, idx y_stride, idx rows,
+                        idx channels, const NormAct<T>& norm, const NormGrad<T>& grad);
   // to += x.
   void (*add)(T* to, const T* x, idx n);
   // to = 0 + the first part + the second ..., parts [count][stride].

@@ -3,14 +3,14 @@
 
 namespace ff {
 
-#define FF_TABLES(isa)                          \
-  namespace isa {                               \
-  extern const Registers registers;             \
-  extern const GemmKernels<float> gemm_f32;     \
-  extern const GemmKernels<double> gemm_f64;    \
-  extern const NormKernels<float> norm_f32;     \
-  extern const NormKernels<double> norm_f64;    \
-  extern const DepthwiseKernels<float> depthwise_f32; \
+#define FF_TABLES(isa)                                 \
+  namespace isa {                                      \
+  extern const Registers registers;                    \
+  extern const GemmKernels<float> gemm_f32;            \
+  extern const GemmKernels<double> gemm_f64;           \
+  extern const NormKernels<float> norm_f32;            \
+  extern const NormKernels<double> norm_f64;           \
+  extern const DepthwiseKernels<float> depthwise_f32;  \
   extern const DepthwiseKernels<double> depthwise_f64; \
   }
 #define FF_OPS_TABLES(isa) FF_OPS_NAMED(FF_OPS_##isa)
@@ -23,8 +23,10 @@ thread_local Isa running = Isa::baseline;
 
 }  // namespace
 
-#define FF_ROW_f32(isa) {FF_OPS_##isa::registers, FF_OPS_##isa::gemm_f32, FF_OPS_##isa::norm_f32, FF_OPS_##isa::depthwise_f32},
-#define FF_ROW_f64(isa) {FF_OPS_##isa::registers, FF_OPS_##isa::gemm_f64, FF_OPS_##isa::norm_f64, FF_OPS_##isa::depthwise_f64},
+#define FF_ROW_f32(isa) \
+  {FF_OPS_##isa::registers, FF_OPS_##isa::gemm_f32, FF_OPS_##isa::norm_f32, FF_OPS_##isa::depthwise_f32},
+#define FF_ROW_f64(isa) \
+  {FF_OPS_##isa::registers, FF_OPS_##isa::gemm_f64, FF_OPS_##isa::norm_f64, FF_OPS_##isa::depthwise_f64},
 
 template <>
 const Primitives<float>& primitives<float>() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The primitives of every ISA behind one table each, and the ISA that an op's passes call: chosen once at the op's entry,
-// the same in all of its tasks. Passes are compiled once, for any CPU; what is hot in them is in these tables.
+// The primitives of every ISA behind one table each, and the ISA that an op's passes call: chosen once at the op's
+// entry, the same in all of its tasks. Passes are compiled once, for any CPU; what is hot in them is in these tables.
 #pragma once
 #include "core/isa.h"
 #include "primitives/depthwise.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transforms of Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray, 2016). A tile of 4×4 outputs comes from 6×6
-// inputs d and the filter g with 36 products a pair of channels in place of 144, as 36 products of matrices, one for each
-// place of a transformed tile:
+// The transforms of Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray, 2016). A tile of 4×4 outputs comes from
+// 6×6 inputs d and the filter g with 36 products a pair of channels in place of 144, as 36 products of matrices, one
+// for each place of a transformed tile:
 //   Y = Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A
 // and the gradients by its adjoints, both from W = A·dY·Aᵀ:
 //   dd = B[(G·g·Gᵀ) ⊙ W]Bᵀ, added where tiles overlap,    dg = Gᵀ[(Bᵀ·d·B) ⊙ W]G, summed over the tiles.
@@ -16,9 +16,9 @@ namespace {
 
 constexpr idx kTileIn = 6, kTileOut = 4, kTilePlaces = kTileIn * kTileIn;
 
-// The points of interpolation: 0, ±a, ±b and infinity. With 5/8 and 3/2, whose powers are exact, errors are half of those
-// with 1 and 2, and the largest a quarter: no row of a transform is much larger than another (Barabasz et al., 2020, on the
-// choice of points).
+// The points of interpolation: 0, ±a, ±b and infinity. With 5/8 and 3/2, whose powers are exact, errors are half of
+// those with 1 and 2, and the largest a quarter: no row of a transform is much larger than another (Barabasz et al.,
+// 2020, on the choice of points).
 constexpr double kA = 5. / 8, kB = 3. / 2, kA2 = kA * kA, kB2 = kB * kB;
 constexpr double kSum = kA2 + kB2, kProduct = kA2 * kB2, kNormA = 2 * kA2 * (kA2 - kB2), kNormB = 2 * kB2 * (kB2 - kA2);
 

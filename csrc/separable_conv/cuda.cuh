@@ -82,15 +82,15 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 // dx, and partial [blocks][k·k][channels] of dw, from one tile of x and of dy with its halo: dy is in shared memory, x,
-// normalised, in a register, and each product of the two goes into both gradients' sums. Either target may be null; dx is
-// the gradient of the normalised x.
+// normalised, in a register, and each product of the two goes into both gradients' sums. Either target may be null; dx
+// is the gradient of the normalised x.
 template <class T, int k, int s>
 __global__ void __launch_bounds__(kColumnThreads, k == 3 ? 2 : 1)
     depthwise_bwd_tile(const T* __restrict__ dy, const T* __restrict__ x, const compute_t<T>* __restrict__ n_weight,
                        const compute_t<T>* __restrict__ n_bias, const compute_t<T>* __restrict__ stats,
                        const compute_t<T>* __restrict__ weight, T* __restrict__ dx, compute_t<T>* __restrict__ partial,
-                       index_t act, index_t height, index_t width, index_t channels, index_t oh, index_t ow, index_t top,
-                       index_t left) {
+                       index_t act, index_t height, index_t width, index_t channels, index_t oh, index_t ow,
+                       index_t top, index_t left) {
   using C = compute_t<T>;
   constexpr int kHalo = (kPixels + k - 2) / s + 2;  // outputs that the tile's inputs may reach, wherever it begins
   constexpr int kWords = kHalo * kHalo > k * k * kColumnWarps ? kHalo * kHalo : k * k * kColumnWarps;
@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kColumnThreads, k == 3 ? 2 : 1)
   for (int i = 0; i < k * k; ++i) tile[(warp_rank() * k * k + i) * kColumnLanes + lane_rank()] = sums[i];
   sync();
   if (channel >= channels) return;
-  const index_t block = (image * ((height + kPixels - 1) / kPixels) + block_y()) * ((width + kPixels - 1) / kPixels) + block_x();
+  const index_t block =
+      (image * ((height + kPixels - 1) / kPixels) + block_y()) * ((width + kPixels - 1) / kPixels) + block_x();
   for (int i = warp_rank(); i < k * k; i += kColumnWarps) {
     C total = C(0);
     for (int warp = 0; warp < kColumnWarps; ++warp) total += tile[(warp * k * k + i) * kColumnLanes + lane_rank()];
@@ -213,9 +214,9 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
       });
 }
 
-// out = act2(norm2(pointwise(act1(norm1(depthwise(x)))))) with running statistics, k x k kernel of stride s: a block makes
-// 64 outputs of the 8 x 8 pixels of a tile, the channels in stages whose part of x, with its halo, lies in shared memory.
-// blockIdx: tile, outputs.
+// out = act2(norm2(pointwise(act1(norm1(depthwise(x)))))) with running statistics, k x k kernel of stride s: a block
+// makes 64 outputs of the 8 x 8 pixels of a tile, the channels in stages whose part of x, with its halo, lies in shared
+// memory. blockIdx: tile, outputs.
 template <class T, class S, int k, int s>
 __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     separable_tile(const T* __restrict__ x, const compute_t<T>* __restrict__ taps,
@@ -288,8 +289,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
   C* const target = partial + block_z() * channels * outputs;
   matmul_tile<Along::other, Along::other, S>(
       block_x() * kTile, block_y() * kTile, channels, outputs, first, last,
-      [&](index_t m, index_t k) { return a1(k, m); },
-      [&](index_t k, index_t n) { return widen(dy2[k * outputs + n]); },
+      [&](index_t m, index_t k) { return a1(k, m); }, [&](index_t k, index_t n) { return widen(dy2[k * outputs + n]); },
       [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
         store_part(sums, m, n, channels, outputs, target);
       });

@@ -54,8 +54,9 @@ FF_INLINE void depthwise_norm_training(const DepthwiseParams& p) {
   T* y = static_cast<T*>(p.y);
   depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, y, mean, m2, p.threads, before});
   if (p.batch_stats)
-    merge_moments(mean, m2, bands.count, stride, s.c, p.norm.eps,
-                  [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm.stats));
+    merge_moments(
+        mean, m2, bands.count, stride, s.c, p.norm.eps, [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; },
+        static_cast<T*>(p.norm.stats));
   n.fill(p.norm, s.c, v.times);
   affine_act_pass<T>(static_cast<T*>(p.out), y, v, n, p.act, p.threads);
 }

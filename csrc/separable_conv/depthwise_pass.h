@@ -46,7 +46,8 @@ FF_INLINE idx window_size(const DepthwiseShape& s, idx rows) { return min_idx(s.
 
 // An image whose rows that output rows [first, end) read are normalised, in `room`; row y stands at the result + y·w·c.
 template <class T>
-FF_INLINE const T* window_rows(const DepthwiseShape& s, const Before<T>& before, const T* image, idx first, idx end, T* room) {
+FF_INLINE const T* window_rows(const DepthwiseShape& s, const Before<T>& before, const T* image, idx first, idx end,
+                               T* room) {
   if (!before) return image;
   const idx row = s.w * s.c, low = min_idx(s.h, max_idx(0, first * s.sh - s.top));
   const idx high = min_idx(s.h, max_idx(low, (end - 1) * s.sh - s.top + s.kh));
@@ -98,7 +99,8 @@ struct DepthwiseBackward {
 // Chunks of bands with partial sums of their own.
 constexpr idx kDepthwiseChunks = 32;
 
-// dw [c][taps] and db from partial sums [parts][taps + 1][c padded], the taps packed as the weights; null where not wanted.
+// dw [c][taps] and db from partial sums [parts][taps + 1][c padded], the taps packed as the weights; null where not
+// wanted.
 template <class T>
 FF_INLINE void store_depthwise_grad(T* parts, idx count, const DepthwiseShape& s, T* dw, T* db) {
   const idx taps = s.kh * s.kw, stride = round_up_lanes<T>(s.c), part = (taps + 1) * stride;
@@ -122,7 +124,8 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
   const bool streamed = streamable(p.dx, s.n * s.h * s.w * s.c, s.c);
   for (idx chunk = 0; p.before && chunk < kDepthwiseChunks; ++chunk) p.before.zero(chunk);
   for_tasks(chunks, p.threads, [&](idx chunk) {
-    T *dw = parts + chunk * part, *db = dw + taps * stride, *window = nullptr, *room = nullptr, *dz = nullptr, *sums = nullptr;
+    T *dw = parts + chunk * part, *db = dw + taps * stride, *window = nullptr, *room = nullptr, *dz = nullptr,
+      *sums = nullptr;
     fill_zero(dw, part);
     Arena a(Scratch::task);
     if (p.norm) window = a.take<T>((bands.rows + halo) * row);
@@ -149,7 +152,8 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
           for (idx y = complete_row(s, oy); y < complete_row(s, oy + 1); ++y)
             kernels.input_grad(s, dy, above, end, y, p.w, to + y * line, streamed && !p.before);
       }
-      if (p.before) p.before.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
+      if (p.before)
+        p.before.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
       if (p.db) sums_rows<T>(dy + first * row, s.c, (end - first) * s.ow, s.c, db);
     }
     if (streamed) stream_fence();
@@ -168,7 +172,8 @@ FF_INLINE void depthwise_forward(const DepthwiseParams& p) {
   bias = a.take<T>(stride);
   pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, static_cast<T*>(p.y), nullptr, nullptr, p.threads, {}});
+  depthwise_forward_pass<T>(
+      {s, static_cast<const T*>(p.x), w, bias, static_cast<T*>(p.y), nullptr, nullptr, p.threads, {}});
 }
 
 template <class T>
@@ -178,8 +183,18 @@ FF_INLINE void depthwise_backward(const DepthwiseParams& p) {
   Arena a(Scratch::shared);
   T* w = a.take<T>(taps * stride);
   pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
-  depthwise_backward_pass<T>({s, static_cast<const T*>(p.x), w, static_cast<const T*>(p.dy), nullptr, {}, nullptr,
-                              static_cast<T*>(p.dx), static_cast<T*>(p.d_weight), static_cast<T*>(p.d_bias), p.threads, {}},
+  depthwise_backward_pass<T>({s,
+                              static_cast<const T*>(p.x),
+                              w,
+                              static_cast<const T*>(p.dy),
+                              nullptr,
+                              {},
+                              nullptr,
+                              static_cast<T*>(p.dx),
+                              static_cast<T*>(p.d_weight),
+                              static_cast<T*>(p.d_bias),
+                              p.threads,
+                              {}},
                              a);
 }
 

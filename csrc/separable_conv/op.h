@@ -51,7 +51,8 @@ struct PointwiseParams {
 struct SeparableParams {
   DepthwiseShape shape;
   idx out_channels;
-  const void *x, *dw_weight, *dw_bias, *pw_weight, *pw_bias;  // dw: of the depthwise convolution, pw: of the pointwise one
+  const void *x, *dw_weight, *dw_bias, *pw_weight,
+      *pw_bias;  // dw: of the depthwise convolution, pw: of the pointwise one
   NormParams norm1, norm2;
   Act act1, act2;
   bool batch_stats;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Depthwise and pointwise convolution, forward and backward, and the fused block in inference. Vectorised over channels,
-// parallel over bands of rows. Work is cut into tasks by shape alone, and partial sums are merged in task order, so that
-// results do not depend on the number of threads.
+// Depthwise and pointwise convolution, forward and backward, and the fused block in inference. Vectorised over
+// channels, parallel over bands of rows. Work is cut into tasks by shape alone, and partial sums are merged in task
+// order, so that results do not depend on the number of threads.
 #include "separable_conv/depthwise_norm_pass.h"
 #include "separable_conv/pointwise_pass.h"
 #include "separable_conv/separable_pass.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pointwise convolution over a batch: blocks of pixels, normalised and activated on the way in, multiplied, and measured
-// or activated while the result is in L2.
+// Pointwise convolution over a batch: blocks of pixels, normalised and activated on the way in, multiplied, and
+// measured or activated while the result is in L2.
 #pragma once
 #include "norm/stats.h"
 #include "separable_conv/op.h"
@@ -63,10 +63,19 @@ FF_INLINE void pointwise_forward_pass(const PointwiseForward<T>& p) {
     }
     Ahead ahead;
     ahead.add(p.x + (first + rows) * p.in, min_idx(block, p.rows - first - rows) * p.in * static_cast<idx>(sizeof(T)));
-    gemm<T, false>({.a = a, .lda = lda, .b = p.packed, .c = product, .ldc = ldy, .rows = rows, .cols = p.out,
-                    .depth = p.in, .bias = p.bias, .ahead = &ahead});
+    gemm<T, false>({.a = a,
+                    .lda = lda,
+                    .b = p.packed,
+                    .c = product,
+                    .ldc = ldy,
+                    .rows = rows,
+                    .cols = p.out,
+                    .depth = p.in,
+                    .bias = p.bias,
+                    .ahead = &ahead});
     if (p.mean)
-      moments_rows<T>(product, ldy, rows, p.out, p.mean + b * p.stride, p.m2 + b * p.stride, streamed ? y : nullptr, p.out);
+      moments_rows<T>(product, ldy, rows, p.out, p.mean + b * p.stride, p.m2 + b * p.stride, streamed ? y : nullptr,
+                      p.out);
     if (streamed) stream_fence();
     if (p.z) affine_act_rows<T>(p.z + first * p.out, p.out, y, p.out, rows, p.out, p.scale2, p.shift2, p.act2);
   });
@@ -110,22 +119,22 @@ FF_INLINE void output_grad_rows(const PointwiseBackward<T>& p, T* block, idx str
   if (p.norm2)
     norm_act_grad_rows<T>(block, stride, dz, dz_stride, y, p.out, rows, p.out, p.after, *p.norm2);
   else
-    act_grad_rows<T>(block, stride, dz, dz_stride, y, p.out, rows, p.out, {nullptr, nullptr, nullptr, y ? p.after.act : Act::none},
-                     nullptr, nullptr);
+    act_grad_rows<T>(block, stride, dz, dz_stride, y, p.out, rows, p.out,
+                     {nullptr, nullptr, nullptr, y ? p.after.act : Act::none}, nullptr, nullptr);
 }
 
 // dw [out][in] and db from partial sums [chunks][out][in padded], [chunks][out padded]; null where not wanted.
 template <class T>
-FF_INLINE void store_pointwise_grad(const T* parts, double* bias_parts, idx chunks, idx in, idx out, T* dw, T* db, int threads) {
+FF_INLINE void store_pointwise_grad(const T* parts, double* bias_parts, idx chunks, idx in, idx out, T* dw, T* db,
+                                    int threads) {
   const idx in_stride = round_up_lanes<T>(in), part = out * in_stride;
   if (db) {
     fold_parts(bias_parts, chunks, round_up_lanes<T>(out), out);
     for (idx o = 0; o < out; ++o) db[o] = static_cast<T>(bias_parts[o]);
   }
   if (!dw) return;
-  for_tasks(out, out * in * chunks < kPackParallel ? 1 : threads, [&](idx o) {
-    norm_kernels<T>().sum_parts(dw + o * in, parts + o * in_stride, chunks, part, in);
-  });
+  for_tasks(out, out * in * chunks < kPackParallel ? 1 : threads,
+            [&](idx o) { norm_kernels<T>().sum_parts(dw + o * in, parts + o * in_stride, chunks, part, in); });
 }
 
 template <class T>
@@ -171,14 +180,30 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
       }
       if (p.dw) {
         affine_act_rows<T>(a_block, lda, x, p.in, rows, p.in, p.before.scale, p.before.shift, p.before.act);
-        gemm<T, true>({.a = g_block, .lda = ldg, .b = a_block, .ldb = lda, .c = dw, .ldc = in_stride, .rows = p.out,
-                       .cols = p.in, .depth = rows, .accumulate = b > begin, .ahead = &ahead});
+        gemm<T, true>({.a = g_block,
+                       .lda = ldg,
+                       .b = a_block,
+                       .ldb = lda,
+                       .c = dw,
+                       .ldc = in_stride,
+                       .rows = p.out,
+                       .cols = p.in,
+                       .depth = rows,
+                       .accumulate = b > begin,
+                       .ahead = &ahead});
       }
       if (p.g) {
         T *g = p.g + first * p.in, *da = streamed ? da_block : g;
         const idx ldda = streamed ? lda : p.in;
-        gemm<T, false>({.a = g_block, .lda = ldg, .b = packed, .c = da, .ldc = ldda, .rows = rows, .cols = p.in,
-                        .depth = p.out, .ahead = &ahead});
+        gemm<T, false>({.a = g_block,
+                        .lda = ldg,
+                        .b = packed,
+                        .c = da,
+                        .ldc = ldda,
+                        .rows = rows,
+                        .cols = p.in,
+                        .depth = p.out,
+                        .ahead = &ahead});
         if (!graded) continue;
         fill_zero(sums, in_stride), fill_zero(sums_x, in_stride);
         act_grad_rows<T>(g, p.in, da, ldda, x, p.in, rows, p.in, p.before, p.sum_g ? sums : nullptr, sums_x, streamed);

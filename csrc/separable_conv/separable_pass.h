@@ -2,7 +2,8 @@
 // The fused block out = act2(norm2(pointwise(act1(norm1(depthwise(x)))))).
 //   inference  strips of depthwise rows go through L2 straight into the product: x is read once, out written once
 //   training   (separable_recompute_pass.h without norm1, act1 and bias: y1 null)
-//              y1 and y2 (the convolutions' outputs) are kept; each pass measures what it writes and normalises what it reads
+//              y1 and y2 (the convolutions' outputs) are kept; each pass measures what it writes and normalises what it
+//              reads
 //   backward   (1) sums of norm2; (2) dz -> g1 with the weights' gradient; (3) g1 -> dx with the depthwise gradient
 #pragma once
 #include "separable_conv/separable_recompute_pass.h"
@@ -40,12 +41,20 @@ FF_INLINE void separable_inference(const SeparableParams& p) {
     T* buffer = nullptr;
     Arena a(Scratch::task);
     buffer = a.take<T>(pixels * lda);
-    for (idx r = 0; r < rows; ++r)
-      row(s, image, first + r, w, shift1, buffer + r * s.ow * lda, lda, lo1, hi1);
+    for (idx r = 0; r < rows; ++r) row(s, image, first + r, w, shift1, buffer + r * s.ow * lda, lda, lo1, hi1);
     if (!clamped1) affine_act_rows<T>(buffer, lda, buffer, lda, pixels, s.c, nullptr, nullptr, p.act1);
     T* y = static_cast<T*>(p.out) + (strips.image(strip) * s.oh + first) * s.ow * out;
-    gemm<T, false>({.a = buffer, .lda = lda, .b = packed, .c = y, .ldc = out, .rows = pixels, .cols = out,
-                    .depth = s.c, .bias = shift2, .lo = lo2, .hi = hi2});
+    gemm<T, false>({.a = buffer,
+                    .lda = lda,
+                    .b = packed,
+                    .c = y,
+                    .ldc = out,
+                    .rows = pixels,
+                    .cols = out,
+                    .depth = s.c,
+                    .bias = shift2,
+                    .lo = lo2,
+                    .hi = hi2});
     if (!clamped2) affine_act_rows<T>(y, out, y, out, pixels, out, nullptr, nullptr, p.act2);
   });
 }
@@ -54,10 +63,12 @@ template <class T>
 FF_INLINE void separable_training(const SeparableParams& p) {
   if (recomputed(p)) return separable_recompute_training<T>(p);
   const DepthwiseShape& s = p.shape;
-  const idx stride1 = round_up_lanes<T>(s.c), taps = s.kh * s.kw, out = p.out_channels, stride2 = round_up_lanes<T>(out);
+  const idx stride1 = round_up_lanes<T>(s.c), taps = s.kh * s.kw, out = p.out_channels,
+            stride2 = round_up_lanes<T>(out);
   const idx pixels = s.n * s.oh * s.ow, block = block_rows<T>(s.c + out), blocks = ceil_div(pixels, block);
   const Bands bands = forward_bands<T>(s, p.linked_input.weight);
-  const bool measure1 = p.norm1.weight && p.batch_stats, measure2 = p.linked_output.on || (p.norm2.weight && p.batch_stats);
+  const bool measure1 = p.norm1.weight && p.batch_stats,
+             measure2 = p.linked_output.on || (p.norm2.weight && p.batch_stats);
   T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr;
   T *mean1 = nullptr, *m2_1 = nullptr, *mean2 = nullptr, *m2_2 = nullptr;
   NormVectors<T> n1, n2;
@@ -78,8 +89,9 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   T* y1 = static_cast<T*>(p.y1);
   depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias1, y1, mean1, m2_1, p.threads, before});
   if (measure1)
-    merge_moments(mean1, m2_1, bands.count, stride1, s.c, p.norm1.eps,
-                  [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm1.stats));
+    merge_moments(
+        mean1, m2_1, bands.count, stride1, s.c, p.norm1.eps,
+        [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm1.stats));
   n1.fill(p.norm1, s.c);
 
   PointwiseForward<T> pass{};
@@ -95,8 +107,9 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   }
   pointwise_forward_pass(pass);
   if (!measure2) return;
-  merge_moments(mean2, m2_2, blocks, stride2, out, p.norm2.eps,
-                [&](idx b) { return min_idx(block, pixels - b * block); }, static_cast<T*>(p.norm2.stats));
+  merge_moments(
+      mean2, m2_2, blocks, stride2, out, p.norm2.eps, [&](idx b) { return min_idx(block, pixels - b * block); },
+      static_cast<T*>(p.norm2.stats));
   if (p.linked_output.on) return;
   n2.fill(p.norm2, out);
   affine_act_pass<T>(z, pass.y, {pixels, out, 1}, n2, p.act2, p.threads);
@@ -139,9 +152,18 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   n1.fill(p.norm1, s.c), n2.fill(p.norm2, out);
   double* sums2_x = sums2 + kSumChunks * stride2;
   if (norm2)
-    sums_pass<T>({static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), {pixels, out, 1},
-                  {n2.scale, n2.shift, n2.mean, p.act2}, kSumChunks, stride2, sums2, sums2_x, p.threads});
-  pass.norm2 = p.linked_output.on ? &linked : grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
+    sums_pass<T>({static_cast<const T*>(p.dout),
+                  static_cast<const T*>(p.y2),
+                  {pixels, out, 1},
+                  {n2.scale, n2.shift, n2.mean, p.act2},
+                  kSumChunks,
+                  stride2,
+                  sums2,
+                  sums2_x,
+                  p.threads});
+  pass.norm2 = p.linked_output.on
+                   ? &linked
+                   : grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
   pass.x = y1, pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
   pass.w = static_cast<const T*>(p.pw_weight), pass.dz = static_cast<const T*>(p.dout);
   pass.y = static_cast<const T*>(p.y2), pass.after = {n2.scale, n2.shift, n2.mean, p.act2};
@@ -150,10 +172,12 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   pointwise_backward_pass(pass, a);
   DepthwiseBackward<T> depthwise{};
   depthwise.s = s, depthwise.threads = p.threads;
-  depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw_weight), depthwise.db = static_cast<T*>(p.d_dw_bias);
+  depthwise.dx = static_cast<T*>(p.dx), depthwise.dw = static_cast<T*>(p.d_dw_weight),
+  depthwise.db = static_cast<T*>(p.d_dw_bias);
   if (below) {
     depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
-    depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1, depthwise.before = before;
+    depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1,
+    depthwise.before = before;
     depthwise_backward_pass(depthwise, a);
   }
   before.finish(p.linked_input, s.c, kDepthwiseChunks);

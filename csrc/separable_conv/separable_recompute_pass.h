@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The separable block in training with nothing between its two convolutions: the depthwise output is never written. Forward
-// and backward walk the image in bands of rows whose depthwise output, products and gradients stay in L2; backward computes
-// the depthwise output again. Of the 20 passes over an activation that the general form takes, 12 are left.
+// The separable block in training with nothing between its two convolutions: the depthwise output is never written.
+// Forward and backward walk the image in bands of rows whose depthwise output, products and gradients stay in L2;
+// backward computes the depthwise output again. Of the 20 passes over an activation that the general form takes, 12 are
+// left.
 #pragma once
 #include "norm/passes.h"
 #include "separable_conv/depthwise_pass.h"
@@ -12,7 +13,7 @@ namespace FF_ISA {
 namespace {
 
 constexpr idx kRecomputeBand = 128 << 10;  // bytes of depthwise output in a band
-constexpr idx kRecomputeImages = 8;        // backward's chunks are whole images: fewer cannot be shared out
+constexpr idx kRecomputeImages = 8;  // backward's chunks are whole images: fewer cannot be shared out
 
 FF_INLINE bool recomputed(const SeparableParams& p) { return !p.y1 && !p.norm1.weight && p.act1 == Act::none; }
 
@@ -55,20 +56,30 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
     y1 = a.take<T>(count * lda);
     if (streamed) product = a.take<T>(count * ldy);
     if (before) room = a.take<T>(window_size(s, rows));
-    const T* image = window_rows(s, before, static_cast<const T*>(p.x) + bands.image(band) * s.h * s.w * s.c, first, end, room);
+    const T* image =
+        window_rows(s, before, static_cast<const T*>(p.x) + bands.image(band) * s.h * s.w * s.c, first, end, room);
     for (idx r = 0; r < rows; ++r)
       row(s, image, first + r, w, bias1, y1 + r * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
-    gemm<T, false>({.a = y1, .lda = lda, .b = packed, .c = product, .ldc = ldy, .rows = count, .cols = out,
-                    .depth = s.c, .bias = bias2});
+    gemm<T, false>({.a = y1,
+                    .lda = lda,
+                    .b = packed,
+                    .c = product,
+                    .ldc = ldy,
+                    .rows = count,
+                    .cols = out,
+                    .depth = s.c,
+                    .bias = bias2});
     if (measured)
-      moments_rows<T>(product, ldy, count, out, mean + band * stride, m2 + band * stride, streamed ? y2 + at : nullptr, out);
+      moments_rows<T>(product, ldy, count, out, mean + band * stride, m2 + band * stride, streamed ? y2 + at : nullptr,
+                      out);
     else if (p.y2)
       affine_act_rows<T>(z + at, out, product, ldy, count, out, n2.scale, n2.shift, p.act2);
     if (streamed) stream_fence();
   });
   if (!measured) return;
-  merge_moments(mean, m2, bands.count, stride, out, p.norm2.eps,
-                [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; }, static_cast<T*>(p.norm2.stats));
+  merge_moments(
+      mean, m2, bands.count, stride, out, p.norm2.eps, [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; },
+      static_cast<T*>(p.norm2.stats));
   if (p.linked_output.on) return;
   n2.fill(p.norm2, out);
   affine_act_pass<T>(z, y2, {pixels, out, 1}, n2, p.act2, p.threads);
@@ -79,11 +90,11 @@ template <class T>
 struct RecomputeBackward {
   SeparableParams p;
   idx chunks, stride1, stride2;
-  T *w, *bias, *packed;             // depthwise weights and a zero bias; pointwise weights for the input's gradient
+  T *w, *bias, *packed;  // depthwise weights and a zero bias; pointwise weights for the input's gradient
   NormBackward<T> norm2;
   Before<T> before;
-  T *pw_parts, *dw_parts;           // [chunks][out][stride1], [chunks][taps + 1][stride1]
-  double* bias_parts;               // [chunks][stride2]
+  T *pw_parts, *dw_parts;  // [chunks][out][stride1], [chunks][taps + 1][stride1]
+  double* bias_parts;  // [chunks][stride2]
 };
 
 // One chunk: images [begin, end).
@@ -94,7 +105,8 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
   const idx out = p.out_channels, taps = s.kh * s.kw, halo = (s.kh - 1) / s.sh, row = s.ow * s.c;
   const Bands bands = recompute_bands<T>(s);
   const RowKernels<T> kernels = row_kernels<T>(s);
-  const bool below = p.dx || p.d_dw_weight, streamed = p.dx && streamable(static_cast<T*>(p.dx), s.n * s.h * s.w * s.c, s.c);
+  const bool below = p.dx || p.d_dw_weight,
+             streamed = p.dx && streamable(static_cast<T*>(p.dx), s.n * s.h * s.w * s.c, s.c);
   const idx lda = block_stride<T>(s.c), ldg = block_stride<T>(out), most = bands.rows * s.ow;
   T *y1 = nullptr, *g2 = nullptr, *window = nullptr, *sums = nullptr, *room = nullptr, *dz = nullptr;
   Arena a(Scratch::task);
@@ -128,12 +140,28 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
     if (p.d_pw_weight) {
       for (idx oy = first; oy < last; ++oy)
         kernels.forward(s, z, oy, b.w, b.bias, y1 + (oy - first) * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
-      gemm<T, true>({.a = g2, .lda = ldg, .b = y1, .ldb = lda, .c = d_pw, .ldc = b.stride1, .rows = out,
-                     .cols = s.c, .depth = count, .accumulate = band > begin * bands.per_image, .ahead = &ahead});
+      gemm<T, true>({.a = g2,
+                     .lda = ldg,
+                     .b = y1,
+                     .ldb = lda,
+                     .c = d_pw,
+                     .ldc = b.stride1,
+                     .rows = out,
+                     .cols = s.c,
+                     .depth = count,
+                     .accumulate = band > begin * bands.per_image,
+                     .ahead = &ahead});
     }
     if (!below) continue;
-    gemm<T, false>({.a = g2, .lda = ldg, .b = b.packed, .c = window + (first - above) * row, .ldc = s.c,
-                    .rows = count, .cols = s.c, .depth = out, .ahead = &ahead});
+    gemm<T, false>({.a = g2,
+                    .lda = ldg,
+                    .b = b.packed,
+                    .c = window + (first - above) * row,
+                    .ldc = s.c,
+                    .rows = count,
+                    .cols = s.c,
+                    .depth = out,
+                    .ahead = &ahead});
     const T* dy = window - above * row;
     const idx line = s.w * s.c, low = complete_row(s, first), high = complete_row(s, last);
     T *dx = p.dx ? static_cast<T*>(p.dx) + image * s.h * line : nullptr, *to = b.before ? dz - low * line : dx;
@@ -142,7 +170,8 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
       for (idx y = complete_row(s, oy); p.dx && y < complete_row(s, oy + 1); ++y)
         kernels.input_grad(s, dy, above, last, y, b.w, to + y * line, streamed && !b.before);
     }
-    if (b.before) b.before.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
+    if (b.before)
+      b.before.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
     const idx kept = last - max_idx(0, last - halo);  // rows that the next band of this image reads again
     if (last < s.oh) __builtin_memmove(window, dy + (last - kept) * row, static_cast<size_t>(kept * row) * sizeof(T));
   }
@@ -162,10 +191,12 @@ FF_INLINE void separable_recompute_backward(const SeparableParams& p) {
   b.norm2.take(a, p.norm2, out, v), b.before.take(a, p.linked_input, s.c, b.chunks);
   if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
   b.w = a.take<T>(taps * b.stride1), b.bias = a.take<T>(b.stride1), b.packed = a.take<T>(packed_size<T>(s.c, out));
-  b.pw_parts = a.take<T>(p.d_pw_weight ? b.chunks * out * b.stride1 : 0), b.dw_parts = a.take<T>(b.chunks * (taps + 1) * b.stride1);
+  b.pw_parts = a.take<T>(p.d_pw_weight ? b.chunks * out * b.stride1 : 0),
+  b.dw_parts = a.take<T>(b.chunks * (taps + 1) * b.stride1);
   b.bias_parts = a.take<double>(b.chunks * b.stride2);
   const T* pw = static_cast<const T*>(p.pw_weight);
-  b.norm2.run(p.norm2, out, v, static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), p.act2, p.batch_stats, p.threads);
+  b.norm2.run(p.norm2, out, v, static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), p.act2, p.batch_stats,
+              p.threads);
   if (p.linked_output.on) b.norm2.form = &linked;
   b.before.fill(p.linked_input, s.c);
   for (idx chunk = 0; chunk < b.chunks; ++chunk) b.before.zero(chunk);
@@ -176,7 +207,8 @@ FF_INLINE void separable_recompute_backward(const SeparableParams& p) {
     recompute_backward_images(b, chunk, s.n * chunk / b.chunks, s.n * (chunk + 1) / b.chunks);
   });
   b.before.finish(p.linked_input, s.c, b.chunks);
-  if (p.d_dw_weight) store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
+  if (p.d_dw_weight)
+    store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
   if (p.d_pw_weight)
     store_pointwise_grad(b.pw_parts, b.bias_parts, b.chunks, s.c, out, static_cast<T*>(p.d_pw_weight),
                          static_cast<T*>(p.d_pw_bias), p.threads);

@@ -37,12 +37,8 @@ FF_INLINE f64v max_bound(f64v v, f64v bound) { return _mm512_max_pd(bound, v); }
 FF_INLINE f32v min_bound(f32v v, f32v bound) { return _mm512_min_ps(bound, v); }
 FF_INLINE f64v min_bound(f64v v, f64v bound) { return _mm512_min_pd(bound, v); }
 
-FF_INLINE __m512i widen32(const uint8_t* p, idx n) {
-  return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask16(n), p));
-}
-FF_INLINE __m512i widen64(const uint8_t* p, idx n) {
-  return _mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(mask8(n), p));
-}
+FF_INLINE __m512i widen32(const uint8_t* p, idx n) { return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask16(n), p)); }
+FF_INLINE __m512i widen64(const uint8_t* p, idx n) { return _mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(mask8(n), p)); }
 // Narrowed in a register: the instruction that narrows into memory is slow on AMD.
 FF_INLINE void narrow32(uint8_t* p, __m512i v, idx n) {
   const __m128i bytes = _mm512_cvtepi32_epi8(v);

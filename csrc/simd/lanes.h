@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The toolkit across the lanes of vectors: integers of a lane's width, lists of lanes for shuffles, folds of one vector or
-// of as many as it has lanes, and transposes.
+// The toolkit across the lanes of vectors: integers of a lane's width, lists of lanes for shuffles, folds of one vector
+// or of as many as it has lanes, and transposes.
 #pragma once
 #include "simd/vec.h"
 

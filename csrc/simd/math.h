@@ -17,8 +17,14 @@ struct ExpTable<float> {
   static constexpr float ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
   static constexpr int bias = 127, mantissa = 23, degree = 7;
   // Cephes expf: relative error 2e-7 over |r| <= ln(2)/2.
-  static constexpr float coefficients[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
-                                           1.6666665459e-1f, 5.0000001201e-1f, 1.f, 1.f};
+  static constexpr float coefficients[] = {1.9875691500e-4f,
+                                           1.3981999507e-3f,
+                                           8.3334519073e-3f,
+                                           4.1665795894e-2f,
+                                           1.6666665459e-1f,
+                                           5.0000001201e-1f,
+                                           1.f,
+                                           1.f};
 };
 template <>
 struct ExpTable<double> {
@@ -28,7 +34,7 @@ struct ExpTable<double> {
   // Taylor: the first term left out is below 4e-18.
   static constexpr double coefficients[] = {
       1. / 6227020800., 1. / 479001600., 1. / 39916800., 1. / 3628800., 1. / 362880., 1. / 40320., 1. / 5040.,
-      1. / 720., 1. / 120., 1. / 24., 1. / 6., 1. / 2., 1., 1.};
+      1. / 720.,        1. / 120.,       1. / 24.,       1. / 6.,       1. / 2.,      1.,          1.};
 };
 
 template <class T>
@@ -60,7 +66,8 @@ struct TanhTable;
 template <>
 struct TanhTable<float> {
   static constexpr int p_degree = 4, q_degree = 0;
-  static constexpr float p[] = {-5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f};
+  static constexpr float p[] = {-5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f,
+                                -3.33332819422e-1f};
   static constexpr float q[] = {1.f};
 };
 template <>
@@ -85,8 +92,8 @@ FF_INLINE vec<T> tanh(vec<T> x) {
   return size < splat<T>(T(0.625)) ? near : (x < zero ? -far : far);
 }
 
-// act(x), NaN and infinities as torch. Divisions by constants are products: a division takes as long as the rest of a pass
-// over data in cache, and 6·(1/6) rounds to 1 in both types.
+// act(x), NaN and infinities as torch. Divisions by constants are products: a division takes as long as the rest of a
+// pass over data in cache, and 6·(1/6) rounds to 1 in both types.
 template <Act A, class T>
 FF_INLINE vec<T> activate(vec<T> x) {
   const vec<T> zero = {}, three = splat<T>(3), six = splat<T>(6), sixth = splat<T>(T(1) / T(6));

@@ -29,12 +29,8 @@ FF_INLINE f64v load(const double* p, idx n) {
 }
 FF_INLINE void store(float* p, f32v v) { vst1q_f32(p, v); }
 FF_INLINE void store(double* p, f64v v) { vst1q_f64(p, v); }
-FF_INLINE void store(float* p, f32v v, idx n) {
-  __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof *p);
-}
-FF_INLINE void store(double* p, f64v v, idx n) {
-  __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof *p);
-}
+FF_INLINE void store(float* p, f32v v, idx n) { __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof *p); }
+FF_INLINE void store(double* p, f64v v, idx n) { __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof *p); }
 FF_INLINE void stream(float* p, f32v v) { vst1q_f32(p, v); }
 FF_INLINE void stream(double* p, f64v v) { vst1q_f64(p, v); }
 FF_INLINE void stream_fence() {}
@@ -46,17 +42,17 @@ FF_INLINE f64v max_bound(f64v v, f64v bound) { return vmaxq_f64(v, bound); }
 FF_INLINE f32v min_bound(f32v v, f32v bound) { return vminq_f32(v, bound); }
 FF_INLINE f64v min_bound(f64v v, f64v bound) { return vminq_f64(v, bound); }
 
-#define FF_BYTES(bits)                                                                     \
-  typedef int##bits##_t i##bits##x __attribute__((vector_size(16)));                       \
-  typedef uint8_t u8x##bits __attribute__((vector_size(16 / (bits / 8))));                 \
-  FF_INLINE i##bits##x widen##bits(const uint8_t* p, idx n) {                              \
-    u8x##bits bytes = {};                                                                  \
-    __builtin_memcpy(&bytes, p, static_cast<size_t>(n));                                   \
-    return __builtin_convertvector(bytes, i##bits##x);                                     \
-  }                                                                                        \
-  FF_INLINE void narrow##bits(uint8_t* p, i##bits##x v, idx n) {                           \
-    const u8x##bits bytes = __builtin_convertvector(v, u8x##bits);                         \
-    __builtin_memcpy(p, &bytes, static_cast<size_t>(n));                                   \
+#define FF_BYTES(bits)                                                     \
+  typedef int##bits##_t i##bits##x __attribute__((vector_size(16)));       \
+  typedef uint8_t u8x##bits __attribute__((vector_size(16 / (bits / 8)))); \
+  FF_INLINE i##bits##x widen##bits(const uint8_t* p, idx n) {              \
+    u8x##bits bytes = {};                                                  \
+    __builtin_memcpy(&bytes, p, static_cast<size_t>(n));                   \
+    return __builtin_convertvector(bytes, i##bits##x);                     \
+  }                                                                        \
+  FF_INLINE void narrow##bits(uint8_t* p, i##bits##x v, idx n) {           \
+    const u8x##bits bytes = __builtin_convertvector(v, u8x##bits);         \
+    __builtin_memcpy(p, &bytes, static_cast<size_t>(n));                   \
   }
 FF_BYTES(32)
 FF_BYTES(64)

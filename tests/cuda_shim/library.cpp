@@ -26,7 +26,8 @@ extern "C" const char* launch(const char* name, const int64_t* grid, int threads
   for (const ff::cuda::Kernel* kernel : kFamilies)
     for (; kernel->name; ++kernel)
       if (strcmp(kernel->name, name) == 0)
-        return count == kernel->parameters ? shim::run(kernel->body, words, grid, threads) : "wrong number of arguments";
+        return count == kernel->parameters ? shim::run(kernel->body, words, grid, threads)
+                                           : "wrong number of arguments";
   return "no such kernel";
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A CUDA machine on the host: each thread of a block is a fiber, which runs until it meets the others. Block barriers and
-// warp collectives are rendezvous that name the line they stand on, so that divergence is an error and not a hang.
+// A CUDA machine on the host: each thread of a block is a fiber, which runs until it meets the others. Block barriers
+// and warp collectives are rendezvous that name the line they stand on, so that divergence is an error and not a hang.
 #pragma once
 #include <cstddef>
 #include <cstdint>

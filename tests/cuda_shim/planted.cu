@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels with planted errors, which the host machine must find, and the same kernels without. kError selects one; 0: none.
+// Kernels with planted errors, which the host machine must find, and the same kernels without. kError selects one; 0:
+// none.
 #include "cuda/mma.cuh"
 #include "cuda/registry.h"
 
@@ -49,7 +50,8 @@ __global__ void branches(float* y) {
   y[t] = tile[t];
 }
 
-// y (16 x 8) = a (16 x k) b (8 x k) transposed, k = 16 of S in 16 bits or 8 of tf32; an error takes another lane's words.
+// y (16 x 8) = a (16 x k) b (8 x k) transposed, k = 16 of S in 16 bits or 8 of tf32; an error takes another lane's
+// words.
 template <class S, int kError>
 __global__ void product(const float* a, const float* b, float* y) {
   constexpr int k = 8 * kPerWord<S>;
@@ -67,10 +69,21 @@ __global__ void product(const float* a, const float* b, float* y) {
 }
 
 FF_KERNELS_BEGIN(planted)
-FF_KERNEL(product<bf16, 0>) FF_KERNEL(product<bf16, 1>) FF_KERNEL(product<f16, 0>) FF_KERNEL(product<tf32, 0>)
-FF_KERNEL(three_point<0>) FF_KERNEL(three_point<1>) FF_KERNEL(three_point<2>) FF_KERNEL(three_point<3>)
-FF_KERNEL(warp_total<0>) FF_KERNEL(warp_total<1>)
-FF_KERNEL(branches<0>) FF_KERNEL(branches<1>) FF_KERNEL(branches<2>) FF_KERNEL(branches<3>) FF_KERNEL(branches<4>)
+FF_KERNEL(product<bf16, 0>)
+FF_KERNEL(product<bf16, 1>)
+FF_KERNEL(product<f16, 0>)
+FF_KERNEL(product<tf32, 0>)
+FF_KERNEL(three_point<0>)
+FF_KERNEL(three_point<1>)
+FF_KERNEL(three_point<2>)
+FF_KERNEL(three_point<3>)
+FF_KERNEL(warp_total<0>)
+FF_KERNEL(warp_total<1>)
+FF_KERNEL(branches<0>)
+FF_KERNEL(branches<1>)
+FF_KERNEL(branches<2>)
+FF_KERNEL(branches<3>)
+FF_KERNEL(branches<4>)
 FF_KERNELS_END
 
 }  // namespace ff::cuda

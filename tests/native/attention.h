@@ -15,8 +15,8 @@ struct DotGrads {
   double dscale = 0, terms = 0;  // terms: largest sum of the sizes behind dscale
 };
 
-DotGrads naive_dot(const DotShape& s, const Values& q, const Values& k, const Values& v, const Values& dout, double factor,
-                   double scale) {
+DotGrads naive_dot(const DotShape& s, const Values& q, const Values& k, const Values& v, const Values& dout,
+                   double factor, double scale) {
   DotGrads g{naive::zeros(s.batch * s.queries * s.width), naive::zeros(s.batch * s.queries * s.depth),
              naive::zeros(s.batch * s.keys * s.depth), naive::zeros(s.batch * s.keys * s.width)};
   for (idx b = 0; b < s.batch; ++b)
@@ -56,21 +56,25 @@ void dot_product(const std::string& isa, const DotShape& s) {
   const double factor = 0.25, scale = 0.75;
   const DotGrads g = naive_dot(s, q, k, v, dout, factor, scale);
   const In<T> in_q(q), in_k(k), in_v(v), in_dout(dout), in_scale(Values{scale});
-  const std::string name = isa + " dot-product attention " + std::to_string(s.batch) + "x" + std::to_string(s.queries) + "x" +
-                           std::to_string(s.keys) + " " + std::to_string(s.depth) + " " + std::to_string(s.width);
+  const std::string name = isa + " dot-product attention " + std::to_string(s.batch) + "x" + std::to_string(s.queries) +
+                           "x" + std::to_string(s.keys) + " " + std::to_string(s.depth) + " " + std::to_string(s.width);
   const std::vector<Want> want{{g.out}, {g.dq, 8}, {g.dk, 8}, {g.dv}, {{g.dscale}, g.terms + 1}};
   expect<T>(name, want, 4 * (s.queries + s.keys + s.depth + s.width), [&](int threads) {
     Out<T> out(s.batch * s.queries * s.width), stats(2 * s.batch * s.queries), dq(s.batch * s.queries * s.depth),
         dk(s.batch * s.keys * s.depth), dv(s.batch * s.keys * s.width), dscale(1);
     DotProductParams p{};
-    p.batch = s.batch, p.queries = s.queries, p.keys = s.keys, p.depth = s.depth, p.width = s.width, p.threads = threads;
+    p.batch = s.batch, p.queries = s.queries, p.keys = s.keys, p.depth = s.depth, p.width = s.width,
+    p.threads = threads;
     p.q = in_q.ptr(), p.k = in_k.ptr(), p.v = in_v.ptr(), p.scale = in_scale.ptr(), p.factor = factor;
     p.out = out.ptr(), p.stats = stats.ptr();
     call<T>(dot_product_attention_fwd_f32, dot_product_attention_fwd_f64, p);
     p.dout = in_dout.ptr(), p.dq = dq.ptr(), p.dk = dk.ptr(), p.dv = dv.ptr(), p.dscale = dscale.ptr();
     call<T>(dot_product_attention_bwd_f32, dot_product_attention_bwd_f64, p);
     stats.take(name);
-    return Results<T>{{"out", out.take(name)}, {"dq", dq.take(name)}, {"dk", dk.take(name)}, {"dv", dv.take(name)},
+    return Results<T>{{"out", out.take(name)},
+                      {"dq", dq.take(name)},
+                      {"dk", dk.take(name)},
+                      {"dv", dv.take(name)},
                       {"dscale", dscale.take(name)}};
   });
 }
@@ -80,9 +84,11 @@ void additive(const std::string& isa, idx batch, idx tokens, idx dim, idx hidden
   Random random(static_cast<uint32_t>(tokens + dim + hidden));
   const idx rows = batch * tokens;
   const Values x = random.values(rows * dim), h = random.values(rows * dim), v = random.values(hidden),
-               weight = random.values(hidden * 2 * dim, 0.3), bias = random.values(hidden), dout = random.values(batch * dim);
-  Values u = naive::zeros(rows * hidden), a = naive::zeros(rows), out = naive::zeros(batch * dim), dx = naive::zeros(rows * dim),
-         dh = dx, dw = naive::zeros(hidden * 2 * dim), db = naive::zeros(hidden), dv = db;
+               weight = random.values(hidden * 2 * dim, 0.3), bias = random.values(hidden),
+               dout = random.values(batch * dim);
+  Values u = naive::zeros(rows * hidden), a = naive::zeros(rows), out = naive::zeros(batch * dim),
+         dx = naive::zeros(rows * dim), dh = dx, dw = naive::zeros(hidden * 2 * dim), db = naive::zeros(hidden),
+         dv = db;
   for (idx b = 0; b < batch; ++b) {
     double sum = 0, mean = 0;
     for (idx t = b * tokens; t < (b + 1) * tokens; ++t) {
@@ -90,7 +96,8 @@ void additive(const std::string& isa, idx batch, idx tokens, idx dim, idx hidden
       for (idx i = 0; i < hidden; ++i) {
         double z = bias[at(i)];
         for (idx d = 0; d < dim; ++d)
-          z += weight[at(i * 2 * dim + d)] * x[at(t * dim + d)] + weight[at((i * 2 + 1) * dim + d)] * h[at(t * dim + d)];
+          z +=
+              weight[at(i * 2 * dim + d)] * x[at(t * dim + d)] + weight[at((i * 2 + 1) * dim + d)] * h[at(t * dim + d)];
         e += v[at(i)] * (u[at(t * hidden + i)] = std::tanh(z));
       }
       sum += a[at(t)] = std::exp(e);
@@ -100,13 +107,15 @@ void additive(const std::string& isa, idx batch, idx tokens, idx dim, idx hidden
       a[at(t)] /= sum;
       for (idx d = 0; d < dim; ++d) {
         out[at(b * dim + d)] += a[at(t)] * x[at(t * dim + d)];
-        reach[at(t)] += dout[at(b * dim + d)] * x[at(t * dim + d)], dx[at(t * dim + d)] = a[at(t)] * dout[at(b * dim + d)];
+        reach[at(t)] += dout[at(b * dim + d)] * x[at(t * dim + d)],
+            dx[at(t * dim + d)] = a[at(t)] * dout[at(b * dim + d)];
       }
       mean += a[at(t)] * reach[at(t)];
     }
     for (idx t = b * tokens; t < (b + 1) * tokens; ++t)
       for (idx i = 0; i < hidden; ++i) {
-        const double unit = u[at(t * hidden + i)], de = a[at(t)] * (reach[at(t)] - mean), dz = de * v[at(i)] * (1 - unit * unit);
+        const double unit = u[at(t * hidden + i)], de = a[at(t)] * (reach[at(t)] - mean),
+                     dz = de * v[at(i)] * (1 - unit * unit);
         db[at(i)] += dz, dv[at(i)] += de * unit;
         for (idx d = 0; d < dim; ++d) {
           const size_t wx = at(i * 2 * dim + d), wh = at((i * 2 + 1) * dim + d), xd = at(t * dim + d);
@@ -118,21 +127,23 @@ void additive(const std::string& isa, idx batch, idx tokens, idx dim, idx hidden
   const std::string name = isa + " additive attention " + std::to_string(batch) + "x" + std::to_string(tokens) + " " +
                            std::to_string(dim) + " " + std::to_string(hidden);
   const double terms = 16 * static_cast<double>(dim);
-  const std::vector<Want> want{{out}, {u}, {a}, {dx, terms}, {dh, terms}, {dw, terms}, {db, terms}, {dv, terms}, {{0}, terms}};
+  const std::vector<Want> want{{out},       {u},         {a},         {dx, terms}, {dh, terms},
+                               {dw, terms}, {db, terms}, {dv, terms}, {{0}, terms}};
   expect<T>(name, want, 4 * (rows + dim + hidden), [&](int threads) {
-    Out<T> o_out(batch * dim), o_u(rows * hidden), o_a(rows), o_dx(rows * dim), o_dh(rows * dim), o_dw(hidden * 2 * dim),
-        o_db(hidden), o_dv(hidden), o_dvb(1);
+    Out<T> o_out(batch * dim), o_u(rows * hidden), o_a(rows), o_dx(rows * dim), o_dh(rows * dim),
+        o_dw(hidden * 2 * dim), o_db(hidden), o_dv(hidden), o_dvb(1);
     AdditiveParams p{};
     p.batch = batch, p.tokens = tokens, p.dim = dim, p.hidden = hidden, p.threads = threads;
-    p.x = in_x.ptr(), p.h = in_h.ptr(), p.weight = in_w.ptr(), p.bias = in_bias.ptr(), p.v = in_v.ptr(), p.v_bias = in_vb.ptr();
+    p.x = in_x.ptr(), p.h = in_h.ptr(), p.weight = in_w.ptr(), p.bias = in_bias.ptr(), p.v = in_v.ptr(),
+    p.v_bias = in_vb.ptr();
     p.out = o_out.ptr(), p.u = o_u.ptr(), p.weights = o_a.ptr();
     call<T>(additive_attention_fwd_f32, additive_attention_fwd_f64, p);
     p.dout = in_dout.ptr(), p.dx = o_dx.ptr(), p.dh = o_dh.ptr(), p.d_weight = o_dw.ptr(), p.d_bias = o_db.ptr();
     p.d_v = o_dv.ptr(), p.d_v_bias = o_dvb.ptr();
     call<T>(additive_attention_bwd_f32, additive_attention_bwd_f64, p);
-    return Results<T>{{"out", o_out.take(name)}, {"u", o_u.take(name)}, {"weights", o_a.take(name)}, {"dx", o_dx.take(name)},
-                      {"dh", o_dh.take(name)}, {"d_weight", o_dw.take(name)}, {"d_bias", o_db.take(name)},
-                      {"d_v", o_dv.take(name)}, {"d_v_bias", o_dvb.take(name)}};
+    return Results<T>{{"out", o_out.take(name)},   {"u", o_u.take(name)},    {"weights", o_a.take(name)},
+                      {"dx", o_dx.take(name)},     {"dh", o_dh.take(name)},  {"d_weight", o_dw.take(name)},
+                      {"d_bias", o_db.take(name)}, {"d_v", o_dv.take(name)}, {"d_v_bias", o_dvb.take(name)}};
   });
 }
 

@@ -89,7 +89,8 @@ class Cbam {
   Cbam(const std::string& isa, const CbamCase& s)
       : s_(s), random_(static_cast<uint32_t>(s.c * 17 + s.k)), size_(s.n * s.h * s.w * s.c), x_(random_.values(size_)),
         w1_(random_.values(s.hidden * s.c)), b1_(random_.values(s.hidden)), w2_(random_.values(s.hidden * s.c)),
-        b2_(random_.values(s.hidden ? s.c : 0)), weight_(random_.values(2 * s.k * s.k, 0.5)), dout_(random_.values(size_)) {
+        b2_(random_.values(s.hidden ? s.c : 0)), weight_(random_.values(2 * s.k * s.k, 0.5)),
+        dout_(random_.values(size_)) {
     if (s.k) norm_ = random_.norm(1);
     char text[160];
     std::snprintf(text, sizeof text, " cbam n%d h%d w%d c%d hidden %d k%d%s", int(s.n), int(s.h), int(s.w), int(s.c),
@@ -99,15 +100,16 @@ class Cbam {
 
   void run() {
     tape.clear();
-    const CbamTensors v{variables(x_), variables(w1_), variables(b1_), variables(w2_), variables(b2_),
-                        variables(weight_), variables(norm_.weight), variables(norm_.bias)};
+    const CbamTensors v{variables(x_),  variables(w1_),     variables(b1_),          variables(w2_),
+                        variables(b2_), variables(weight_), variables(norm_.weight), variables(norm_.bias)};
     Attended a;
     a.out = s_.hidden ? channel_gated(s_, v, a) : v.x;
     if (s_.k) a.out = spatially_gated(s_, v, norm_, a.out, a);
     const Gradients grads(a.out, dout_);
-    const std::vector<Want> want{{values_of(a.out)}, {a.pooled}, {a.positions}, {a.planes}, {a.channels}, {a.stats},
-                                 grads.of(v.x), grads.of(v.w1), grads.of(v.b1), grads.of(v.w2), grads.of(v.b2),
-                                 grads.of(v.weight), grads.of(v.norm_weight), grads.of(v.norm_bias)};
+    const std::vector<Want> want{
+        {values_of(a.out)}, {a.pooled},         {a.positions},           {a.planes},           {a.channels},
+        {a.stats},          grads.of(v.x),      grads.of(v.w1),          grads.of(v.b1),       grads.of(v.w2),
+        grads.of(v.b2),     grads.of(v.weight), grads.of(v.norm_weight), grads.of(v.norm_bias)};
     const idx length = s_.n * s_.h * s_.w * 4 + s_.c * 4 + 2 * s_.k * s_.k;
     expect<T>(name_, want, length, [&](int threads) { return train(threads); });
     if (!s_.batch) expect<T>(name_ + " inference", {want[0]}, length, [&](int threads) { return inference(threads); });
@@ -124,15 +126,16 @@ class Cbam {
   CbamParams params(const Inputs& in, int threads) const {
     CbamParams p{};
     p.n = s_.n, p.h = s_.h, p.w = s_.w, p.c = s_.c, p.hidden = s_.hidden, p.k = s_.k ? s_.k : 1, p.threads = threads;
-    p.x = in.x.ptr(), p.w1 = in.w1.ptr(), p.b1 = in.b1.ptr(), p.w2 = in.w2.ptr(), p.b2 = in.b2.ptr(), p.weight = in.weight.ptr();
+    p.x = in.x.ptr(), p.w1 = in.w1.ptr(), p.b1 = in.b1.ptr(), p.w2 = in.w2.ptr(), p.b2 = in.b2.ptr(),
+    p.weight = in.weight.ptr();
     p.norm_weight = in.norm.weight.ptr(), p.norm_bias = in.norm.bias.ptr(), p.norm_mean = in.norm.mean.ptr();
     p.norm_var = in.norm.var.ptr(), p.eps = norm_.eps, p.batch_stats = s_.batch;
     return p;
   }
   // The kernel of the gates that there are.
-  void kernel(void (*both32)(const CbamParams&), void (*both64)(const CbamParams&), void (*channel32)(const CbamParams&),
-              void (*channel64)(const CbamParams&), void (*spatial32)(const CbamParams&),
-              void (*spatial64)(const CbamParams&), const CbamParams& p) const {
+  void kernel(void (*both32)(const CbamParams&), void (*both64)(const CbamParams&),
+              void (*channel32)(const CbamParams&), void (*channel64)(const CbamParams&),
+              void (*spatial32)(const CbamParams&), void (*spatial64)(const CbamParams&), const CbamParams& p) const {
     if (!s_.k)
       call<T>(channel32, channel64, p);
     else if (!s_.hidden)
@@ -146,7 +149,8 @@ class Cbam {
     Out<T> out(size_);
     CbamParams p = params(in, threads);
     p.out = out.ptr();
-    kernel(cbam_fwd_f32, cbam_fwd_f64, channel_gate_fwd_f32, channel_gate_fwd_f64, spatial_gate_fwd_f32, spatial_gate_fwd_f64, p);
+    kernel(cbam_fwd_f32, cbam_fwd_f64, channel_gate_fwd_f32, channel_gate_fwd_f64, spatial_gate_fwd_f32,
+           spatial_gate_fwd_f64, p);
     return {{"out", out.take(name_)}};
   }
 
@@ -155,7 +159,8 @@ class Cbam {
     const idx images = s_.hidden ? s_.n * s_.c : 0, plane = s_.k ? s_.n * s_.h * s_.w : 0, one = s_.k ? 1 : 0;
     const idx hidden = s_.hidden * s_.c, outputs = s_.hidden ? s_.c : 0;
     Out<T> out(size_), pooled(3 * images), planes(3 * plane), stats(3 * one), dx(size_);
-    Out<T> d_w1(hidden), d_b1(s_.hidden), d_w2(hidden), d_b2(outputs), d_weight(2 * s_.k * s_.k), d_norm_weight(one), d_norm_bias(one);
+    Out<T> d_w1(hidden), d_b1(s_.hidden), d_w2(hidden), d_b2(outputs), d_weight(2 * s_.k * s_.k), d_norm_weight(one),
+        d_norm_bias(one);
     Out<int32_t> positions(images), channels(plane);
     CbamParams p = params(in, threads);
     p.out = out.ptr();
@@ -166,11 +171,21 @@ class Cbam {
     p.out = nullptr, p.dout = in.dout.ptr(), p.dx = dx.ptr();
     if (s_.hidden) p.d_w1 = d_w1.ptr(), p.d_b1 = d_b1.ptr(), p.d_w2 = d_w2.ptr(), p.d_b2 = d_b2.ptr();
     if (s_.k) p.d_weight = d_weight.ptr(), p.d_norm_weight = d_norm_weight.ptr(), p.d_norm_bias = d_norm_bias.ptr();
-    kernel(cbam_bwd_f32, cbam_bwd_f64, channel_gate_bwd_f32, channel_gate_bwd_f64, spatial_gate_bwd_f32, spatial_gate_bwd_f64, p);
-    return {{"out", out.take(name_)}, {"pooled", pooled.take(name_)}, {"positions", numbers<T>(positions.take(name_))},
-            {"planes", planes.take(name_)}, {"channels", numbers<T>(channels.take(name_))}, {"stats", stats.take(name_)},
-            {"dx", dx.take(name_)}, {"d_w1", d_w1.take(name_)}, {"d_b1", d_b1.take(name_)}, {"d_w2", d_w2.take(name_)},
-            {"d_b2", d_b2.take(name_)}, {"d_weight", d_weight.take(name_)}, {"norm weight", d_norm_weight.take(name_)},
+    kernel(cbam_bwd_f32, cbam_bwd_f64, channel_gate_bwd_f32, channel_gate_bwd_f64, spatial_gate_bwd_f32,
+           spatial_gate_bwd_f64, p);
+    return {{"out", out.take(name_)},
+            {"pooled", pooled.take(name_)},
+            {"positions", numbers<T>(positions.take(name_))},
+            {"planes", planes.take(name_)},
+            {"channels", numbers<T>(channels.take(name_))},
+            {"stats", stats.take(name_)},
+            {"dx", dx.take(name_)},
+            {"d_w1", d_w1.take(name_)},
+            {"d_b1", d_b1.take(name_)},
+            {"d_w2", d_w2.take(name_)},
+            {"d_b2", d_b2.take(name_)},
+            {"d_weight", d_weight.take(name_)},
+            {"norm weight", d_norm_weight.take(name_)},
             {"norm bias", d_norm_bias.take(name_)}};
   }
 

@@ -45,13 +45,14 @@ void line_pool(const std::string& isa, idx n, idx h, idx w, idx c) {
   out.insert(out.end(), lines.max.begin(), lines.max.end()), dout.insert(dout.end(), d_max.begin(), d_max.end());
   const Gradients grads(out, dout);
   const In<T> in_x(x), in_mean(d_mean), in_max(d_max);
-  const std::string name = isa + " line pooling n" + std::to_string(n) + " h" + std::to_string(h) + " w" + std::to_string(w) +
-                           " c" + std::to_string(c);
+  const std::string name = isa + " line pooling n" + std::to_string(n) + " h" + std::to_string(h) + " w" +
+                           std::to_string(w) + " c" + std::to_string(c);
   expect<T>(name, {{values_of(lines.mean), 2}, {values_of(lines.max)}, grads.of(vx)}, h + w, [&](int threads) {
     Out<T> means(rows + cols), maxima(rows + cols), dx(size);
     LinePoolParams p{};
     p.n = n, p.h = h, p.w = w, p.c = c, p.x = in_x.ptr(), p.threads = threads;
-    p.row_mean = means.ptr(), p.col_mean = means.ptr() + rows, p.row_max = maxima.ptr(), p.col_max = maxima.ptr() + rows;
+    p.row_mean = means.ptr(), p.col_mean = means.ptr() + rows, p.row_max = maxima.ptr(),
+    p.col_max = maxima.ptr() + rows;
     call<T>(cpsca_pool_fwd_f32, cpsca_pool_fwd_f64, p);
     p.d_row_mean = in_mean.ptr(), p.d_row_max = in_max.ptr(), p.dx = dx.ptr();
     p.d_col_mean = rows ? in_mean.ptr() + rows : nullptr, p.d_col_max = rows ? in_max.ptr() + rows : nullptr;
@@ -86,11 +87,12 @@ Coordinated coordinated(const CoordinateCase& s, const CoordinateTensors& v, con
   for (idx p = 0; p < positions; ++p)
     for (idx c = 0; c < s.c; ++c) {
       Var sum = (p < rows ? v.h_bias : v.w_bias)[at(c)];
-      for (idx m = 0; m < s.middle; ++m) sum = sum + (p < rows ? v.h_weight : v.w_weight)[at(c * s.middle + m)] * z[at(p * s.middle + m)];
+      for (idx m = 0; m < s.middle; ++m)
+        sum = sum + (p < rows ? v.h_weight : v.w_weight)[at(c * s.middle + m)] * z[at(p * s.middle + m)];
       gates.push_back(activate(6, sum));
     }
-  Coordinated r{{}, values_of(pooled), s.kind ? lines.places : Values(), values_of(y), values_of(gates),
-                naive::stats(norm, values_of(y), s.middle, s.batch)};
+  Coordinated r{{},           values_of(pooled), s.kind ? lines.places : Values(),
+                values_of(y), values_of(gates),  naive::stats(norm, values_of(y), s.middle, s.batch)};
   for (idx i = 0; i < static_cast<idx>(v.x.size()); ++i) {
     const idx c = i % s.c, column = i / s.c % s.w, row = i / s.c / s.w, image = row / s.h;
     r.out.push_back(v.x[at(i)] * gates[at(row * s.c + c)] * gates[at((rows + image * s.w + column) * s.c + c)]);
@@ -107,15 +109,17 @@ void coordinate(const std::string& isa, const CoordinateCase& s) {
                w_bias = random.values(s.c), dout = random.values(size);
   const naive::Norm norm = random.norm(s.middle);
   tape.clear();
-  const CoordinateTensors v{variables(x), variables(weight), variables(bias), variables(norm.weight), variables(norm.bias),
-                            variables(h_weight), variables(h_bias), variables(w_weight), variables(w_bias)};
+  const CoordinateTensors v{variables(x),           variables(weight),    variables(bias),
+                            variables(norm.weight), variables(norm.bias), variables(h_weight),
+                            variables(h_bias),      variables(w_weight),  variables(w_bias)};
   const Coordinated r = coordinated(s, v, norm);
   const Gradients grads(r.out, dout);
   char text[160];
   std::snprintf(text, sizeof text, " coordinate attention n%d h%d w%d c%d middle %d kind %d act %d", int(s.n), int(s.h),
                 int(s.w), int(s.c), int(s.middle), s.kind, s.act);
   const std::string name = isa + text + (s.batch ? " batch norm" : " frozen norm");
-  const In<T> in_x(x), in_weight(weight), in_bias(bias), in_hw(h_weight), in_hb(h_bias), in_ww(w_weight), in_wb(w_bias), in_dout(dout);
+  const In<T> in_x(x), in_weight(weight), in_bias(bias), in_hw(h_weight), in_hb(h_bias), in_ww(w_weight), in_wb(w_bias),
+      in_dout(dout);
   const NormIn<T> in_norm(norm);
   const auto params = [&](int threads) {
     CoordinateParams p{};
@@ -125,27 +129,44 @@ void coordinate(const std::string& isa, const CoordinateCase& s) {
     p.h_weight = in_hw.ptr(), p.h_bias = in_hb.ptr(), p.w_weight = in_ww.ptr(), p.w_bias = in_wb.ptr();
     return p;
   };
-  const std::vector<Want> want{{values_of(r.out)}, {r.pooled, 2}, {r.at}, {r.y, 4}, {r.gates}, {r.stats}, grads.of(v.x),
-                               grads.of(v.weight), grads.of(v.bias), grads.of(v.norm_weight), grads.of(v.norm_bias),
-                               grads.of(v.h_weight), grads.of(v.h_bias), grads.of(v.w_weight), grads.of(v.w_bias)};
+  const std::vector<Want> want{{values_of(r.out)},
+                               {r.pooled, 2},
+                               {r.at},
+                               {r.y, 4},
+                               {r.gates},
+                               {r.stats},
+                               grads.of(v.x),
+                               grads.of(v.weight),
+                               grads.of(v.bias),
+                               grads.of(v.norm_weight),
+                               grads.of(v.norm_bias),
+                               grads.of(v.h_weight),
+                               grads.of(v.h_bias),
+                               grads.of(v.w_weight),
+                               grads.of(v.w_bias)};
   const idx length = 4 * (positions + s.h * s.w + s.c + s.middle);
   expect<T>(name, want, length, [&](int threads) {
-    Out<T> out(size), pooled(positions * s.c), places(static_cast<idx>(r.at.size())), y(positions * s.middle), gates(positions * s.c);
+    Out<T> out(size), pooled(positions * s.c), places(static_cast<idx>(r.at.size())), y(positions * s.middle),
+        gates(positions * s.c);
     Out<T> stats(3 * s.middle), dx(size), d_weight(weights), d_bias(s.middle), d_nw(s.middle), d_nb(s.middle);
     Out<T> d_hw(weights), d_hb(s.c), d_ww(weights), d_wb(s.c);
     CoordinateParams p = params(threads);
-    p.out = out.ptr(), p.pooled = pooled.ptr(), p.at = s.kind ? places.ptr() : nullptr, p.y = y.ptr(), p.gates = gates.ptr();
+    p.out = out.ptr(), p.pooled = pooled.ptr(), p.at = s.kind ? places.ptr() : nullptr, p.y = y.ptr(),
+    p.gates = gates.ptr();
     p.norm.stats = stats.ptr();
     call<T>(coordinate_attention_train_f32, coordinate_attention_train_f64, p);
     p.out = nullptr, p.dout = in_dout.ptr(), p.dx = dx.ptr(), p.d_weight = d_weight.ptr(), p.d_bias = d_bias.ptr();
     p.norm.d_weight = d_nw.ptr(), p.norm.d_bias = d_nb.ptr(), p.d_h_weight = d_hw.ptr(), p.d_h_bias = d_hb.ptr();
     p.d_w_weight = d_ww.ptr(), p.d_w_bias = d_wb.ptr();
     call<T>(coordinate_attention_bwd_f32, coordinate_attention_bwd_f64, p);
-    return Results<T>{{"out", out.take(name)}, {"pooled", pooled.take(name)}, {"places", places.take(name)},
-                      {"y", y.take(name)}, {"gates", gates.take(name)}, {"stats", stats.take(name)}, {"dx", dx.take(name)},
-                      {"d_weight", d_weight.take(name)}, {"d_bias", d_bias.take(name)}, {"norm weight", d_nw.take(name)},
-                      {"norm bias", d_nb.take(name)}, {"d_h_weight", d_hw.take(name)}, {"d_h_bias", d_hb.take(name)},
-                      {"d_w_weight", d_ww.take(name)}, {"d_w_bias", d_wb.take(name)}};
+    return Results<T>{{"out", out.take(name)},        {"pooled", pooled.take(name)},
+                      {"places", places.take(name)},  {"y", y.take(name)},
+                      {"gates", gates.take(name)},    {"stats", stats.take(name)},
+                      {"dx", dx.take(name)},          {"d_weight", d_weight.take(name)},
+                      {"d_bias", d_bias.take(name)},  {"norm weight", d_nw.take(name)},
+                      {"norm bias", d_nb.take(name)}, {"d_h_weight", d_hw.take(name)},
+                      {"d_h_bias", d_hb.take(name)},  {"d_w_weight", d_ww.take(name)},
+                      {"d_w_bias", d_wb.take(name)}};
   });
   if (s.batch) return;
   expect<T>(name + " inference", {want[0]}, length, [&](int threads) {

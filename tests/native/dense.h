@@ -5,7 +5,8 @@
 
 namespace {
 
-ConvShape conv_shape(idx n, idx h, idx w, idx c, idx o, int kh, int kw, int sh, int sw, int top, int left, int bottom, int right) {
+ConvShape conv_shape(idx n, idx h, idx w, idx c, idx o, int kh, int kw, int sh, int sw, int top, int left, int bottom,
+                     int right) {
   return {n, h, w, c, o, (h + top + bottom - kh) / sh + 1, (w + left + right - kw) / sw + 1, kh, kw, sh, sw, top, left};
 }
 
@@ -16,21 +17,24 @@ class Dense {
   Dense(const std::string& isa, const ConvShape& s, int act, bool norm, bool batch)
       : s_(s), conv_(s.kh > 0), act_(act), batch_(batch), random_(static_cast<uint32_t>(s.c + s.o + act)),
         pixels_(s.n * s.oh * s.ow), x_(random_.values(s.n * s.h * s.w * s.c)),
-        w_(random_.values(s.o * s.c * s.kh * s.kw)), bias_(random_.values(conv_ ? s.o : 0)), dout_(random_.values(pixels_ * s.o)) {
+        w_(random_.values(s.o * s.c * s.kh * s.kw)), bias_(random_.values(conv_ ? s.o : 0)),
+        dout_(random_.values(pixels_ * s.o)) {
     if (norm) n_ = random_.norm(s.o);
     char text[160];
-    std::snprintf(text, sizeof text, " dense n%d h%d w%d c%d o%d k%dx%d s%dx%d act %d", int(s.n), int(s.h), int(s.w), int(s.c),
-                  int(s.o), s.kh, s.kw, s.sh, s.sw, act);
+    std::snprintf(text, sizeof text, " dense n%d h%d w%d c%d o%d k%dx%d s%dx%d act %d", int(s.n), int(s.h), int(s.w),
+                  int(s.c), int(s.o), s.kh, s.kw, s.sh, s.sw, act);
     name_ = isa + text + (norm ? batch ? " batch norm" : " frozen norm" : " no norm");
   }
 
   void run() const {
     const Values y = conv_ ? naive::conv(s_, x_, w_, bias_) : x_, stats = naive::stats(n_, y, s_.o, batch_);
     const naive::Grads after = naive::norm_act_grads(n_, stats, act_, y, dout_, s_.o, batch_);
-    std::vector<Want> want{{naive::norm_act(n_, stats, act_, y, s_.o)}, {stats}, {after.dw, after.dw_terms}, {after.db, after.db_terms}};
+    std::vector<Want> want{
+        {naive::norm_act(n_, stats, act_, y, s_.o)}, {stats}, {after.dw, after.dw_terms}, {after.db, after.db_terms}};
     if (conv_) {
       const naive::Grads grads = naive::conv_grads(s_, after.dx, x_, w_);
-      want.insert(want.end(), {{follows() ? y : Values()}, {grads.dx}, {grads.dw, grads.dw_terms}, {grads.db, grads.db_terms}});
+      want.insert(want.end(),
+                  {{follows() ? y : Values()}, {grads.dx}, {grads.dw, grads.dw_terms}, {grads.db, grads.db_terms}});
     } else {
       want.push_back({after.dx});
     }
@@ -78,7 +82,8 @@ class Dense {
   Results<T> convolution(int threads) const {
     const Inputs in = inputs();
     const idx norm = static_cast<idx>(n_.weight.size()), size = pixels_ * s_.o;
-    Out<T> out(size), y(follows() ? size : 0), stats(3 * norm), dx(s_.n * s_.h * s_.w * s_.c), d_w(s_.o * s_.c * s_.kh * s_.kw);
+    Out<T> out(size), y(follows() ? size : 0), stats(3 * norm), dx(s_.n * s_.h * s_.w * s_.c),
+        d_w(s_.o * s_.c * s_.kh * s_.kw);
     Out<T> d_bias(s_.o), d_weight_n(norm), d_bias_n(norm);
     Conv2dParams p = params(in, threads);
     p.out = out.ptr(), p.y = follows() ? y.ptr() : nullptr, p.norm.stats = stats.ptr();
@@ -86,9 +91,14 @@ class Dense {
     p.dx = dx.ptr(), p.d_weight = d_w.ptr(), p.d_bias = d_bias.ptr();
     if (norm) p.norm.d_weight = d_weight_n.ptr(), p.norm.d_bias = d_bias_n.ptr();
     call<T>(conv2d_bwd_f32, conv2d_bwd_f64, p);
-    return {{"out", out.take(name_)}, {"stats", stats.take(name_)}, {"norm weight", d_weight_n.take(name_)},
-            {"norm bias", d_bias_n.take(name_)}, {"y", y.take(name_)}, {"dx", dx.take(name_)},
-            {"weight", d_w.take(name_)}, {"bias", d_bias.take(name_)}};
+    return {{"out", out.take(name_)},
+            {"stats", stats.take(name_)},
+            {"norm weight", d_weight_n.take(name_)},
+            {"norm bias", d_bias_n.take(name_)},
+            {"y", y.take(name_)},
+            {"dx", dx.take(name_)},
+            {"weight", d_w.take(name_)},
+            {"bias", d_bias.take(name_)}};
   }
 
   Results<T> normalisation(int threads) const {
@@ -99,8 +109,11 @@ class Dense {
     call<T>(batch_norm_train_f32, batch_norm_train_f64, p);
     p.out = dx.ptr(), p.norm.d_weight = d_weight.ptr(), p.norm.d_bias = d_bias.ptr();
     call<T>(batch_norm_bwd_f32, batch_norm_bwd_f64, p);
-    return {{"out", out.take(name_)}, {"stats", stats.take(name_)}, {"weight", d_weight.take(name_)},
-            {"bias", d_bias.take(name_)}, {"dx", dx.take(name_)}};
+    return {{"out", out.take(name_)},
+            {"stats", stats.take(name_)},
+            {"weight", d_weight.take(name_)},
+            {"bias", d_bias.take(name_)},
+            {"dx", dx.take(name_)}};
   }
 
   ConvShape s_;
@@ -117,15 +130,14 @@ class Dense {
 // Pointwise, grouped and general windows, pads beyond the image, gaps between windows, bands of one image, Winograd's
 // tiles.
 const ConvShape kConvShapes[] = {
-    conv_shape(2, 9, 8, 1, 8, 3, 3, 1, 1, 1, 1, 1, 1), conv_shape(1, 8, 9, 3, 5, 3, 3, 2, 2, 0, 0, 1, 1),
+    conv_shape(2, 9, 8, 1, 8, 3, 3, 1, 1, 1, 1, 1, 1),   conv_shape(1, 8, 9, 3, 5, 3, 3, 2, 2, 0, 0, 1, 1),
     conv_shape(3, 4, 5, 17, 33, 1, 1, 1, 1, 0, 0, 0, 0), conv_shape(2, 7, 6, 2, 3, 5, 3, 2, 1, 4, 0, 1, 2),
-    conv_shape(1, 9, 16, 2, 1, 7, 7, 1, 1, 3, 3, 3, 3), conv_shape(2, 6, 12, 8, 8, 3, 3, 1, 1, 1, 1, 1, 1),
-    conv_shape(2, 5, 6, 4, 19, 2, 2, 3, 4, 0, 1, 0, 2), conv_shape(1, 2, 3, 5, 2, 4, 6, 1, 2, 5, 7, 4, 6),
+    conv_shape(1, 9, 16, 2, 1, 7, 7, 1, 1, 3, 3, 3, 3),  conv_shape(2, 6, 12, 8, 8, 3, 3, 1, 1, 1, 1, 1, 1),
+    conv_shape(2, 5, 6, 4, 19, 2, 2, 3, 4, 0, 1, 0, 2),  conv_shape(1, 2, 3, 5, 2, 4, 6, 1, 2, 5, 7, 4, 6),
     conv_shape(2, 19, 26, 8, 8, 3, 3, 1, 1, 1, 1, 1, 1), conv_shape(1, 5, 25, 16, 3, 3, 3, 1, 1, 0, 2, 2, 0),
     conv_shape(1, 9, 50, 3, 17, 3, 3, 2, 2, 0, 0, 1, 1), conv_shape(1, 29, 11, 16, 9, 3, 3, 1, 1, 1, 1, 1, 1),
-    conv_shape(0, 5, 5, 4, 6, 3, 3, 1, 1, 1, 1, 1, 1),
-    conv_shape(2, 9, 10, 17, 33, 3, 3, 1, 1, 1, 1, 1, 1), conv_shape(3, 7, 8, 16, 40, 3, 3, 1, 1, 2, 0, 1, 2),
-    conv_shape(1, 45, 20, 16, 18, 3, 3, 1, 1, 0, 1, 2, 1),
+    conv_shape(0, 5, 5, 4, 6, 3, 3, 1, 1, 1, 1, 1, 1),   conv_shape(2, 9, 10, 17, 33, 3, 3, 1, 1, 1, 1, 1, 1),
+    conv_shape(3, 7, 8, 16, 40, 3, 3, 1, 1, 2, 0, 1, 2), conv_shape(1, 45, 20, 16, 18, 3, 3, 1, 1, 0, 1, 2, 1),
 };
 
 // out = maxpool(act(norm(convolution))) with windows `w` over the convolution's output, forward and backward.
@@ -134,7 +146,8 @@ void pooled_dense(const std::string& isa, const ConvShape& s, const DepthwiseSha
   Random random(static_cast<uint32_t>(s.o + w.kh + act));
   const idx size_x = s.n * s.h * s.w * s.c, size_w = s.o * s.c * s.kh * s.kw, size_y = s.n * s.oh * s.ow * s.o;
   const idx size = pixels(w) * s.o;
-  const Values x = random.values(size_x), weight = random.values(size_w), bias = random.values(s.o), dout = random.values(size);
+  const Values x = random.values(size_x), weight = random.values(size_w), bias = random.values(s.o),
+               dout = random.values(size);
   const naive::Norm norm = random.norm(s.o);
   const Values y = naive::conv(s, x, weight, bias), stats = naive::stats(norm, y, s.o, batch);
   const MaxPooled pooled = max_pooled(w, naive::norm_act(norm, stats, act, y, s.o));
@@ -144,12 +157,21 @@ void pooled_dense(const std::string& isa, const ConvShape& s, const DepthwiseSha
   const naive::Grads grads = naive::conv_grads(s, after.dx, x, weight);
   const In<T> in_x(x), in_w(weight), in_bias(bias), in_dout(dout);
   const NormIn<T> in_norm(norm);
-  const std::string name = isa + " dense c" + std::to_string(s.c) + " k" + std::to_string(s.kh) + " act " + std::to_string(act) +
-                           (batch ? " batch norm" : " frozen norm") + ", pooled" + text(w);
-  const std::vector<Want> want{{pooled.y}, {y}, {best, naive::largest(y)}, {pooled.places}, {stats}, {after.dw, after.dw_terms},
-                               {after.db, after.db_terms}, {grads.dx}, {grads.dw, grads.dw_terms}, {grads.db, grads.db_terms}};
+  const std::string name = isa + " dense c" + std::to_string(s.c) + " k" + std::to_string(s.kh) + " act " +
+                           std::to_string(act) + (batch ? " batch norm" : " frozen norm") + ", pooled" + text(w);
+  const std::vector<Want> want{{pooled.y},
+                               {y},
+                               {best, naive::largest(y)},
+                               {pooled.places},
+                               {stats},
+                               {after.dw, after.dw_terms},
+                               {after.db, after.db_terms},
+                               {grads.dx},
+                               {grads.dw, grads.dw_terms},
+                               {grads.db, grads.db_terms}};
   expect<T>(name, want, s.n * s.oh * s.ow * 4 + s.c * s.kh * s.kw + s.o, [&](int threads) {
-    Out<T> out(size), o_y(size_y), o_best(size), o_stats(3 * s.o), d_nw(s.o), d_nb(s.o), dx(size_x), dw(size_w), db(s.o);
+    Out<T> out(size), o_y(size_y), o_best(size), o_stats(3 * s.o), d_nw(s.o), d_nb(s.o), dx(size_x), dw(size_w),
+        db(s.o);
     Out<uint8_t> places(size);
     Conv2dParams p{};
     p.shape = s, p.x = in_x.ptr(), p.weight = in_w.ptr(), p.bias = in_bias.ptr(), p.norm = in_norm.params(norm.eps);
@@ -160,10 +182,11 @@ void pooled_dense(const std::string& isa, const ConvShape& s, const DepthwiseSha
     p.out = nullptr, p.dout = in_dout.ptr(), p.dx = dx.ptr(), p.d_weight = dw.ptr(), p.d_bias = db.ptr();
     p.norm.d_weight = d_nw.ptr(), p.norm.d_bias = d_nb.ptr();
     call<T>(conv2d_bwd_f32, conv2d_bwd_f64, p);
-    return Results<T>{{"out", out.take(name)}, {"y", o_y.take(name)}, {"best", o_best.take(name)},
-                      {"places", numbers<T>(places.take(name))}, {"stats", o_stats.take(name)},
-                      {"norm weight", d_nw.take(name)}, {"norm bias", d_nb.take(name)}, {"dx", dx.take(name)},
-                      {"weight", dw.take(name)}, {"bias", db.take(name)}};
+    return Results<T>{{"out", out.take(name)},        {"y", o_y.take(name)},
+                      {"best", o_best.take(name)},    {"places", numbers<T>(places.take(name))},
+                      {"stats", o_stats.take(name)},  {"norm weight", d_nw.take(name)},
+                      {"norm bias", d_nb.take(name)}, {"dx", dx.take(name)},
+                      {"weight", dw.take(name)},      {"bias", db.take(name)}};
   });
 }
 

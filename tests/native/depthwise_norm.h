@@ -9,7 +9,8 @@ template <class T>
 void depthwise_norm(const std::string& isa, const DepthwiseShape& s, int act, bool batch) {
   Random random(static_cast<uint32_t>(s.c + s.kh + act));
   const idx size_x = s.n * s.h * s.w * s.c, size_w = s.c * s.kh * s.kw, size_y = pixels(s) * s.c;
-  const Values x = random.values(size_x), w = random.values(size_w), bias = random.values(s.c), dout = random.values(size_y);
+  const Values x = random.values(size_x), w = random.values(size_w), bias = random.values(s.c),
+               dout = random.values(size_y);
   const naive::Norm norm = random.norm(s.c);
   const Values y = naive::depthwise(s, x, w, bias), stats = naive::stats(norm, y, s.c, batch);
   const naive::Grads after = naive::norm_act_grads(norm, stats, act, y, dout, s.c, batch);
@@ -18,8 +19,13 @@ void depthwise_norm(const std::string& isa, const DepthwiseShape& s, int act, bo
   const NormIn<T> in_norm(norm);
   const std::string name =
       isa + " depthwise norm" + text(s) + " act " + std::to_string(act) + (batch ? " batch norm" : " frozen norm");
-  const std::vector<Want> want{{naive::norm_act(norm, stats, act, y, s.c)}, {y}, {stats}, {grads.dx},
-                               {grads.dw, grads.dw_terms}, {grads.db, grads.db_terms}, {after.dw, after.dw_terms},
+  const std::vector<Want> want{{naive::norm_act(norm, stats, act, y, s.c)},
+                               {y},
+                               {stats},
+                               {grads.dx},
+                               {grads.dw, grads.dw_terms},
+                               {grads.db, grads.db_terms},
+                               {after.dw, after.dw_terms},
                                {after.db, after.db_terms}};
   const idx length = pixels(s) * 4 + s.kh * s.kw;
   const auto params = [&](int threads) {
@@ -36,8 +42,13 @@ void depthwise_norm(const std::string& isa, const DepthwiseShape& s, int act, bo
     p.out = nullptr, p.dout = in_dout.ptr(), p.dx = dx.ptr(), p.d_weight = dw.ptr(), p.d_bias = db.ptr();
     p.norm.d_weight = d_weight.ptr(), p.norm.d_bias = d_bias.ptr();
     call<T>(depthwise_norm_bwd_f32, depthwise_norm_bwd_f64, p);
-    return Results<T>{{"out", out.take(name)}, {"y", o_y.take(name)}, {"stats", o_stats.take(name)}, {"dx", dx.take(name)},
-                      {"dw", dw.take(name)}, {"db", db.take(name)}, {"norm weight", d_weight.take(name)},
+    return Results<T>{{"out", out.take(name)},
+                      {"y", o_y.take(name)},
+                      {"stats", o_stats.take(name)},
+                      {"dx", dx.take(name)},
+                      {"dw", dw.take(name)},
+                      {"db", db.take(name)},
+                      {"norm weight", d_weight.take(name)},
                       {"norm bias", d_bias.take(name)}};
   });
   if (batch) return;

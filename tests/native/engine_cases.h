@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the engine's kernels are tested with: maps in guarded memory, convolutions as plain loops, calls in whole and in parts.
+// What the engine's kernels are tested with: maps in guarded memory, convolutions as plain loops, calls in whole and in
+// parts.
 #pragma once
 #include <algorithm>
 
@@ -90,13 +91,14 @@ struct EngineCase {
   engine::Window window() const { return {kh, kw, sh, sw, top, left}; }
   std::string text() const {
     char buffer[200];
-    std::snprintf(buffer, sizeof buffer, " %dx%dx%d -> %d k%dx%d s%dx%d pad %d%d%d%d act %d%s", int(c), int(h), int(w), int(o), kh,
-                  kw, sh, sw, top, left, bottom, right, act, residual ? " residual" : "");
+    std::snprintf(buffer, sizeof buffer, " %dx%dx%d -> %d k%dx%d s%dx%d pad %d%d%d%d act %d%s", int(c), int(h), int(w),
+                  int(o), kh, kw, sh, sw, top, left, bottom, right, act, residual ? " residual" : "");
     return (depthwise ? " depthwise" : " conv") + std::string(buffer);
   }
 };
 
-Values naive_conv(const EngineCase& k, const Values& x, const Values& weight, const Values& bias, const Values& residual) {
+Values naive_conv(const EngineCase& k, const Values& x, const Values& weight, const Values& bias,
+                  const Values& residual) {
   Values y;
   for (idx o = 0; o < k.o; ++o)
     for (idx i = 0; i < k.oh(); ++i)
@@ -106,7 +108,8 @@ Values naive_conv(const EngineCase& k, const Values& x, const Values& weight, co
           for (int p = 0; p < k.kh; ++p)
             for (int q = 0; q < k.kw; ++q) {
               const idx row = i * k.sh + p - k.top, column = j * k.sw + q - k.left;
-              const double v = row < 0 || row >= k.h || column < 0 || column >= k.w ? 0 : x[at((c * k.h + row) * k.w + column)];
+              const double v =
+                  row < 0 || row >= k.h || column < 0 || column >= k.w ? 0 : x[at((c * k.h + row) * k.w + column)];
               sum += v * weight[at((k.depthwise ? o : o * k.c + c) * k.kh * k.kw + p * k.kw + q)];
             }
         sum = std::isnan(sum) ? sum : naive::activate(k.act, sum);
@@ -129,8 +132,10 @@ struct EnginePools {
 double largest_of(double a, double b) { return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b); }
 void check_pools(const std::string& name, const EngineCase& k, const Values& y, const EnginePools& got) {
   const idx h = k.oh(), w = k.ow();
-  Values line_sum(at(k.o * h)), line_max(at(k.o * h), -INFINITY), column_sum(at(k.o * w)), column_max(at(k.o * w), -INFINITY);
-  std::vector<float> g_line_sum(at(k.o * h)), g_line_max(at(k.o * h)), g_column_sum(at(k.o * w)), g_column_max(at(k.o * w));
+  Values line_sum(at(k.o * h)), line_max(at(k.o * h), -INFINITY), column_sum(at(k.o * w)),
+      column_max(at(k.o * w), -INFINITY);
+  std::vector<float> g_line_sum(at(k.o * h)), g_line_max(at(k.o * h)), g_column_sum(at(k.o * w)),
+      g_column_max(at(k.o * w));
   for (idx o = 0; o < k.o; ++o) {
     for (idx i = 0; i < h; ++i)
       for (idx j = 0; j < w; ++j) {
@@ -155,11 +160,11 @@ void check_pools(const std::string& name, const EngineCase& k, const Values& y, 
   near(name + " column maxima", g_column_max, column_max, length);
 }
 
-// run(part) computes a part of y. The whole at once is compared with `want`, then the same bits are expected of parts, cut
-// at multiples of `step` rows and at `panel` channel blocks.
+// run(part) computes a part of y. The whole at once is compared with `want`, then the same bits are expected of parts,
+// cut at multiples of `step` rows and at `panel` channel blocks.
 template <class Run>
-void whole_and_parts(const std::string& name, const EngineCase& k, const Kernels& kernels, int panel, const Values& want, const Run& run,
-                     int step = 1) {
+void whole_and_parts(const std::string& name, const EngineCase& k, const Kernels& kernels, int panel,
+                     const Values& want, const Run& run, int step = 1) {
   const int rows = static_cast<int>(k.oh()), blocks = static_cast<int>((k.o + kernels.lanes - 1) / kernels.lanes);
   Blocked y(kernels.lanes, k.o, k.oh(), k.ow(), 1, true);
   EnginePools pools(kernels.lanes, blocks, k.oh(), k.ow());
@@ -170,10 +175,12 @@ void whole_and_parts(const std::string& name, const EngineCase& k, const Kernels
   const int cut = rows / 3 / step * step, first = std::min(panel, blocks);
   for (idx border : {0, 2}) {
     Blocked parted(kernels.lanes, k.o, k.oh(), k.ow(), border, true);
-    for (const engine::Part& part : {engine::Part{cut, rows, 0, first}, engine::Part{0, cut, 0, blocks}, engine::Part{cut, rows, first, blocks}})
+    for (const engine::Part& part :
+         {engine::Part{cut, rows, 0, first}, engine::Part{0, cut, 0, blocks}, engine::Part{cut, rows, first, blocks}})
       if (part.y0 < part.y1 && part.b0 < part.b1) run(parted.map(), part, engine::Pools{});
     const std::vector<float> again = parted.take(name);
-    check(std::memcmp(whole.data(), again.data(), whole.size() * sizeof(float)) == 0, name + ": parts give other bits than the whole");
+    check(std::memcmp(whole.data(), again.data(), whole.size() * sizeof(float)) == 0,
+          name + ": parts give other bits than the whole");
   }
 }
 
@@ -193,7 +200,8 @@ struct EngineData {
   }
 };
 
-engine::Epilogue epilogue(const EngineCase& k, const float* bias, const engine::Map& residual, const engine::Pools& pools) {
+engine::Epilogue epilogue(const EngineCase& k, const float* bias, const engine::Map& residual,
+                          const engine::Pools& pools) {
   return {bias, static_cast<Act>(k.act), static_cast<Act>(k.after), k.residual ? residual : engine::Map{}, pools};
 }
 

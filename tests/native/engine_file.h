@@ -16,8 +16,8 @@ class EngineFile {
   EngineFile(uint32_t channels, uint32_t height, uint32_t width) { value(channels, height, width); }
 
   // Appends a node with weights of the given lengths; returns its output's number.
-  uint32_t add(Op op, std::vector<uint32_t> inputs, std::vector<int32_t> attrs, std::vector<uint32_t> lengths, uint32_t channels,
-               uint32_t height, uint32_t width) {
+  uint32_t add(Op op, std::vector<uint32_t> inputs, std::vector<int32_t> attrs, std::vector<uint32_t> lengths,
+               uint32_t channels, uint32_t height, uint32_t width) {
     std::vector<std::vector<float>> weights;
     for (const uint32_t count : lengths) {
       weights.emplace_back();
@@ -25,12 +25,14 @@ class EngineFile {
     }
     return add_with(op, inputs, attrs, weights, channels, height, width);
   }
-  uint32_t add_with(Op op, const std::vector<uint32_t>& inputs, const std::vector<int32_t>& attrs, const std::vector<std::vector<float>>& weights,
-                    uint32_t channels, uint32_t height, uint32_t width) {
+  uint32_t add_with(Op op, const std::vector<uint32_t>& inputs, const std::vector<int32_t>& attrs,
+                    const std::vector<std::vector<float>>& weights, uint32_t channels, uint32_t height,
+                    uint32_t width) {
     const uint32_t output = value(channels, height, width);
     ++nodes_;
     put(node_bytes_, static_cast<uint32_t>(op)), put(node_bytes_, static_cast<uint32_t>(inputs.size()));
-    put(node_bytes_, static_cast<uint32_t>(attrs.size())), put(node_bytes_, static_cast<uint32_t>(weights.size())), put(node_bytes_, output);
+    put(node_bytes_, static_cast<uint32_t>(attrs.size())), put(node_bytes_, static_cast<uint32_t>(weights.size())),
+        put(node_bytes_, output);
     for (const uint32_t i : inputs) put(node_bytes_, i);
     for (const int32_t a : attrs) put(node_bytes_, a);
     for (const std::vector<float>& w : weights) {
@@ -51,7 +53,8 @@ class EngineFile {
     const uint64_t start = (96 + graph.size() + 63) / 64 * 64, length = data_.size() * sizeof(float);
     std::vector<uint8_t> file{'F', 'F', 'E', 'N', 'G', 'I', 'N', 'E'};
     put(file, uint32_t{1}), put(file, uint32_t{0}), put(file, start + length), put(file, uint64_t{0});
-    put(file, uint64_t{96}), put(file, uint64_t{0}), put(file, uint64_t{96}), put(file, static_cast<uint64_t>(graph.size()));
+    put(file, uint64_t{96}), put(file, uint64_t{0}), put(file, uint64_t{96}),
+        put(file, static_cast<uint64_t>(graph.size()));
     put(file, start), put(file, length);
     file.resize(96);
     file.insert(file.end(), graph.begin(), graph.end());

@@ -13,7 +13,8 @@ const Type kTypes[] = {Type::float32, Type::bfloat16, Type::uint8};
 // A map of any type, laid out as a float32 one, its border set to what stands for zero.
 class TypedMap {
  public:
-  TypedMap(const Kernels& kernels, const Blocked& like, idx border, Type type, const engine::Quant& quant, const Blocked* values)
+  TypedMap(const Kernels& kernels, const Blocked& like, idx border, Type type, const engine::Quant& quant,
+           const Blocked* values)
       : kernels_(kernels), type_(type), quant_(quant), map_(like.map()) {
     const idx size = type == Type::float32 ? 4 : type == Type::bfloat16 ? 2 : 1;
     const idx lines = like.blocks() * (map_.height + 2 * border), before = border * (map_.row + kernels.lanes);
@@ -42,10 +43,12 @@ class TypedMap {
 Values doubles(const std::vector<float>& v) { return {v.begin(), v.end()}; }
 
 // Half of the last place of a type, relative or of its step; beside that, `slack` of the largest.
-void close(const std::string& name, const std::vector<float>& got, const Values& want, Type type, const engine::Quant& quant, double slack) {
+void close(const std::string& name, const std::vector<float>& got, const Values& want, Type type,
+           const engine::Quant& quant, double slack) {
   const double relative = type == Type::bfloat16 ? 1. / 256 : 0, step = type == Type::uint8 ? quant.scale * 0.5 : 0;
   const double lowest = type == Type::uint8 ? -quant.zero * quant.scale : -INFINITY;
-  const double highest = type == Type::uint8 ? (255 - quant.zero) * quant.scale : INFINITY, largest = naive::largest(want);
+  const double highest = type == Type::uint8 ? (255 - quant.zero) * quant.scale : INFINITY,
+               largest = naive::largest(want);
   bool good = got.size() == want.size();
   for (size_t i = 0; good && i < want.size(); ++i) {
     const double bounded = std::fmin(std::fmax(want[i], lowest), highest);
@@ -72,7 +75,8 @@ Values rounded(const EngineCase& k, const Values& weight, Type type) {
     for (idx i = 0; i < each; ++i) most = std::fmax(most, std::fabs(static_cast<float>(weight[at(o * each + i)])));
     for (idx i = 0; i < each; ++i) {
       double& v = w[at(o * each + i)];
-      v = type == Type::bfloat16 ? as_bfloat16(static_cast<float>(v)) : std::rint(static_cast<float>(v) / (most / 127)) * (most / 127);
+      v = type == Type::bfloat16 ? as_bfloat16(static_cast<float>(v))
+                                 : std::rint(static_cast<float>(v) / (most / 127)) * (most / 127);
     }
   }
   return w;
@@ -81,24 +85,32 @@ Values rounded(const EngineCase& k, const Values& weight, Type type) {
 void engine_low(const std::string& isa, const Kernels& kernels, const EngineCase& k, Type x_type, Type y_type) {
   const EngineData d(k, false);
   const std::vector<float> weight = EngineData::floats(d.weight), bias = d.padded_bias(kernels.lanes);
-  const std::string name = isa + " engine types " + std::to_string(static_cast<int>(x_type)) + " to " + std::to_string(static_cast<int>(y_type)) + k.text();
-  const Blocked plain_x(kernels.lanes, k.c, k.h, k.w, k.border(), d.x), plain_y(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
-  const TypedMap x(kernels, plain_x, k.border(), x_type, kInputQuant, &plain_x), residual(kernels, plain_y, 1, y_type, kOutputQuant, &plain_y);
+  const std::string name = isa + " engine types " + std::to_string(static_cast<int>(x_type)) + " to " +
+                           std::to_string(static_cast<int>(y_type)) + k.text();
+  const Blocked plain_x(kernels.lanes, k.c, k.h, k.w, k.border(), d.x),
+      plain_y(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
+  const TypedMap x(kernels, plain_x, k.border(), x_type, kInputQuant, &plain_x),
+      residual(kernels, plain_y, 1, y_type, kOutputQuant, &plain_y);
   const std::vector<float> read = x.values(name), added = residual.values(name);
-  close(name + " convert", read, d.x, x_type, kInputQuant, 0), close(name + " convert residual", added, d.residual, y_type, kOutputQuant, 0);
+  close(name + " convert", read, d.x, x_type, kInputQuant, 0),
+      close(name + " convert residual", added, d.residual, y_type, kOutputQuant, 0);
   const Values used = k.depthwise ? d.weight : rounded(k, d.weight, x_type);
   const Values want = naive_conv(k, doubles(read), used, d.bias, doubles(added));
-  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()), blocks = static_cast<int>(plain_y.blocks());
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()),
+            blocks = static_cast<int>(plain_y.blocks());
   for (int panel : {1, kernels.conv_panel(c, o, rows, int(k.ow()), k.window())}) {
-    Out<float> packed(static_cast<idx>(k.depthwise ? kernels.depthwise_packed(c, k.window()) : kernels.low_packed(x_type, c, o, k.window())));
+    Out<float> packed(static_cast<idx>(k.depthwise ? kernels.depthwise_packed(c, k.window())
+                                                   : kernels.low_packed(x_type, c, o, k.window())));
     k.depthwise ? kernels.pack_depthwise(packed.ptr(), weight.data(), c, k.window())
                 : kernels.pack_low(x_type, packed.ptr(), weight.data(), c, o, k.window(), panel);
     std::vector<float> first;
     for (int cut : {0, rows / 2}) {
       const TypedMap y(kernels, plain_y, 1, y_type, kOutputQuant, nullptr);
       EnginePools pools(kernels.lanes, blocks, k.oh(), k.ow());
-      const engine::Conv conv{x.map(), y.map(), k.window(), packed.ptr(), panel, epilogue(k, bias.data(), residual.map(), pools.pools()),
-                              x_type, y_type, kInputQuant, kOutputQuant, kOutputQuant};
+      const engine::Conv conv{x.map(),      y.map(),     k.window(),
+                              packed.ptr(), panel,       epilogue(k, bias.data(), residual.map(), pools.pools()),
+                              x_type,       y_type,      kInputQuant,
+                              kOutputQuant, kOutputQuant};
       for (const engine::Part& part : {engine::Part{0, cut, 0, blocks}, engine::Part{cut, rows, 0, blocks}})
         if (part.y0 < part.y1) (k.depthwise ? kernels.depthwise : kernels.conv)(conv, part);
       const std::vector<float> got = y.values(name);
@@ -110,14 +122,17 @@ void engine_low(const std::string& isa, const Kernels& kernels, const EngineCase
   }
 }
 
-// A chain in `type`, its input and output too or float32 (`plain`): the same values as one kernel after the other gives.
-void engine_low_strips(const std::string& isa, const Kernels& kernels, const EngineCase (&cases)[3], Type type, int kinds, bool plain) {
+// A chain in `type`, its input and output too or float32 (`plain`): the same values as one kernel after the other
+// gives.
+void engine_low_strips(const std::string& isa, const Kernels& kernels, const EngineCase (&cases)[3], Type type,
+                       int kinds, bool plain) {
   std::vector<EngineStage> stages;
   stages.reserve(3);
   engine::Strips strips = {};
   const engine::Conv** places[] = {&strips.expand, &strips.depthwise, &strips.project};
   std::vector<std::vector<float>> packed(3);
-  std::string name = isa + " engine strips of type " + std::to_string(static_cast<int>(type)) + " gates " + std::to_string(kinds);
+  std::string name =
+      isa + " engine strips of type " + std::to_string(static_cast<int>(type)) + " gates " + std::to_string(kinds);
   for (int i = 0; i < 3; ++i) {
     if (!cases[i].c) continue;
     EngineCase k = cases[i];
@@ -127,7 +142,8 @@ void engine_low_strips(const std::string& isa, const Kernels& kernels, const Eng
     c.x_type = c.y_type = type, c.x_quant = stages.size() == 1 ? kInputQuant : kOutputQuant, c.y_quant = kOutputQuant;
     if (k.depthwise) continue;
     packed[at(i)].resize(kernels.low_packed(type, c.x.channels, c.y.channels, c.window));
-    kernels.pack_low(type, packed[at(i)].data(), EngineData::floats(stages.back().data.weight).data(), c.x.channels, c.y.channels, c.window, c.panel);
+    kernels.pack_low(type, packed[at(i)].data(), EngineData::floats(stages.back().data.weight).data(), c.x.channels,
+                     c.y.channels, c.window, c.panel);
     c.weights = packed[at(i)].data();
   }
   const EngineCase &first = stages.front().k, &last = stages.back().k;

@@ -49,7 +49,8 @@ class Networks {
     for (int i = 0; i < count; ++i) w.push_back(static_cast<float>((2 * unit() - 1) * scale * std::sqrt(3. / n)));
     return w;
   }
-  uint32_t add(Op op, std::vector<uint32_t> inputs, std::vector<int32_t> attrs, std::vector<std::vector<float>> w, Shape y) {
+  uint32_t add(Op op, std::vector<uint32_t> inputs, std::vector<int32_t> attrs, std::vector<std::vector<float>> w,
+               Shape y) {
     net_.nodes.push_back({op, std::move(inputs), std::move(attrs), std::move(w)}), net_.values.push_back(y);
     return last();
   }
@@ -68,7 +69,8 @@ class Networks {
     static const int kSizes[] = {1, 1, 2, 3, 3, 3, 4, 5, 7};
     const int k = kSizes[below(9)], stride = below(3) ? 1 : 1 + below(3);
     Sides s{k, k, stride, stride, k / 2, k / 2, k / 2, k / 2};
-    if (below(6) == 0) s = {kSizes[below(9)], kSizes[below(9)], 1 + below(3), 1 + below(3), below(4), below(4), below(4), below(4)};
+    if (below(6) == 0)
+      s = {kSizes[below(9)], kSizes[below(9)], 1 + below(3), 1 + below(3), below(4), below(4), below(4), below(4)};
     return s;
   }
 
@@ -77,7 +79,8 @@ class Networks {
     if (!fits(s, shape(x), false, y) || elements(y) > most_) return x;
     const int each = shape(x).channels * s.kh * s.kw;
     if (static_cast<double>(each) * static_cast<double>(elements(y)) > 450. * static_cast<double>(most_)) return x;
-    return add(Op::conv, {x}, {s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right, 1, activation}, {weights(outputs * each, each), weights(outputs, 16)}, y);
+    return add(Op::conv, {x}, {s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right, 1, activation},
+               {weights(outputs * each, each), weights(outputs, 16)}, y);
   }
   uint32_t depthwise(uint32_t x, const Sides& s, int activation) {
     Shape y{shape(x).channels, 0, 0};
@@ -85,7 +88,9 @@ class Networks {
     return add(Op::conv, {x}, {s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right, y.channels, activation},
                {weights(y.channels * s.kh * s.kw, s.kh * s.kw), weights(y.channels, 16)}, y);
   }
-  uint32_t point(uint32_t x, int outputs, int activation) { return conv(x, outputs, {1, 1, 1, 1, 0, 0, 0, 0}, activation); }
+  uint32_t point(uint32_t x, int outputs, int activation) {
+    return conv(x, outputs, {1, 1, 1, 1, 0, 0, 0, 0}, activation);
+  }
   int channels() {
     static const int kCounts[] = {1, 2, 3, 5, 7, 8, 12, 16, 16, 17, 24, 32, 33, 48};
     return kCounts[below(14)];
@@ -106,14 +111,16 @@ class Networks {
   uint32_t global_pool(uint32_t x) { return add(Op::global_pool, {x}, {below(2)}, {}, {shape(x).channels, 1, 1}); }
   uint32_t line_pool(uint32_t x) {
     const int axis = below(2);
-    return add(Op::line_pool, {x}, {axis, below(2)}, {}, {shape(x).channels, axis ? 1 : shape(x).height, axis ? shape(x).width : 1});
+    return add(Op::line_pool, {x}, {axis, below(2)}, {},
+               {shape(x).channels, axis ? 1 : shape(x).height, axis ? shape(x).width : 1});
   }
   // Another value whose axes are those of x, or where `repeat` 1.
   int partner(uint32_t x, bool repeat) {
     std::vector<int> found;
     const auto same = [&](int a, int b) { return a == b || (repeat && b == 1); };
     for (uint32_t v = 0; v <= last(); ++v)
-      if (same(shape(x).channels, shape(v).channels) && same(shape(x).height, shape(v).height) && same(shape(x).width, shape(v).width) && (v != x || below(8) == 0))
+      if (same(shape(x).channels, shape(v).channels) && same(shape(x).height, shape(v).height) &&
+          same(shape(x).width, shape(v).width) && (v != x || below(8) == 0))
         found.push_back(static_cast<int>(v));
     return found.empty() ? -1 : found[static_cast<size_t>(below(static_cast<int>(found.size())))];
   }
@@ -141,11 +148,15 @@ class Networks {
       case 4: return add(Op::sa, {x}, {below(2), kh, kw}, {spatial, bias}, s);
       case 5: {
         const bool half = s.height > 1 && s.width > 1 && below(2);
-        return add(Op::csa, {x}, {half}, {weights(odd, odd), weights(2, 2), bias}, half ? Shape{c, s.height / 2, s.width / 2} : s);
+        return add(Op::csa, {x}, {half}, {weights(odd, odd), weights(2, 2), bias},
+                   half ? Shape{c, s.height / 2, s.width / 2} : s);
       }
       default: {
         const int m = 1 + below(20);
-        return add(Op::coordinate, {x}, {below(3)}, {weights(m * c, c), weights(m, 16), weights(c * m, m), weights(c, 16), weights(c * m, m), weights(c, 16)}, s);
+        return add(
+            Op::coordinate, {x}, {below(3)},
+            {weights(m * c, c), weights(m, 16), weights(c * m, m), weights(c, 16), weights(c * m, m), weights(c, 16)},
+            s);
       }
     }
   }
@@ -153,7 +164,8 @@ class Networks {
     std::vector<uint32_t> inputs{x};
     int sum = shape(x).channels;
     for (uint32_t v = 0; v <= last() && inputs.size() < 4; ++v)
-      if (shape(v).height == shape(x).height && shape(v).width == shape(x).width && below(2)) inputs.push_back(v), sum += shape(v).channels;
+      if (shape(v).height == shape(x).height && shape(v).width == shape(x).width && below(2))
+        inputs.push_back(v), sum += shape(v).channels;
     const Shape y{sum, shape(x).height, shape(x).width};
     return elements(y) > most_ ? x : add(Op::concat, inputs, {}, {}, y);
   }
@@ -162,7 +174,9 @@ class Networks {
     if (s.height * s.width > 200) return x;
     const int other = partner(x, false), c = s.channels, e = 1 + below(20);
     const auto o = other < 0 ? x : static_cast<uint32_t>(other);
-    if (below(2)) return add(Op::additive_attention, {x, o}, {}, {weights(e * 2 * c, 2 * c), weights(e, 16), weights(e, 1), {0.f}}, {c, 1, 1});
+    if (below(2))
+      return add(Op::additive_attention, {x, o}, {}, {weights(e * 2 * c, 2 * c), weights(e, 16), weights(e, 1), {0.f}},
+                 {c, 1, 1});
     const int mean = below(2);
     return add(Op::dot_attention, {x, o}, {mean}, {{static_cast<float>(1 / std::sqrt(c))}}, mean ? Shape{c, 1, 1} : s);
   }
@@ -170,8 +184,11 @@ class Networks {
   void anything() {
     const uint32_t x = some();
     switch (below(16)) {
-      case 0: case 1: case 2: conv(x, channels(), sides(), act()); break;
-      case 3: case 4: depthwise(x, sides(), act()); break;
+      case 0:
+      case 1:
+      case 2: conv(x, channels(), sides(), act()); break;
+      case 3:
+      case 4: depthwise(x, sides(), act()); break;
       case 5: point(x, channels(), act()); break;
       case 6: binary(x, Op::add, below(2)); break;
       case 7: binary(x, below(2) ? Op::mul : Op::add, true); break;
@@ -215,7 +232,8 @@ class Networks {
   void neighbourhood() {
     const uint32_t x = some();
     switch (below(8)) {
-      case 0: case 6: {  // an inverted bottleneck
+      case 0:
+      case 6: {  // an inverted bottleneck
         const uint32_t wide = below(3) ? point(x, 16 + 8 * below(5), act()) : x;
         const int k = 3 + 2 * below(2), stride = 1 + below(2);
         uint32_t deep = depthwise(wide, {k, k, stride, stride, k / 2, k / 2, k / 2, k / 2}, act());
@@ -229,8 +247,10 @@ class Networks {
         for (int n = 1 + below(4); n > 0; --n) below(3) ? line_pool(y) : below(2) ? global_pool(y) : gate(y, below(7));
         break;
       }
-      case 2: case 7: {  // sums by what makes one of their terms
-        const uint32_t before = below(2) ? conv(x, channels(), sides(), act()) : x, a = like(before), b = below(2) ? like(a) : like(before);
+      case 2:
+      case 7: {  // sums by what makes one of their terms
+        const uint32_t before = below(2) ? conv(x, channels(), sides(), act()) : x, a = like(before),
+                       b = below(2) ? like(a) : like(before);
         add(Op::add, {below(2) ? a : b, below(2) ? b : a}, {below(3) ? 0 : below(7)}, {}, shape(before));
         break;
       }
@@ -262,7 +282,8 @@ inline std::vector<uint8_t> file_of(const Net& net, const std::vector<Range>& ra
   EngineFile file(u(net.values[0].channels), u(net.values[0].height), u(net.values[0].width));
   for (size_t i = 0; i < net.nodes.size(); ++i) {
     const Shape& y = net.values[i + 1];
-    file.add_with(net.nodes[i].op, net.nodes[i].inputs, net.nodes[i].attrs, net.nodes[i].weights, u(y.channels), u(y.height), u(y.width));
+    file.add_with(net.nodes[i].op, net.nodes[i].inputs, net.nodes[i].attrs, net.nodes[i].weights, u(y.channels),
+                  u(y.height), u(y.width));
   }
   return file.bytes(net.outputs, ranges);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The self-test of the engine's executor: a plan of every operation gives the same bits for any number of threads, for one
-// image and for many, to one caller and to several; barriers and the team of threads under load.
+// The self-test of the engine's executor: a plan of every operation gives the same bits for any number of threads, for
+// one image and for many, to one caller and to several; barriers and the team of threads under load.
 #pragma once
 #include <atomic>
 #include <cmath>
@@ -40,7 +40,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 void engine_plans(Isa isa, engine::Type type, const std::vector<uint8_t>& file, const std::vector<float>& images) {
-  const std::string name = std::string(isa_name(isa)) + " engine plan of type " + std::to_string(static_cast<int>(type));
+  const std::string name =
+      std::string(isa_name(isa)) + " engine plan of type " + std::to_string(static_cast<int>(type));
   const Plan one(file.data(), file.size(), plan_options(isa, 1, type));
   const std::vector<float> single = plan_outputs(one, images, 1), want = plan_outputs(one, images, 5);
   bool finite = true;
@@ -48,13 +49,16 @@ void engine_plans(Isa isa, engine::Type type, const std::vector<uint8_t>& file, 
   check(finite, name + ": results are finite");
   for (const int threads : {2, 3, 7}) {
     const Plan plan(file.data(), file.size(), plan_options(isa, threads, type));
-    check(same_bits(plan_outputs(plan, images, 1), single), name + ": other bits with " + std::to_string(threads) + " threads");
-    check(same_bits(plan_outputs(plan, images, 5), want), name + ": other bits for a batch with " + std::to_string(threads) + " threads");
+    check(same_bits(plan_outputs(plan, images, 1), single),
+          name + ": other bits with " + std::to_string(threads) + " threads");
+    check(same_bits(plan_outputs(plan, images, 5), want),
+          name + ": other bits for a batch with " + std::to_string(threads) + " threads");
     std::atomic<int> wrong{0};
     std::vector<std::thread> callers;
     for (int i = 0; i < 3; ++i)
       callers.emplace_back([&] {
-        for (int k = 0; k < 3; ++k) wrong += !same_bits(plan_outputs(plan, images, 5), want) || !same_bits(plan_outputs(plan, images, 1), single);
+        for (int k = 0; k < 3; ++k)
+          wrong += !same_bits(plan_outputs(plan, images, 5), want) || !same_bits(plan_outputs(plan, images, 1), single);
       });
     for (std::thread& caller : callers) caller.join();
     check(wrong == 0, name + ": other bits with several callers");
@@ -96,16 +100,20 @@ void engine_threads() {
       engine::set_spin(microseconds);
       for (int job = 0; job < 20; ++job) {
         Rounds rounds;
-        engine::run_on_team(most, [](void* data, int, int threads) {
-          Rounds& r = *static_cast<Rounds*>(data);
-          for (int round = 1; round <= 20; ++round) {
-            r.arrived.fetch_add(1, std::memory_order_relaxed);
-            if (threads > 1) r.barrier.wait(threads);
-            r.wrong += r.arrived.load(std::memory_order_relaxed) != round * threads;
-            if (threads > 1) r.barrier.wait(threads);
-          }
-        }, &rounds);
-        check(rounds.wrong == 0 && rounds.arrived == 20 * most, "engine threads: rounds of " + std::to_string(most) + " threads");
+        engine::run_on_team(
+            most,
+            [](void* data, int, int threads) {
+              Rounds& r = *static_cast<Rounds*>(data);
+              for (int round = 1; round <= 20; ++round) {
+                r.arrived.fetch_add(1, std::memory_order_relaxed);
+                if (threads > 1) r.barrier.wait(threads);
+                r.wrong += r.arrived.load(std::memory_order_relaxed) != round * threads;
+                if (threads > 1) r.barrier.wait(threads);
+              }
+            },
+            &rounds);
+        check(rounds.wrong == 0 && rounds.arrived == 20 * most,
+              "engine threads: rounds of " + std::to_string(most) + " threads");
       }
     }
   engine::set_spin(before);

@@ -9,7 +9,8 @@ namespace {
 class Planar {
  public:
   Planar(idx c, idx h, idx w, idx border, bool output)
-      : planes_{nullptr, static_cast<int>(c), static_cast<int>(h), static_cast<int>(w), w + 2 * border + 1, 0}, fill_(output ? kMark : 0.f) {
+      : planes_{nullptr, static_cast<int>(c), static_cast<int>(h), static_cast<int>(w), w + 2 * border + 1, 0},
+        fill_(output ? kMark : 0.f) {
     planes_.plane = (h + 2 * border) * planes_.row;
     data_.assign(at(c * planes_.plane + engine::kPlaneSlack), fill_);
     planes_.data = data_.data() + border * (planes_.row + 1);
@@ -21,7 +22,8 @@ class Planar {
   std::vector<float> take(const std::string& name) {
     std::vector<float> v(at(static_cast<idx>(planes_.channels) * planes_.height * planes_.width));
     each([&](idx i, float& from) { v[at(i)] = from, from = fill_; });
-    check(std::count(data_.begin(), data_.end(), fill_) == static_cast<idx>(data_.size()), name + " wrote outside its output");
+    check(std::count(data_.begin(), data_.end(), fill_) == static_cast<idx>(data_.size()),
+          name + " wrote outside its output");
     return v;
   }
 
@@ -42,8 +44,10 @@ void engine_planes(const std::string& isa, const Kernels& kernels, const EngineC
   const EngineData d(k, special);
   const std::string name = isa + " engine planes" + k.text();
   const engine::Window window = k.window();
-  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()), h = static_cast<int>(k.h);
-  const std::vector<float> weight = EngineData::floats(d.weight), bias = EngineData::floats(d.bias), image = EngineData::floats(d.x);
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()),
+            h = static_cast<int>(k.h);
+  const std::vector<float> weight = EngineData::floats(d.weight), bias = EngineData::floats(d.bias),
+                           image = EngineData::floats(d.x);
   Out<float> packed(static_cast<idx>(kernels.plane_conv_packed(c, o, window)));
   kernels.pack_plane_conv(packed.ptr(), weight.data(), c, o, window);
   const Planar x(k.c, k.h, k.w, k.border(), d.x);
@@ -54,10 +58,12 @@ void engine_planes(const std::string& isa, const Kernels& kernels, const EngineC
     kernels.plane_conv(conv, cut, rows), kernels.plane_conv(conv, 0, cut);
     const std::vector<float> got = y.take(name);
     if (!cut) near(name, whole = got, naive_conv(k, d.x, d.weight, d.bias, d.residual), k.c * k.kh * k.kw);
-    check(std::memcmp(whole.data(), got.data(), got.size() * sizeof(float)) == 0, name + ": parts give other bits than the whole");
+    check(std::memcmp(whole.data(), got.data(), got.size() * sizeof(float)) == 0,
+          name + ": parts give other bits than the whole");
   }
   // The passes of CBAM and the hand-over, on x.
-  const float scale[] = {2.f, -1.f, 0.5f, 1.f, 3.f, -0.25f, 1.f, 1.5f}, shift[] = {1.f, 0.f, -1.f, 2.f, 0.f, 0.f, 1.f, 0.5f};
+  const float scale[] = {2.f, -1.f, 0.5f, 1.f, 3.f, -0.25f, 1.f, 1.5f},
+              shift[] = {1.f, 0.f, -1.f, 2.f, 0.f, 0.f, 1.f, 0.5f};
   const idx size = k.h * k.w;
   Values read, sum(at(k.c)), most(at(k.c), -INFINITY), gated, pixels(at(2 * size)), moved;
   std::fill(pixels.begin(), pixels.begin() + size, -INFINITY);
@@ -85,9 +91,12 @@ void engine_planes(const std::string& isa, const Kernels& kernels, const EngineC
 }
 
 const EngineCase kPlaneCases[] = {
-    {1, 12, 48, 8, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0}, {8, 7, 48, 8, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0},
-    {2, 9, 19, 1, 7, 7, 1, 1, 3, 3, 3, 3, false, 6, false, 0},  {3, 6, 21, 13, 5, 3, 1, 1, 2, 0, 1, 2, false, 3, false, 0},
-    {5, 5, 3, 7, 1, 1, 1, 1, 0, 0, 0, 0, false, 5, false, 0},   {2, 16, 48, 1, 7, 7, 1, 1, 3, 3, 3, 3, false, 6, false, 0},
+    {1, 12, 48, 8, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0},
+    {8, 7, 48, 8, 3, 3, 1, 1, 1, 1, 1, 1, false, 1, false, 0},
+    {2, 9, 19, 1, 7, 7, 1, 1, 3, 3, 3, 3, false, 6, false, 0},
+    {3, 6, 21, 13, 5, 3, 1, 1, 2, 0, 1, 2, false, 3, false, 0},
+    {5, 5, 3, 7, 1, 1, 1, 1, 0, 0, 0, 0, false, 5, false, 0},
+    {2, 16, 48, 1, 7, 7, 1, 1, 3, 3, 3, 3, false, 6, false, 0},
     {6, 4, 65, 4, 7, 7, 1, 1, 3, 3, 3, 3, false, 2, false, 0},
 };
 void engine_planes(Isa isa) {

@@ -19,7 +19,9 @@ using namespace ff;
 // Floats that end at a page which nobody may touch.
 class FencedFloats {
  public:
-  explicit FencedFloats(size_t count) : page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))), bytes_((count * sizeof(float) + page_ - 1) / page_ * page_ + page_) {
+  explicit FencedFloats(size_t count)
+      : page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))),
+        bytes_((count * sizeof(float) + page_ - 1) / page_ * page_ + page_) {
     memory_ = static_cast<char*>(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     mprotect(memory_ + bytes_ - page_, page_, PROT_NONE);
     data_ = reinterpret_cast<float*>(memory_ + bytes_ - page_) - count;
@@ -58,7 +60,8 @@ double rounding(engine::Type type, double value, double largest, const Range& ra
 }
 
 // The largest error of a plan's output relative to how far it is off with random rounding, by output.
-std::vector<double> noisy_error(const RandomNet& r, engine::Type type, const std::vector<Range>& ranges, Networks& random, int rounds) {
+std::vector<double> noisy_error(const RandomNet& r, engine::Type type, const std::vector<Range>& ranges,
+                                Networks& random, int rounds) {
   std::vector<double> error(r.net.outputs.size());
   for (int round = 0; round < rounds; ++round) {
     const auto values = reference(r.net, r.values[0][0], [&](size_t v, Values& map) {
@@ -109,7 +112,8 @@ class RandomPlans {
       net_.values.push_back(reference(net_.net, image));
       for (size_t v = 0; v < ranges_.size(); ++v)
         for (const double x : net_.values.back()[v])
-          ranges_[v] = {std::min(ranges_[v].least, static_cast<float>(x)), std::max(ranges_[v].most, static_cast<float>(x))};
+          ranges_[v] = {std::min(ranges_[v].least, static_cast<float>(x)),
+                        std::max(ranges_[v].most, static_cast<float>(x))};
     }
     net_.file = file_of(net_.net, ranges_);
   }
@@ -128,10 +132,13 @@ class RandomPlans {
  private:
   engine::PlanOptions options(engine::Type type, bool strict, int threads) const {
     engine::PlanOptions o;
-    o.isa = isa_, o.type = type, o.strict = strict, o.threads = o.image_threads = threads, o.strip_bytes = seed_ % 2 ? 1 : engine::kStripBytes;
+    o.isa = isa_, o.type = type, o.strict = strict, o.threads = o.image_threads = threads,
+    o.strip_bytes = seed_ % 2 ? 1 : engine::kStripBytes;
     return o;
   }
-  Outputs run_plan(const engine::PlanOptions& o, idx batch) const { return plan_run(engine::Plan(net_.file.data(), net_.file.size(), o), net_.images, batch); }
+  Outputs run_plan(const engine::PlanOptions& o, idx batch) const {
+    return plan_run(engine::Plan(net_.file.data(), net_.file.size(), o), net_.images, batch);
+  }
 
   void plans(engine::Type type, bool strict) {
     engine::PlanOptions fenced = options(type, strict, 1);
@@ -145,7 +152,8 @@ class RandomPlans {
     for (const int threads : {1, 2, 3}) {
       const engine::Plan plan(net_.file.data(), net_.file.size(), options(type, strict, threads));
       for (const idx batch : {idx{1}, kRandomBatch})
-        if (!same_outputs(plan_run(plan, net_.images, batch), fused)) fail(type, strict, "other bits with " + std::to_string(threads) + " threads, batch " + std::to_string(batch));
+        if (!same_outputs(plan_run(plan, net_.images, batch), fused))
+          fail(type, strict, "other bits with " + std::to_string(threads) + " threads, batch " + std::to_string(batch));
     }
   }
 
@@ -157,24 +165,30 @@ class RandomPlans {
       for (size_t i = 0; i < got[o].size(); ++i) {
         const double want = net_.values[i / each][net_.net.outputs[o]][i % each];
         largest = std::fmax(largest, std::fabs(want));
-        if (!(std::fabs(got[o][i] - want) <= error)) error = std::isnan(got[o][i]) ? INFINITY : std::fabs(got[o][i] - want);
+        if (!(std::fabs(got[o][i] - want) <= error))
+          error = std::isnan(got[o][i]) ? INFINITY : std::fabs(got[o][i] - want);
       }
       const double allowed = kSlack * noise_[o] + kFloor[static_cast<int>(type)] * largest;
       worst = std::fmax(worst, error / allowed);
       if (!(error <= allowed))
-        fail(type, strict, std::string(name) + ": output " + std::to_string(o) + " is off by " + std::to_string(error / largest) + ", allowed " + std::to_string(allowed / largest));
+        fail(type, strict,
+             std::string(name) + ": output " + std::to_string(o) + " is off by " + std::to_string(error / largest) +
+                 ", allowed " + std::to_string(allowed / largest));
     }
   }
 
   void fail(engine::Type type, bool strict, const std::string& what) {
     static const char* const kNames[] = {"float32", "bfloat16", "int8"};
     if (!failures_++) print();
-    std::printf("FAILED random network %llu, %s %s%s: %s\n", static_cast<unsigned long long>(seed_), isa_name(isa_), kNames[static_cast<int>(type)], strict ? " strict" : "", what.c_str());
+    std::printf("FAILED random network %llu, %s %s%s: %s\n", static_cast<unsigned long long>(seed_), isa_name(isa_),
+                kNames[static_cast<int>(type)], strict ? " strict" : "", what.c_str());
   }
 
   // The network of a failure, a node a line.
   void print() const {
-    const auto text = [](const Shape& s) { return std::to_string(s.channels) + "x" + std::to_string(s.height) + "x" + std::to_string(s.width); };
+    const auto text = [](const Shape& s) {
+      return std::to_string(s.channels) + "x" + std::to_string(s.height) + "x" + std::to_string(s.width);
+    };
     std::printf("network %llu: 0 is %s\n", static_cast<unsigned long long>(seed_), text(net_.net.values[0]).c_str());
     for (size_t i = 0; i < net_.net.nodes.size(); ++i) {
       std::printf("  %zu = op %u of", i + 1, static_cast<unsigned>(net_.net.nodes[i].op));

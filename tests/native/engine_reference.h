@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A network as plain data, and its values in float64 as plain loops: what the engine's plans of random networks should give.
+// A network as plain data, and its values in float64 as plain loops: what the engine's plans of random networks should
+// give.
 #pragma once
 #include <algorithm>
 #include <functional>
@@ -28,23 +29,28 @@ struct Net {
   std::vector<uint32_t> outputs;
 };
 
-inline size_t elements(const Shape& s) { return static_cast<size_t>(s.channels) * static_cast<size_t>(s.height) * static_cast<size_t>(s.width); }
+inline size_t elements(const Shape& s) {
+  return static_cast<size_t>(s.channels) * static_cast<size_t>(s.height) * static_cast<size_t>(s.width);
+}
 
 // One operation on maps in (C, H, W) order.
 class NetOp {
  public:
   NetOp(const Net& net, size_t index, const std::vector<Values>& values)
-      : node_(net.nodes[index]), values_(values), x_(net.values[node_.inputs[0]]), y_(net.values[index + 1]), in_(values[node_.inputs[0]]) {
+      : node_(net.nodes[index]), values_(values), x_(net.values[node_.inputs[0]]), y_(net.values[index + 1]),
+        in_(values[node_.inputs[0]]) {
     for (const uint32_t i : node_.inputs) shapes_.push_back(net.values[i]);
   }
 
   Values run() const {
     switch (node_.op) {
       case Op::conv: return conv();
-      case Op::max_pool: case Op::avg_pool: return window_pool();
+      case Op::max_pool:
+      case Op::avg_pool: return window_pool();
       case Op::global_pool: return pooled(0, x_.height, 0, x_.width, attr(0) == 1, true, true);
       case Op::line_pool: return pooled(0, x_.height, 0, x_.width, attr(1) == 1, attr(0) == 1, attr(0) == 0);
-      case Op::add: case Op::mul: return binary();
+      case Op::add:
+      case Op::mul: return binary();
       case Op::act: return each([&](int, int, int, double v) { return act(0, v); });
       case Op::affine: return each([&](int c, int, int, double v) { return act(0, v * weight(0, c) + weight(1, c)); });
       case Op::concat: return concat();
@@ -69,7 +75,11 @@ class NetOp {
   double act(size_t i, double v) const { return naive::activate(attr(i), v); }
   double weight(size_t w, int i) const { return node_.weights[w][static_cast<size_t>(i)]; }
   size_t count(size_t w) const { return node_.weights[w].size(); }
-  static size_t place(const Shape& s, int c, int y, int x) { return (static_cast<size_t>(c) * static_cast<size_t>(s.height) + static_cast<size_t>(y)) * static_cast<size_t>(s.width) + static_cast<size_t>(x); }
+  static size_t place(const Shape& s, int c, int y, int x) {
+    return (static_cast<size_t>(c) * static_cast<size_t>(s.height) + static_cast<size_t>(y)) *
+               static_cast<size_t>(s.width) +
+           static_cast<size_t>(x);
+  }
   double in(int c, int y, int x) const { return in_[place(x_, c, y, x)]; }
 
   template <class Body>
@@ -114,12 +124,15 @@ class NetOp {
       double sum = 0, most = -INFINITY;
       int inside = 0;
       for (int y = std::max(top, 0); y < std::min(top + attr(0), x_.height); ++y)
-        for (int x = std::max(left, 0); x < std::min(left + attr(1), x_.width); ++x) sum += in(c, y, x), most = std::max(most, in(c, y, x)), ++inside;
-      const int all = (std::min(top + attr(0), x_.height + attr(6)) - top) * (std::min(left + attr(1), x_.width + attr(7)) - left);
+        for (int x = std::max(left, 0); x < std::min(left + attr(1), x_.width); ++x)
+          sum += in(c, y, x), most = std::max(most, in(c, y, x)), ++inside;
+      const int all =
+          (std::min(top + attr(0), x_.height + attr(6)) - top) * (std::min(left + attr(1), x_.width + attr(7)) - left);
       return mean ? sum / (padding ? all : inside) : most;
     });
   }
-  // Means or maxima of rows [y0, y1) and columns [x0, x1), over the rows, the columns, or both; over what is left out, of each.
+  // Means or maxima of rows [y0, y1) and columns [x0, x1), over the rows, the columns, or both; over what is left out,
+  // of each.
   Values pooled(int y0, int y1, int x0, int x1, bool maximum, bool rows, bool columns) const {
     Values out;
     for (int c = 0; c < x_.channels; ++c)
@@ -128,7 +141,8 @@ class NetOp {
           double sum = 0, most = -INFINITY;
           int n = 0;
           for (int y = rows ? y0 : i; y < (rows ? y1 : i + 1); ++y)
-            for (int x = columns ? x0 : j; x < (columns ? x1 : j + 1); ++x) sum += in(c, y, x), most = std::max(most, in(c, y, x)), ++n;
+            for (int x = columns ? x0 : j; x < (columns ? x1 : j + 1); ++x)
+              sum += in(c, y, x), most = std::max(most, in(c, y, x)), ++n;
           out.push_back(maximum ? most : sum / n);
         }
     return out;
@@ -152,13 +166,15 @@ class NetOp {
   void pixel_pools(const Values& v, Values& most, Values& mean) const {
     const size_t pixels = static_cast<size_t>(x_.height) * static_cast<size_t>(x_.width);
     most.assign(pixels, -INFINITY), mean.assign(pixels, 0);
-    for (size_t i = 0; i < v.size(); ++i) most[i % pixels] = std::max(most[i % pixels], v[i]), mean[i % pixels] += v[i] / x_.channels;
+    for (size_t i = 0; i < v.size(); ++i)
+      most[i % pixels] = std::max(most[i % pixels], v[i]), mean[i % pixels] += v[i] / x_.channels;
   }
   Values channel_pool() const {
     Values most, mean;
     pixel_pools(in_, most, mean);
     Values y = attr(0) == 0 || attr(0) == 3 ? most : mean;
-    if (attr(0) < 2) y.insert(y.end(), attr(0) == 0 ? mean.begin() : most.begin(), attr(0) == 0 ? mean.end() : most.end());
+    if (attr(0) < 2)
+      y.insert(y.end(), attr(0) == 0 ? mean.begin() : most.begin(), attr(0) == 0 ? mean.end() : most.end());
     return y;
   }
   // W2 · act(W1 · v + b1) + b2 with weights 0 to 3.
@@ -192,7 +208,8 @@ class NetOp {
     return y;
   }
   Values times(const Values& gate, int activation) const {
-    return each([&](int c, int, int, double v) { return v * naive::activate(activation, gate[static_cast<size_t>(c)]); });
+    return each(
+        [&](int c, int, int, double v) { return v * naive::activate(activation, gate[static_cast<size_t>(c)]); });
   }
   // v · sigmoid(convolution of [maximum; mean] of v over the channels): weights `first` and `bias`.
   Values spatial(const Values& v, bool mean_first, int kh, int kw, size_t first, size_t bias) const {
@@ -205,7 +222,8 @@ class NetOp {
         double sum = weight(bias, 0);
         for (int p = 0; p < 2 * kh * kw; ++p) {
           const int row = i + p / kw % kh - kh / 2, column = j + p % kw - kw / 2;
-          if (row >= 0 && row < h && column >= 0 && column < w) sum += weight(first, p) * planes[p / (kh * kw)][static_cast<size_t>(row * w + column)];
+          if (row >= 0 && row < h && column >= 0 && column < w)
+            sum += weight(first, p) * planes[p / (kh * kw)][static_cast<size_t>(row * w + column)];
         }
         for (int c = 0; c < x_.channels; ++c) y[place(x_, c, i, j)] *= naive::activate(kSigmoid, sum);
       }
@@ -279,7 +297,8 @@ class NetOp {
   }
   Values dot_attention() const {
     const Values& kv = values_[node_.inputs[1]];
-    const size_t queries = in_.size() / static_cast<size_t>(x_.channels), keys = kv.size() / static_cast<size_t>(x_.channels), c = static_cast<size_t>(x_.channels);
+    const size_t queries = in_.size() / static_cast<size_t>(x_.channels),
+                 keys = kv.size() / static_cast<size_t>(x_.channels), c = static_cast<size_t>(x_.channels);
     Values all(in_.size()), mean(c);
     for (size_t q = 0; q < queries; ++q) {
       Values s(keys);
@@ -312,7 +331,8 @@ class NetOp {
     }
     softmax(s);
     for (int k = 0; k < d; ++k)
-      for (int t = 0; t < tokens; ++t) y[static_cast<size_t>(k)] += s[static_cast<size_t>(t)] * x[static_cast<size_t>(k * tokens + t)];
+      for (int t = 0; t < tokens; ++t)
+        y[static_cast<size_t>(k)] += s[static_cast<size_t>(t)] * x[static_cast<size_t>(k * tokens + t)];
     return y;
   }
 
@@ -324,7 +344,8 @@ class NetOp {
 };
 
 // All values of one image; `change` sees each as it is made, and may round it.
-inline std::vector<Values> reference(const Net& net, const Values& image, const std::function<void(size_t, Values&)>& change = nullptr) {
+inline std::vector<Values> reference(const Net& net, const Values& image,
+                                     const std::function<void(size_t, Values&)>& change = nullptr) {
   std::vector<Values> values(net.values.size());
   values[0] = image;
   for (size_t i = 0; i < net.nodes.size(); ++i) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Damaged engine files: fuzz_engine [files] [seed]. Each is a good file with random changes, most of them with the right
-// checksum. It must be refused with a message or run; a sanitizer sees everything else.
+// Damaged engine files: fuzz_engine [files] [seed]. Each is a good file with random changes, most of them with the
+// right checksum. It must be refused with a message or run; a sanitizer sees everything else.
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -27,7 +27,9 @@ class Mutator {
     switch (below(8)) {
       case 0: file[below(file.size())] ^= static_cast<uint8_t>(1u << below(8)); break;
       case 1: word(file, 8 + below(22) * 4); break;                      // header
-      case 2: case 3: case 4: word(file, graph + below((data - graph) / 4) * 4); break;
+      case 2:
+      case 3:
+      case 4: word(file, graph + below((data - graph) / 4) * 4); break;
       case 5: float_bits(file, data); break;
       case 6: move(file); break;
       default: resize(file);
@@ -41,11 +43,13 @@ class Mutator {
     return v < 96 || v > file.size() ? file.size() : v;
   }
   void word(std::vector<uint8_t>& file, size_t at) {
-    static const uint32_t kEdges[] = {0, 1, 2, 3, 7, 16, 0x7f, 0xff, 0x100, 0xffff, 0x10000, 0x1000000, 0x7fffffff, 0x80000000, 0xffffffff};
+    static const uint32_t kEdges[] = {0,     1,      2,       3,         7,          16,         0x7f,      0xff,
+                                      0x100, 0xffff, 0x10000, 0x1000000, 0x7fffffff, 0x80000000, 0xffffffff};
     if (at + 4 > file.size()) return;
     uint32_t v;
     std::memcpy(&v, file.data() + at, 4);
-    const uint32_t to = below(2) ? kEdges[below(sizeof kEdges / sizeof *kEdges)] : v + static_cast<uint32_t>(below(9)) - 4;
+    const uint32_t to =
+        below(2) ? kEdges[below(sizeof kEdges / sizeof *kEdges)] : v + static_cast<uint32_t>(below(9)) - 4;
     std::memcpy(file.data() + at, &to, 4);
   }
   void float_bits(std::vector<uint8_t>& file, size_t data) {

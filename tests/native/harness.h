@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the self-test's files share: random values, guarded memory, comparison, and the same bits for any number of threads.
+// What the self-test's files share: random values, guarded memory, comparison, and the same bits for any number of
+// threads.
 #pragma once
 #include <cstdio>
 #include <cstring>
@@ -54,8 +55,8 @@ struct In {
   const T* ptr() const { return data.empty() ? nullptr : data.data(); }
 };
 
-// An output between guards, filled with NaN (integers: with what no result is) before the kernel runs; `aligned`: to the
-// longest vector, else to no more than an element.
+// An output between guards, filled with NaN (integers: with what no result is) before the kernel runs; `aligned`: to
+// the longest vector, else to no more than an element.
 template <class T>
 class Out {
  public:
@@ -99,7 +100,8 @@ struct Want {
   double terms = 0;  // largest sum of the sizes of the terms, where they may cancel
 };
 
-// |got - want| <= 8·sqrt(length)·eps·(|want| + largest |want| or terms), or both NaN; `length` is that of the longest sum.
+// |got - want| <= 8·sqrt(length)·eps·(|want| + largest |want| or terms), or both NaN; `length` is that of the longest
+// sum.
 template <class T>
 void compare(const std::string& name, const std::vector<T>& got, const Want& expected, idx length) {
   const Values& want = expected.values;
@@ -135,7 +137,8 @@ void expect(const std::string& name, const std::vector<Want>& want, idx length, 
   }
 }
 
-DepthwiseShape shape(idx n, idx h, idx w, idx c, int kh, int kw, int sh, int sw, int top, int left, int bottom, int right) {
+DepthwiseShape shape(idx n, idx h, idx w, idx c, int kh, int kw, int sh, int sw, int top, int left, int bottom,
+                     int right) {
   return {n, h, w, c, (h + top + bottom - kh) / sh + 1, (w + left + right - kw) / sw + 1, kh, kw, sh, sw, top, left};
 }
 
@@ -143,8 +146,8 @@ idx pixels(const DepthwiseShape& s) { return s.n * s.oh * s.ow; }
 
 std::string text(const DepthwiseShape& s) {
   char buffer[160];
-  std::snprintf(buffer, sizeof buffer, " n%d h%d w%d c%d k%dx%d s%dx%d", int(s.n), int(s.h), int(s.w), int(s.c), s.kh, s.kw,
-                s.sh, s.sw);
+  std::snprintf(buffer, sizeof buffer, " n%d h%d w%d c%d k%dx%d s%dx%d", int(s.n), int(s.h), int(s.w), int(s.c), s.kh,
+                s.kw, s.sh, s.sw);
   return buffer;
 }
 

@@ -14,7 +14,8 @@ std::vector<idx> labels_of(idx count, idx classes) {
 
 double distance(const Values& x, idx dim, idx a, idx b) {
   double sum = 0;
-  for (idx d = 0; d < dim; ++d) sum += (x[at(a * dim + d)] - x[at(b * dim + d)]) * (x[at(a * dim + d)] - x[at(b * dim + d)]);
+  for (idx d = 0; d < dim; ++d)
+    sum += (x[at(a * dim + d)] - x[at(b * dim + d)]) * (x[at(a * dim + d)] - x[at(b * dim + d)]);
   return std::sqrt(sum);
 }
 
@@ -34,7 +35,8 @@ void center(const std::string& isa, idx count, idx dim, idx classes) {
   expect<T>(name, {{loss}, {dx}, {dc, 4.0 * static_cast<double>(count)}}, count * dim + 1, [&](int threads) {
     Out<T> o_loss(1), o_dx(count * dim), o_dc(classes * dim);
     CenterParams p{};
-    p.count = count, p.dim = dim, p.classes = classes, p.features = in_x.ptr(), p.labels = labels.data(), p.threads = threads;
+    p.count = count, p.dim = dim, p.classes = classes, p.features = in_x.ptr(), p.labels = labels.data(),
+    p.threads = threads;
     p.centers = in_c.ptr(), p.loss = o_loss.ptr();
     call<T>(center_loss_fwd_f32, center_loss_fwd_f64, p);
     p.dloss = dloss.ptr(), p.d_features = o_dx.ptr(), p.d_centers = o_dc.ptr();
@@ -65,7 +67,8 @@ void triplet(const std::string& isa, idx count, idx dim, idx classes) {
     if (pairs[at(2 * a)] < 0) continue;
     const double far = distance(x, dim, a, pairs[at(2 * a)]), near = distance(x, dim, a, pairs[at(2 * a + 1)]);
     if (margin + far - near <= 0) continue;
-    loss[0] += (margin + far - near) / valid, slopes[at(2 * a)] = 1 / (valid * far), slopes[at(2 * a + 1)] = 1 / (valid * near);
+    loss[0] += (margin + far - near) / valid, slopes[at(2 * a)] = 1 / (valid * far),
+                                                            slopes[at(2 * a + 1)] = 1 / (valid * near);
     for (idx side = 0; side < 2; ++side)
       for (idx d = 0; d < dim; ++d) {
         const idx other = pairs[at(2 * a + side)];
@@ -79,7 +82,8 @@ void triplet(const std::string& isa, idx count, idx dim, idx classes) {
     Out<T> o_loss(1), o_slopes(2 * count), o_dx(count * dim);
     std::vector<idx> o_pairs(at(2 * count), -7);
     TripletParams p{};
-    p.count = count, p.dim = dim, p.features = in_x.ptr(), p.labels = labels.data(), p.margin = margin, p.threads = threads;
+    p.count = count, p.dim = dim, p.features = in_x.ptr(), p.labels = labels.data(), p.margin = margin,
+    p.threads = threads;
     p.loss = o_loss.ptr(), p.pairs = o_pairs.data(), p.slopes = o_slopes.ptr();
     call<T>(triplet_loss_fwd_f32, triplet_loss_fwd_f64, p);
     check(o_pairs == pairs, name + ": hardest samples");
@@ -107,14 +111,16 @@ void cross_entropy(const std::string& isa, idx count, idx classes, double smooth
       loss[0] -= factor * (logits[at(n * classes + k)] - std::log(sum));
       grad[at(n * classes + k)] -= factor, factors += factor;
     }
-    for (idx k = 0; k < classes; ++k) grad[at(n * classes + k)] += factors * std::exp(logits[at(n * classes + k)]) / sum;
+    for (idx k = 0; k < classes; ++k)
+      grad[at(n * classes + k)] += factors * std::exp(logits[at(n * classes + k)]) / sum;
   }
   const In<T> in_logits(logits), in_weight(weight);
   const std::string name = isa + " cross-entropy " + std::to_string(count) + "x" + std::to_string(classes);
   expect<T>(name, {{loss, 4}, {grad, 1}}, count + classes, [&](int threads) {
     Out<T> o_loss(1), o_grad(count * classes);
     CrossEntropyParams p{};
-    p.count = count, p.classes = classes, p.logits = in_logits.ptr(), p.labels = labels.data(), p.weight = in_weight.ptr();
+    p.count = count, p.classes = classes, p.logits = in_logits.ptr(), p.labels = labels.data(),
+    p.weight = in_weight.ptr();
     p.smoothing = smoothing, p.loss = o_loss.ptr(), p.d_logits = o_grad.ptr(), p.threads = threads;
     call<T>(cross_entropy_fwd_f32, cross_entropy_fwd_f64, p);
     return Results<T>{{"loss", o_loss.take(name)}, {"grad", o_grad.take(name)}};

@@ -26,14 +26,16 @@ MaxPooled max_pooled(const DepthwiseShape& s, const Values& x) {
   const size_t size = at(pixels(s) * s.c);
   MaxPooled p{Values(size, -INFINITY), Values(size), std::vector<size_t>(size)};
   naive::each_tap(s, [&](size_t xi, size_t wi, size_t yi) {
-    if (larger(x[xi], p.y[yi])) p.y[yi] = x[xi], p.from[yi] = xi, p.places[yi] = static_cast<double>(wi % at(s.kh * s.kw));
+    if (larger(x[xi], p.y[yi]))
+      p.y[yi] = x[xi], p.from[yi] = xi, p.places[yi] = static_cast<double>(wi % at(s.kh * s.kw));
   });
   return p;
 }
 
 MaxPoolParams max_pool_params(const DepthwiseShape& s, int threads) {
   MaxPoolParams p{};
-  p.n = s.n, p.h = s.h, p.w = s.w, p.c = s.c, p.oh = s.oh, p.ow = s.ow, p.kh = s.kh, p.kw = s.kw, p.sh = s.sh, p.sw = s.sw;
+  p.n = s.n, p.h = s.h, p.w = s.w, p.c = s.c, p.oh = s.oh, p.ow = s.ow, p.kh = s.kh, p.kw = s.kw, p.sh = s.sh,
+  p.sw = s.sw;
   p.top = s.top, p.left = s.left, p.threads = threads;
   return p;
 }
@@ -58,8 +60,10 @@ void max_pool(const std::string& isa, const DepthwiseShape& s, bool nan = false)
     call<T>(max_pool2d_train_f32, max_pool2d_train_f64, p);
     p.x = p.y = nullptr, p.dy = in_dy.ptr(), p.dx = o_dx.ptr();
     call<T>(max_pool2d_bwd_f32, max_pool2d_bwd_f64, p);
-    return Results<T>{{"y", y.take(name)}, {"y of training", trained.take(name)},
-                      {"places", numbers<T>(places.take(name))}, {"dx", o_dx.take(name)}};
+    return Results<T>{{"y", y.take(name)},
+                      {"y of training", trained.take(name)},
+                      {"places", numbers<T>(places.take(name))},
+                      {"dx", o_dx.take(name)}};
   });
 }
 
@@ -77,7 +81,8 @@ void global_pool(const std::string& isa, idx n, idx pixels, idx c, bool nan = fa
       avg[at(k)] += x[from] / static_cast<double>(pixels), dx_avg[from] = davg[at(k)] / static_cast<double>(pixels);
       if (larger(x[from], x[at(first + best * c)])) best = i;
     }
-    max[at(k)] = x[at(first + best * c)], places[at(k)] = static_cast<double>(best), dx_max[at(first + best * c)] = dmax[at(k)];
+    max[at(k)] = x[at(first + best * c)], places[at(k)] = static_cast<double>(best),
+    dx_max[at(first + best * c)] = dmax[at(k)];
   }
   for (size_t i = 0; i < dx_both.size(); ++i) dx_both[i] = dx_avg[i] + dx_max[i];
   const In<T> in_x(x), in_davg(davg), in_dmax(dmax);
@@ -85,7 +90,8 @@ void global_pool(const std::string& isa, idx n, idx pixels, idx c, bool nan = fa
                            std::to_string(c) + (nan ? " with NaN" : "");
   const std::vector<Want> want{{avg, 2}, {max}, {places}, {avg, 2}, {max}, {places}, {dx_avg}, {dx_max}, {dx_both}};
   expect<T>(name, want, pixels, [&](int threads) {
-    Out<T> avg1(n * c), max1(n * c), avg2(n * c), max2(n * c), dx1(n * pixels * c), dx2(n * pixels * c), dx3(n * pixels * c);
+    Out<T> avg1(n * c), max1(n * c), avg2(n * c), max2(n * c), dx1(n * pixels * c), dx2(n * pixels * c),
+        dx3(n * pixels * c);
     Out<int32_t> places1(n * c), places2(n * c);
     GlobalPoolParams p{};
     p.n = n, p.pixels = pixels, p.c = c, p.x = in_x.ptr(), p.threads = threads;
@@ -101,10 +107,15 @@ void global_pool(const std::string& isa, idx n, idx pixels, idx c, bool nan = fa
     call<T>(global_max_pool_bwd_f32, global_max_pool_bwd_f64, p);
     p.d_avg = in_davg.ptr(), p.dx = dx3.ptr();
     call<T>(global_avg_max_pool_bwd_f32, global_avg_max_pool_bwd_f64, p);
-    return Results<T>{{"avg", avg1.take(name)}, {"max", max1.take(name)}, {"places", numbers<T>(places1.take(name))},
-                      {"avg of both", avg2.take(name)}, {"max of both", max2.take(name)},
-                      {"places of both", numbers<T>(places2.take(name))}, {"dx of avg", dx1.take(name)},
-                      {"dx of max", dx2.take(name)}, {"dx of both", dx3.take(name)}};
+    return Results<T>{{"avg", avg1.take(name)},
+                      {"max", max1.take(name)},
+                      {"places", numbers<T>(places1.take(name))},
+                      {"avg of both", avg2.take(name)},
+                      {"max of both", max2.take(name)},
+                      {"places of both", numbers<T>(places2.take(name))},
+                      {"dx of avg", dx1.take(name)},
+                      {"dx of max", dx2.take(name)},
+                      {"dx of both", dx3.take(name)}};
   });
 }
 
@@ -119,7 +130,7 @@ void pools(const std::string& isa) {
     max_pool<T, uint8_t>(isa, s);
   max_pool<T, int32_t>(isa, shape(2, 20, 19, 9, 17, 16, 2, 1, 3, 2, 0, 1));
   max_pool<T, uint8_t>(isa, shape(2, 9, 7, 5, 3, 3, 2, 2, 1, 1, 1, 1), true);
-  const idx sizes[][3] = {{2, 1, 1},    {3, 12, 3},   {2, 49, 8},  {1, 64, 16}, {9, 600, 2},
+  const idx sizes[][3] = {{2, 1, 1},   {3, 12, 3},   {2, 49, 8},  {1, 64, 16}, {9, 600, 2},
                           {2, 35, 17}, {1, 300, 33}, {2, 6, 131}, {0, 9, 4}};
   for (const auto& v : sizes) global_pool<T>(isa, v[0], v[1], v[2]);
   global_pool<T>(isa, 2, 24, 3, true), global_pool<T>(isa, 1, 25, 17, true);

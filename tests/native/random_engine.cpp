@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans of random networks against float64: random_engine [networks] [first seed] [instruction set]. A network that fails
-// is found again by its number as the first seed.
+// Plans of random networks against float64: random_engine [networks] [first seed] [instruction set]. A network that
+// fails is found again by its number as the first seed.
 #include <csignal>
 #include <cstdlib>
 
@@ -11,10 +11,12 @@ namespace {
 uint64_t running = 0;
 struct sigaction before;
 
-// A step that reads or writes beside its buffers ends here: says in which network, then leaves the rest to who was first.
+// A step that reads or writes beside its buffers ends here: says in which network, then leaves the rest to who was
+// first.
 void crashed(int) {
   char text[80];
-  const int size = std::snprintf(text, sizeof text, "CRASHED in random network %llu\n", static_cast<unsigned long long>(running));
+  const int size =
+      std::snprintf(text, sizeof text, "CRASHED in random network %llu\n", static_cast<unsigned long long>(running));
   if (write(STDOUT_FILENO, text, static_cast<size_t>(size)) < 0) std::abort();
   sigaction(SIGSEGV, &before, nullptr);
 }
@@ -33,7 +35,9 @@ int main(int count, char** arguments) {
   sigaction(SIGSEGV, &action, &before);
   double worst = 0;
   const int failures = random_networks(active_isa(), first, networks, &worst, &running);
-  std::printf("random networks %llu to %llu on %s: %d failures, the largest error %.2f of what is allowed\n", static_cast<unsigned long long>(first),
-              static_cast<unsigned long long>(first) + static_cast<unsigned long long>(networks) - 1, isa_name(active_isa()), failures, worst);
+  std::printf("random networks %llu to %llu on %s: %d failures, the largest error %.2f of what is allowed\n",
+              static_cast<unsigned long long>(first),
+              static_cast<unsigned long long>(first) + static_cast<unsigned long long>(networks) - 1,
+              isa_name(active_isa()), failures, worst);
   return failures ? 1 : 0;
 }

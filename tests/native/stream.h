@@ -31,16 +31,18 @@ Results<T> stream(const std::string& name, const StreamCase& v, idx n, bool dire
   Out<T> d_dw(s.c * s.kh * s.kw), d_pw(s.c * s.c), d_pw_bias(s.c), d_w1(s.c), d_b1(s.c), d_w2(s.c), d_b2(s.c);
   SeparableParams p{};
   p.shape = s, p.out_channels = s.c, p.batch_stats = true, p.threads = threads;
-  p.x = x.ptr(), p.dw_weight = dw.ptr(), p.pw_weight = pw.ptr(), p.pw_bias = pw_bias.ptr(), p.norm2 = n2.params(v.n2.eps);
+  p.x = x.ptr(), p.dw_weight = dw.ptr(), p.pw_weight = pw.ptr(), p.pw_bias = pw_bias.ptr(),
+  p.norm2 = n2.params(v.n2.eps);
   if (!direct) p.norm1 = n1.params(v.n1.eps), p.y1 = y1.ptr(), p.act1 = Act::hardswish;
   p.out = out.ptr(), p.y2 = y2.ptr(), p.norm1.stats = stats1.ptr(), p.norm2.stats = stats2.ptr(), p.act2 = Act::relu;
   call<T>(separable_conv2d_train_f32, separable_conv2d_train_f64, p);
-  p.dout = dout.ptr(), p.dx = dx.ptr(), p.d_dw_weight = d_dw.ptr(), p.d_pw_weight = d_pw.ptr(), p.d_pw_bias = d_pw_bias.ptr();
+  p.dout = dout.ptr(), p.dx = dx.ptr(), p.d_dw_weight = d_dw.ptr(), p.d_pw_weight = d_pw.ptr(),
+  p.d_pw_bias = d_pw_bias.ptr();
   if (!direct) p.norm1.d_weight = d_w1.ptr(), p.norm1.d_bias = d_b1.ptr();
   p.norm2.d_weight = d_w2.ptr(), p.norm2.d_bias = d_b2.ptr();
   call<T>(separable_conv2d_bwd_f32, separable_conv2d_bwd_f64, p);
-  return {{"out", out.take(name)}, {"y1", y1.take(name)}, {"y2", y2.take(name)}, {"dx", dx.take(name)},
-          {"d_dw", d_dw.take(name)}, {"d_pw", d_pw.take(name)}};
+  return {{"out", out.take(name)}, {"y1", y1.take(name)},     {"y2", y2.take(name)},
+          {"dx", dx.take(name)},   {"d_dw", d_dw.take(name)}, {"d_pw", d_pw.take(name)}};
 }
 
 template <class T>
@@ -48,8 +50,14 @@ void streamed(const std::string& isa, bool direct) {
   const DepthwiseShape image = shape(1, 64, 64, 16, 3, 3, 1, 1, 1, 1, 1, 1);
   const idx size = image.h * image.w * image.c, n = (16 << 20) / (size * static_cast<idx>(sizeof(T))) + 1;
   Random random(7);
-  const StreamCase v{image, random.values(size), random.values(image.c * 9), random.values(image.c * image.c),
-                     random.values(image.c), random.values(size), random.norm(image.c), random.norm(image.c)};
+  const StreamCase v{image,
+                     random.values(size),
+                     random.values(image.c * 9),
+                     random.values(image.c * image.c),
+                     random.values(image.c),
+                     random.values(size),
+                     random.norm(image.c),
+                     random.norm(image.c)};
   const std::string name = isa + " separable block of " + std::to_string(n) + " images" + (direct ? ", direct" : "");
   const Results<T> alone = stream<T>(name, v, 1, direct, 1), batch = stream<T>(name, v, n, direct, 3);
   for (size_t i = 0; i < batch.size(); ++i) {

@@ -60,7 +60,8 @@ Var mean(const Vars& v, idx first, idx count, idx step) {
 }
 
 // act(norm(y)), y [rows][channels]; weight and bias are those of `norm`.
-Vars norm_act(const naive::Norm& norm, const Vars& weight, const Vars& bias, const Vars& y, idx channels, int act, bool batch) {
+Vars norm_act(const naive::Norm& norm, const Vars& weight, const Vars& bias, const Vars& y, idx channels, int act,
+              bool batch) {
   const idx rows = static_cast<idx>(y.size()) / channels;
   Vars z = y;
   for (idx c = 0; c < channels && rows > 0; ++c) {
@@ -68,7 +69,8 @@ Vars norm_act(const naive::Norm& norm, const Vars& weight, const Vars& bias, con
     if (batch) {
       center = mean(y, c, rows, channels);
       Vars squares;
-      for (idx r = 0; r < rows; ++r) squares.push_back((y[at(r * channels + c)] - center) * (y[at(r * channels + c)] - center));
+      for (idx r = 0; r < rows; ++r)
+        squares.push_back((y[at(r * channels + c)] - center) * (y[at(r * channels + c)] - center));
       var = mean(squares, 0, rows, 1);
     }
     const double invstd = 1 / std::sqrt(var.value() + norm.eps);
@@ -86,7 +88,8 @@ class Gradients {
  public:
   Gradients(const Vars& out, const Values& dout) : grad_(tape.size()), terms_(tape.size()) {
     for (size_t i = 0; i < out.size(); ++i) add(out[i].node, dout[i]);
-    for (size_t i = tape.size(); i-- > 0;) add(tape[i].a, grad_[i] * tape[i].by_a), add(tape[i].b, grad_[i] * tape[i].by_b);
+    for (size_t i = tape.size(); i-- > 0;)
+      add(tape[i].a, grad_[i] * tape[i].by_a), add(tape[i].b, grad_[i] * tape[i].by_b);
   }
   Want of(const Vars& vars) const {
     Want want{{}, 0};

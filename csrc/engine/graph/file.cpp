@@ -49,12 +49,14 @@ class Reader {
   uint32_t count(const char* what, uint32_t most, size_t bytes) {
     const auto n = next<uint32_t>(what);
     if (n > most || n > static_cast<size_t>(end_ - at_) / bytes)
-      fail(std::string(what) + ": expected at most " + std::to_string(most) + " that fit into the graph, got " + std::to_string(n));
+      fail(std::string(what) + ": expected at most " + std::to_string(most) + " that fit into the graph, got " +
+           std::to_string(n));
     return n;
   }
   int id(const char* what, size_t values) {
     const auto i = next<uint32_t>(what);
-    if (i >= values) fail(std::string(what) + ": expected a value below " + std::to_string(values) + ", got " + std::to_string(i));
+    if (i >= values)
+      fail(std::string(what) + ": expected a value below " + std::to_string(values) + ", got " + std::to_string(i));
     return static_cast<int>(i);
   }
   bool done() const { return at_ == end_; }
@@ -72,8 +74,8 @@ int extent(Reader& reader, const char* what) {
 Weights weights(Reader& reader, const uint8_t* data, size_t floats) {
   const auto first = reader.next<uint64_t>("a weight"), count = reader.next<uint64_t>("a weight");
   if (first > floats || count > floats - first)
-    fail("weight: expected a part of " + std::to_string(floats) + " floats, got first " + std::to_string(first) + " and count " +
-         std::to_string(count));
+    fail("weight: expected a part of " + std::to_string(floats) + " floats, got first " + std::to_string(first) +
+         " and count " + std::to_string(count));
   return {reinterpret_cast<const float*>(data) + first, static_cast<idx>(count)};
 }
 
@@ -96,7 +98,8 @@ Node read_node(Reader& reader, size_t values, const uint8_t* data, size_t floats
 
 void read_ranges(Reader& reader, Graph& g) {
   const auto count = reader.count("ranges", kMostValues, 8);
-  if (count != g.values.size()) fail("ranges: expected " + std::to_string(g.values.size()) + ", one for each value, got " + std::to_string(count));
+  if (count != g.values.size())
+    fail("ranges: expected " + std::to_string(g.values.size()) + ", one for each value, got " + std::to_string(count));
   for (uint32_t i = 0; i < count; ++i) {
     const auto least = reader.next<float>("a range"), most = reader.next<float>("a range");
     if (!(least <= most) || !std::isfinite(least) || !std::isfinite(most))
@@ -153,7 +156,8 @@ File parse_file(const void* data, size_t size) {
   const auto version = read_at<uint32_t>(bytes, 8);
   if (version != kVersion) fail("version: expected " + std::to_string(kVersion) + ", got " + std::to_string(version));
   const auto length = read_at<uint64_t>(bytes, 16);
-  if (length != size) fail("expected " + std::to_string(length) + " bytes as its header says, got " + std::to_string(size));
+  if (length != size)
+    fail("expected " + std::to_string(length) + " bytes as its header says, got " + std::to_string(size));
   const uint64_t want = read_at<uint64_t>(bytes, 24), got = checksum(bytes + 32, size - 32);
   if (want != got) fail("checksum does not match: the file is damaged");
   uint64_t rest = read_at<uint32_t>(bytes, 12);

@@ -12,7 +12,9 @@ constexpr int kMostAct = static_cast<int>(Act::sigmoid);
 [[noreturn]] void fail(const std::string& text) { throw std::invalid_argument("engine file: " + text); }
 
 // How messages about an operation begin.
-std::string prefix(const std::string& where, const std::string& name) { return where.empty() ? name + ": " : where + " (" + name + "): "; }
+std::string prefix(const std::string& where, const std::string& name) {
+  return where.empty() ? name + ": " : where + " (" + name + "): ";
+}
 
 // Collects an operation's names.
 struct Namer {
@@ -42,7 +44,8 @@ struct Filler {
   void number(const char* name, int& field, int least, int most) {
     field = attrs[attr++];
     if (field < least || field > most)
-      throw std::invalid_argument(where + name + ": expected " + std::to_string(least) + " to " + std::to_string(most) + ", got " + std::to_string(field));
+      throw std::invalid_argument(where + name + ": expected " + std::to_string(least) + " to " + std::to_string(most) +
+                                  ", got " + std::to_string(field));
   }
   void flag(const char* name, bool& field) {
     int v = 0;
@@ -58,7 +61,8 @@ struct Filler {
 };
 
 void counted(const std::string& where, const char* what, size_t want, size_t got) {
-  if (want != got) throw std::invalid_argument(where + what + ": expected " + std::to_string(want) + ", got " + std::to_string(got));
+  if (want != got)
+    throw std::invalid_argument(where + what + ": expected " + std::to_string(want) + ", got " + std::to_string(got));
 }
 
 }  // namespace
@@ -69,7 +73,8 @@ std::vector<OpNames> op_table() {
   return table;
 }
 
-graph::AnyOp make_op(uint32_t code, const std::vector<int>& attrs, const std::vector<Weights>& weights, const std::string& where) {
+graph::AnyOp make_op(uint32_t code, const std::vector<int>& attrs, const std::vector<Weights>& weights,
+                     const std::string& where) {
   static const std::vector<OpNames> table = op_table();
   std::optional<graph::AnyOp> made;
   size_t row = 0;
@@ -93,8 +98,8 @@ void check_graph(const Graph& graph) {
   for (size_t i = 0; i < graph.values.size(); ++i) {
     const Shape& s = graph.values[i];
     if (idx{s.height} * s.width > kMostElements || (s.channels + idx{15}) * s.height * s.width > kMostElements)
-      fail("value " + std::to_string(i) + ": expected at most " + std::to_string(kMostElements) + " elements, got (" + std::to_string(s.channels) + ", " +
-           std::to_string(s.height) + ", " + std::to_string(s.width) + ")");
+      fail("value " + std::to_string(i) + ": expected at most " + std::to_string(kMostElements) + " elements, got (" +
+           std::to_string(s.channels) + ", " + std::to_string(s.height) + ", " + std::to_string(s.width) + ")");
   }
   std::vector<bool> written(graph.values.size());
   written[static_cast<size_t>(graph.input)] = true;
@@ -104,12 +109,16 @@ void check_graph(const Graph& graph) {
     const std::string where = "node " + std::to_string(i);
     inputs.clear();
     for (const int input : node.inputs) {
-      if (!written[static_cast<size_t>(input)]) fail(where + ": reads value " + std::to_string(input) + " before it is written");
+      if (!written[static_cast<size_t>(input)])
+        fail(where + ": reads value " + std::to_string(input) + " before it is written");
       inputs.push_back(graph.shape(input));
     }
     const Shape want = output_shape(node.op, inputs, "engine file: " + where), got = graph.shape(node.output);
-    const auto text = [](const Shape& s) { return "(" + std::to_string(s.channels) + ", " + std::to_string(s.height) + ", " + std::to_string(s.width) + ")"; };
-    if (want.channels != got.channels || want.height != got.height || want.width != got.width) fail(where + ": output: expected " + text(want) + ", got " + text(got));
+    const auto text = [](const Shape& s) {
+      return "(" + std::to_string(s.channels) + ", " + std::to_string(s.height) + ", " + std::to_string(s.width) + ")";
+    };
+    if (want.channels != got.channels || want.height != got.height || want.width != got.width)
+      fail(where + ": output: expected " + text(want) + ", got " + text(got));
     const auto output = static_cast<size_t>(node.output);
     if (written[output]) fail(where + ": writes value " + std::to_string(output) + ", which has been written");
     written[output] = true;

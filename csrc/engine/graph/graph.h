@@ -36,15 +36,17 @@ struct Graph {
   const Shape& shape(int value) const { return values[static_cast<size_t>(value)]; }
 };
 
-// The operation and its parts as the file has them. Throws std::invalid_argument, which begins with `where`, if any, and the
-// operation's name, for a code, a count or an attribute that is none.
-graph::AnyOp make_op(uint32_t code, const std::vector<int>& attrs, const std::vector<Weights>& weights, const std::string& where);
+// The operation and its parts as the file has them. Throws std::invalid_argument, which begins with `where`, if any,
+// and the operation's name, for a code, a count or an attribute that is none.
+graph::AnyOp make_op(uint32_t code, const std::vector<int>& attrs, const std::vector<Weights>& weights,
+                     const std::string& where);
 
 // The shape of what an operation makes of maps of such shapes. Throws std::invalid_argument, naming the part, what was
 // expected and what came, where these and its weights do not agree. Weights may lack their data.
 Shape output_shape(const graph::AnyOp& op, const std::vector<Shape>& inputs, const std::string& where);
 
-// Throws std::invalid_argument unless all shapes, and the order of the nodes, are right and within what the engine holds.
+// Throws std::invalid_argument unless all shapes, and the order of the nodes, are right and within what the engine
+// holds.
 void check_graph(const Graph& graph);
 
 // The operations as the file knows them: names of attributes and weights in order.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations of a network, each a struct with named fields. What a struct says here is read by the file's reader, by
-// the binding (which tells Python codes, names and shapes) and by the plan.
+// The operations of a network, each a struct with named fields. What a struct says here is read by the file's reader,
+// by the binding (which tells Python codes, names and shapes) and by the plan.
 //
 // Adding an operation touches these places:
 //   1. graph/ops.h: its code, its struct, its place in FileOps
 //   2. graph/shapes.cpp: output_shape, which checks its parts
 //   3. plan/lower_*.cpp: lower(), its steps; declared in plan/lower.h
-//   4. glue.h: the arguments of a new kernel and its row in FF_GLUE, kernels/: the kernel (none, if the steps use what is there)
+//   4. glue.h: the arguments of a new kernel and its row in FF_GLUE, kernels/: the kernel (none, if the steps use what
+//   is there)
 //   5. fastfer/engine/graph.py: its row in OPS, compared with this table by tests/test_engine_ops.py
 //   6. fastfer/engine/convert_*.py: what of torch becomes it
 #pragma once
@@ -58,8 +59,8 @@ constexpr int kMany = -1;  // inputs: one or more
 constexpr int kMostTaps = 1024;  // kernel, stride and padding along an axis
 constexpr int kMostChannels = 1 << 24;
 
-// fields(v) names an operation's attributes, v.number(name, field, least, most), and its weights, v.weights(name, field),
-// both in the file's order.
+// fields(v) names an operation's attributes, v.number(name, field, least, most), and its weights, v.weights(name,
+// field), both in the file's order.
 
 // A window that slides over a map with padding on four sides.
 struct Sliding {
@@ -73,7 +74,8 @@ struct Sliding {
     v.number("sh", w.sh, 1, kMostTaps), v.number("sw", w.sw, 1, kMostTaps);
     // A pooling window lies at least in part on the image.
     const int high = pool ? w.kh - 1 : kMostTaps, wide = pool ? w.kw - 1 : kMostTaps;
-    v.number("top", w.top, 0, high), v.number("left", w.left, 0, wide), v.number("bottom", bottom, 0, high), v.number("right", right, 0, wide);
+    v.number("top", w.top, 0, high), v.number("left", w.left, 0, wide), v.number("bottom", bottom, 0, high),
+        v.number("right", right, 0, wide);
   }
 };
 
@@ -88,7 +90,8 @@ struct Conv {
   Weights weight, bias;
   template <class V>
   void fields(V& v) {
-    sliding.fields(v, false), v.number("groups", groups, 1, kMostChannels), v.act("act", act), v.weights("weight", weight), v.weights("bias", bias);
+    sliding.fields(v, false), v.number("groups", groups, 1, kMostChannels), v.act("act", act),
+        v.weights("weight", weight), v.weights("bias", bias);
   }
   bool depthwise() const { return groups > 1; }
 };
@@ -319,7 +322,8 @@ struct Coordinate {
   template <class V>
   void fields(V& v) {
     v.number("mode", mode, 0, 2), v.weights("weight", weight), v.weights("bias", bias);
-    v.weights("rows", rows), v.weights("rows_bias", rows_bias), v.weights("columns", columns), v.weights("columns_bias", columns_bias);
+    v.weights("rows", rows), v.weights("rows_bias", rows_bias), v.weights("columns", columns),
+        v.weights("columns_bias", columns_bias);
   }
 };
 
@@ -336,8 +340,8 @@ struct DotAttention {
   }
 };
 
-// h, x: the sum of tokens of x weighted by softmax(score · tanh(weight · [x; h] + bias) + score_bias): (D, 1, 1); weight
-// (E, 2D), bias (E), score (E), score_bias (1).
+// h, x: the sum of tokens of x weighted by softmax(score · tanh(weight · [x; h] + bias) + score_bias): (D, 1, 1);
+// weight (E, 2D), bias (E), score (E), score_bias (1).
 struct AdditiveAttention {
   static constexpr Op kOp = Op::additive_attention;
   static constexpr const char* kName = "additive_attention";
@@ -345,11 +349,13 @@ struct AdditiveAttention {
   Weights weight, bias, score, score_bias;
   template <class V>
   void fields(V& v) {
-    v.weights("weight", weight), v.weights("bias", bias), v.weights("score", score), v.weights("score_bias", score_bias);
+    v.weights("weight", weight), v.weights("bias", bias), v.weights("score", score),
+        v.weights("score_bias", score_bias);
   }
 };
 
-// What rewrites make of several operations. A stage is one of these, with the values between which it stood and its number.
+// What rewrites make of several operations. A stage is one of these, with the values between which it stood and its
+// number.
 template <class T>
 struct Stage {
   T op;
@@ -382,8 +388,8 @@ struct OpList {
     (body(static_cast<Ops*>(nullptr)), ...);
   }
 };
-using FileOps = OpList<Conv, MaxPool, AvgPool, GlobalPool, Add, Mul, Activate, Affine, Concat, ChannelPool, LinePool, Cbam, Se, Eca, Scse, Sa, Csa,
-                       Coordinate, DotAttention, AdditiveAttention>;
+using FileOps = OpList<Conv, MaxPool, AvgPool, GlobalPool, Add, Mul, Activate, Affine, Concat, ChannelPool, LinePool,
+                       Cbam, Se, Eca, Scse, Sa, Csa, Coordinate, DotAttention, AdditiveAttention>;
 using AnyOp = FileOps::Any;
 
 }  // namespace graph

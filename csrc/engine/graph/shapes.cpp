@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each operation makes of its inputs' shapes, and whether its parts fit them. The only place that knows: Python asks
-// for it through the binding.
+// What each operation makes of its inputs' shapes, and whether its parts fit them. The only place that knows: Python
+// asks for it through the binding.
 #include <stdexcept>
 
 #include "engine/graph/graph.h"
@@ -15,7 +15,9 @@ std::string text(const Shape& s) {
   return "(" + std::to_string(s.channels) + ", " + std::to_string(s.height) + ", " + std::to_string(s.width) + ")";
 }
 
-bool same(const Shape& a, const Shape& b) { return a.channels == b.channels && a.height == b.height && a.width == b.width; }
+bool same(const Shape& a, const Shape& b) {
+  return a.channels == b.channels && a.height == b.height && a.width == b.width;
+}
 
 // The inputs' shapes of one operation, and how to complain about it.
 struct Inputs {
@@ -51,7 +53,8 @@ struct Inputs {
     const Shape& x = shapes[0];
     const Window& w = s.window;
     const int h = x.height + w.top + s.bottom - w.kh, v = x.width + w.left + s.right - w.kw;
-    if (h < 0 || v < 0) fail("kernel", "at most the padded image", std::to_string(w.kh) + "x" + std::to_string(w.kw) + " on " + text(x));
+    if (h < 0 || v < 0)
+      fail("kernel", "at most the padded image", std::to_string(w.kh) + "x" + std::to_string(w.kw) + " on " + text(x));
     return {channels, h / w.sh + 1, v / w.sw + 1};
   }
   Shape repeated() const {
@@ -67,9 +70,11 @@ Shape shape_of(const Conv& op, const Inputs& in) {
   const Shape& x = in[0];
   const idx outputs = in.length("bias", op.bias);
   if (op.groups != 1 && (op.groups != x.channels || outputs != op.groups))
-    in.fail("groups", "1, or the channels of input and output", std::to_string(op.groups) + " for " + std::to_string(x.channels) + " and " + std::to_string(outputs));
+    in.fail("groups", "1, or the channels of input and output",
+            std::to_string(op.groups) + " for " + std::to_string(x.channels) + " and " + std::to_string(outputs));
   const Shape y = in.slide(op.sliding, static_cast<int>(outputs));
-  in.count("weight", op.weight, outputs * (op.groups == 1 ? x.channels : 1) * op.sliding.window.kh * op.sliding.window.kw);
+  in.count("weight", op.weight,
+           outputs * (op.groups == 1 ? x.channels : 1) * op.sliding.window.kh * op.sliding.window.kw);
   return y;
 }
 
@@ -88,7 +93,8 @@ Shape shape_of(const Concat&, const Inputs& in) {
   const Shape& first = in[0];
   idx channels = 0;
   for (size_t i = 0; i < in.shapes.size(); ++i) {
-    if (in[i].height != first.height || in[i].width != first.width) in.fail("input " + std::to_string(i), "the size of " + text(first), text(in[i]));
+    if (in[i].height != first.height || in[i].width != first.width)
+      in.fail("input " + std::to_string(i), "the size of " + text(first), text(in[i]));
     channels += in[i].channels;
   }
   if (channels > kMostLength) in.fail("channels", "at most " + std::to_string(kMostLength), std::to_string(channels));
@@ -166,7 +172,8 @@ Shape output_shape(const graph::AnyOp& op, const std::vector<Shape>& shapes, con
           const std::string whole = where.empty() ? std::string(T::kName) + ": " : where + " (" + T::kName + "): ";
           const graph::Inputs in{shapes, whole};
           if (T::kInputs == graph::kMany ? shapes.empty() : shapes.size() != static_cast<size_t>(T::kInputs))
-            in.fail("number of inputs", T::kInputs == graph::kMany ? "1 or more" : std::to_string(T::kInputs), std::to_string(shapes.size()));
+            in.fail("number of inputs", T::kInputs == graph::kMany ? "1 or more" : std::to_string(T::kInputs),
+                    std::to_string(shapes.size()));
           return shape_of(one, in);
         } else {
           throw std::invalid_argument(where + ": expected an operation of a file");

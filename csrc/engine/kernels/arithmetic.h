@@ -63,7 +63,8 @@ FF_NOINLINE void tap_means(const engine::TapMeans& p, Part part) {
       for (idx l = 0; l < w.kw; ++l) {
         vecf sum = {};
         for (idx y = 0; y < p.height; ++y)
-          for (idx x = 0; x < p.width; ++x) sum = sum + load(at(p.x, block, y * w.sh - w.top + k, x * w.sw - w.left + l));
+          for (idx x = 0; x < p.width; ++x)
+            sum = sum + load(at(p.x, block, y * w.sh - w.top + k, x * w.sw - w.left + l));
         store(at(p.y, block, k, l), sum * share);
       }
 }

@@ -14,7 +14,8 @@ static size_t conv_packed(int in_channels, int out_channels, const Window& w) {
 }
 
 // Panels of `panel` channel blocks (the last may have fewer), each [block of inputs][tap][input][output].
-static void pack_conv(float* packed, const float* w, int in_channels, int out_channels, const Window& window, int panel) {
+static void pack_conv(float* packed, const float* w, int in_channels, int out_channels, const Window& window,
+                      int panel) {
   const idx taps = taps_of(window), blocks = blocks_of(out_channels);
   for (idx b = 0; b < blocks; b += panel) {
     const idx width = min_idx(panel, blocks - b) * L;
@@ -55,8 +56,22 @@ FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const f
   const Epilogue& e = c.epilogue;
   const bool flat = is_flat(c);
   const idx pixels = flat ? static_cast<idx>(part.y1 - part.y0) * c.y.width : c.y.width;
-  ConvTiles t{nullptr, w.sw * kPixel, c.x.row / kPack, kPixel, c.x.block / kPack, 1, w.kh, w.kw, c.x.channels, nullptr, nullptr, nullptr,
-              nullptr, c.x_quant.zero, 0, finish_of(e, c.y, c.y_type, c.y_quant, c.residual_quant)};
+  ConvTiles t{nullptr,
+              w.sw * kPixel,
+              c.x.row / kPack,
+              kPixel,
+              c.x.block / kPack,
+              1,
+              w.kh,
+              w.kw,
+              c.x.channels,
+              nullptr,
+              nullptr,
+              nullptr,
+              nullptr,
+              c.x_quant.zero,
+              0,
+              finish_of(e, c.y, c.y_type, c.y_quant, c.residual_quant)};
   const float* x = c.x.data - (w.top * c.x.row + w.left * L) / kPack;
   for (idx b = part.b0; b < part.b1; b += c.panel) {
     const int panel = static_cast<int>(min_idx(c.panel, part.b1 - b));

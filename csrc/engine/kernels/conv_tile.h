@@ -29,7 +29,7 @@ struct ConvTiles {
   const float *weights, *bias;
   const float *scale, *total;  // of bytes alone: of each output channel, and the sum of its weights
   float x_zero;
-  idx at;                      // elements from the start of the row to the first tile's output
+  idx at;  // elements from the start of the row to the first tile's output
   Finish finish;
 };
 
@@ -76,7 +76,8 @@ FF_NOINLINE void conv_tiles(const ConvTiles& t, idx tiles) {
       vecf value[MR][NR];
       FF_UNROLL(8)
       for (int j = 0; j < NR; ++j) {
-        const vecf scale = load(t.scale + j * L), bias = fma(load(t.total + j * L) * splat(-t.x_zero), scale, load(t.bias + j * L));
+        const vecf scale = load(t.scale + j * L),
+                   bias = fma(load(t.total + j * L) * splat(-t.x_zero), scale, load(t.bias + j * L));
         FF_UNROLL(16)
         for (int i = 0; i < MR; ++i) value[i][j] = fma(Kind::value(acc[i][j]), scale, bias);
       }
@@ -109,16 +110,19 @@ struct PanelTiles {
   static const TileSizes& of(int panel) {
     if constexpr (Step == 0) {
       constexpr int wide = kRegisters == 32 ? 4 : 1;
-      static constexpr TileSizes all[] = {sizes<Kind, 1, 0, false, 4, 1>(), sizes<Kind, 2, 0, false, 4, 1>(), sizes<Kind, 3, 0, false, wide, 1>(),
-                                          sizes<Kind, 4, 0, false, wide, 1>(), sizes<Kind, 5, 0, false, wide, 1>()};
+      static constexpr TileSizes all[] = {sizes<Kind, 1, 0, false, 4, 1>(), sizes<Kind, 2, 0, false, 4, 1>(),
+                                          sizes<Kind, 3, 0, false, wide, 1>(), sizes<Kind, 4, 0, false, wide, 1>(),
+                                          sizes<Kind, 5, 0, false, wide, 1>()};
       return all[panel - 1];
     } else if constexpr (kRegisters == 32) {
       static constexpr TileSizes all[] = {
           sizes<Kind, 1, Step, Point, 14, 12, 8, 7, 4, 2, 1>(), sizes<Kind, 2, Step, Point, 12, 8, 7, 6, 4, 2, 1>(),
-          sizes<Kind, 3, Step, Point, 9, 7, 6, 4, 2, 1>(), sizes<Kind, 4, Step, Point, Point ? 6 : 5, 4, 3, 2, 1>(), sizes<Kind, 5, Step, Point, 5, 4, 3, 2, 1>()};
+          sizes<Kind, 3, Step, Point, 9, 7, 6, 4, 2, 1>(), sizes<Kind, 4, Step, Point, Point ? 6 : 5, 4, 3, 2, 1>(),
+          sizes<Kind, 5, Step, Point, 5, 4, 3, 2, 1>()};
       return all[panel - 1];
     } else {
-      static constexpr TileSizes all[] = {sizes<Kind, 1, Step, Point, 8, 4, 2, 1>(), sizes<Kind, 2, Step, Point, 6, 4, 2, 1>(),
+      static constexpr TileSizes all[] = {sizes<Kind, 1, Step, Point, 8, 4, 2, 1>(),
+                                          sizes<Kind, 2, Step, Point, 6, 4, 2, 1>(),
                                           sizes<Kind, 3, Step, Point, 4, 2, 1>()};
       return all[panel - 1];
     }
@@ -126,8 +130,8 @@ struct PanelTiles {
 };
 
 // Predicted time of a tile for one channel, in half cycles of a core that starts two fma and two loads a cycle. The fma
-// bound it, or the loads (a broadcast costs a third more), or the latency of a chain; and loads beside fma cost a little.
-// Where registers are short, each fma broadcasts for itself.
+// bound it, or the loads (a broadcast costs a third more), or the latency of a chain; and loads beside fma cost a
+// little. Where registers are short, each fma broadcasts for itself.
 FF_INLINE float tile_cost(int pixels, int panel, int latency) {
   const int products = pixels * panel, broadcasts = products + panel < kRegisters ? pixels : products;
   const float fmas = static_cast<float>(products), loads = 1.35f * static_cast<float>(pixels + panel);
@@ -159,7 +163,8 @@ FF_INLINE int best_panel(idx blocks, idx pixels) {
   float least = 0;
   for (int panel = 1; panel <= kMaxPanel; ++panel) {
     const int rest = static_cast<int>(blocks % panel);
-    const TileSizes &s = PanelTiles<Kind, Step, Point>::of(panel), &last = PanelTiles<Kind, Step, Point>::of(rest ? rest : 1);
+    const TileSizes &s = PanelTiles<Kind, Step, Point>::of(panel),
+                    &last = PanelTiles<Kind, Step, Point>::of(rest ? rest : 1);
     float cost = static_cast<float>(blocks / panel) * tiles_cost(s, panel, best_first(s, panel, pixels), pixels);
     if (rest) cost += tiles_cost(last, rest, best_first(last, rest, pixels), pixels);
     if (panel == 1 || cost < least) best = panel, least = cost;

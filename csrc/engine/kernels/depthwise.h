@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Depthwise convolution on blocked maps: tiles of TX pixels of a row and one channel block, the filter in registers where
-// it fits (3×3 with 32 registers), else one row of it at a time. The map's border is the padding: tiles have no edges.
+// Depthwise convolution on blocked maps: tiles of TX pixels of a row and one channel block, the filter in registers
+// where it fits (3×3 with 32 registers), else one row of it at a time. The map's border is the padding: tiles have no
+// edges.
 #pragma once
 #include "engine/kernels/conv.h"
 
@@ -8,7 +9,9 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-static size_t depthwise_packed(int channels, const Window& w) { return static_cast<size_t>(blocks_of(channels) * L * taps_of(w)); }
+static size_t depthwise_packed(int channels, const Window& w) {
+  return static_cast<size_t>(blocks_of(channels) * L * taps_of(w));
+}
 
 // [block][tap][L]
 static void pack_depthwise(float* packed, const float* w, int channels, const Window& window) {
@@ -51,7 +54,8 @@ FF_INLINE const float* bias_of(const DepthwiseRows& d, float* own) {
 
 // TX pixels of a K×K filter with stride S.
 template <class X, int K, int S, int TX, bool Held>
-FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, const float* bias, const X* x, const Finish& f, idx at) {
+FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, const float* bias, const X* x, const Finish& f,
+                              idx at) {
   vecf acc[TX][1];
   FF_UNROLL(16)
   for (int i = 0; i < TX; ++i) acc[i][0] = load(bias);
@@ -101,7 +105,8 @@ FF_NOINLINE void depthwise_any(const DepthwiseRows& d, idx x0, idx pixels) {
       vecf acc[1][1] = {{load(bias)}};
       for (idx k = 0; k < d.kh; ++k)
         for (idx l = 0; l < d.kw; ++l)
-          acc[0][0] = fma(load_raw(static_cast<const X*>(d.x) + (i * d.sh + k) * d.x_row + (j * d.sw + l) * L), weight_of<X>(d, k * d.kw + l), acc[0][0]);
+          acc[0][0] = fma(load_raw(static_cast<const X*>(d.x) + (i * d.sh + k) * d.x_row + (j * d.sw + l) * L),
+                          weight_of<X>(d, k * d.kw + l), acc[0][0]);
       finish_tile<1, 1>(acc, f, j * L);
     }
 }
@@ -121,8 +126,10 @@ template <class X>
 FF_INLINE const DepthwiseSizes& depthwise_tiles(const Window& w) {
   static constexpr bool wide = kRegisters == 32;
   static constexpr DepthwiseSizes any{1, {1}, {depthwise_any<X>}};
-  static constexpr DepthwiseSizes k3s1 = depthwise_sizes<X, 3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
-  static constexpr DepthwiseSizes k3s2 = depthwise_sizes<X, 3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
+  static constexpr DepthwiseSizes k3s1 =
+      depthwise_sizes<X, 3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
+  static constexpr DepthwiseSizes k3s2 =
+      depthwise_sizes<X, 3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
   static constexpr DepthwiseSizes k5s1 = depthwise_sizes<X, 5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
   static constexpr DepthwiseSizes k5s2 = depthwise_sizes<X, 5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
   static constexpr DepthwiseSizes k4s4 = depthwise_sizes<X, 4, 4, 4, 1>(), k2s2 = depthwise_sizes<X, 2, 2, 4, 2, 1>();
@@ -151,8 +158,19 @@ FF_NOINLINE void depthwise_of(const Conv& c, Part part) {
   const Epilogue& e = c.epilogue;
   const DepthwiseSizes& sizes = depthwise_tiles<X>(w);
   const int first = best_depthwise(sizes, c.y.width);
-  DepthwiseRows d{nullptr, c.x.row, w.kh, w.kw, w.sh, w.sw, nullptr, nullptr, c.x_quant, part.y1 - part.y0, c.y.row * size_of(c.y_type),
-                  e.residual.row * size_of(c.y_type), finish_of(e, c.y, c.y_type, c.y_quant, c.residual_quant)};
+  DepthwiseRows d{nullptr,
+                  c.x.row,
+                  w.kh,
+                  w.kw,
+                  w.sh,
+                  w.sw,
+                  nullptr,
+                  nullptr,
+                  c.x_quant,
+                  part.y1 - part.y0,
+                  c.y.row * size_of(c.y_type),
+                  e.residual.row * size_of(c.y_type),
+                  finish_of(e, c.y, c.y_type, c.y_quant, c.residual_quant)};
   for (idx b = part.b0; b < part.b1; ++b) {
     d.x = static_cast<const X*>(place(c.x, c.x_type, b, static_cast<idx>(part.y0) * w.sh - w.top)) - w.left * L;
     d.weights = c.weights + b * taps_of(w) * L;

@@ -7,7 +7,8 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-// The larger of each lane, and NaN where either is one, as torch's poolings have it: max_bound keeps a NaN of its first.
+// The larger of each lane, and NaN where either is one, as torch's poolings have it: max_bound keeps a NaN of its
+// first.
 FF_INLINE vecf larger(vecf v, vecf most) { return most == most ? max_bound(v, most) : most; }
 
 using engine::Conv;
@@ -66,7 +67,9 @@ FF_INLINE void activate_tile(vecf (&acc)[MR][NR], const Activation& a) {
 }
 
 FF_INLINE bool in_registers(Act act) { return act != Act::silu && act != Act::sigmoid; }
-FF_INLINE bool in_registers(const Epilogue& e) { return in_registers(e.act) && (!e.residual.data || in_registers(e.after)); }
+FF_INLINE bool in_registers(const Epilogue& e) {
+  return in_registers(e.act) && (!e.residual.data || in_registers(e.after));
+}
 
 // An epilogue in the form that tiles read, with the places of pixel 0 of the row and of the first block.
 struct Finish {
@@ -81,11 +84,20 @@ struct Finish {
 };
 
 // An epilogue that registers cannot do is left to finish_part; then there is no residual in the tiles.
-FF_INLINE Finish finish_of(const Epilogue& e, const Map& y, Type type = Type::float32, Quant y_quant = {}, Quant residual_quant = {}) {
+FF_INLINE Finish finish_of(const Epilogue& e, const Map& y, Type type = Type::float32, Quant y_quant = {},
+                           Quant residual_quant = {}) {
   const bool here = in_registers(e);
   FF_ASSERT(here || type == Type::float32);
-  return {activation_of(here ? e.act : Act::none), activation_of(e.after), e.after != Act::none, type, y_quant, residual_quant, nullptr,
-          y.block, nullptr, e.residual.block};
+  return {activation_of(here ? e.act : Act::none),
+          activation_of(e.after),
+          e.after != Act::none,
+          type,
+          y_quant,
+          residual_quant,
+          nullptr,
+          y.block,
+          nullptr,
+          e.residual.block};
 }
 
 FF_INLINE void finish_at(Finish& f, const Epilogue& e, const Map& y, idx b, idx row) {

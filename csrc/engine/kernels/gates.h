@@ -37,7 +37,8 @@ FF_INLINE void gather_pixels(const engine::PixelPools& p, idx y, idx x, idx firs
   for (int i = 0; i < N; ++i) sum[i] = vecf{}, most[i] = least;
   for (idx block = 0; block < blocks; ++block) {
     const float* from = at(p.x, block, y, x);
-    const vecf scale = p.channel ? load(p.channel + block * L) : splat(1.f), tap = p.taps ? load(p.taps + block * L) : splat(1.f);
+    const vecf scale = p.channel ? load(p.channel + block * L) : splat(1.f),
+               tap = p.taps ? load(p.taps + block * L) : splat(1.f);
     FF_UNROLL(4)
     for (int i = 0; i < N; ++i) {
       vecf v = load(from + i * L) * scale, bound = v;
@@ -68,8 +69,8 @@ FF_NOINLINE void pixel_pools(const engine::PixelPools& p, Part part) {
     });
 }
 
-// What input row i, from its first column on, adds to R rows of V vectors of a K×K convolution (K 0: any, R 1). Only the
-// first n lanes of the last vector are there.
+// What input row i, from its first column on, adds to R rows of V vectors of a K×K convolution (K 0: any, R 1). Only
+// the first n lanes of the last vector are there.
 template <int K, int R, int V>
 FF_INLINE void spatial_line(const float* from, const float* w, idx kh, idx kw, idx i, idx n, vecf (&sum)[R][V]) {
   for (idx kx = 0; kx < kw; ++kx) {
@@ -103,7 +104,8 @@ FF_INLINE void spatial_tile(const engine::PixelGate& p, idx y, idx x, idx n) {
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store_n<float>(p.y + (y + r) * p.y_row + x + v * L, logistic<float>(sum[r][v]), v == V - 1 ? n : L);
+    for (int v = 0; v < V; ++v)
+      store_n<float>(p.y + (y + r) * p.y_row + x + v * L, logistic<float>(sum[r][v]), v == V - 1 ? n : L);
 }
 
 template <int K, int R>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense convolution of bfloat16 (VDPBF16PS: pairs of channels into float32) and of bytes by int8 weights (VPDPBUSD: fours
-// into int32), on the tiles of conv_tile.h. GCC 12 keeps accumulators on the stack when they are arrays of __m512i, or
-// cast on their way: sums of bytes are a vector type of their own.
+// Dense convolution of bfloat16 (VDPBF16PS: pairs of channels into float32) and of bytes by int8 weights (VPDPBUSD:
+// fours into int32), on the tiles of conv_tile.h. GCC 12 keeps accumulators on the stack when they are arrays of
+// __m512i, or cast on their way: sums of bytes are a vector type of their own.
 #pragma once
 #include "engine/kernels/conv.h"
 
@@ -19,7 +19,9 @@ struct Bf16Kind {
     return _mm512_set1_epi32(pair);
   }
   static FF_CLASS_INLINE __m512i weights(const float* w) { return _mm512_loadu_si512(w); }
-  static FF_CLASS_INLINE Acc add(Acc sum, __m512i a, __m512i w) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)w); }
+  static FF_CLASS_INLINE Acc add(Acc sum, __m512i a, __m512i w) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)w);
+  }
 };
 
 struct ByteKind {
@@ -51,7 +53,8 @@ FF_INLINE uint16_t bf16_of(float v) {
 
 // Words of the panels in order: body(word, output, input, tap) with the first input channel of the word.
 template <class Body>
-FF_INLINE void each_word(int in_channels, int out_channels, const Window& window, int panel, int pack, const Body& body) {
+FF_INLINE void each_word(int in_channels, int out_channels, const Window& window, int panel, int pack,
+                         const Body& body) {
   const idx blocks = blocks_of(out_channels);
   idx word = 0;
   for (idx b = 0; b < blocks; b += panel)
@@ -61,9 +64,12 @@ FF_INLINE void each_word(int in_channels, int out_channels, const Window& window
           for (idx j = 0; j < min_idx(panel, blocks - b) * L; ++j) body(word++, b * L + j, q, t);
 }
 
-static void pack_low(Type type, float* packed, const float* w, int in_channels, int out_channels, const Window& window, int panel) {
+static void pack_low(Type type, float* packed, const float* w, int in_channels, int out_channels, const Window& window,
+                     int panel) {
   const idx taps = taps_of(window), outputs = blocks_of(out_channels) * L, each = in_channels * taps;
-  const auto weight = [&](idx o, idx c, idx t) { return o < out_channels && c < in_channels ? w[(o * in_channels + c) * taps + t] : 0.f; };
+  const auto weight = [&](idx o, idx c, idx t) {
+    return o < out_channels && c < in_channels ? w[(o * in_channels + c) * taps + t] : 0.f;
+  };
   if (type == Type::bfloat16) {
     each_word(in_channels, out_channels, window, panel, 2, [&](idx word, idx o, idx c, idx t) {
       const uint16_t pair[2] = {bf16_of(weight(o, c, t)), bf16_of(weight(o, c + 1, t))};
@@ -91,7 +97,8 @@ static void pack_low(Type type, float* packed, const float* w, int in_channels, 
 constexpr idx kByteOutputs = 2048;
 
 FF_NOINLINE void conv_bytes(const Conv& c, Part part) {
-  const idx outputs = blocks_of(c.y.channels) * L, words = blocks_of(c.y.channels) * low_words(c.x_type, c.x.channels, c.window);
+  const idx outputs = blocks_of(c.y.channels) * L,
+            words = blocks_of(c.y.channels) * low_words(c.x_type, c.x.channels, c.window);
   const float* scale = c.weights + words;
   alignas(64) float scaled[kByteOutputs];
   FF_ASSERT(outputs <= kByteOutputs);

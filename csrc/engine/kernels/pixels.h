@@ -13,7 +13,8 @@ using engine::Pixels;
 FF_INLINE float* at(const Map& m, idx block, idx y, idx x = 0) { return m.data + block * m.block + y * m.row + x * L; }
 
 #if FF_VEC_BYTES == 64
-#define FF_EACH_LANE(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
+#define FF_EACH_LANE(f) \
+  f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)
 #elif FF_VEC_BYTES == 32
 #define FF_EACH_LANE(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
 #else
@@ -44,10 +45,13 @@ FF_NOINLINE vecf slow_act(Act act, vecf v) {
   return v;
 }
 
-FF_INLINE vecf act_of(Act act, vecf v) { return act == Act::none ? v : act == Act::relu ? max_bound(v, vecf{}) : slow_act(act, v); }
+FF_INLINE vecf act_of(Act act, vecf v) {
+  return act == Act::none ? v : act == Act::relu ? max_bound(v, vecf{}) : slow_act(act, v);
+}
 
 FF_INLINE float pixel_value(const void* x, Pixels type, idx i, const float* scale, const float* shift, idx channel) {
-  const float v = type == Pixels::uint8 ? static_cast<float>(static_cast<const uint8_t*>(x)[i]) : static_cast<const float*>(x)[i];
+  const float v =
+      type == Pixels::uint8 ? static_cast<float>(static_cast<const uint8_t*>(x)[i]) : static_cast<const float*>(x)[i];
   return scale ? v * scale[channel] + shift[channel] : v;
 }
 
@@ -60,7 +64,8 @@ FF_NOINLINE void import(const engine::Import& p, Part part) {
         float* to = at(y, block, row, x);
         for (idx lane = 0; lane < L; ++lane) {
           const idx c = block * L + lane;
-          to[lane] = c < y.channels ? pixel_value(p.x, p.type, c * plane + row * y.width + x, p.scale, p.shift, c) : 0.f;
+          to[lane] =
+              c < y.channels ? pixel_value(p.x, p.type, c * plane + row * y.width + x, p.scale, p.shift, c) : 0.f;
         }
       }
 }

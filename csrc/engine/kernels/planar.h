@@ -26,7 +26,8 @@ static void pack_plane_conv(float* packed, const float* w, int in_channels, int 
     for (idx c = 0; c < in_channels; ++c)
       for (idx l = 0; l < window.kw; ++l)
         for (idx k = 0; k < window.kh; ++k)
-          for (int j = 0; j < outputs; ++j) *packed++ = w[((o + j) * in_channels + c) * taps_of(window) + k * window.kw + l];
+          for (int j = 0; j < outputs; ++j)
+            *packed++ = w[((o + j) * in_channels + c) * taps_of(window) + k * window.kw + l];
     o += outputs;
   }
 }
@@ -59,7 +60,8 @@ FF_INLINE void plane_line(vecf (&acc)[OC * RT][XV], const float* line, const flo
   }
 }
 
-// OC outputs × RT rows × XV vectors. A row of the input serves all rows of the output that it reaches; KH 0: any height.
+// OC outputs × RT rows × XV vectors. A row of the input serves all rows of the output that it reaches; KH 0: any
+// height.
 template <int OC, int RT, int XV, int KH>
 FF_NOINLINE void plane_tile(const PlaneTile& t) {
   const idx kh = KH ? KH : t.kh;
@@ -99,7 +101,9 @@ FF_INLINE void plane_rows(PlaneTile t) {
   for (idx at = 0; at < width;) {
     t.x = x + at, t.y = y + at, t.width = width - at;
     const int vectors = static_cast<int>(min_idx(kPlaneVectors, ceil_div(t.width, L)));
-    vectors == 3 ? plane_tile<OC, RT, kPlaneVectors, KH>(t) : vectors == 2 ? plane_tile<OC, RT, 2, KH>(t) : plane_tile<OC, RT, 1, KH>(t);
+    vectors == 3   ? plane_tile<OC, RT, kPlaneVectors, KH>(t)
+    : vectors == 2 ? plane_tile<OC, RT, 2, KH>(t)
+                   : plane_tile<OC, RT, 1, KH>(t);
     at += vectors * L;
   }
 }
@@ -127,11 +131,24 @@ FF_NOINLINE void plane_outputs_of(const PlaneTile& t, idx y0, idx y1) {
 
 static void plane_conv(const PlaneConv& p, int y0, int y1) {
   const Window& w = p.window;
-  PlaneTile t{p.x.data - w.top * p.x.row - w.left, p.x.row, p.x.plane, p.x.channels, w.kh, w.kw, p.weights, p.bias, p.y.data,
-              p.y.row, p.y.plane, p.y.width, activation_of(p.act)};
+  PlaneTile t{p.x.data - w.top * p.x.row - w.left,
+              p.x.row,
+              p.x.plane,
+              p.x.channels,
+              w.kh,
+              w.kw,
+              p.weights,
+              p.bias,
+              p.y.data,
+              p.y.row,
+              p.y.plane,
+              p.y.width,
+              activation_of(p.act)};
   for (idx o = 0; o < p.y.channels;) {
     const int outputs = plane_outputs(p.y.channels - o);
-    outputs > 4 ? plane_outputs_of<kPlaneOutputs>(t, y0, y1) : outputs == 4 ? plane_outputs_of<4>(t, y0, y1) : plane_outputs_of<1>(t, y0, y1);
+    outputs > 4    ? plane_outputs_of<kPlaneOutputs>(t, y0, y1)
+    : outputs == 4 ? plane_outputs_of<4>(t, y0, y1)
+                   : plane_outputs_of<1>(t, y0, y1);
     t.weights += outputs * p.x.channels * taps_of(w), t.bias += outputs, t.y += outputs * p.y.plane;
     o += outputs;
   }
@@ -150,11 +167,12 @@ template <class T>
 FF_NOINLINE void read_planes(const Planes& y, const T* image, const float* scale, const float* shift, idx y0, idx y1) {
   for (idx c = 0; c < y.channels; ++c)
     for (idx i = y0; i < y1; ++i)
-      stem_line(y.data + c * y.plane + i * y.row, image + (c * y.height + i) * y.width, 0, y.width, y.width, scale ? scale[c] : 1.f,
-                shift ? shift[c] : 0.f);
+      stem_line(y.data + c * y.plane + i * y.row, image + (c * y.height + i) * y.width, 0, y.width, y.width,
+                scale ? scale[c] : 1.f, shift ? shift[c] : 0.f);
 }
 
-static void planes_read(const Planes& y, const void* image, Pixels type, const float* scale, const float* shift, int y0, int y1) {
+static void planes_read(const Planes& y, const void* image, Pixels type, const float* scale, const float* shift, int y0,
+                        int y1) {
   type == Pixels::uint8 ? read_planes(y, static_cast<const uint8_t*>(image), scale, shift, y0, y1)
                         : read_planes(y, static_cast<const float*>(image), scale, shift, y0, y1);
 }

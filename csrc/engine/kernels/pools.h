@@ -16,7 +16,9 @@ struct Pooled {
     sum = sum + s;
     most = Exact ? m > most ? m : (m == m ? most : m) : max_bound(m, most);
   }
-  FF_CLASS_INLINE void read(const float* s, const float* m) { sum = s ? load(s) : vecf{}, most = m ? load(m) : splat(-__builtin_inff()); }
+  FF_CLASS_INLINE void read(const float* s, const float* m) {
+    sum = s ? load(s) : vecf{}, most = m ? load(m) : splat(-__builtin_inff());
+  }
   FF_CLASS_INLINE void write(float* s, float* m) const {
     if (s) store(s, sum);
     if (m) store(m, most);
@@ -28,8 +30,8 @@ FF_INLINE P offset(P p, idx by) {
   return p ? p + by : nullptr;
 }
 
-// TX columns of `rows` rows at y; `at` points at the first of these columns and rows; `top`, `start`: they are the first
-// of all rows or columns. Returns the sum of everything.
+// TX columns of `rows` rows at y; `at` points at the first of these columns and rows; `top`, `start`: they are the
+// first of all rows or columns. Returns the sum of everything.
 template <int TX, bool Columns, bool Exact, class T>
 FF_INLINE vecf pool_group(const Pools& at, const T* y, const Quant& quant, idx row, idx rows, bool top, bool start) {
   Pooled<Exact> column[TX], line;
@@ -63,7 +65,8 @@ FF_NOINLINE vecf pool_block(const Pools& p, const T* y, const Quant& quant, idx 
   for (idx i = y0; i < y1; i += kLines) {
     const idx rows = min_idx(kLines, y1 - i);
     for (idx x = 0; x < width;) {
-      const Pools at{offset(p.line_sum, i * L), offset(p.line_max, i * L), offset(p.column_sum, x * L), offset(p.column_max, x * L)};
+      const Pools at{offset(p.line_sum, i * L), offset(p.line_max, i * L), offset(p.column_sum, x * L),
+                     offset(p.column_max, x * L)};
       const T* from = y + i * row + x * L;
       if (width - x >= kGroup)
         total = total + pool_group<kGroup, Columns, Exact>(at, from, quant, row, rows, i == 0, x == 0), x += kGroup;
@@ -75,20 +78,23 @@ FF_NOINLINE vecf pool_block(const Pools& p, const T* y, const Quant& quant, idx 
 }
 
 // The pools of rows [part.y0, part.y1) of blocks [b0, b1).
-FF_INLINE void pool_part(const Pools& p, const Map& y, Part part, idx b0, idx b1, Type type = Type::float32, const Quant& quant = {}) {
+FF_INLINE void pool_part(const Pools& p, const Map& y, Part part, idx b0, idx b1, Type type = Type::float32,
+                         const Quant& quant = {}) {
   const bool columns = p.column_sum || p.column_max;
   if (!columns && !p.line_sum && !p.line_max) return;
   with_type(type, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (idx b = b0; b < b1; ++b) {
       const idx line = b * y.height * L, column = b * y.width * L;
-      const Pools at{offset(p.line_sum, line), offset(p.line_max, line), offset(p.column_sum, column), offset(p.column_max, column)};
+      const Pools at{offset(p.line_sum, line), offset(p.line_max, line), offset(p.column_sum, column),
+                     offset(p.column_max, column)};
       const T* from = static_cast<const T*>(place(y, type, b, 0));
       const auto pass = [&](auto plain, auto exact) {
         const float total = sum_lanes<float>(plain(at, from, quant, y.row, y.width, part.y0, part.y1));
         if (total != total) exact(at, from, quant, y.row, y.width, part.y0, part.y1);
       };
-      columns ? pass(pool_block<true, false, T>, pool_block<true, true, T>) : pass(pool_block<false, false, T>, pool_block<false, true, T>);
+      columns ? pass(pool_block<true, false, T>, pool_block<true, true, T>)
+              : pass(pool_block<false, false, T>, pool_block<false, true, T>);
     }
   });
 }

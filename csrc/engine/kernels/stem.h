@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The first convolution: reads the caller's NCHW image, float32 or bytes, by bands of rows that are normalised and padded
-// on their way into scratch (a copy of the image costs 2 µs at 3×224×224), and writes a blocked map.
+// The first convolution: reads the caller's NCHW image, float32 or bytes, by bands of rows that are normalised and
+// padded on their way into scratch (a copy of the image costs 2 µs at 3×224×224), and writes a blocked map.
 #pragma once
 #include "engine/kernels/conv.h"
 
@@ -50,7 +50,8 @@ FF_NOINLINE void stem_lines(const Stem& s, const StemBand& band, idx first) {
       if (y < 0 || y >= s.height)
         for (idx x = 0; x < band.row; ++x) to[x] = 0.f;
       else
-        stem_line(to, static_cast<const T*>(s.x) + (c * s.height + y) * s.width, s.window.left, band.row, s.width, scale, shift);
+        stem_line(to, static_cast<const T*>(s.x) + (c * s.height + y) * s.width, s.window.left, band.row, s.width,
+                  scale, shift);
     }
   }
 }
@@ -60,8 +61,8 @@ FF_NOINLINE void stem_part(const Stem& s, Part part) {
   const Window& w = s.window;
   const Epilogue& e = s.epilogue;
   const StemBand band = stem_band(s);
-  ConvTiles t{nullptr, w.sw, band.row, 1, L * band.plane, band.plane, w.kh, w.kw, s.channels, nullptr, nullptr,
-              nullptr, nullptr, 0.f, 0, finish_of(e, s.y)};
+  ConvTiles t{nullptr,    w.sw,    band.row, 1,       L * band.plane, band.plane, w.kh, w.kw,
+              s.channels, nullptr, nullptr,  nullptr, nullptr,        0.f,        0,    finish_of(e, s.y)};
   for (idx y0 = part.y0; y0 < part.y1; y0 += band.rows) {
     const idx y1 = min_idx(part.y1, y0 + band.rows), top = y0 * w.sh - w.top;
     s.type == Pixels::uint8 ? stem_lines<uint8_t>(s, band, top) : stem_lines<float>(s, band, top);
@@ -84,7 +85,9 @@ FF_NOINLINE void stem_part(const Stem& s, Part part) {
 
 static int stem_panel(int, int out_channels, int, int out_width, const Window& w) {
   const idx blocks = blocks_of(out_channels);
-  return w.sw == 1 ? best_panel<FloatKind, 1, false>(blocks, out_width) : w.sw == 2 ? best_panel<FloatKind, 2, false>(blocks, out_width) : best_panel<FloatKind, 0, false>(blocks, out_width);
+  return w.sw == 1   ? best_panel<FloatKind, 1, false>(blocks, out_width)
+         : w.sw == 2 ? best_panel<FloatKind, 2, false>(blocks, out_width)
+                     : best_panel<FloatKind, 0, false>(blocks, out_width);
 }
 
 static void stem(const Stem& s, Part part) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolutions one after another by strips of rows: depthwise → pointwise, expand → depthwise → project, and gates on the
-// way in. What lies between them is written to scratch of about the size of half an L2 cache and read from there.
+// Convolutions one after another by strips of rows: depthwise → pointwise, expand → depthwise → project, and gates on
+// the way in. What lies between them is written to scratch of about the size of half an L2 cache and read from there.
 #pragma once
 #include "engine/kernels/depthwise.h"
 
@@ -14,7 +14,8 @@ using engine::Strips;
 FF_INLINE bool any(const Gates& g) { return g.channel || g.line || g.column || g.pixel; }
 
 template <class X, class Y, bool Line, bool Column>
-FF_NOINLINE void gate_rows(const Map& x, Type x_type, const Quant& x_quant, const Gates& g, const Map& y, Type y_type, const Quant& y_quant, Part part) {
+FF_NOINLINE void gate_rows(const Map& x, Type x_type, const Quant& x_quant, const Gates& g, const Map& y, Type y_type,
+                           const Quant& y_quant, Part part) {
   for (idx b = part.b0; b < part.b1; ++b) {
     const vecf channel = g.channel ? load(g.channel + b * L) : splat(1.f);
     for (idx i = part.y0; i < part.y1; ++i) {
@@ -33,27 +34,36 @@ FF_NOINLINE void gate_rows(const Map& x, Type x_type, const Quant& x_quant, cons
   }
 }
 
-FF_INLINE void gate_as(const Map& x, Type x_type, const Quant& x_quant, const Gates& g, const Map& y, Type y_type, const Quant& y_quant, Part part) {
+FF_INLINE void gate_as(const Map& x, Type x_type, const Quant& x_quant, const Gates& g, const Map& y, Type y_type,
+                       const Quant& y_quant, Part part) {
   with_type(x_type, [&](auto from) {
     with_type(y_type, [&](auto to) {
       using X = typename decltype(from)::type;
       using Y = typename decltype(to)::type;
-      const auto run = g.line ? g.column ? gate_rows<X, Y, true, true> : gate_rows<X, Y, true, false>
-                              : g.column ? gate_rows<X, Y, false, true> : gate_rows<X, Y, false, false>;
+      const auto run = g.line     ? g.column ? gate_rows<X, Y, true, true> : gate_rows<X, Y, true, false>
+                       : g.column ? gate_rows<X, Y, false, true>
+                                  : gate_rows<X, Y, false, false>;
       run(x, x_type, x_quant, g, y, y_type, y_quant, part);
     });
   });
 }
 
-static void gate(const Map& x, const Gates& g, const Map& y, Part part) { gate_as(x, Type::float32, {}, g, y, Type::float32, {}, part); }
+static void gate(const Map& x, const Gates& g, const Map& y, Part part) {
+  gate_as(x, Type::float32, {}, g, y, Type::float32, {}, part);
+}
 
-static void convert(const Map& x, Type x_type, const Quant& x_quant, const Map& y, Type y_type, const Quant& y_quant, Part part) {
+static void convert(const Map& x, Type x_type, const Quant& x_quant, const Map& y, Type y_type, const Quant& y_quant,
+                    Part part) {
   gate_as(x, x_type, x_quant, {}, y, y_type, y_quant, part);
 }
 
-FF_INLINE const Conv& first_of(const Strips& s) { return s.expand ? *s.expand : s.depthwise ? *s.depthwise : *s.project; }
+FF_INLINE const Conv& first_of(const Strips& s) {
+  return s.expand ? *s.expand : s.depthwise ? *s.depthwise : *s.project;
+}
 
-FF_INLINE bool same(Type a, const Quant& p, Type b, const Quant& q) { return a == b && (a != Type::uint8 || (p.scale == q.scale && p.zero == q.zero)); }
+FF_INLINE bool same(Type a, const Quant& p, Type b, const Quant& q) {
+  return a == b && (a != Type::uint8 || (p.scale == q.scale && p.zero == q.zero));
+}
 
 // Whether the input must be rewritten on its way to the first convolution: depthwise can read any type itself.
 FF_INLINE bool rewritten(const Strips& s) {
@@ -75,12 +85,18 @@ struct StripMap {
 
   // The map, placed so that its row `first` is the strip's.
   FF_CLASS_INLINE Map map(const Map& shape, idx first) const {
-    return {reinterpret_cast<float*>(at + (left * L - first * row) * size_of(type)), shape.channels, shape.height, shape.width, row, block};
+    return {reinterpret_cast<float*>(at + (left * L - first * row) * size_of(type)),
+            shape.channels,
+            shape.height,
+            shape.width,
+            row,
+            block};
   }
 };
 
 FF_INLINE StripMap strip_map(const Map& shape, Type type, const Quant& quant, idx rows, idx left, idx right) {
-  const idx row = (left + shape.width + right) * L, block = rows * row, bytes = blocks_of(shape.channels) * block * size_of(type);
+  const idx row = (left + shape.width + right) * L, block = rows * row,
+            bytes = blocks_of(shape.channels) * block * size_of(type);
   return {nullptr, type, quant, rows, left, row, block, ceil_div(bytes, 64) * 64};
 }
 
@@ -99,7 +115,8 @@ FF_INLINE StripPlan strip_plan_of(const Strips& s, idx rows) {
     const Window& w = s.depthwise->window;
     const idx in_rows = (rows - 1) * w.sh + w.kh;
     const idx right = max_idx(0, (s.depthwise->y.width - 1) * w.sw - w.left + w.kw - s.depthwise->x.width);
-    if (s.expand || fresh) p.expanded = strip_map(s.depthwise->x, s.depthwise->x_type, s.depthwise->x_quant, in_rows, w.left, right);
+    if (s.expand || fresh)
+      p.expanded = strip_map(s.depthwise->x, s.depthwise->x_type, s.depthwise->x_quant, in_rows, w.left, right);
     if (s.project) p.deep = strip_map(s.depthwise->y, s.depthwise->y_type, {}, rows, 0, 0);
     if (s.expand && fresh) p.gated = strip_map(s.expand->x, first.x_type, {}, in_rows, 0, 0);
   } else {
@@ -152,7 +169,8 @@ FF_INLINE void keep_rows(const StripMap& m, idx from, idx rows, idx b0, idx b1) 
 
 // Rows [first, end) of what depthwise reads, of blocks [b0, b1), in a strip that begins at row `base`: padding outside
 // the image.
-FF_INLINE void fill_expanded(const Strips& s, const Map& input, const Map& expanded, const StripMap& strip, idx base, idx first, idx end, int b0, int b1) {
+FF_INLINE void fill_expanded(const Strips& s, const Map& input, const Map& expanded, const StripMap& strip, idx base,
+                             idx first, idx end, int b0, int b1) {
   const int y0 = static_cast<int>(max_idx(first, 0)), y1 = static_cast<int>(min_idx(end, expanded.height));
   for (idx b = b0; b < b1; ++b)
     for (idx y = first; y < end; ++y)
@@ -166,7 +184,8 @@ FF_INLINE void fill_expanded(const Strips& s, const Map& input, const Map& expan
 
 // Depthwise of output rows [part.y0, part.y1) after what it reads; rows before `done` of that are there already, in a
 // strip that began at row `before`.
-FF_INLINE void expanded_strip(const Strips& s, const StripPlan& p, Conv depthwise_conv, Part part, idx before, idx done) {
+FF_INLINE void expanded_strip(const Strips& s, const StripPlan& p, Conv depthwise_conv, Part part, idx before,
+                              idx done) {
   const Window& w = depthwise_conv.window;
   const idx first = static_cast<idx>(part.y0) * w.sh - w.top, end = static_cast<idx>(part.y1 - 1) * w.sh - w.top + w.kh;
   const idx fresh = max_idx(first, done);
@@ -175,7 +194,9 @@ FF_INLINE void expanded_strip(const Strips& s, const StripPlan& p, Conv depthwis
   if (s.expand && rewritten(s)) {
     const idx y0 = max_idx(fresh, 0), y1 = min_idx(end, input.height);
     const Map gated = p.gated.map(input, y0);
-    if (y0 < y1) rewrite(s, input, gated, {static_cast<int>(y0), static_cast<int>(y1), 0, static_cast<int>(blocks_of(input.channels))});
+    if (y0 < y1)
+      rewrite(s, input, gated,
+              {static_cast<int>(y0), static_cast<int>(y1), 0, static_cast<int>(blocks_of(input.channels))});
     input = gated;
   }
   const int panel = s.expand ? s.expand->panel : 1;

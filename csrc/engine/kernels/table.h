@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of this ISA, for plans to call. AVX-512 BF16 takes float32 from AVX-512: nothing would be gained by compiling
-// the same code again.
+// The kernels of this ISA, for plans to call. AVX-512 BF16 takes float32 from AVX-512: nothing would be gained by
+// compiling the same code again.
 #pragma once
 #include "engine/kernels/types.h"
 

@@ -28,7 +28,8 @@ FF_INLINE void weigh(const Map& x, const float* weights, float* out, ptrdiff_t o
   const idx tokens = idx{x.height} * x.width;
   for (idx block = 0; block < blocks_of(x.channels); ++block) {
     vecf sum[2] = {};
-    for (idx i = 0; i < tokens; ++i) sum[i % 2] = fma(splat(weights[i]), load(token(x, i) + block * x.block), sum[i % 2]);
+    for (idx i = 0; i < tokens; ++i)
+      sum[i % 2] = fma(splat(weights[i]), load(token(x, i) + block * x.block), sum[i % 2]);
     store(out + block * out_block, sum[0] + sum[1]);
   }
 }
@@ -42,7 +43,8 @@ static size_t dot_scratch(int channels, int keys) {
 
 // Scores of kQueries queries (addresses at q) and one or two vectors of keys.
 template <int V>
-FF_INLINE void scores(const float* const* q, ptrdiff_t q_block, const float* columns, idx keys, idx channels, vecf scale, float* to) {
+FF_INLINE void scores(const float* const* q, ptrdiff_t q_block, const float* columns, idx keys, idx channels,
+                      vecf scale, float* to) {
   vecf sum[kQueries][V] = {};
   for (idx c = 0; c < channels; ++c) {
     vecf k[V];
@@ -67,7 +69,8 @@ FF_NOINLINE void dot_attention(const engine::DotAttention& p, Part part) {
   const idx tokens = idx{p.kv.height} * p.kv.width, keys = round_up_lanes<float>(tokens), channels = p.q.channels;
   float *columns = p.scratch, *weights = columns + channels * keys, *mean = weights + kQueries * keys;
   for (idx i = 0; i < keys; ++i)
-    for (idx c = 0; c < channels; ++c) columns[c * keys + i] = i < tokens ? token(p.kv, i)[c / L * p.kv.block + c % L] : 0.f;
+    for (idx c = 0; c < channels; ++c)
+      columns[c * keys + i] = i < tokens ? token(p.kv, i)[c / L * p.kv.block + c % L] : 0.f;
   for (idx i = 0; i < keys; ++i) mean[i] = 0.f;
   const idx first = idx{part.y0} * p.q.width, last = idx{part.y1} * p.q.width;
   for (idx i = first; i < last; i += kQueries) {
@@ -75,7 +78,8 @@ FF_NOINLINE void dot_attention(const engine::DotAttention& p, Part part) {
     const float* q[kQueries];
     for (idx j = 0; j < kQueries; ++j) q[j] = token(p.q, min_idx(i + j, last - 1));
     idx k = 0;
-    for (; k + 2 * L <= keys; k += 2 * L) scores<2>(q, p.q.block, columns + k, keys, channels, splat(p.scale), weights + k);
+    for (; k + 2 * L <= keys; k += 2 * L)
+      scores<2>(q, p.q.block, columns + k, keys, channels, splat(p.scale), weights + k);
     if (k < keys) scores<1>(q, p.q.block, columns + k, keys, channels, splat(p.scale), weights + k);
     for (idx j = 0; j < n; ++j) {
       softmax(weights + j * keys, tokens);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dense 3×3 convolution with stride 1 by Winograd's minimal filtering F(4×4, 3×3), whose transforms are those of
-// primitives/winograd.h: tiles of 4×4 outputs from 6×6 inputs with 36 products a channel in place of 144, as 36 products of
-// matrices, one for each place of a transformed tile.
+// primitives/winograd.h: tiles of 4×4 outputs from 6×6 inputs with 36 products a channel in place of 144, as 36
+// products of matrices, one for each place of a transformed tile.
 #pragma once
 #include "engine/kernels/conv.h"
 #include "primitives/winograd.h"
@@ -79,8 +79,10 @@ FF_NOINLINE void winograd_tile_in(const float* x, idx x_row, idx rows, idx colum
       [&](int i, int j, vecf value) { store(v + (i * kTileIn + j) * place, value); });
 }
 
-// The 4×4 outputs of a tile from its products, of which `rows` × `columns` are stored from element `at` of their rows on.
-FF_NOINLINE void winograd_tile_out(const float* m, idx place, vecf bias, const Finish (&f)[4], idx at, idx rows, idx columns) {
+// The 4×4 outputs of a tile from its products, of which `rows` × `columns` are stored from element `at` of their rows
+// on.
+FF_NOINLINE void winograd_tile_out(const float* m, idx place, vecf bias, const Finish (&f)[4], idx at, idx rows,
+                                   idx columns) {
   vecf half[4][6];
   FF_UNROLL(6)
   for (int j = 0; j < 6; ++j) {
@@ -122,10 +124,12 @@ FF_INLINE void winograd_inputs(const Conv& c, const WinogradGroup& g, idx y0, id
       }
 }
 
-FF_INLINE void winograd_products(const Conv& c, const WinogradGroup& g, idx tiles, idx b0, idx b1, const float* v, float* m) {
+FF_INLINE void winograd_products(const Conv& c, const WinogradGroup& g, idx tiles, idx b0, idx b1, const float* v,
+                                 float* m) {
   alignas(64) static const float zeros[kMaxPanel * L] = {};
   const Map products{m, c.y.channels, 1, static_cast<int>(tiles), g.tiles * L, g.tiles * L};
-  ConvTiles t{nullptr, L, 0, L, g.tiles * L, 1, 1, 1, c.x.channels, nullptr, zeros, nullptr, nullptr, 0.f, 0, finish_of({}, products)};
+  ConvTiles t{nullptr,      L,       0,     L,       g.tiles * L, 1,   1, 1,
+              c.x.channels, nullptr, zeros, nullptr, nullptr,     0.f, 0, finish_of({}, products)};
   const idx place = winograd_place(c.x.channels, c.y.channels);
   for (idx p = 0; p < kTilePlaces; ++p)
     for (idx b = b0; b < b1; b += c.panel) {
@@ -145,8 +149,8 @@ FF_INLINE void winograd_outputs(const Conv& c, const WinogradGroup& g, idx y0, i
       Finish f[4];
       for (idx i = 0; i < 4; ++i) f[i] = finish_of(e, c.y), finish_at(f[i], e, c.y, b, ty * 4 + i);
       for (idx tx = 0; tx < g.across; ++tx)
-        winograd_tile_out(m + (b * g.tiles + (ty - y0) * g.across + tx) * L, g.out_place, load(e.bias + b * L), f, tx * 4 * L, rows,
-                          min_idx(4, c.y.width - tx * 4));
+        winograd_tile_out(m + (b * g.tiles + (ty - y0) * g.across + tx) * L, g.out_place, load(e.bias + b * L), f,
+                          tx * 4 * L, rows, min_idx(4, c.y.width - tx * 4));
     }
 }
 

@@ -22,7 +22,8 @@ constexpr size_t kFitted = 2048;
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 // First fit, largest buffer first: a buffer lies where no buffer alive at the same time does. Returns the end of all.
-size_t first_fit(const std::vector<Buffer>& buffers, const size_t* begin, const size_t* end, std::vector<size_t>& offsets) {
+size_t first_fit(const std::vector<Buffer>& buffers, const size_t* begin, const size_t* end,
+                 std::vector<size_t>& offsets) {
   size_t most = 0;
   std::vector<size_t> placed;  // by offset
   for (const size_t* i = begin; i != end; ++i) {
@@ -35,13 +36,17 @@ size_t first_fit(const std::vector<Buffer>& buffers, const size_t* begin, const 
     }
     offsets[*i] = offset;
     most = std::max(most, offset + b.floats);
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), offset, [&](size_t at, size_t other) { return at < offsets[other]; }), *i);
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), offset,
+                                   [&](size_t at, size_t other) { return at < offsets[other]; }),
+                  *i);
   }
   return most;
 }
 
-// From step to step: a buffer takes the place of one of the same power of two that is free, or a new one from `start` on.
-size_t by_size(const std::vector<Buffer>& buffers, const size_t* begin, const size_t* end, size_t start, std::vector<size_t>& offsets) {
+// From step to step: a buffer takes the place of one of the same power of two that is free, or a new one from `start`
+// on.
+size_t by_size(const std::vector<Buffer>& buffers, const size_t* begin, const size_t* end, size_t start,
+               std::vector<size_t>& offsets) {
   constexpr size_t kSizes = 64;
   const auto size_class = [](size_t floats) {
     size_t c = 0;
@@ -50,7 +55,8 @@ size_t by_size(const std::vector<Buffer>& buffers, const size_t* begin, const si
   };
   int steps = 0;
   for (const size_t* i = begin; i != end; ++i) steps = std::max(steps, buffers[*i].last + 1);
-  std::vector<std::vector<size_t>> starting(static_cast<size_t>(steps)), ending(static_cast<size_t>(steps)), spare(kSizes);
+  std::vector<std::vector<size_t>> starting(static_cast<size_t>(steps)), ending(static_cast<size_t>(steps)),
+      spare(kSizes);
   for (const size_t* i = begin; i != end; ++i) {
     starting[static_cast<size_t>(buffers[*i].first)].push_back(*i);
     ending[static_cast<size_t>(buffers[*i].last)].push_back(*i);
@@ -78,7 +84,8 @@ Layout lay_out(const std::vector<Buffer>& buffers, size_t scratch) {
   std::vector<size_t> order(buffers.size());
   std::iota(order.begin(), order.end(), size_t{0});
   order.erase(std::remove_if(order.begin(), order.end(), [&](size_t i) { return buffers[i].first < 0; }), order.end());
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return buffers[a].floats > buffers[b].floats; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return buffers[a].floats > buffers[b].floats; });
   const size_t *begin = order.data(), *fitted = begin + std::min(kFitted, order.size()), *end = begin + order.size();
   layout.arena = by_size(buffers, fitted, end, first_fit(buffers, begin, fitted, layout.offsets), layout.offsets);
   return layout;
@@ -108,7 +115,8 @@ Arena::Arena(const Layout& layout, bool fenced) : layout_(&layout), buffers_(lay
 }
 
 Arena::Arena(Arena&& other) noexcept
-    : layout_(other.layout_), memory_(std::exchange(other.memory_, nullptr)), mapped_(other.mapped_), buffers_(std::move(other.buffers_)), scratch_(other.scratch_) {}
+    : layout_(other.layout_), memory_(std::exchange(other.memory_, nullptr)), mapped_(other.mapped_),
+      buffers_(std::move(other.buffers_)), scratch_(other.scratch_) {}
 
 Arena::~Arena() {
   if (!memory_) return;
@@ -120,7 +128,8 @@ Arena::~Arena() {
 
 void Arena::poison() {
   if (!mapped_) return;
-  for (size_t i = 0; i < buffers_.size(); ++i) std::memset(static_cast<void*>(buffers_[i]), 0xff, layout_->sizes[i] * sizeof(float));
+  for (size_t i = 0; i < buffers_.size(); ++i)
+    std::memset(static_cast<void*>(buffers_[i]), 0xff, layout_->sizes[i] * sizeof(float));
   std::memset(static_cast<void*>(scratch_), 0xff, layout_->scratch * sizeof(float));
 }
 

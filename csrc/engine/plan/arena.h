@@ -24,8 +24,8 @@ Layout lay_out(const std::vector<Buffer>& buffers, size_t scratch);
 
 class Arena {
  public:
-  // fenced: each buffer has pages of its own that end where its last line ends, before a page that nobody may touch. Then
-  // what a step reads or writes beside its buffers ends the program.
+  // fenced: each buffer has pages of its own that end where its last line ends, before a page that nobody may touch.
+  // Then what a step reads or writes beside its buffers ends the program.
   Arena(const Layout& layout, bool fenced);
   ~Arena();
   Arena(Arena&& other) noexcept;

@@ -30,7 +30,8 @@ void lower(Lowering& l, const Node& node, const graph::Scse& op);
 void lower(Lowering& l, const Node& node, const graph::Sa& op);
 void lower(Lowering& l, const Node& node, const graph::Csa& op);
 void lower(Lowering& l, const Node& node, const graph::Coordinate& op);
-// Channel gates of two dense layers of the means, scale · the sum of `count` lines, or of the sum over means and maxima.
+// Channel gates of two dense layers of the means, scale · the sum of `count` lines, or of the sum over means and
+// maxima.
 Slot mlp_gate(Lowering& l, const graph::Mlp& mlp, const PoolSlots& pools, int count, float scale, Act act, Act gate);
 
 // lower_attention.cpp

@@ -12,7 +12,9 @@ enum class Method { direct, winograd, strassen };
 
 using ConvStage = graph::Stage<graph::Conv>;
 
-bool is_low(const Lowering& l, const ConvStage& s) { return computes_low(s.op, l.reads_image(s.input), l.shape(s.output), l.target()); }
+bool is_low(const Lowering& l, const ConvStage& s) {
+  return computes_low(s.op, l.reads_image(s.input), l.shape(s.output), l.target());
+}
 
 // What a convolution takes its input in.
 Type reads(const Lowering& l, const ConvStage& s) {
@@ -31,7 +33,8 @@ float* pack(Lowering& l, const ConvStage& s, Method method, int* panel) {
     *panel = 1, packed = l.packed(k.depthwise_packed(in, window));
     k.pack_depthwise(packed, w, in, window);
   } else if (is_low(l, s)) {
-    *panel = k.conv_panel(in, out, y.height, y.width, window), packed = l.packed(k.low_packed(l.target().type, in, out, window));
+    *panel = k.conv_panel(in, out, y.height, y.width, window),
+    packed = l.packed(k.low_packed(l.target().type, in, out, window));
     k.pack_low(l.target().type, packed, w, in, out, window, *panel);
   } else if (method == Method::winograd) {
     *panel = k.winograd_panel(in, out, y.height, y.width), packed = l.packed(k.winograd_packed(in, out));
@@ -67,7 +70,8 @@ Method method_of(const Lowering& l, const ConvStage& s, const Slot& x, const Slo
   const Window& w = s.op.sliding.window;
   const Shape& y = l.shape(s.output);
   if (l.target().strict || is_low(l, s) || w.sh != 1 || w.sw != 1 || s.op.groups != 1) return Method::direct;
-  if (w.kh == 3 && w.kw == 3 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8) return Method::winograd;
+  if (w.kh == 3 && w.kw == 3 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8)
+    return Method::winograd;
   const bool close = x.row == x.width * l.kernels().lanes && x.type == Type::float32 && other.buffer < 0;
   return close && halves(s.op, l.shape(s.input), y, other.buffer >= 0, l.target()) ? Method::strassen : Method::direct;
 }
@@ -112,12 +116,16 @@ void lower(Lowering& l, const Node& node, const graph::Conv& op) {
   Conv c = describe(l, s, how);
   c.x_quant = x.quant, c.residual_quant = other.quant, c.epilogue.after = node.after;
   if (how != Method::direct) {
-    c.x = {nullptr, x.channels, x.height, x.width, x.row, x.block}, c.y = {nullptr, y.channels, y.height, y.width, y.row, y.block};
+    c.x = {nullptr, x.channels, x.height, x.width, x.row, x.block},
+    c.y = {nullptr, y.channels, y.height, y.width, y.row, y.block};
     l.want_scratch((how == Method::winograd ? k.winograd_scratch : k.strassen_scratch)(c));
   }
   const auto pools = std::make_shared<PoolSlots>();
   const bool depthwise = op.depthwise();
-  const char* name = depthwise ? "depthwise" : how == Method::winograd ? "winograd" : how == Method::strassen ? "strassen" : "conv";
+  const char* name = depthwise                 ? "depthwise"
+                     : how == Method::winograd ? "winograd"
+                     : how == Method::strassen ? "strassen"
+                                               : "conv";
   Step& step = l.add(name, x, y, {other}, [=, &k](const Frame& f, const Map& from, const Map& to, Part part) {
     Conv call = c;
     call.x = from, call.y = to;
@@ -145,7 +153,8 @@ struct StripConvs {
   // The call, with the convolutions in `c`.
   Strips call(Conv (&c)[3], const Gates& gates, float* scratch, const Slot& x) const {
     for (int i = 0; i < 3; ++i) c[i] = conv[i];
-    return {gates, has[0] ? &c[0] : nullptr, has[1] ? &c[1] : nullptr, has[2] ? &c[2] : nullptr, scratch, x.type, x.quant};
+    return {gates,  has[0] ? &c[0] : nullptr, has[1] ? &c[1] : nullptr, has[2] ? &c[2] : nullptr, scratch, x.type,
+            x.quant};
   }
 };
 
@@ -169,22 +178,28 @@ void lower(Lowering& l, const Node& node, const graph::Strips& op) {
   if (s.has[1] && s.has[2]) s.conv[1].y_type = s.conv[2].x_type, s.conv[1].y_quant = s.conv[2].x_quant;
   if (s.has[0] && s.has[1]) s.conv[1].x_type = s.conv[0].y_type, s.conv[1].x_quant = s.conv[0].y_quant;
   const GateSlots gates = l.gates(node.inputs[0]);
-  const Slot x = gates.x.buffer >= 0 ? gates.x : l.value(node.inputs[0]), y = l.output(node), other = l.residual(node, y.type);
+  const Slot x = gates.x.buffer >= 0 ? gates.x : l.value(node.inputs[0]), y = l.output(node),
+             other = l.residual(node, y.type);
   const int last = s.last(), first = s.first();
-  s.conv[last].y_type = y.type, s.conv[last].y_quant = y.quant, s.conv[last].residual_quant = other.quant, s.conv[last].epilogue.after = node.after;
+  s.conv[last].y_type = y.type, s.conv[last].y_quant = y.quant, s.conv[last].residual_quant = other.quant,
+  s.conv[last].epilogue.after = node.after;
   // Any address stands for gates that are there.
   const auto there = [&](const Slot& slot) { return slot.buffer >= 0 ? s.conv[last].weights : nullptr; };
   Conv sized[3];
   const Kernels& k = l.kernels();
-  l.want_scratch(k.strips_scratch(s.call(sized, {there(gates.channel), there(gates.line), there(gates.column), nullptr}, nullptr, x)));
+  l.want_scratch(k.strips_scratch(
+      s.call(sized, {there(gates.channel), there(gates.line), there(gates.column), nullptr}, nullptr, x)));
   const auto pools = std::make_shared<PoolSlots>();
-  Step& step = l.add(name.c_str(), x, y, {gates.channel, gates.line, gates.column, other}, [=, &k](const Frame& f, const Map& from, const Map& to, Part part) {
-    Conv c[3];
-    const Strips call = s.call(c, {f.buffer(gates.channel), f.buffer(gates.line), f.buffer(gates.column), nullptr}, f.scratch, x);
-    c[first].x = from, c[last].y = to;
-    c[last].epilogue.residual = f.map(other), c[last].epilogue.pools = pools->of(f);
-    k.strips(call, part);
-  });
+  Step& step = l.add(name.c_str(), x, y, {gates.channel, gates.line, gates.column, other},
+                     [=, &k](const Frame& f, const Map& from, const Map& to, Part part) {
+                       Conv c[3];
+                       const Strips call =
+                           s.call(c, {f.buffer(gates.channel), f.buffer(gates.line), f.buffer(gates.column), nullptr},
+                                  f.scratch, x);
+                       c[first].x = from, c[last].y = to;
+                       c[last].epilogue.residual = f.map(other), c[last].epilogue.pools = pools->of(f);
+                       k.strips(call, part);
+                     });
   step.pools = pools, step.macs = macs, step.bytes += 4 * weights;
   step.by_blocks = !s.has[2], step.panel = s.has[0] ? s.conv[0].panel : 1;
 }

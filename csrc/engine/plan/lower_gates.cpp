@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gates as steps. A gate takes two passes over the map: pools, by the convolution that writes it, and the product; what is
-// between them is small.
+// Gates as steps. A gate takes two passes over the map: pools, by the convolution that writes it, and the product; what
+// is between them is small.
 #include <algorithm>
 
 #include "engine/plan/lower.h"
@@ -19,7 +19,9 @@ void run_dense(const Kernels& k, const Dense& dense, Act act, const Map& x, cons
 }
 
 // What a gate multiplies: a reader that makes the product takes any type, the gate itself float32.
-Slot gate_input(Lowering& l, const Node& node, bool by_reader) { return by_reader ? l.value(node.inputs[0]) : l.input(node); }
+Slot gate_input(Lowering& l, const Node& node, bool by_reader) {
+  return by_reader ? l.value(node.inputs[0]) : l.input(node);
+}
 
 Slot channel_gate(Lowering& l, const Node& node, const graph::Mlp& mlp, bool maxima, Act act, Act gate) {
   const Shape& x = l.shape(node.inputs[0]);
@@ -41,26 +43,29 @@ Slot neighbour_gate(Lowering& l, const Node& node, const Weights& w) {
   const float* weights = l.padded(w);
   const float scale = inverse(x.height, x.width);
   const int channels = x.channels, count = x.height;
-  serial(l.add("gate", wanted.line_sum, gate, {means}, [=, &glue = l.glue()](const Frame& f, const Map&, const Map& to, Part) {
-    float *all = f.buffer(means), *first = all + margin * means.pixel;
-    std::fill(all, first, 0.f);
-    glue.reduce({f.buffer(wanted.line_sum), nullptr, count, scale, false, {first, channels, 1, 1, means.row, means.block}});
-    std::fill(first + channels, all + means.channels, 0.f);
-    glue.neighbour_gate({first, weights, channels, taps, to.data});
-  }));
+  serial(l.add(
+      "gate", wanted.line_sum, gate, {means}, [=, &glue = l.glue()](const Frame& f, const Map&, const Map& to, Part) {
+        float *all = f.buffer(means), *first = all + margin * means.pixel;
+        std::fill(all, first, 0.f);
+        glue.reduce(
+            {f.buffer(wanted.line_sum), nullptr, count, scale, false, {first, channels, 1, 1, means.row, means.block}});
+        std::fill(first + channels, all + means.channels, 0.f);
+        glue.neighbour_gate({first, weights, channels, taps, to.data});
+      }));
   return gate;
 }
 
 // Maxima and means over the channels of x times its channel gates, within a border for a convolution.
 Slot gate_planes(Lowering& l, const Slot& x, const Slot& channel, bool mean_first, int kh, int kw) {
   const Slot pair = l.planes({x.channels, x.height, x.width}, 2, kh, kw);
-  Step& step = l.add("pixel pools", x, pair, {channel}, [=, &glue = l.glue()](const Frame& f, const Map& from, const Map& to, Part part) {
-    float *first = to.data, *second = first + to.block;
-    PixelPools p{};
-    p.x = from, p.channel = f.buffer(channel), p.row = to.row;
-    p.max = mean_first ? second : first, p.mean = mean_first ? first : second;
-    glue.pixel_pools(p, part);
-  });
+  Step& step = l.add("pixel pools", x, pair, {channel},
+                     [=, &glue = l.glue()](const Frame& f, const Map& from, const Map& to, Part part) {
+                       float *first = to.data, *second = first + to.block;
+                       PixelPools p{};
+                       p.x = from, p.channel = f.buffer(channel), p.row = to.row;
+                       p.max = mean_first ? second : first, p.mean = mean_first ? first : second;
+                       glue.pixel_pools(p, part);
+                     });
   step.by_blocks = false;
   return pair;
 }
@@ -78,38 +83,45 @@ void gated(Lowering& l, const Node& node, const char* name, const Product& p, co
   const PixelPools pools = by_pixel ? *pixel : PixelPools{};
   const int rows = pool ? 2 : 1;
   if (by_pixel) l.want_scratch(static_cast<size_t>(2 * p.x.width));
-  Step& step = l.add(name, p.x, y, {channel, other}, [=, &glue = l.glue()](const Frame& f, const Map& from, const Map& to, Part part) {
-    Gated g{};
-    g.x = from, g.y = to, g.residual = f.map(other), g.channel = f.buffer(channel), g.sum = sum, g.pool = pool, g.pixel_row = from.width;
-    if (!by_pixel) return glue.gated(g, part);
-    for (int row = part.y0; row < part.y1; ++row) {
-      PixelPools call = pools;
-      call.x = from, call.gate_row = from.width, call.gate = f.scratch - ptrdiff_t{row} * rows * from.width;
-      glue.pixel_pools(call, {row * rows, (row + 1) * rows, part.b0, part.b1});
-      g.pixel = call.gate;
-      glue.gated(g, {row, row + 1, part.b0, part.b1});
-    }
-  });
+  Step& step = l.add(
+      name, p.x, y, {channel, other}, [=, &glue = l.glue()](const Frame& f, const Map& from, const Map& to, Part part) {
+        Gated g{};
+        g.x = from, g.y = to, g.residual = f.map(other), g.channel = f.buffer(channel), g.sum = sum, g.pool = pool,
+        g.pixel_row = from.width;
+        if (!by_pixel) return glue.gated(g, part);
+        for (int row = part.y0; row < part.y1; ++row) {
+          PixelPools call = pools;
+          call.x = from, call.gate_row = from.width, call.gate = f.scratch - ptrdiff_t{row} * rows * from.width;
+          glue.pixel_pools(call, {row * rows, (row + 1) * rows, part.b0, part.b1});
+          g.pixel = call.gate;
+          glue.gated(g, {row, row + 1, part.b0, part.b1});
+        }
+      });
   if (by_pixel) step.by_blocks = false;
 }
 
 // x · channel gate · logistic(convolution of the planes + bias).
-void gated_by_planes(Lowering& l, const Node& node, const char* name, const Slot& x, const Slot& channel, const Slot& pair, const graph::Spatial& spatial, int kh, int kw) {
+void gated_by_planes(Lowering& l, const Node& node, const char* name, const Slot& x, const Slot& channel,
+                     const Slot& pair, const graph::Spatial& spatial, int kh, int kw) {
   const float *w = l.padded(spatial.weight), bias = *spatial.bias.data;
   const Slot other = l.residual(node), y = l.output(node);
   l.want_scratch(static_cast<size_t>(kGateRows * x.width));
-  Step& step = l.add(name, x, y, {channel, pair, other}, [=, &glue = l.glue()](const Frame& f, const Map& from, const Map& to, Part part) {
-    const Map planes = f.map(pair);
-    Gated g{};
-    g.x = from, g.y = to, g.residual = f.map(other), g.channel = f.buffer(channel), g.pixel_row = from.width;
-    for (int row = part.y0; row < part.y1; row += kGateRows) {
-      const Part some{row, std::min(row + kGateRows, part.y1), part.b0, part.b1};
-      float* gate = f.scratch - ptrdiff_t{row} * from.width;
-      glue.pixel_gate({planes.data, planes.row, planes.block, 2, kh, kw, from.height, from.width, w, bias, gate, from.width}, some);
-      g.pixel = gate;
-      glue.gated(g, some);
-    }
-  });
+  Step& step = l.add(name, x, y, {channel, pair, other},
+                     [=, &glue = l.glue()](const Frame& f, const Map& from, const Map& to, Part part) {
+                       const Map planes = f.map(pair);
+                       Gated g{};
+                       g.x = from, g.y = to, g.residual = f.map(other), g.channel = f.buffer(channel),
+                       g.pixel_row = from.width;
+                       for (int row = part.y0; row < part.y1; row += kGateRows) {
+                         const Part some{row, std::min(row + kGateRows, part.y1), part.b0, part.b1};
+                         float* gate = f.scratch - ptrdiff_t{row} * from.width;
+                         glue.pixel_gate({planes.data, planes.row, planes.block, 2, kh, kw, from.height, from.width, w,
+                                          bias, gate, from.width},
+                                         some);
+                         g.pixel = gate;
+                         glue.gated(g, some);
+                       }
+                     });
   step.by_blocks = false;
   step.macs = 2. * kh * kw * x.height * x.width;
 }
@@ -120,12 +132,14 @@ struct LineGate {
   const float* scale;
   Dense first, last;
 
-  LineGate(Lowering& l, const Slot& sum, const Slot& most, int over, const Dense& first, const Dense& last) : sum(sum), most(most), first(first), last(last) {
+  LineGate(Lowering& l, const Slot& sum, const Slot& most, int over, const Dense& first, const Dense& last)
+      : sum(sum), most(most), first(first), last(last) {
     const Slot& from = sum.buffer >= 0 ? sum : most;
     float* to = l.packed(l.padded_size(from.channels));
     std::fill(to, to + from.channels, 1.f / static_cast<float>(over));
     scale = to;
-    pooled = l.lines(from.channels, from.width), hidden = l.lines(first.outputs, from.width), gate = l.lines(from.channels, from.width);
+    pooled = l.lines(from.channels, from.width), hidden = l.lines(first.outputs, from.width),
+    gate = l.lines(from.channels, from.width);
   }
   std::vector<Slot> slots() const { return {sum, most, pooled, hidden, gate}; }
   void run(const Kernels& k, const Glue& glue, const Frame& f) const {
@@ -143,18 +157,22 @@ struct LineGate {
 Slot mlp_gate(Lowering& l, const graph::Mlp& mlp, const PoolSlots& pools, int count, float scale, Act act, Act gate) {
   const bool maxima = pools.line_max.buffer >= 0;
   const int pixels = maxima ? 2 : 1, channels = pools.line_sum.channels;
-  const Dense first = l.dense(mlp.w1, mlp.b1, channels, pixels), second = l.dense(mlp.w2, mlp.b2, first.outputs, pixels);
-  const Slot pooled = l.lines(channels, pixels), hidden = l.lines(first.outputs, pixels), logits = l.lines(channels, pixels), y = l.lines(channels, 1);
+  const Dense first = l.dense(mlp.w1, mlp.b1, channels, pixels),
+              second = l.dense(mlp.w2, mlp.b2, first.outputs, pixels);
+  const Slot pooled = l.lines(channels, pixels), hidden = l.lines(first.outputs, pixels),
+             logits = l.lines(channels, pixels), y = l.lines(channels, 1);
   const std::vector<Slot> others{pools.line_max, pooled, hidden, logits};
-  Step& step = l.add("gate", pools.line_sum, y, others, [=, &k = l.kernels(), &glue = l.glue()](const Frame& f, const Map&, const Map& to, Part part) {
-    glue.reduce({f.buffer(pools.line_sum), f.buffer(pools.line_max), count, scale, false, f.map(pooled)});
-    run_dense(k, first, act, f.map(pooled), f.map(hidden));
-    run_dense(k, second, maxima ? Act::none : gate, f.map(hidden), maxima ? f.map(logits) : to);
-    if (!maxima) return;
-    Map a = f.map(logits), b = a;
-    a.width = b.width = 1, b.data += k.lanes;
-    glue.binary({a, b, to, false, gate}, part);
-  });
+  Step& step =
+      l.add("gate", pools.line_sum, y, others,
+            [=, &k = l.kernels(), &glue = l.glue()](const Frame& f, const Map&, const Map& to, Part part) {
+              glue.reduce({f.buffer(pools.line_sum), f.buffer(pools.line_max), count, scale, false, f.map(pooled)});
+              run_dense(k, first, act, f.map(pooled), f.map(hidden));
+              run_dense(k, second, maxima ? Act::none : gate, f.map(hidden), maxima ? f.map(logits) : to);
+              if (!maxima) return;
+              Map a = f.map(logits), b = a;
+              a.width = b.width = 1, b.data += k.lanes;
+              glue.binary({a, b, to, false, gate}, part);
+            });
   serial(step);
   step.macs = static_cast<double>(pixels) * static_cast<double>(mlp.w1.count + mlp.w2.count);
   return y;
@@ -162,7 +180,8 @@ Slot mlp_gate(Lowering& l, const graph::Mlp& mlp, const PoolSlots& pools, int co
 
 void lower(Lowering& l, const Node& node, const graph::Cbam& op) {
   const Slot x = l.input(node), channel = channel_gate(l, node, op.mlp, true, Act::relu, Act::sigmoid);
-  gated_by_planes(l, node, op.kName, x, channel, gate_planes(l, x, channel, false, op.kh, op.kw), op.spatial, op.kh, op.kw);
+  gated_by_planes(l, node, op.kName, x, channel, gate_planes(l, x, channel, false, op.kh, op.kw), op.spatial, op.kh,
+                  op.kw);
 }
 
 void lower(Lowering& l, const Node& node, const graph::Se& op) {
@@ -190,7 +209,9 @@ void lower(Lowering& l, const Node& node, const graph::Scse& op) {
 
 void lower(Lowering& l, const Node& node, const graph::Sa& op) {
   const Slot x = l.input(node);
-  if (op.kh > 1 || op.kw > 1) return gated_by_planes(l, node, op.kName, x, kNoSlot, gate_planes(l, x, kNoSlot, op.mean_first, op.kh, op.kw), op.spatial, op.kh, op.kw);
+  if (op.kh > 1 || op.kw > 1)
+    return gated_by_planes(l, node, op.kName, x, kNoSlot, gate_planes(l, x, kNoSlot, op.mean_first, op.kh, op.kw),
+                           op.spatial, op.kh, op.kw);
   const float* w = op.spatial.weight.data;
   PixelPools p{};
   p.at_max = w[op.mean_first], p.at_mean = w[!op.mean_first], p.bias = *op.spatial.bias.data;
@@ -213,13 +234,15 @@ void lower(Lowering& l, const Node& node, const graph::Coordinate& op) {
   l.pool(node.inputs[0], wanted);
   const Dense first = l.dense(op.weight, op.bias, c, x.height);
   const LineGate rows(l, wanted.line_sum, wanted.line_max, x.width, first, l.dense(op.rows, op.rows_bias, m, x.height));
-  const LineGate columns(l, wanted.column_sum, wanted.column_max, x.height, first, l.dense(op.columns, op.columns_bias, m, x.width));
+  const LineGate columns(l, wanted.column_sum, wanted.column_max, x.height, first,
+                         l.dense(op.columns, op.columns_bias, m, x.width));
   std::vector<Slot> touched = rows.slots();
   for (const Slot& s : columns.slots()) touched.push_back(s);
   // Two threads may make one of the two each.
-  Step& step = l.add("gate", kNoSlot, kNoSlot, touched, [=, &k = l.kernels(), &glue = l.glue()](const Frame& f, const Map&, const Map&, Part part) {
-    for (int axis = part.y0; axis < part.y1; ++axis) (axis ? columns : rows).run(k, glue, f);
-  });
+  Step& step = l.add("gate", kNoSlot, kNoSlot, touched,
+                     [=, &k = l.kernels(), &glue = l.glue()](const Frame& f, const Map&, const Map&, Part part) {
+                       for (int axis = part.y0; axis < part.y1; ++axis) (axis ? columns : rows).run(k, glue, f);
+                     });
   step.height = 2, step.blocks = 1, step.by_blocks = false;
   step.macs = 2. * c * m * (x.height + x.width);
   const Slot line = rows.gate, column = columns.gate;
@@ -227,9 +250,10 @@ void lower(Lowering& l, const Node& node, const graph::Coordinate& op) {
     l.gates(node.output) = {x, kNoSlot, line, column};
     return;
   }
-  l.add(op.kName, x, l.output(node), {line, column}, [=, &k = l.kernels()](const Frame& f, const Map& from, const Map& to, Part part) {
-    k.gate(from, {nullptr, f.buffer(line), f.buffer(column), nullptr}, to, part);
-  });
+  l.add(op.kName, x, l.output(node), {line, column},
+        [=, &k = l.kernels()](const Frame& f, const Map& from, const Map& to, Part part) {
+          k.gate(from, {nullptr, f.buffer(line), f.buffer(column), nullptr}, to, part);
+        });
 }
 
 }  // namespace ff::engine

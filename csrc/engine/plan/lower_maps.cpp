@@ -7,7 +7,8 @@
 namespace ff::engine {
 namespace {
 
-void window_pool(Lowering& l, const Node& node, const char* name, const graph::Sliding& sliding, bool mean, bool count_padding) {
+void window_pool(Lowering& l, const Node& node, const char* name, const graph::Sliding& sliding, bool mean,
+                 bool count_padding) {
   const Slot x = l.input(node), other = l.residual(node), y = l.output(node);
   WindowPool p{};
   p.window = sliding.window, p.bottom = sliding.bottom, p.right = sliding.right;
@@ -35,11 +36,17 @@ void affine(Lowering& l, const Node& node, const char* name, const float* scale,
 
 }  // namespace
 
-void lower(Lowering& l, const Node& node, const graph::MaxPool& op) { window_pool(l, node, op.kName, op.sliding, false, false); }
-void lower(Lowering& l, const Node& node, const graph::AvgPool& op) { window_pool(l, node, op.kName, op.sliding, true, op.count_padding); }
+void lower(Lowering& l, const Node& node, const graph::MaxPool& op) {
+  window_pool(l, node, op.kName, op.sliding, false, false);
+}
+void lower(Lowering& l, const Node& node, const graph::AvgPool& op) {
+  window_pool(l, node, op.kName, op.sliding, true, op.count_padding);
+}
 void lower(Lowering& l, const Node& node, const graph::Add& op) { binary(l, node, op.kName, false, op.act); }
 void lower(Lowering& l, const Node& node, const graph::Mul& op) { binary(l, node, op.kName, true, op.act); }
-void lower(Lowering& l, const Node& node, const graph::Activate& op) { affine(l, node, op.kName, nullptr, nullptr, op.act); }
+void lower(Lowering& l, const Node& node, const graph::Activate& op) {
+  affine(l, node, op.kName, nullptr, nullptr, op.act);
+}
 void lower(Lowering& l, const Node& node, const graph::Affine& op) {
   const float *scale = l.padded(op.scale), *shift = l.padded(op.shift);
   affine(l, node, op.kName, scale, shift, op.act);
@@ -78,13 +85,14 @@ void lower(Lowering& l, const Node& node, const graph::Concat& op) {
   std::vector<Slot> inputs;
   for (size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(l.input(node, i));
   const Slot y = l.output(node);
-  Step& step = l.add(op.kName, kNoSlot, y, inputs, [=, &glue = l.glue()](const Frame& f, const Map&, const Map& to, Part part) {
-    int first = 0;
-    for (const Slot& x : inputs) {
-      glue.place({f.map(x), to, first}, part);
-      first += x.channels;
-    }
-  });
+  Step& step =
+      l.add(op.kName, kNoSlot, y, inputs, [=, &glue = l.glue()](const Frame& f, const Map&, const Map& to, Part part) {
+        int first = 0;
+        for (const Slot& x : inputs) {
+          glue.place({f.map(x), to, first}, part);
+          first += x.channels;
+        }
+      });
   step.by_blocks = false;
 }
 
@@ -93,20 +101,21 @@ void lower(Lowering& l, const Node& node, const graph::ChannelPool& op) {
   const Slot x = l.input(node), y = l.output(node);
   const int order = op.order;
   const Slot pair = l.planes({x.channels, x.height, x.width}, 2, 1, 1);
-  Step& step = l.add(op.kName, x, y, {pair}, [=, &glue = l.glue()](const Frame& f, const Map& from, const Map& to, Part part) {
-    float *first = f.buffer(pair), *second = first + pair.block;
-    PixelPools p{};
-    p.x = from, p.row = pair.row;
-    p.max = order == 0 || order == 3 ? first : order == 1 ? second : nullptr;
-    p.mean = order == 0 ? second : order == 3 ? nullptr : first;
-    glue.pixel_pools(p, part);
-    for (int row = part.y0; row < part.y1; ++row)
-      for (int i = 0; i < to.width; ++i) {
-        float* pixel = to.data + row * to.row + i * y.pixel;
-        std::fill(pixel, pixel + y.pixel, 0.f);
-        for (int c = 0; c < to.channels; ++c) pixel[c] = first[c * pair.block + row * pair.row + i];
-      }
-  });
+  Step& step =
+      l.add(op.kName, x, y, {pair}, [=, &glue = l.glue()](const Frame& f, const Map& from, const Map& to, Part part) {
+        float *first = f.buffer(pair), *second = first + pair.block;
+        PixelPools p{};
+        p.x = from, p.row = pair.row;
+        p.max = order == 0 || order == 3 ? first : order == 1 ? second : nullptr;
+        p.mean = order == 0 ? second : order == 3 ? nullptr : first;
+        glue.pixel_pools(p, part);
+        for (int row = part.y0; row < part.y1; ++row)
+          for (int i = 0; i < to.width; ++i) {
+            float* pixel = to.data + row * to.row + i * y.pixel;
+            std::fill(pixel, pixel + y.pixel, 0.f);
+            for (int c = 0; c < to.channels; ++c) pixel[c] = first[c * pair.block + row * pair.row + i];
+          }
+      });
   step.by_blocks = false;
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The start of a network whose maps have few channels and many pixels: planes instead of blocks that would be half empty.
+// The start of a network whose maps have few channels and many pixels: planes instead of blocks that would be half
+// empty.
 #include <algorithm>
 
 #include "engine/plan/lower.h"
@@ -28,11 +29,13 @@ Slot bordered_planes(Lowering& l, const Shape& shape, const graph::Conv* reader)
 Slot read_image(Lowering& l, const graph::Conv& first) {
   const Slot image = bordered_planes(l, l.shape(l.input()), &first);
   const Program* p = &l.program();
-  Step& read = l.add("planes", kNoSlot, image, {}, [=, &k = l.kernels()](const Frame& f, const Map&, const Map&, Part part) {
-    const Normalisation& n = f.type == Pixels::uint8 ? p->bytes : p->floats;
-    const bool plain = n.scale.empty();
-    k.planes_read(planes_of(image, f), f.image, f.type, plain ? nullptr : n.scale.data(), plain ? nullptr : n.shift.data(), part.y0, part.y1);
-  });
+  Step& read =
+      l.add("planes", kNoSlot, image, {}, [=, &k = l.kernels()](const Frame& f, const Map&, const Map&, Part part) {
+        const Normalisation& n = f.type == Pixels::uint8 ? p->bytes : p->floats;
+        const bool plain = n.scale.empty();
+        k.planes_read(planes_of(image, f), f.image, f.type, plain ? nullptr : n.scale.data(),
+                      plain ? nullptr : n.shift.data(), part.y0, part.y1);
+      });
   read.by_blocks = false;
   return image;
 }
@@ -59,9 +62,10 @@ Slot plane_gates(Lowering& l, const graph::Cbam& op, const Slot& x) {
   const Kernels& k = l.kernels();
   PoolSlots pools;
   pools.line_sum = l.lines(x.channels, 1), pools.line_max = l.lines(x.channels, 1);
-  Step& pool = l.add("plane pools", x, x, {pools.line_sum, pools.line_max}, [=, &k](const Frame& f, const Map&, const Map&, Part) {
-    k.planes_pool(planes_of(x, f), f.buffer(pools.line_sum), f.buffer(pools.line_max), 0, x.height);
-  });
+  Step& pool = l.add("plane pools", x, x, {pools.line_sum, pools.line_max},
+                     [=, &k](const Frame& f, const Map&, const Map&, Part) {
+                       k.planes_pool(planes_of(x, f), f.buffer(pools.line_sum), f.buffer(pools.line_max), 0, x.height);
+                     });
   serial(pool), pool.clears_border = false;
   const Slot channel = mlp_gate(l, op.mlp, pools, 1, inverse(x.height, x.width), Act::relu, Act::sigmoid);
   const int kh = op.kh, kw = op.kw;
@@ -72,9 +76,11 @@ Slot plane_gates(Lowering& l, const graph::Cbam& op, const Slot& x) {
   });
   product.by_blocks = false;
   const float *w = l.padded(op.spatial.weight), bias = *op.spatial.bias.data;
-  Step& step = l.add("pixel gate", pair, gate, {}, [=, &glue = l.glue()](const Frame&, const Map& from, const Map& to, Part part) {
-    glue.pixel_gate({from.data, from.row, from.block, 2, kh, kw, x.height, x.width, w, bias, to.data, to.row}, part);
-  });
+  Step& step = l.add(
+      "pixel gate", pair, gate, {}, [=, &glue = l.glue()](const Frame&, const Map& from, const Map& to, Part part) {
+        glue.pixel_gate({from.data, from.row, from.block, 2, kh, kw, x.height, x.width, w, bias, to.data, to.row},
+                        part);
+      });
   step.by_blocks = false;
   step.macs = 2. * kh * kw * x.height * x.width;
   return gate;
@@ -90,11 +96,12 @@ void lower(Lowering& l, const Node& node, const graph::Planar& op) {
   }
   l.begin(node.origin);
   const Slot planes = x, gate = op.cbam ? plane_gates(l, op.cbam->op, x) : kNoSlot, y = l.output(node);
-  Step& step = l.add("map", planes, y, {gate}, [=, &k = l.kernels()](const Frame& f, const Map&, const Map& to, Part part) {
-    Planes factor{};
-    if (gate.buffer >= 0) factor = planes_of(gate, f);
-    k.planes_to_map(planes_of(planes, f), factor, to, part.y0, part.y1);
-  });
+  Step& step =
+      l.add("map", planes, y, {gate}, [=, &k = l.kernels()](const Frame& f, const Map&, const Map& to, Part part) {
+        Planes factor{};
+        if (gate.buffer >= 0) factor = planes_of(gate, f);
+        k.planes_to_map(planes_of(planes, f), factor, to, part.y0, part.y1);
+      });
   step.by_blocks = false;
 }
 

@@ -14,9 +14,11 @@ constexpr size_t kMostFloats = size_t{1} << 29;  // of a buffer
 
 }  // namespace
 
-Lowering::Lowering(const Graph& graph, std::vector<Type> types, const Target& target, const Glue& glue, bool image_steps, Program& program)
-    : graph_(graph), types_(std::move(types)), target_(target), glue_(glue), image_steps_(image_steps), program_(program),
-      values_(graph.values.size(), kNoSlot), converted_(values_), before_(graph.values.size(), Shape{0, 0, 0}), after_(before_), gates_(graph.values.size()) {
+Lowering::Lowering(const Graph& graph, std::vector<Type> types, const Target& target, const Glue& glue,
+                   bool image_steps, Program& program)
+    : graph_(graph), types_(std::move(types)), target_(target), glue_(glue), image_steps_(image_steps),
+      program_(program), values_(graph.values.size(), kNoSlot), converted_(values_),
+      before_(graph.values.size(), Shape{0, 0, 0}), after_(before_), gates_(graph.values.size()) {
   const auto borders = [&](const graph::Conv& conv, int input) {
     Shape &before = before_[static_cast<size_t>(input)], &after = after_[static_cast<size_t>(input)];
     const graph::Sliding& s = conv.sliding;
@@ -33,7 +35,8 @@ Lowering::Lowering(const Graph& graph, std::vector<Type> types, const Target& ta
 
 int Lowering::new_buffer(size_t floats) {
   if (floats > kMostFloats)
-    throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) + " floats, the most is " + std::to_string(kMostFloats));
+    throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) +
+                                " floats, the most is " + std::to_string(kMostFloats));
   buffers_.push_back({(floats + kLine - 1) / kLine * kLine, -1, -1});
   makers_.push_back(-1);
   return static_cast<int>(buffers_.size()) - 1;
@@ -41,20 +44,23 @@ int Lowering::new_buffer(size_t floats) {
 
 Slot Lowering::new_map(const Shape& shape, const Shape& before, const Shape& after, Type type, Quant quant) {
   const int lanes = kernels().lanes;
-  Slot s{-1, lanes, 0, shape.channels, shape.height, shape.width, 0, 0, before.height, before.width, after.height, after.width, type, quant};
+  Slot s{-1,           lanes,        0,           shape.channels, shape.height, shape.width, 0, 0, before.height,
+         before.width, after.height, after.width, type,           quant};
   s.row = ptrdiff_t{lanes} * (s.left + shape.width + s.right);
   s.block = s.row * (s.top + shape.height + s.bottom);
   // Blocks a multiple of 4 KiB apart would share the lines of the first-level cache.
   const auto line = static_cast<ptrdiff_t>(64 / size_of(type));
   if (shape.channels > lanes && s.block % (64 * line) == 0) s.block += 5 * line;
   s.origin = s.top * s.row + ptrdiff_t{s.left} * lanes;
-  s.buffer = new_buffer((static_cast<size_t>(s.block) * static_cast<size_t>(blocks(shape.channels)) * size_of(type) + 3) / 4);
+  s.buffer =
+      new_buffer((static_cast<size_t>(s.block) * static_cast<size_t>(blocks(shape.channels)) * size_of(type) + 3) / 4);
   return s;
 }
 
 Slot Lowering::lines(int channels, int length) {
   const int lanes = kernels().lanes;
-  Slot s{-1, lanes, 0, channels, 1, length, ptrdiff_t{length} * lanes, ptrdiff_t{length} * lanes, 0, 0, 0, 0, Type::float32, {}};
+  Slot s{-1, lanes, 0, channels,      1, length, ptrdiff_t{length} * lanes, ptrdiff_t{length} * lanes, 0,
+         0,  0,     0, Type::float32, {}};
   s.buffer = new_buffer(static_cast<size_t>(s.block) * static_cast<size_t>(blocks(channels)));
   return s;
 }
@@ -78,7 +84,8 @@ Slot Lowering::value(int id) {
   return values_[i];
 }
 
-// Every step takes its maps through here: what it reads is then of the type that it expects, whatever types were chosen.
+// Every step takes its maps through here: what it reads is then of the type that it expects, whatever types were
+// chosen.
 Slot Lowering::read(int id, Type type) {
   const Slot slot = value(id);
   if (slot.type == type) return slot;
@@ -132,7 +139,9 @@ Step& Lowering::add(const char* name, const Slot& x, const Slot& y, const std::v
   step.name = name, step.node = origin_, step.x = x, step.y = y, step.run = std::move(run);
   step.height = y.height, step.blocks = (y.channels + y.pixel - 1) / y.pixel, step.by_rows = step.by_blocks = true;
   step.clears_border = y.buffer >= 0 && (y.top || y.left || y.bottom || y.right);
-  const auto bytes = [](const Slot& s) { return s.buffer < 0 ? 0. : 1. * static_cast<double>(size_of(s.type)) * s.channels * s.height * s.width; };
+  const auto bytes = [](const Slot& s) {
+    return s.buffer < 0 ? 0. : 1. * static_cast<double>(size_of(s.type)) * s.channels * s.height * s.width;
+  };
   step.bytes = bytes(x) + bytes(y);
   touch(x, index), touch(y, index);
   if (y.buffer >= 0) makers_[static_cast<size_t>(y.buffer)] = index;
@@ -174,9 +183,10 @@ void Lowering::finish() {
   origin_ = -1;
   for (size_t i = 0; i < graph_.outputs.size(); ++i) {
     const Slot x = read(graph_.outputs[i]);
-    Step& step = add("output", x, kNoSlot, {}, [=, &glue = glue_](const Frame& f, const Map& from, const Map&, Part part) {
-      glue.export_map({from, f.outputs[i]}, part);
-    });
+    Step& step =
+        add("output", x, kNoSlot, {}, [=, &glue = glue_](const Frame& f, const Map& from, const Map&, Part part) {
+          glue.export_map({from, f.outputs[i]}, part);
+        });
     step.height = x.height, step.blocks = blocks(x.channels);
   }
   program_.layout = lay_out(buffers_, scratch_);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the nodes of a graph to steps: what the lower_*.cpp, one for each kind of operation, have in common. Maps have slots
-// in buffers, weights are packed, steps are appended.
+// From the nodes of a graph to steps: what the lower_*.cpp, one for each kind of operation, have in common. Maps have
+// slots in buffers, weights are packed, steps are appended.
 #pragma once
 #include <memory>
 #include <vector>
@@ -23,7 +23,8 @@ struct GateSlots {
 class Lowering {
  public:
   // image_steps: the first convolution may read the image itself.
-  Lowering(const Graph& graph, std::vector<Type> types, const Target& target, const Glue& glue, bool image_steps, Program& program);
+  Lowering(const Graph& graph, std::vector<Type> types, const Target& target, const Glue& glue, bool image_steps,
+           Program& program);
 
   void begin(const Node& node) { origin_ = node.origin; }
   void begin(int origin) { origin_ = origin; }
@@ -37,23 +38,29 @@ class Lowering {
   const Shape& shape(int value) const { return graph_.shape(value); }
   int blocks(int channels) const { return (channels + kernels().lanes - 1) / kernels().lanes; }
 
-  // Values. `value` is a map as its maker writes it: only for steps that read every type. What others read is converted.
+  // Values. `value` is a map as its maker writes it: only for steps that read every type. What others read is
+  // converted.
   int input() const { return graph_.input; }
   bool reads_image(int value) const { return value == graph_.input; }
   // Whether a convolution of the image is to read it as it came.
-  bool takes_image(int value) const { return image_steps_ && reads_image(value) && values_[static_cast<size_t>(value)].buffer < 0; }
+  bool takes_image(int value) const {
+    return image_steps_ && reads_image(value) && values_[static_cast<size_t>(value)].buffer < 0;
+  }
   Slot value(int id);
   Slot read(int id, Type type = Type::float32);
   Slot input(const Node& node, size_t i = 0) { return read(node.inputs[i]); }
   Slot output(const Node& node) { return value(node.output); }
-  Slot residual(const Node& node, Type type = Type::float32) { return node.residual < 0 ? kNoSlot : read(node.residual, type); }
+  Slot residual(const Node& node, Type type = Type::float32) {
+    return node.residual < 0 ? kNoSlot : read(node.residual, type);
+  }
   Type type_of(int value) const { return types_[static_cast<size_t>(value)]; }
   Quant quant_of(int value, Type type) const;
   GateSlots& gates(int value) { return gates_[static_cast<size_t>(value)]; }
   const std::vector<Slot>& values() const { return values_; }
 
   // Memory between steps.
-  Slot new_map(const Shape& shape, const Shape& before = {}, const Shape& after = {}, Type type = Type::float32, Quant quant = {});
+  Slot new_map(const Shape& shape, const Shape& before = {}, const Shape& after = {}, Type type = Type::float32,
+               Quant quant = {});
   Slot lines(int channels, int length);  // (C, 1, length): the layout of Pools
   Slot planes(const Shape& shape, int count, int kh, int kw);  // with a border of half a kernel
   int new_buffer(size_t floats);
@@ -61,11 +68,14 @@ class Lowering {
 
   // Weights.
   float* packed(size_t floats) { return program_.weights.take(floats); }
-  size_t padded_size(idx count) const { return static_cast<size_t>((count + kernels().lanes - 1) / kernels().lanes * kernels().lanes); }
+  size_t padded_size(idx count) const {
+    return static_cast<size_t>((count + kernels().lanes - 1) / kernels().lanes * kernels().lanes);
+  }
   const float* padded(const Weights& w);
   Dense dense(const Weights& w, const Weights& bias, int inputs, int pixels);
 
-  // Appends a step from x to y that may be split along both axes of y; `others` are slots that it reads or writes besides.
+  // Appends a step from x to y that may be split along both axes of y; `others` are slots that it reads or writes
+  // besides.
   Step& add(const char* name, const Slot& x, const Slot& y, const std::vector<Slot>& others, StepFn run);
   // Pools of a value: by the step that makes it, where that one can and makes no others; else by a step of their own.
   void pool(int id, const PoolSlots& wanted);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether a short image is quicker on all threads or on one, by trying. What threads hand to each other costs 30 to 300 ns
-// a line, by where the system, or a virtual machine's host, puts them at the moment: for FGW-FER 51 or 120 µs on two
+// Whether a short image is quicker on all threads or on one, by trying. What threads hand to each other costs 30 to 300
+// ns a line, by where the system, or a virtual machine's host, puts them at the moment: for FGW-FER 51 or 120 µs on two
 // threads, always 70 on one. Runs that follow each other closely are timed, and now and then the slower way is tried.
 #pragma once
 #include <algorithm>
@@ -36,9 +36,11 @@ class Pace {
     ended_.store(now.time_since_epoch().count(), std::memory_order_relaxed);
     if (!run.counts) return;
     std::atomic<float>& seconds = seconds_[run.together];
-    const float before = seconds.load(std::memory_order_relaxed), taken = std::chrono::duration<float>(now - run.start).count();
+    const float before = seconds.load(std::memory_order_relaxed),
+                taken = std::chrono::duration<float>(now - run.start).count();
     // An interruption must not decide.
-    seconds.store(before == 0.f ? taken : before + (std::min(taken, 2 * before) - before) / 4, std::memory_order_relaxed);
+    seconds.store(before == 0.f ? taken : before + (std::min(taken, 2 * before) - before) / 4,
+                  std::memory_order_relaxed);
   }
 
  private:

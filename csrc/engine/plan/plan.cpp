@@ -17,7 +17,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Guards every plan's idle contexts. Held across fork(), so that a child never finds it taken by a thread that it has not.
+// Guards every plan's idle contexts. Held across fork(), so that a child never finds it taken by a thread that it has
+// not.
 std::mutex contexts;
 
 void guard_fork() {
@@ -34,13 +35,17 @@ size_t pixel_bytes(Pixels type) { return type == Pixels::uint8 ? 1 : sizeof(floa
 
 // Zeros (of bytes what stands for zero) around the rows and blocks that a part has written.
 void clear_border(const Slot& s, float* data, Part part, bool all_blocks) {
-  const int planes = (s.channels + s.pixel - 1) / s.pixel, b0 = all_blocks ? 0 : part.b0, b1 = all_blocks ? planes : part.b1;
+  const int planes = (s.channels + s.pixel - 1) / s.pixel, b0 = all_blocks ? 0 : part.b0,
+            b1 = all_blocks ? planes : part.b1;
   const auto size = static_cast<ptrdiff_t>(size_of(s.type));
   const int zero = s.type == Type::uint8 ? static_cast<int>(s.quant.zero) : 0;
   for (int b = b0; b < b1; ++b) {
     char* first = reinterpret_cast<char*>(data) + (s.origin + b * s.block) * size;
-    const auto clear = [&](ptrdiff_t from, ptrdiff_t count) { std::memset(first + from * size, zero, static_cast<size_t>(count * size)); };
-    const ptrdiff_t left = ptrdiff_t{s.left} * s.pixel, right = ptrdiff_t{s.right} * s.pixel, width = ptrdiff_t{s.width} * s.pixel;
+    const auto clear = [&](ptrdiff_t from, ptrdiff_t count) {
+      std::memset(first + from * size, zero, static_cast<size_t>(count * size));
+    };
+    const ptrdiff_t left = ptrdiff_t{s.left} * s.pixel, right = ptrdiff_t{s.right} * s.pixel,
+                    width = ptrdiff_t{s.width} * s.pixel;
     if (part.y0 == 0) clear(-left - s.top * s.row, s.top * s.row);
     for (int y = part.y0; y < part.y1; ++y) clear(y * s.row - left, left), clear(y * s.row + width, right);
     if (part.y1 == s.height) clear(s.height * s.row - left, s.bottom * s.row);
@@ -56,8 +61,8 @@ double seconds_of(const Step& step, int lanes) {
   return products / (6e9 * lanes) + step.bytes / 80e9 + 2e-7;
 }
 
-// Packed weights may take so many bytes, and so many for each of the file's: Winograd's algorithm takes four floats for one,
-// and few outputs are filled up to whole vectors.
+// Packed weights may take so many bytes, and so many for each of the file's: Winograd's algorithm takes four floats for
+// one, and few outputs are filled up to whole vectors.
 constexpr size_t kPackedWeights = size_t{256} << 20, kPackedShare = 8;
 
 // Below this a step is not worth two barriers.
@@ -115,13 +120,15 @@ struct Plan::Job {
 
   // Image i in arena `arena`; `places` gives room for the addresses of its outputs.
   Frame frame(idx i, int arena, int thread, float** places) const {
-    for (size_t o = 0; o < plan->outputs_.size(); ++o) places[o] = outputs[o] + static_cast<size_t>(i) * elements(plan->outputs_[o]);
+    for (size_t o = 0; o < plan->outputs_.size(); ++o)
+      places[o] = outputs[o] + static_cast<size_t>(i) * elements(plan->outputs_[o]);
     const char* image = images + static_cast<size_t>(i) * elements(plan->input_) * pixel_bytes(type);
     return {context->at(arena).buffers(), context->at(thread).scratch(), image, type, places};
   }
 };
 
-Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_(options.threads), fenced_(options.fenced) {
+Plan::Plan(const void* file, size_t size, const PlanOptions& options)
+    : threads_(options.threads), fenced_(options.fenced) {
   guard_fork();
   File parsed = parse_file(file, size);
   Graph& graph = parsed.graph;
@@ -143,7 +150,9 @@ Plan::Plan(const void* file, size_t size, const PlanOptions& options) : threads_
   }
   double seconds = 0;
   for (const Step& step : program_->steps) seconds += step.seconds;
-  image_threads_ = options.image_threads ? std::min(options.image_threads, threads_) : seconds < kLeastPaced ? 1 : threads_;
+  image_threads_ = options.image_threads   ? std::min(options.image_threads, threads_)
+                   : seconds < kLeastPaced ? 1
+                                           : threads_;
   paced_ = !options.image_threads && image_threads_ > 1 && seconds < kMostPaced;
   worth_waking_ = seconds >= kLeastImage;
 }
@@ -229,7 +238,8 @@ std::vector<StepTime> Plan::profile(const void* image, Pixels type, int repeats)
     const Step& step = steps[s];
     auto& t = times[s];
     std::nth_element(t.begin(), t.begin() + static_cast<ptrdiff_t>(t.size() / 2), t.end());
-    const int tasks = std::max({1, step.by_rows ? units(step.height, step.band) : 1, step.by_blocks ? units(step.blocks, step.panel) : 1});
+    const int tasks = std::max(
+        {1, step.by_rows ? units(step.height, step.band) : 1, step.by_blocks ? units(step.blocks, step.panel) : 1});
     result.push_back({step.name, step.node, t.empty() ? 0. : t[t.size() / 2], step.macs, step.bytes, tasks});
   }
   return result;
@@ -244,7 +254,8 @@ std::vector<Range> Plan::ranges(const void* images, Pixels type, idx batch) cons
   std::vector<Range> ranges(values.size(), Range{kMost, -kMost});
   std::vector<std::vector<float>> room;
   std::vector<float*> outputs;
-  for (const Shape& s : outputs_) room.emplace_back(static_cast<size_t>(batch) * elements(s)), outputs.push_back(room.back().data());
+  for (const Shape& s : outputs_)
+    room.emplace_back(static_cast<size_t>(batch) * elements(s)), outputs.push_back(room.back().data());
   std::unique_ptr<Context> context = acquire(1);
   Job job{this, context.get(), static_cast<const char*>(images), type, batch, outputs.data(), nullptr};
   float* places[kMostOutputs];

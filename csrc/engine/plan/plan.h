@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A network ready to run: parsed, packed for one instruction set, its memory laid out. Any number of threads may call run()
-// at once; each call has a context (arena and scratch) of its own, kept for the next.
+// A network ready to run: parsed, packed for one instruction set, its memory laid out. Any number of threads may call
+// run() at once; each call has a context (arena and scratch) of its own, kept for the next.
 #pragma once
 #include <memory>
 #include <mutex>
@@ -33,12 +33,13 @@ struct PlanOptions {
 
 class Plan {
  public:
-  // From the bytes of a file, which are not needed afterwards. Throws std::invalid_argument for bytes that are no engine file.
+  // From the bytes of a file, which are not needed afterwards. Throws std::invalid_argument for bytes that are no
+  // engine file.
   Plan(const void* file, size_t size, const PlanOptions& options);
   ~Plan();
 
-  // image [batch][C][H][W] of `type`; outputs [batch][C][H][W] each. Does not allocate once as many contexts as there are
-  // concurrent callers exist.
+  // image [batch][C][H][W] of `type`; outputs [batch][C][H][W] each. Does not allocate once as many contexts as there
+  // are concurrent callers exist.
   void run(const void* images, Pixels type, idx batch, float* const* outputs) const;
   // The median time of each step over `repeats` runs of one image.
   std::vector<StepTime> profile(const void* image, Pixels type, int repeats) const;

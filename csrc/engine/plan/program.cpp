@@ -14,8 +14,8 @@ namespace {
 
 constexpr size_t kLine = 64;  // bytes
 constexpr size_t kChunk = size_t{2} << 20;
-// Of the buffers of one image. The networks take up to 6 MB; a file that asks for more than this is refused before anything
-// is allocated.
+// Of the buffers of one image. The networks take up to 6 MB; a file that asks for more than this is refused before
+// anything is allocated.
 constexpr size_t kMostArena = size_t{1} << 30;
 
 template <class T, size_t N>
@@ -57,7 +57,8 @@ Store::~Store() {
 float* Store::take(size_t floats) {
   const size_t bytes = (floats * sizeof(float) + kLine - 1) / kLine * kLine;
   if (bytes > limit_ || bytes_ > limit_ - bytes)
-    throw std::invalid_argument("engine file: weights: expected at most " + std::to_string(limit_) + " bytes in packed form for a file of this size, got more");
+    throw std::invalid_argument("engine file: weights: expected at most " + std::to_string(limit_) +
+                                " bytes in packed form for a file of this size, got more");
   if (bytes > left_) {
     left_ = std::max(bytes, kChunk);
     blocks_.reserve(blocks_.size() + 1);
@@ -83,8 +84,8 @@ std::unique_ptr<Program> build(Graph graph, const BuildOptions& options, const N
   }
   lowering.finish();
   if (program->layout.bytes() > kMostArena)
-    throw std::invalid_argument("engine file: values: expected at most " + std::to_string(kMostArena) + " bytes at a time, got " +
-                                std::to_string(program->layout.bytes()));
+    throw std::invalid_argument("engine file: values: expected at most " + std::to_string(kMostArena) +
+                                " bytes at a time, got " + std::to_string(program->layout.bytes()));
   if (options.apart) program->values = lowering.values();
   return program;
 }

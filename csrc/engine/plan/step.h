@@ -11,9 +11,9 @@
 
 namespace ff::engine {
 
-// A map in a buffer: its pixel (0, 0) lies `origin` floats after the buffer's start, in a border of zeros. `pixel` floats
-// are a pixel of a block: the lanes of a vector, or 1 where each channel is a plane. Buffer -1: no map. Where elements are
-// not float32, distances count them.
+// A map in a buffer: its pixel (0, 0) lies `origin` floats after the buffer's start, in a border of zeros. `pixel`
+// floats are a pixel of a block: the lanes of a vector, or 1 where each channel is a plane. Buffer -1: no map. Where
+// elements are not float32, distances count them.
 struct Slot {
   int buffer, pixel;
   ptrdiff_t origin;
@@ -39,7 +39,9 @@ struct Frame {
   float* buffer(const Slot& s) const { return s.buffer < 0 ? nullptr : buffers[s.buffer]; }
   Map map(const Slot& s) const {
     float* data = nullptr;
-    if (s.buffer >= 0) data = reinterpret_cast<float*>(reinterpret_cast<char*>(buffers[s.buffer]) + s.origin * static_cast<ptrdiff_t>(size_of(s.type)));
+    if (s.buffer >= 0)
+      data = reinterpret_cast<float*>(reinterpret_cast<char*>(buffers[s.buffer]) +
+                                      s.origin * static_cast<ptrdiff_t>(size_of(s.type)));
     return {data, s.channels, s.height, s.width, s.row, s.block};
   }
 };
@@ -48,8 +50,12 @@ struct Frame {
 struct PoolSlots {
   Slot line_sum = kNoSlot, line_max = kNoSlot, column_sum = kNoSlot, column_max = kNoSlot;
 
-  bool any() const { return line_sum.buffer >= 0 || line_max.buffer >= 0 || column_sum.buffer >= 0 || column_max.buffer >= 0; }
-  Pools of(const Frame& f) const { return {f.buffer(line_sum), f.buffer(line_max), f.buffer(column_sum), f.buffer(column_max)}; }
+  bool any() const {
+    return line_sum.buffer >= 0 || line_max.buffer >= 0 || column_sum.buffer >= 0 || column_max.buffer >= 0;
+  }
+  Pools of(const Frame& f) const {
+    return {f.buffer(line_sum), f.buffer(line_max), f.buffer(column_sum), f.buffer(column_max)};
+  }
 };
 
 // Computes a part of y from x; everything else it captures.

@@ -9,7 +9,9 @@ namespace {
 constexpr int kFewChannels = 8;
 constexpr int kMostSide = 16;  // columns of padding of planes: a cache line
 
-bool same_shape(const Shape& a, const Shape& b) { return a.channels == b.channels && a.height == b.height && a.width == b.width; }
+bool same_shape(const Shape& a, const Shape& b) {
+  return a.channels == b.channels && a.height == b.height && a.width == b.width;
+}
 
 template <class T>
 graph::Stage<T> stage_of(const Node& node) {
@@ -34,8 +36,8 @@ const graph::Conv* plane_conv(const Graph& graph, int index, int lanes) {
   const Node& node = graph.nodes[static_cast<size_t>(index)];
   const Shape &x = graph.shape(node.inputs[0]), &y = graph.shape(node.output);
   const Window& w = conv->sliding.window;
-  const bool fits = w.sh == 1 && w.sw == 1 && conv->groups == 1 && std::max(x.channels, y.channels) <= kFewChannels && y.width >= 2 * lanes &&
-                    std::max(w.left, conv->sliding.right) <= kMostSide && node.residual < 0;
+  const bool fits = w.sh == 1 && w.sw == 1 && conv->groups == 1 && std::max(x.channels, y.channels) <= kFewChannels &&
+                    y.width >= 2 * lanes && std::max(w.left, conv->sliding.right) <= kMostSide && node.residual < 0;
   return fits ? conv : nullptr;
 }
 
@@ -45,7 +47,8 @@ Uses::Uses(const Graph& graph) : maker_(graph.values.size(), -1), reader_(maker_
   for (size_t i = 0; i < graph.nodes.size(); ++i) {
     const Node& node = graph.nodes[i];
     maker_[static_cast<size_t>(node.output)] = static_cast<int>(i);
-    for (const int input : node.inputs) ++count_[static_cast<size_t>(input)], reader_[static_cast<size_t>(input)] = static_cast<int>(i);
+    for (const int input : node.inputs)
+      ++count_[static_cast<size_t>(input)], reader_[static_cast<size_t>(input)] = static_cast<int>(i);
     if (node.residual >= 0) ++count_[static_cast<size_t>(node.residual)];
   }
   for (const int output : graph.outputs) ++count_[static_cast<size_t>(output)];
@@ -64,7 +67,8 @@ Graph without(Graph graph, const std::vector<bool>& gone) {
 
 bool is_point(const graph::Conv& conv) {
   const Window& w = conv.sliding.window;
-  return conv.groups == 1 && w.kh == 1 && w.kw == 1 && w.sh == 1 && w.sw == 1 && !w.top && !w.left && !conv.sliding.bottom && !conv.sliding.right;
+  return conv.groups == 1 && w.kh == 1 && w.kw == 1 && w.sh == 1 && w.sw == 1 && !w.top && !w.left &&
+         !conv.sliding.bottom && !conv.sliding.right;
 }
 
 bool halves(const graph::Conv& conv, const Shape& x, const Shape& y, bool has_residual, const Target& target) {
@@ -120,7 +124,8 @@ Graph take_planes(Graph graph, const Target& target) {
   const Uses uses(graph);
   std::vector<int> nodes;
   graph::Planar planar;
-  for (int i = uses.only_reader(graph.input); plane_conv(graph, i, lanes); i = uses.only_reader(graph.nodes[static_cast<size_t>(i)].output)) {
+  for (int i = uses.only_reader(graph.input); plane_conv(graph, i, lanes);
+       i = uses.only_reader(graph.nodes[static_cast<size_t>(i)].output)) {
     nodes.push_back(i);
     planar.convs.push_back(stage_of<graph::Conv>(graph.nodes[static_cast<size_t>(i)]));
   }

@@ -53,7 +53,8 @@ bool halves(const graph::Conv& conv, const Shape& x, const Shape& y, bool has_re
 
 // An affine map that alone reads the input becomes part of reading the image, which keeps padding the normalised zero.
 Graph normalise_input(Graph graph, Normalisation& image);
-// Additions of equal shapes go to the node that makes one of the two, when nobody else reads that and the other is there.
+// Additions of equal shapes go to the node that makes one of the two, when nobody else reads that and the other is
+// there.
 Graph take_sums(Graph graph);
 // The start of a network whose maps have few channels and many pixels, as planes.
 Graph take_planes(Graph graph, const Target& target);

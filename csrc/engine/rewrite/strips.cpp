@@ -17,12 +17,14 @@ bool leave_product(Node& node) {
     if (gate) gate->by_reader = true;
     return gate != nullptr;
   };
-  return mark(std::get_if<graph::Se>(&node.op)) || mark(std::get_if<graph::Eca>(&node.op)) || mark(std::get_if<graph::Coordinate>(&node.op));
+  return mark(std::get_if<graph::Se>(&node.op)) || mark(std::get_if<graph::Eca>(&node.op)) ||
+         mark(std::get_if<graph::Coordinate>(&node.op));
 }
 
 class StripFinder {
  public:
-  StripFinder(Graph graph, const Target& target) : graph_(std::move(graph)), target_(target), uses_(graph_), gone_(graph_.nodes.size()) {}
+  StripFinder(Graph graph, const Target& target)
+      : graph_(std::move(graph)), target_(target), uses_(graph_), gone_(graph_.nodes.size()) {}
 
   Graph run() && {
     for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {
@@ -39,28 +41,38 @@ class StripFinder {
 
  private:
   Node& at(int i) { return graph_.nodes[static_cast<size_t>(i)]; }
-  graph::Stage<graph::Conv> stage(int i) { return {std::get<graph::Conv>(at(i).op), at(i).inputs[0], at(i).output, at(i).origin}; }
+  graph::Stage<graph::Conv> stage(int i) {
+    return {std::get<graph::Conv>(at(i).op), at(i).inputs[0], at(i).output, at(i).origin};
+  }
 
   // A 1×1 convolution that is not better off by itself.
   bool free_point(int i) {
     const auto* conv = as<graph::Conv>(graph_, i);
-    return conv && is_point(*conv) && !halves(*conv, graph_.shape(at(i).inputs[0]), graph_.shape(at(i).output), at(i).residual >= 0, target_);
+    return conv && is_point(*conv) &&
+           !halves(*conv, graph_.shape(at(i).inputs[0]), graph_.shape(at(i).output), at(i).residual >= 0, target_);
   }
   // A node becomes strips, which read what the first of them read.
   void become(int i, graph::Strips strips) {
-    at(i).inputs = {strips.expand ? strips.expand->input : strips.depthwise ? strips.depthwise->input : strips.project->input};
+    at(i).inputs = {strips.expand      ? strips.expand->input
+                    : strips.depthwise ? strips.depthwise->input
+                                       : strips.project->input};
     at(i).op = std::move(strips);
   }
 
-  // A depthwise convolution and its reader; what makes its input too, where that is a 1×1 convolution nobody else reads.
+  // A depthwise convolution and its reader; what makes its input too, where that is a 1×1 convolution nobody else
+  // reads.
   void separable(int i, int reader) {
     const int wide = at(i).inputs[0], before = uses_.maker(wide);
-    const bool expands = free_point(before) && at(before).residual < 0 && uses_.only_reader(wide) == i && at(before).inputs[0] != graph_.input;
-    const double between = std::max(map_bytes(graph_.shape(at(i).output)), expands ? map_bytes(graph_.shape(wide)) : 0.);
+    const bool expands = free_point(before) && at(before).residual < 0 && uses_.only_reader(wide) == i &&
+                         at(before).inputs[0] != graph_.input;
+    const double between =
+        std::max(map_bytes(graph_.shape(at(i).output)), expands ? map_bytes(graph_.shape(wide)) : 0.);
     if (between < target_.strip_bytes) return;
     const auto depthwise = stage(i), project = stage(reader);
     // A strip keeps what its last convolution reads, in that type.
-    if (computes_low(project.op, false, graph_.shape(project.output), target_) && !writes_low(depthwise.op, false, Act::none)) return;
+    if (computes_low(project.op, false, graph_.shape(project.output), target_) &&
+        !writes_low(depthwise.op, false, Act::none))
+      return;
     graph::Strips strips{std::nullopt, depthwise, project};
     gone_[static_cast<size_t>(i)] = true;
     if (expands) strips.expand = stage(before), gone_[static_cast<size_t>(before)] = true;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Low precision: which values are kept as bfloat16 or bytes. Dense convolutions read these; depthwise ones read and both
-// write any type; everything else is float32. A value is low where its maker can write it so and every reader takes it so.
+// Low precision: which values are kept as bfloat16 or bytes. Dense convolutions read these; depthwise ones read and
+// both write any type; everything else is float32. A value is low where its maker can write it so and every reader
+// takes it so.
 #include <algorithm>
 #include <stdexcept>
 
@@ -15,7 +16,8 @@ bool in_registers(Act act) { return act != Act::silu && act != Act::sigmoid; }
 
 class Types {
  public:
-  Types(const Graph& graph, const Target& target) : graph_(graph), target_(target), low_(graph.values.size()), wanted_(low_), dense_(low_) {}
+  Types(const Graph& graph, const Target& target)
+      : graph_(graph), target_(target), low_(graph.values.size()), wanted_(low_), dense_(low_) {}
 
   std::vector<Type> run() {
     for (const Node& node : graph_.nodes) std::visit([&](const auto& op) { makes(node, op); }, node.op);
@@ -38,24 +40,34 @@ class Types {
 
  private:
   static size_t at(int value) { return static_cast<size_t>(value); }
-  bool is_low(const graph::Conv& conv, int input, int output) const { return computes_low(conv, input == graph_.input, graph_.shape(output), target_); }
+  bool is_low(const graph::Conv& conv, int input, int output) const {
+    return computes_low(conv, input == graph_.input, graph_.shape(output), target_);
+  }
 
   template <class T>
   void makes(const Node&, const T&) {}
-  void makes(const Node& node, const graph::Conv& conv) { made(conv, is_low(conv, node.inputs[0], node.output), node.output, node.after, node.residual >= 0); }
+  void makes(const Node& node, const graph::Conv& conv) {
+    made(conv, is_low(conv, node.inputs[0], node.output), node.output, node.after, node.residual >= 0);
+  }
   void makes(const Node& node, const graph::Strips& strips) {
     const auto& last = strips.project ? *strips.project : *strips.depthwise;
     made(last.op, is_low(last.op, last.input, last.output), node.output, node.after, node.residual >= 0);
     // What the depthwise convolution reads within the strip. What it writes there is as its reader takes it.
-    if (strips.expand) made(strips.expand->op, is_low(strips.expand->op, strips.expand->input, strips.expand->output), strips.expand->output, Act::none, false);
+    if (strips.expand)
+      made(strips.expand->op, is_low(strips.expand->op, strips.expand->input, strips.expand->output),
+           strips.expand->output, Act::none, false);
   }
-  void made(const graph::Conv& conv, bool low, int output, Act after, bool sum) { low_[at(output)] = writes_low(conv, low, after), dense_[at(output)] = low && !sum; }
+  void made(const graph::Conv& conv, bool low, int output, Act after, bool sum) {
+    low_[at(output)] = writes_low(conv, low, after), dense_[at(output)] = low && !sum;
+  }
 
   template <class T>
   void reads(const Node& node, const T& op) {
     for (const int input : node.inputs) by(input, takes_any(op), false);
   }
-  void reads(const Node& node, const graph::Conv& conv) { by(node.inputs[0], is_low(conv, node.inputs[0], node.output), conv.depthwise()); }
+  void reads(const Node& node, const graph::Conv& conv) {
+    by(node.inputs[0], is_low(conv, node.inputs[0], node.output), conv.depthwise());
+  }
   void reads(const Node& node, const graph::Strips& strips) {
     const auto& first = strips.expand ? *strips.expand : strips.depthwise ? *strips.depthwise : *strips.project;
     by(node.inputs[0], is_low(first.op, first.input, first.output), first.op.depthwise());
@@ -94,9 +106,12 @@ bool writes_low(const graph::Conv& conv, bool computes_low, Act after) {
 std::vector<Type> value_types(const Graph& graph, const Target& target) {
   if (target.type == Type::float32) return std::vector<Type>(graph.values.size(), Type::float32);
   if (!target.kernels.low_precision)
-    throw std::invalid_argument("EnginePlan: dtype: bfloat16 and int8 need AVX-512 with BF16 and VNNI, which this CPU, or the instruction set chosen, does not have");
+    throw std::invalid_argument(
+        "EnginePlan: dtype: bfloat16 and int8 need AVX-512 with BF16 and VNNI, which this CPU, or the instruction set "
+        "chosen, does not have");
   if (target.type == Type::uint8 && graph.ranges.empty())
-    throw std::invalid_argument("EnginePlan: dtype: int8 needs the ranges of the values, which this file does not have: calibrate first");
+    throw std::invalid_argument(
+        "EnginePlan: dtype: int8 needs the ranges of the values, which this file does not have: calibrate first");
   return Types(graph, target).run();
 }
 

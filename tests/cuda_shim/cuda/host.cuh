@@ -98,7 +98,8 @@ class Shared {
  private:
   State& state(At at) const {
     const long long i = first_ + at.index;
-    if (i < 0 || i >= count_) shim::fail("line %d: %s[%lld] is outside its %lld elements", at.place.line, name_, i, count_);
+    if (i < 0 || i >= count_)
+      shim::fail("line %d: %s[%lld] is outside its %lld elements", at.place.line, name_, i, count_);
     return states_[i];
   }
   void race(At at, const char* what, const Access& before) const {
@@ -128,7 +129,7 @@ class Shared {
   long long count_, first_;
 };
 
-#define FF_SHARED(T, name, count)                       \
+#define FF_SHARED(T, name, count)                                  \
   static typename ff::cuda::Shared<T>::State name##_states[count]; \
   const ff::cuda::Shared<T> name(#name, name##_states, count)
 
@@ -145,7 +146,8 @@ void host_mma(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], 
   const unsigned char* slots = shim::warp_exchange(mine, sizeof mine, here);
   for (int i = 0; i < 4; ++i)
     for (int k = 0; k < 8 * kPerWord; ++k) {
-      const int row = lane_rank() / 4, column = lane_rank() % 4 * 2 + i % 2, quad = k / kPerWord % 4, half = k / kPerWord / 4;
+      const int row = lane_rank() / 4, column = lane_rank() % 4 * 2 + i % 2, quad = k / kPerWord % 4,
+                half = k / kPerWord / 4;
       memcpy(&word[0], slots + (row * 4 + quad) * shim::kSlot + 4 * (i / 2 + 2 * half), 4);
       memcpy(&word[1], slots + (column * 4 + quad) * shim::kSlot + 4 * (4 + half), 4);
       sums[i] += value(word[0], k % kPerWord) * value(word[1], k % kPerWord);

@@ -39,6 +39,9 @@ struct Instance<kernel> {
 }  // namespace ff::cuda
 
 #define FF_TEXT_OF(...) #__VA_ARGS__
-#define FF_KERNELS_BEGIN(family) extern const Kernel family##_kernels[]; const Kernel family##_kernels[] = {
+#define FF_KERNELS_BEGIN(family)          \
+  extern const Kernel family##_kernels[]; \
+  const Kernel family##_kernels[] = {
 #define FF_KERNEL(...) {FF_TEXT_OF(__VA_ARGS__), &Instance<&__VA_ARGS__>::body, Instance<&__VA_ARGS__>::parameters},
-#define FF_KERNELS_END {nullptr, nullptr, 0}};
+#define FF_KERNELS_END {nullptr, nullptr, 0}} \
+  ;
