@@ -24,6 +24,7 @@ from bench.measure import Runner
 from fastfer import ops
 from fastfer.ops.separable_conv import _depthwise_backward as depthwise_backward
 from fastfer.ops.separable_conv import _pointwise_backward as pointwise_backward
+from fastfer.signatures.separable_conv import ConvNeeds, DepthwiseBackward, PointwiseBackward
 
 
 def _conv(layer: Layer) -> tuple[Tensor, Tensor | None]:
@@ -96,22 +97,22 @@ def conv_backward(layer: Layer, batch: int) -> Problem:
     """
     (weight, bias), image, dimage = _conv(layer), images(layer, batch), images(layer, batch, out=True)
     inputs, outputs = elements(layer, batch)
-    slots, mask = slots_for(batch, 4 * inputs), [True, True, bias is not None]
+    slots, needs = slots_for(batch, 4 * inputs), ConvNeeds(x=True, weight=True, bias=bias is not None)
     stride, padding, groups = _torch_geometry(layer)
 
     def fastfer_backward(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         if layer.kernel:
-            grads = depthwise_backward(dy, x, w, stride, list(layer.padding), mask)
+            grads = depthwise_backward(DepthwiseBackward(dy, x, w, stride, list(layer.padding), needs))
         else:
-            grads = pointwise_backward(dy, x, w, mask)
-        return tuple(grads[: 2 + mask[2]])
+            grads = pointwise_backward(PointwiseBackward(dy, x, w, needs))
+        return tuple(grad for grad, needed in zip(grads, needs, strict=True) if needed)
 
     def torch_backward(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        sizes = [w.shape[0]] if mask[2] else None
+        sizes = [w.shape[0]] if needs.bias else None
         grads = torch.ops.aten.convolution_backward.default(
-            dy, x, w, sizes, stride, padding, [1, 1], False, [0, 0], groups, mask
+            dy, x, w, sizes, stride, padding, [1, 1], False, [0, 0], groups, list(needs)
         )
-        return tuple(grads[: 2 + mask[2]])
+        return tuple(grad for grad, needed in zip(grads, needs, strict=True) if needed)
 
     def oracle() -> list[Tensor]:
         with fastfer.use("reference"):

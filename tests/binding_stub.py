@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import fastfer
 from fastfer import _C
 
-STUB = Path(_C.__file__).resolve().parent / "_C.pyi"
+STUB = Path(fastfer.__file__).resolve().parent / "_C.pyi"
 MARK = "# From here on written by tests/binding_stub.py, from csrc/*/op.h and csrc/kernels.inc.\n"
 
 

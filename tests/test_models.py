@@ -72,7 +72,7 @@ def test_registry() -> None:
     with pytest.raises(ValueError, match=r"create_model: name: expected one of .*fgw_fer.*, got 'resnet'"):
         create_model("resnet")
     with pytest.raises(
-        ValueError, match="option of fgw_fer: expected one of num_classes, in_chans, separable, got 'd'"
+        ValueError, match="option of fgw_fer: expected one of num_classes, in_chans, separable, dropout, got 'd'"
     ):
         create_model("fgw_fer", d=1)
     with pytest.raises(ValueError, match="register_model: name: expected a new one, got 'fgw_fer'"):
@@ -194,12 +194,12 @@ def test_load_refuses_what_is_no_weight_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fastfer": "2"}, "expected layout 1, got 2"),
+        ({"fastfer": "2"}, "expected layout 1, got '2'"),
         ({"fastfer": "{"}, "expected JSON in the header"),
         ({"model": '"resnet"'}, "name: expected one of .*, got 'resnet'"),
         ({"model": "null"}, "expected a model's name and options"),
         ({"options": "[]"}, "expected a model's name and options"),
-        ({"options": '{"depth": 3}'}, "expected one of num_classes, in_chans, separable, got 'depth'"),
+        ({"options": '{"depth": 3}'}, "expected one of num_classes, in_chans, separable, dropout, got 'depth'"),
         ({"options": '{"name": "x"}'}, "name"),
         ({"options": '{"num_classes": "7"}'}, "num_classes: expected an int, got str"),
         ({"options": '{"num_classes": 1000000000}'}, r"head.weight: expected shape \(1000000000, 128, 3, 3\)"),
