@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from fastfer.backend import list_backends, use
     from fastfer.engine.compiler import compile
     from fastfer.models import create_model, list_models, model_info
+    from fastfer.predict import Recognizer
 
 _MODULES = ("backend", "engine", "models", "nn", "ops", "runtime")
 _NAMES = {
+    "Recognizer": "fastfer.predict",
     "compile": "fastfer.engine.compiler",
     "create_model": "fastfer.models",
     "list_backends": "fastfer.backend",
@@ -28,6 +30,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "Recognizer",
     "__version__",
     "backend",
     "compile",

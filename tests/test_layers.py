@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "engine": {"_library", "_signature", "models", "runtime", "signatures"},
     "data": set(),
+    "predict": {"data", "runtime"},
     "info": {"backend"},
     "evaluate": {"data", "info", "models"},
     "explain": {"_checks", "backends.reference", "data", "evaluate", "models", "nn", "signatures"},

@@ -10,11 +10,9 @@ from os.path import isfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fastfer.data import pixels
 from fastfer.data.files import LFS_MARK
 from fastfer.data.formats import open_image
 from fastfer.data.manifest import Sample
@@ -34,12 +32,17 @@ def decode(sample: Sample, channels: int | None = None) -> Pixels:
         return _convert(Image.fromarray(sample.image), channels) if channels == 3 else sample.image
     try:
         with _opened(sample) as image:
-            # Photographs that a camera held sideways say so; JAFFE and the like carry no such tag.
-            return _convert(ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, channels)
+            return upright(image, channels)
     except FileNotFoundError:
         raise DataError(f"{_place(sample)} is missing") from None
     except Exception as error:  # Pillow's readers raise nearly anything for damaged files: struct.error, KeyError, ...
         raise DataError(f"{_place(sample)} is not a readable image ({_reason(sample, error)})") from error
+
+
+def upright(image: Image.Image, channels: int | None = None) -> Pixels:
+    """An opened image as `decode` gives it, turned as its Exif tag says. Raises nearly anything for a damaged one."""
+    # Photographs that a camera held sideways say so; JAFFE and the like carry no such tag.
+    return _convert(ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, channels)
 
 
 def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:
@@ -58,6 +61,10 @@ def resize(image: Pixels, side: int) -> Pixels:
     """(H, W) or (H, W, 3) -> the same with ``side`` rows and columns, as `fastfer.data.pixels.resize`."""
     if image.shape[:2] == (side, side):
         return image
+    import torch  # decoding needs none
+
+    from fastfer.data import pixels
+
     planes = torch.tensor(image).reshape(*image.shape[:2], -1).permute(2, 0, 1).unsqueeze(0)
     resized = pixels.resize(planes, (side, side))[0].permute(1, 2, 0).reshape(side, side, *image.shape[2:])
     return np.ascontiguousarray(resized.numpy())

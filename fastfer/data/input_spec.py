@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from fastfer.data import pixels
 from fastfer.data.preprocess import Preprocess, as_batch
 from fastfer.data.split import Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LARGEST = 4096  # rows or columns; more are no face
 
@@ -68,6 +67,8 @@ class InputSpec:
         x = as_batch(images)
         if self.stored is None:
             return x
+        from fastfer.data import pixels  # settings are read without torch
+
         channels, *sides = self.stored
         if x.shape[1] != channels:
             if {x.shape[1], channels} != {1, 3}:
@@ -84,6 +85,8 @@ class InputSpec:
         shape = split.images.shape[1:] if split.images.ndim == 4 else (1, *split.images.shape[1:])
         if self.stored is None or tuple(shape) == self.stored:
             return split
+        import torch
+
         parts = torch.split(torch.from_numpy(split.images), 1024)
         images = torch.cat([self.form(part) for part in parts]).numpy()
         return replace(split, images=images[:, 0] if self.stored[0] == 1 else images)

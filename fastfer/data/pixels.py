@@ -2,7 +2,7 @@
 """Steps on batches of stored pixels: uint8 in, uint8 out, the same bytes on every device and with every thread count.
 
 All sums are exact, of int64 or of multiples of 2⁻²² in float64, so no order of addition and no fused multiply changes
-them.
+them. `fastfer.data.planes` has the same steps for one picture, without torch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RESIZE = "bilinear-antialiased"
-"""Name of the one resampling, for files: triangle filter, widened when shrinking; along one axis Pillow's BILINEAR."""
 _BITS = 22  # fraction of a weight, as Pillow's
 _PIECE = 1 << 24  # bytes of pixels that are resized at a time, whose float64 copy takes eight times as much
 _KEPT = 1 << 20  # numbers of a table of weights that is kept

@@ -3,7 +3,7 @@
 
 Its settings travel with the weights, as JSON under "preprocess" in the header of the file. The order is fixed: face
 crop, grey, histogram equalisation, size, RGB, and (x / 255 - mean) / std. All steps but the last give bytes, the same
-everywhere (`fastfer.data.pixels`).
+everywhere (`fastfer.data.pixels`). Settings are read without torch, which only the conversion itself needs.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fastfer.data import pixels
+from fastfer.data import planes
 from fastfer.data.face import FaceCrop, FaceDetector, Picture
 from fastfer.data.split import Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Colour = Literal["stored", "grey", "rgb"]
 
@@ -69,6 +70,10 @@ class Preprocess:
         ``source`` may also be batches of stored images, as a loader gives them. ``settings`` are the other fields;
         pixels are counted after grey and equalisation, before the change of size.
         """
+        import torch
+
+        from fastfer.data import pixels
+
         colour, equalise = settings.get("colour", "stored"), settings.get("equalise", False)
         counts = torch.zeros(1, 1, dtype=torch.int64)
         for batch in _batches(source) if isinstance(source, Split) else source:
@@ -98,9 +103,9 @@ class Preprocess:
     def from_json(cls, entry: Mapping[str, Any]) -> Preprocess:
         """What `to_json` gave. ValueError or TypeError for unknown, missing or unfit settings."""
         values = dict(entry)
-        method = values.pop("resize", pixels.RESIZE)
-        if method != pixels.RESIZE:
-            raise ValueError(f"preprocess.resize: expected {pixels.RESIZE!r}, got {method!r}")
+        method = values.pop("resize", planes.RESIZE)
+        if method != planes.RESIZE:
+            raise ValueError(f"preprocess.resize: expected {planes.RESIZE!r}, got {method!r}")
         unknown = sorted(values.keys() - cls.__dataclass_fields__.keys())
         missing = sorted({"mean", "std"} - values.keys())
         if unknown or missing:
@@ -126,7 +131,7 @@ class Preprocess:
         entry = asdict(self)
         for key in ("mean", "std", "size"):
             entry[key] = None if entry[key] is None else list(entry[key])
-        return {**entry, "resize": pixels.RESIZE}
+        return {**entry, "resize": planes.RESIZE}
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W) or (N, C, H, W) -> float32 (N, C, H, W), channels_last, on the same device."""
@@ -134,6 +139,8 @@ class Preprocess:
 
     def pixels(self, images: Tensor) -> Tensor:
         """All but the last step, for images of one size: uint8 (N, H, W) or (N, C, H, W) -> uint8 (N, C, H, W)."""
+        from fastfer.data import pixels
+
         x = _tone(as_batch(images), self.colour, self.equalise)
         if self.size is not None:
             x = pixels.resize(x, self.size)
@@ -145,6 +152,8 @@ class Preprocess:
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x / 255 - mean) / std: uint8 (N, C, H, W) -> float32, channels_last."""
+        import torch
+
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         n, c, h, w = x.shape
         # Interleaved as bytes, then worked on in rows: 3 colours are too short an axis to be quick.
@@ -165,10 +174,9 @@ class Preprocess:
             if detector is None:
                 raise ValueError("detector: expected one, because the preprocessing cuts out faces; got None")
             picture = self.crop(picture, detector)
-        planes = np.array(
-            np.atleast_3d(picture).transpose(2, 0, 1), order="C"
-        )  # a copy: decoded pictures are read-only
-        return self.pixels(torch.from_numpy(planes)[None])[0]
+        # A copy, as decoded pictures are read-only.
+        channels = np.array(np.atleast_3d(picture).transpose(2, 0, 1), order="C")
+        return self.pixels(as_batch(channels[None]))[0]
 
 
 def _batches(split: Split) -> Iterator[Tensor]:
@@ -179,6 +187,8 @@ def _batches(split: Split) -> Iterator[Tensor]:
 
 def as_batch(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
     """Stored images as (N, C, H, W)."""
+    import torch
+
     x = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     if x.dtype != torch.uint8 or x.ndim not in (3, 4):
         raise ValueError(f"images: expected uint8 (N, H, W) or (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
@@ -186,6 +196,8 @@ def as_batch(images: Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 
 def _tone(x: Tensor, colour: Colour, equalise: bool) -> Tensor:
+    from fastfer.data import pixels
+
     if x.shape[1] not in (1, 3) and colour != "stored":
         raise ValueError(f"images: expected 1 or 3 channels for colour {colour!r}, got {x.shape[1]}")
     if colour == "grey" and x.shape[1] == 3:

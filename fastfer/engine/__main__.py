@@ -48,7 +48,9 @@ def _network(name: str) -> tuple[Any, dict[str, Any]]:
     from fastfer.models import create_model, list_models
 
     if Path(name).is_file():
-        return _trained(name)
+        from fastfer.engine.trained import trained
+
+        return trained(name)
     if name not in list_models():
         raise ValueError(f"MODEL: expected a weight file or one of {', '.join(list_models())}, got {name!r}")
     torch.manual_seed(0)
@@ -56,30 +58,6 @@ def _network(name: str) -> tuple[Any, dict[str, Any]]:
     with torch.no_grad():  # running statistics of some images, so that activations stay in range
         model.train()(torch.randn(4, model.in_chans, *model.input_size))
     return model.eval(), {}
-
-
-def _trained(path: str) -> tuple[Any, dict[str, Any]]:
-    """The model of a weight file, at the size that it was trained at, with the preprocessing that its header says."""
-    from fastfer.data import InputSpec
-    from fastfer.data.input_spec import input_size
-    from fastfer.models import load_weights, read_metadata
-
-    header, model = read_metadata(path), load_weights(path)
-    if not {"preprocess", "mean"} & set(header):
-        return model, {"example": (model.in_chans, *(input_size(header) or model.input_size))}
-    try:
-        spec = InputSpec.from_metadata(header)
-        shape = spec.shape(model.in_chans, model.input_size)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    record: dict[str, Any] = {key: header[key] for key in ("stored", "input") if key in header}
-    record.update(preprocess=spec.preprocess.to_json(), before=list(spec.before(pixels=False)))
-    known = {"example": shape, "metadata": record}
-    normalisation = spec.normalisation()
-    if normalisation is None:  # what comes before it is not the engine's to do: it takes float32 alone
-        return model, known
-    mean, std = normalisation
-    return model, {**known, "mean": mean, "std": std}
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -65,9 +65,12 @@ SOURCES: dict[str, Source] = {
 """Files by name."""
 
 
-def cached_file(name: str) -> Path:
-    """The file of ``SOURCES[name]``, from the cache or from the network. Raises DownloadError, saying why."""
-    source = SOURCES[name]
+def cached_file(name: str, source: Source | None = None) -> Path:
+    """The file of ``source``, by default ``SOURCES[name]``, from the cache or from the network, under that name.
+
+    Raises DownloadError, saying why.
+    """
+    source = source or SOURCES[name]
     path = _cache() / name.replace("/", "--") / source.url.rsplit("/", 1)[-1]
     record = path.with_name(f"{path.name}.digest")  # what a pointer said when the file was fetched
     for each in (path, record):

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of `fastfer.data.pixels` for one picture, in numpy: the same bytes, without torch.
+
+A picture is uint8 (H, W) or (H, W, 3), as decoders give it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+RESIZE = "bilinear-antialiased"
+"""Name of the one resampling, for files: triangle filter, widened when shrinking; along one axis Pillow's BILINEAR."""
+
+
+def grey(picture: Pixels) -> Pixels:
+    """Luma of RGB, ITU-R 601 as in Pillow's "L": (H, W, 3) -> (H, W)."""
+    red, green, blue = (picture[..., channel].astype(np.int32) for channel in range(3))
+    luma: Pixels = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
+    return luma
+
+
+def equalise(picture: Pixels) -> Pixels:
+    """Histogram equalisation of a grey picture, as OpenCV's equalizeHist: (H, W) -> (H, W)."""
+    counts = np.bincount(picture.reshape(-1), minlength=256)
+    darkest = counts[np.argmax(counts > 0)]
+    rest = picture.size - darkest
+    if rest <= 0:
+        return picture
+    scale = np.float32(255) / np.float32(rest)
+    below = np.maximum(np.cumsum(counts) - darkest, 0).astype(np.float32)
+    table = np.minimum(np.rint(below * scale), 255).astype(np.uint8)
+    levels: Pixels = table[picture]
+    return levels
+
+
+def resize(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    """(H, W) or (H, W, 3) -> (*size) or (*size, 3): along W, then along H, each rounded to a byte.
+
+    Either step is Pillow's BILINEAR; both at once would let Pillow pick the order.
+    """
+    image = Image.fromarray(picture)
+    for sides in ((size[1], image.height), (size[1], size[0])):
+        if image.size != sides:
+            image = image.resize(sides, Image.Resampling.BILINEAR)
+    return np.asarray(image)

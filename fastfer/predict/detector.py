@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where faces come from: YuNet on the engine, or any callable."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from fastfer.data.face import Face, Picture
+from fastfer.predict import yunet
+from fastfer.predict.detector_file import engine_bytes
+
+if TYPE_CHECKING:
+    from fastfer.runtime import Engine
+
+Detector = Callable[[Picture], Sequence[Any]]
+"""Gives the faces of an RGB picture (H, W, 3) uint8: each a `Face`, or a row of numbers, see `as_face`."""
+_KEPT = 8
+"""Sizes of pictures whose engines are kept: each takes memory for its activations."""
+
+
+class YuNetEngine:
+    """YuNet (Wu et al. 2023) on fastfer's engine; larger pictures are shrunk to ``longest`` pixels a side.
+
+    Calls from several threads run side by side.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        score: float = 0.7,
+        overlap: float = 0.3,
+        longest: int = 640,
+        threads: int | None = None,
+    ) -> None:
+        """``path``: its ONNX file, or an engine file; None looks for it as `find_detector`.
+
+        ``score`` is the least one of a face, ``overlap`` the intersection over union above which the weaker of two is
+        left out. Raises FileNotFoundError, ImportError naming what reading ONNX needs, ValueError for another file.
+        """
+        if not 0 < score <= 1 or not 0 <= overlap <= 1 or not 32 <= longest <= 8192:
+            raise ValueError(
+                f"score, overlap, longest: expected above 0 to 1, 0 to 1, 32 to 8192, got {score}, {overlap}, {longest}"
+            )
+        self.score, self.overlap, self.longest, self._threads = score, overlap, longest, threads
+        self._data = engine_bytes(path)
+        self._engines: OrderedDict[tuple[int, int], Engine] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, picture: Picture) -> list[Face]:
+        """Faces of an RGB picture (H, W, 3) or a grey one (H, W), uint8, best score first, in its pixels."""
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
+            raise ValueError(f"picture: expected uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}")
+        if not picture.size:
+            return []
+        height, width = picture.shape[:2]
+        small = _shrunk(picture, self.longest)
+        size = yunet.input_size(*small.shape[:2])
+        x = np.empty((1, 3, *size), np.uint8)
+        yunet.to_input(small, x[0])
+        maps = _named(self._engine(size)(x))
+        found = yunet.faces({name: value[0] for name, value in maps.items()}, size, self.score, self.overlap)
+        scale = width / small.shape[1], height / small.shape[0]
+        return found if scale == (1, 1) else [_scaled(face, *scale) for face in found]
+
+    def _engine(self, size: tuple[int, int]) -> Engine:
+        """For pictures of that size; the one used longest ago makes room."""
+        from fastfer.engine.resized import resized
+        from fastfer.runtime import Engine
+
+        with self._lock:
+            engine = self._engines.pop(size, None)
+            if engine is None:
+                engine = Engine(resized(self._data, size), threads=self._threads)
+                while len(self._engines) >= _KEPT:
+                    self._engines.popitem(last=False)
+            self._engines[size] = engine
+        return engine
+
+
+class Adapted:
+    """Any callable as a detector whose faces are `Face`."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+
+    def __call__(self, picture: Picture) -> list[Face]:
+        """Faces, best first. TypeError or ValueError where the detector gives something else."""
+        found = self.detector(picture)
+        faces = [] if found is None else [as_face(item) for item in found]
+        return sorted(faces, key=lambda face: -face.score)
+
+
+def as_detector(detector: Detector | str | Path | None, *, score: float, threads: int | None) -> Detector:
+    """What finds faces: YuNet from a path or from where it is found, or the callable itself."""
+    if detector is None or isinstance(detector, str | Path):
+        return YuNetEngine(detector, score=score, threads=threads)
+    if isinstance(detector, YuNetEngine):
+        return detector
+    if not callable(detector):
+        raise TypeError(f"detector: expected a path or a callable, got {type(detector).__name__}")
+    return Adapted(detector)
+
+
+def as_face(item: Any) -> Face:
+    """A `Face`, or 4 numbers (left, top, width, height), 5 (and score) or 15 (box, five points, score, as OpenCV's)."""
+    if isinstance(item, Face):
+        return item
+    numbers = np.asarray(item, np.float64)
+    if numbers.shape not in ((4,), (5,), (15,)) or not np.isfinite(numbers).all():
+        raise ValueError(f"detector: expected faces, or rows of 4, 5 or 15 finite numbers, got {item!r}"[:300])
+    left, top, width, height, *rest = numbers.tolist()
+    points = tuple(zip(rest[:10:2], rest[1:10:2], strict=True)) if len(rest) == 11 else None
+    return Face((left, top, width, height), rest[-1] if rest else 1.0, points)
+
+
+def _shrunk(picture: Picture, longest: int) -> Picture:
+    """The picture, no side longer than ``longest``."""
+    height, width = picture.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return picture
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Whole pixels are averaged first, down to twice the size: a photograph of 12 million takes a third of the time.
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _scaled(face: Face, x: float, y: float) -> Face:
+    left, top, width, height = face.box
+    points = None if face.points is None else tuple((px * x, py * y) for px, py in face.points)
+    return Face((left * x, top * y, width * x, height * y), face.score, points)
+
+
+def _named(outputs: Any) -> yunet.Maps:
+    """The network's outputs by their names."""
+    if isinstance(outputs, tuple | list):
+        outputs = dict(zip(yunet.OUTPUTS, outputs, strict=True))
+    return outputs  # type: ignore[no-any-return]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever a picture comes as, to pixels: uint8 RGB (H, W, 3), or grey (H, W) where it is grey."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastfer.data.face import Picture
+from fastfer.data.files import printable
+from fastfer.data.images import decode, upright
+from fastfer.data.manifest import Sample
+from fastfer.data.split import DataError
+
+EXPECTED = "a path, encoded bytes, a Pillow image, or a numpy array uint8 (H, W, 3) or (H, W)"
+
+
+def is_batch(images: Any) -> bool:
+    """Whether these are several pictures: a list, a tuple, or an array (N, H, W, 3)."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 4
+    return isinstance(images, Sequence) and not isinstance(images, str | bytes)
+
+
+def read(image: Any, bgr: bool = False) -> tuple[Picture, str | None]:
+    """The pixels of one picture, and the file that it came from.
+
+    Files and Pillow images are turned upright as their Exif tag says; of an animation the first picture is taken.
+    ``bgr``: colours of arrays stand as OpenCV has them. Raises DataError for what is damaged, TypeError or ValueError
+    for what is no picture.
+    """
+    if isinstance(image, str | os.PathLike):
+        name = os.fspath(image)
+        return _whole(decode(Sample(Path(name), None, name)), name), name
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _whole(decode(Sample(bytes(image), None, "image")), "image"), None
+    if isinstance(image, Image.Image):
+        try:
+            return _whole(upright(image), "image"), None
+        except DataError:
+            raise
+        except Exception as error:  # Pillow's readers raise nearly anything for damaged files
+            raise DataError(f"image: not a readable image ({printable(str(error))[:80]})") from error
+    return _array(image, bgr), None
+
+
+def _array(image: Any, bgr: bool) -> Picture:
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image: expected {EXPECTED}, got {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise TypeError(f"image: expected dtype uint8, got {image.dtype}")
+    x = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[2] != 3):
+        raise ValueError(f"image: expected an array (H, W, 3) or (H, W), got shape {image.shape}")
+    return _whole(x[..., ::-1] if bgr and x.ndim == 3 else x, "image")
+
+
+def _whole(picture: Picture, name: str) -> Picture:
+    if not picture.size:
+        raise DataError(f"{printable(name)}: expected pixels, got shape {picture.shape}")
+    return picture

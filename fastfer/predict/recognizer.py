@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fastfer.Recognizer``: from pictures to faces with their expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastfer.data.face import Face, FaceCrop, Picture
+from fastfer.data.split import DataError
+from fastfer.predict import pictures
+from fastfer.predict.detector import Detector, as_detector
+from fastfer.predict.prepare import Prepare
+from fastfer.predict.resolve import Weights, resolved
+from fastfer.predict.results import FrameResult, RecognizedFace, Result
+
+if TYPE_CHECKING:
+    from fastfer.predict.source import Source
+    from fastfer.runtime import Engine
+
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+_AT_A_TIME = 64
+"""Faces in one call of the engine: its activations take memory for each."""
+
+
+class Recognizer:
+    """Faces and their expressions, by a network and a detector; calls from several threads run side by side.
+
+    ``recognizer(image)`` gives a `Result`, of several images a list of them; ``recognizer.stream(source)`` the frames
+    of a video or a camera. The network sees faces as in its training: crop, colours, size are those of its file.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        detector: Detector | str | Path | None = None,
+        faces: Literal["detect", "whole"] = "detect",
+        threads: int | None = None,
+        precision: str | None = None,
+        margin: float | None = None,
+        min_score: float = 0.7,
+        min_size: float = 10.0,
+    ) -> None:
+        """Load the network and the detector.
+
+        Args:
+            weights: file of an engine (.ffe: torch is not needed) or of weights (.safetensors), name of shipped ones,
+                or an Engine
+            detector: the file of YuNet (.onnx or .ffe), or a callable that gives the faces of an RGB picture as `Face`
+                or as rows of box, points, score; by default YuNet, where `fastfer.predict.find_detector` finds it
+            faces: "detect" looks for faces, "whole" takes each picture as one face
+            threads: of engine and detector; by default as `fastfer.runtime.default_threads`
+            precision: float32, bfloat16, or as the engine file was compiled
+            margin: around a face's box as a fraction of its longer side; by default that of the training
+            min_score: of a detection
+            min_size: of the shorter side of a face's box, in pixels
+
+        Raises FileNotFoundError, ImportError, TypeError or ValueError, naming what was expected.
+        """
+        if faces not in ("detect", "whole"):
+            raise ValueError(f"faces: expected 'detect' or 'whole', got {faces!r}")
+        if faces == "whole" and detector is not None:
+            raise ValueError("detector: expected none with faces='whole'")
+        if not 0 < min_score <= 1 or not min_size >= 0:
+            raise ValueError(f"min_score, min_size: expected above 0 to 1, 0 or more, got {min_score}, {min_size}")
+        self.engine: Engine
+        self.engine, self.spec = resolved(weights, threads, precision)
+        crop = None if margin is None else replace(self.spec.preprocess.crop or FaceCrop(), margin=margin)
+        self._prepare = Prepare(self.spec, self.engine.input_shape, crop)
+        self._as_bytes = self.spec.normalisation() is not None and self.engine.metadata.get("mean") is not None
+        count = self.engine.output_shapes[0][0]
+        self.classes = self.engine.class_names or tuple(str(index) for index in range(count))
+        self._detector: Detector | None = None
+        if faces == "detect":
+            self._detector = as_detector(detector, score=min_score, threads=threads)
+        self.faces, self.min_score, self.min_size = faces, min_score, min_size
+
+    @overload
+    def __call__(self, image: ImageLike, *, bgr: bool = ..., errors: Literal["raise", "keep"] = ...) -> Result: ...
+    @overload
+    def __call__(
+        self, image: list[Any] | tuple[ImageLike, ...], *, bgr: bool = ..., errors: Literal["raise", "keep"] = ...
+    ) -> list[Result]: ...
+    def __call__(self, image: Any, *, bgr: bool = False, errors: Literal["raise", "keep"] = "raise") -> Any:
+        """The faces of a picture; of several (a list, or an array (N, H, W, 3)) a list, faces batched over pictures.
+
+        Args:
+            image: path, encoded bytes, Pillow image, numpy array uint8 RGB (H, W, 3) or grey (H, W), or several
+            bgr: the colours of arrays stand as OpenCV has them
+            errors: "keep" gives a picture that cannot be read a result that says so, "raise" raises for it
+
+        Raises DataError for a damaged picture, TypeError or ValueError for what is no picture.
+        """
+        if errors not in ("raise", "keep"):
+            raise ValueError(f"errors: expected 'raise' or 'keep', got {errors!r}")
+        several = pictures.is_batch(image)
+        found = self._recognized(list(image) if several else [image], bgr, keep=errors == "keep")
+        return found if several else found[0]
+
+    def stream(
+        self,
+        source: Source,
+        *,
+        bgr: bool = False,
+        track: bool = True,
+        smooth: float = 0.0,
+        every: int = 1,
+        batch: int | None = None,
+        live: bool | None = None,
+    ) -> Iterator[FrameResult]:
+        """The frames of a video, a camera or anything iterable, with their faces, one after the other.
+
+        Args:
+            source: a video's path or URL, a camera's number, or an iterable of pictures
+            bgr: the colours of an iterable's arrays stand as OpenCV has them
+            track: number the persons, the same number from frame to frame
+            smooth: of a person's probabilities the share of the past that stays, 0 (off) to below 1; needs track
+            every: look at each N-th frame alone
+            batch: frames whose faces go through the network at a time; by default 8, of a live source or one of
+                unknown pace 1
+            live: leave out frames that come faster than they are done instead of falling behind; by default for
+                cameras and network streams
+
+        Raises SourceError where the source cannot be opened or stops, ImportError naming the extra for videos.
+        """
+        from fastfer.predict.stream import stream
+
+        return stream(
+            self, source, bgr=bgr, track=track, smooth=smooth, every=every, batch=batch, live=live
+        )  # fmt: skip
+
+    def detect(self, picture: Picture) -> list[Face]:
+        """The faces of one picture, best first, without their expressions; the picture itself with faces="whole"."""
+        if self._detector is None:
+            return [Face((0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])))]
+        found = self._detector(picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2))
+        return [f for f in found if f.score >= self.min_score and min(f.box[2:]) >= max(self.min_size, 1e-3)]
+
+    def classify(self, images: Sequence[Picture], faces: Sequence[Sequence[Face]]) -> list[tuple[RecognizedFace, ...]]:
+        """The expressions of the ``faces`` of each picture, all in one batch."""
+        whole = self._detector is None
+        crops = [
+            self._prepare(picture, None if whole else face)
+            for picture, found in zip(images, faces, strict=True)
+            for face in found
+        ]
+        values = iter(self.probabilities(crops))
+        return [tuple(self._face(face, next(values)) for face in found) for found in faces]
+
+    def probabilities(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(N, K) of faces that are prepared already, each uint8 (C, H, W)."""
+        parts = [np.empty((0, len(self.classes)), np.float32)]
+        for start in range(0, len(crops), _AT_A_TIME):
+            x = self._prepare.batch(list(crops[start : start + _AT_A_TIME]), self._as_bytes)
+            parts.append(_softmax(self.engine(x)))
+        return np.concatenate(parts)
+
+    def _recognized(self, images: list[Any], bgr: bool, keep: bool) -> list[Result]:
+        """Results in the order of the images; so many pictures are held at a time as fill a batch with their faces."""
+        results: list[Result] = []
+        waiting: list[tuple[Picture, str | None, list[Face]]] = []
+        for image in images:
+            try:
+                picture, name = pictures.read(image, bgr)
+                waiting.append((picture, name, self.detect(picture)))
+            except (DataError, OSError, TypeError, ValueError) as error:
+                if not keep:
+                    raise
+                results += self._done(waiting)
+                waiting = []
+                results.append(Result((), None, _name(image), str(error)))
+            if sum(max(1, len(faces)) for *_, faces in waiting) >= _AT_A_TIME or _pixels(waiting) > 1 << 25:
+                results += self._done(waiting)
+                waiting = []
+        return results + self._done(waiting)
+
+    def _done(self, waiting: Sequence[tuple[Picture, str | None, list[Face]]]) -> list[Result]:
+        faces = self.classify([picture for picture, *_ in waiting], [found for *_, found in waiting])
+        return [
+            Result(found, (picture.shape[1], picture.shape[0]), name)
+            for (picture, name, _), found in zip(waiting, faces, strict=True)
+        ]
+
+    def _face(self, face: Face, values: NDArray[np.float32]) -> RecognizedFace:
+        best = int(values.argmax())
+        score = None if self._detector is None else face.score
+        return RecognizedFace(
+            face.box, face.points, score, self.classes[best], float(values[best]), self.classes, values
+        )  # fmt: skip
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    x = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    shares: NDArray[np.float32] = (x / x.sum(1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+def _pixels(waiting: Sequence[tuple[Picture, str | None, list[Face]]]) -> int:
+    return sum(picture.size for picture, *_ in waiting)
+
+
+def _name(image: Any) -> str | None:
+    return str(image) if isinstance(image, str | Path) else None
