@@ -137,11 +137,15 @@ class Engine:
         if dtype not in self._kinds:
             known = " or ".join(self._kinds)
             raise TypeError(f"engine: x: expected dtype {known}, got {dtype}{self._hint() if dtype == 'uint8' else ''}")
-        if tuple(shape)[1:] != self.input_shape:
+        if tuple(shape)[1:] not in (self.input_shape, self._as_vector()):
             raise ValueError(
                 f"engine: x: expected shape (N, {', '.join(map(str, self.input_shape))}), got {tuple(shape)}"
             )
         return dtype
+
+    def _as_vector(self) -> tuple[int, ...]:
+        """The other shape of an image of one pixel: a vector."""
+        return self.input_shape[:1] if self.input_shape[1:] == (1, 1) else self.input_shape
 
     def _hint(self) -> str:
         """Why pixels are refused."""

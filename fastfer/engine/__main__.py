@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m fastfer.engine MODEL``: compile a network, profile it, compare it with other runtimes, save it.
 
-MODEL is a network's name (fresh weights: for timing alone) or a file of trained weights. Exit code 0, or 2 for bad
-input.
+MODEL is a network's name (fresh weights: for timing alone), a file of trained weights or an ONNX file. Exit code 0, or
+2 for bad input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fastfer.engine", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a network's name, or a weight file (.safetensors)")
+    parser.add_argument("model", metavar="MODEL", help="a network's name, a weight file (.safetensors) or an .onnx")
     parser.add_argument("--compare", action="store_true", help="time it beside ONNX Runtime, OpenVINO, torch.compile")
     parser.add_argument("--others", nargs="*", help="runtimes to compare with (default: those of the precision)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="images a call (default: 1 32)")
@@ -24,6 +24,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", action="store_true", help="print the time of each step")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a figure of the profile")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the engine, for fastfer.runtime.load")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of images, for an ONNX file")
+    parser.add_argument("--fallback", default="error", help="of an ONNX file: error, torch or onnxruntime")
     parser.add_argument("--threads", type=int, help="threads (default: torch's)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or int8 (default: float32)")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="float32 images (N, C, H, W) for int8, .npy")
@@ -65,7 +67,12 @@ def _run(options: argparse.Namespace) -> None:
 
     from fastfer.engine.compiler import compile
 
-    model, known = _network(options.model)
+    is_onnx = options.model.endswith(".onnx")
+    model, known = (options.model, {"fallback": options.fallback}) if is_onnx else _network(options.model)
+    if options.size is not None:
+        if not is_onnx:
+            raise ValueError("--size: expected it with an ONNX file, got it with another network")
+        known["input_size"] = options.size
     images = None if options.calibration is None else [np.load(options.calibration, allow_pickle=False)]
     engine = compile(model, threads=options.threads, dtype=options.dtype, calibration=images, **known)
     kib = {name: f"{size / 1024:.0f} KiB" for name, size in engine.memory.items()}
@@ -78,8 +85,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.save is not None:
         engine.save(options.save)
     if options.compare:
-        from fastfer.engine.compare import compare
-
+        compare: Any
+        if is_onnx:
+            from fastfer.engine.onnx_compare import compare
+        else:
+            from fastfer.engine.compare import compare
         for batch in options.batch:
             print(f"\n{compare(model, engine, batch, others=options.others, rounds=options.rounds)}")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastfer.engine.fuse import fused
 from fastfer.engine.outputs import placed, usual
 from fastfer.engine.program import Program
 from fastfer.engine.record import recorded
+from fastfer.engine.subject import Subject
 from fastfer.engine.trace import check_tensors, evaluating, traced
 from fastfer.models import FerModel
 from fastfer.runtime import Engine, default_threads
@@ -33,11 +35,12 @@ def program_of(model: nn.Module, size: tuple[int, ...]) -> Program:
 
 
 def compile(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     example: Tensor | Sequence[int] | None = None,
     threads: int | None = None,
     dtype: str = "float32",
     *,
+    input_size: int | Sequence[int] | None = None,
     strict: bool = False,
     fallback: str = "error",
     calibration: Iterable[Any] | None = None,
@@ -49,35 +52,39 @@ def compile(
     """The engine of a trained network: convolutions with their norms folded in, one native call for a batch.
 
     ``model`` is any fastfer model, or a torch module of one image input made of ops that a plan has (`convert_aten` and
-    its neighbours); it is taken in evaluation mode, and later changes of it do not reach the engine. ``example`` is an
-    input or its shape, (N, C, H, W) or (C, H, W), by default the published size of a fastfer model. ``threads``
+    its neighbours), taken in evaluation mode, later changes of it do not reach the engine; or the path of an ONNX file
+    (opset 7 or later), whose several outputs come as a dict by name. ``example`` is an input or its shape, (N, C, H, W)
+    or (C, H, W), by default the published size of a fastfer model and that which an ONNX file fixes; of a file,
+    ``input_size`` (H, W) chooses another. ``threads``
     defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the
     largest output, otherwise within 1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``:
     float32 batches as the network takes them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``,
     one number a channel on the scale 0 to 1, allow uint8 images, which are then normalised inside; not for a network
     whose pixels are equalised first, as a record in ``metadata["preprocess"]`` may say.
     ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest: the engine's ``islands`` names
-    them, and it cannot be saved. ``class_names`` default to a fastfer model's; ``metadata`` are further JSON values to
+    them, and it cannot be saved; "onnxruntime" leaves a file with such ops to ONNX Runtime as a whole. ``class_names``
+    default to those that a fastfer model, or its ONNX file, brings along; ``metadata`` are further JSON values to
     keep. Outputs come as the model gives them: tensors, numbers and None in tuples, lists and dicts.
 
     Raises TypeError or ValueError naming the argument, `UncoveredError` naming an op that no plan has.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"compile: model: expected a torch.nn.Module, got {type(model).__name__}")
     if dtype not in DTYPES:
         raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if (dtype == "int8") != (calibration is not None):
         raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
-    if fallback not in ("error", "torch"):
-        raise ValueError(f"compile: fallback: expected 'error' or 'torch', got {fallback!r}")
-    check_tensors(model)
-    size = _size(model, example)
-    own = model if isinstance(model, FerModel) else None  # attributes of other models are their own matter
-    names = class_names if class_names is not None or own is None else own.class_names
+    kinds = "'error' or 'torch'" if isinstance(model, nn.Module) else "'error', 'torch' or 'onnxruntime'"
+    if repr(fallback) not in kinds:
+        raise ValueError(f"compile: fallback: expected {kinds}, got {fallback!r}")
+    subject = _subject(model, example, input_size)
+    known = subject.known
+    names = known.get("classes") if class_names is None else class_names
+    if mean is None and std is None:
+        mean, std = known.get("mean"), known.get("std")
     header: dict[str, Any] = {
+        **known,
         **(metadata or {}),
-        "model": type(model).__name__ if own is None else own.name,
-        "options": None if own is None else own.options,
+        "model": subject.name,
+        "options": known.get("options"),
         "classes": None if names is None else list(names),
         "mean": None if mean is None else [float(v) for v in mean],
         "std": None if std is None else [float(v) for v in std],
@@ -90,23 +97,56 @@ def compile(
             "compile: mean and std: expected none for a network whose pixels are equalised first "
             "(metadata.preprocess.equalise), which an engine does not do"
         )
-    fields.normalisation(header, size[0])
-    program = program_of(model, size)
+    fields.normalisation(header, subject.size[0])
     try:
+        program = subject.program
         graph = fused(converted(program))
     except UncoveredError:
         if fallback == "error":
             raise
         if dtype == "int8":
-            raise ValueError("compile: dtype: expected float32 or bfloat16 with torch islands, got int8") from None
-        from fastfer.engine.islands import Islands
-
-        return Islands(_in_float32(model, program, size), header, threads, dtype)
+            raise ValueError(
+                f"compile: dtype: expected float32 or bfloat16 with {fallback} islands, got int8"
+            ) from None
+        return _fallen_back(subject, header, threads, dtype, fallback)
     if not graph.outputs:
         raise ValueError("compile: model: expected a tensor among its outputs, got none")
     _describe_outputs(header, program)
     ranges = None if calibration is None else calibrated(graph, calibration, default_threads(threads))
     return Engine(to_bytes(graph, header, ranges), threads=threads, classes=program.classes)
+
+
+def _subject(model: Any, example: Any, input_size: Any) -> Subject:
+    """The network as a program."""
+    is_path = isinstance(model, (str, os.PathLike))
+    if is_path and (os.fspath(model).endswith(".onnx") or os.path.exists(model)):
+        from fastfer.engine.onnx_source import opened
+
+        return opened(model, example, input_size)
+    if not isinstance(model, nn.Module):
+        also = ", which is no file and does not end in .onnx" if is_path else ""
+        raise TypeError(f"compile: model: expected a torch.nn.Module, got {type(model).__name__}{also}")
+    if input_size is not None:
+        raise ValueError(f"compile: input_size: expected None for a module, which takes an example, got {input_size!r}")
+    check_tensors(model)
+    size = _size(model, example)
+    own = model if isinstance(model, FerModel) else None  # attributes of other models are their own matter
+    known: dict[str, Any] = {} if own is None else {"options": own.options, "classes": own.class_names}
+    program = program_of(model, size)
+    name = type(model).__name__ if own is None else own.name
+    return Subject(name, size, lambda: program, known, lambda: _in_float32(model, program, size))
+
+
+def _fallen_back(subject: Subject, header: dict[str, Any], threads: int | None, dtype: str, fallback: str) -> Engine:
+    """An engine of which torch, or ONNX Runtime, runs what no plan has."""
+    if fallback == "onnxruntime":
+        assert subject.in_onnxruntime is not None
+        engine: Engine = subject.in_onnxruntime(header, threads)
+        return engine
+    from fastfer.engine.islands import Islands
+
+    program = subject.program if subject.in_torch is None else subject.in_torch()
+    return Islands(program, header, threads, dtype)
 
 
 def _describe_outputs(header: dict[str, Any], program: Program) -> None:

@@ -126,7 +126,8 @@ class Islands(Engine):
     def __init__(self, program: Program, header: Mapping[str, Any], threads: int | None, dtype: str) -> None:
         self.metadata, self.dtype, self.strict = dict(header), dtype, header.get("strict") is True
         self._asked_threads, self._count = threads, default_threads(threads)
-        self.input_shape = Shape(*program.image_size())
+        size = program.image_size()
+        self.input_shape = Shape(*size, *(1,) * (3 - len(size)))
         tensors = [ref for ref in program.outputs if ref not in program.scalars]
         # A size that depends on the number of images in another way is 0 here.
         self.output_shapes = tuple(tuple(size or 0 for size in program.sizes[ref][1:]) for ref in tensors)
@@ -198,6 +199,7 @@ class Islands(Engine):
         kind, program = self._kind(str(x.dtype).removeprefix("torch."), x.shape), self._program
         with self._torch():
             images = x.float() * self._scale + self._shift if kind == "uint8" else x
+            images = images.reshape(len(x), *program.image_size())  # a vector may come as an image of one pixel
             values: dict[Ref, Any] = {program.input: images, **program.constants, **self._scalars(len(x))}
             for part in self.parts:
                 if isinstance(part, Segment):

@@ -21,7 +21,7 @@ from fastfer.engine.outputs import Leaf, structured
 from fastfer.engine.program import Call, Program, Ref, Scalar, mapped
 from fastfer.engine.views import BATCH
 
-_OTHER = 7
+OTHER_BATCH = 7
 """A second number of images, for a model that cannot be traced for any: sizes that follow it show in the difference."""
 _tracing = threading.RLock()
 """Held while a model is traced: ``torch.export`` keeps its state for the process, and the model's mode is changed."""
@@ -75,13 +75,13 @@ def traced(model: nn.Module, size: tuple[int, ...]) -> Program:
         return _program(_exported(model, example_batch(model, size), ({0: torch.export.Dim("batch")},)))
     except _TraceError:  # a size of the batch was made a number, by len() for one
         programs = []
-        for images in (BATCH, _OTHER):
+        for images in (BATCH, OTHER_BATCH):
             try:
                 programs.append(_program(_exported(model, example_batch(model, size, images), None)))
             except _TraceError as error:
                 also = "" if images == BATCH else f" for any number of images, with {images}"
                 raise ValueError(f"compile: model: expected one that torch.export traces{also}, got {error}") from error
-    return _for_any_batch(*programs)
+    return for_any_batch(*programs)
 
 
 class _TraceError(Exception):
@@ -276,8 +276,8 @@ class _Writes:
         return call
 
 
-def _for_any_batch(first: Program, second: Program) -> Program:
-    """One program of two, for `BATCH` and for `_OTHER` images: numbers that differ are multiples of theirs.
+def for_any_batch(first: Program, second: Program) -> Program:
+    """One program of two, for `BATCH` and for `OTHER_BATCH` images: numbers that differ are multiples of theirs.
 
     Raises ValueError where the two differ in another way.
     """
@@ -299,7 +299,7 @@ def _for_any_batch(first: Program, second: Program) -> Program:
             return {key: number(value, b.get(key), where) for key, value in a.items()}
         if a == b:
             return a
-        if type(a) is not int or a % BATCH or a * _OTHER != b * BATCH:
+        if type(a) is not int or a % BATCH or a * OTHER_BATCH != b * BATCH:
             raise refuse(where)
         each = a // BATCH
         if each not in scalars:
@@ -322,7 +322,7 @@ def _for_any_batch(first: Program, second: Program) -> Program:
     first.calls = calls
     for ref, sizes in first.sizes.items():
         pairs = zip(sizes, second.sizes[ref], strict=True)
-        numbers = [a if a == b else Scalar(a // BATCH * symbol) if a and b and a * _OTHER == b * BATCH else None
+        numbers = [a if a == b else Scalar(a // BATCH * symbol) if a and b and a * OTHER_BATCH == b * BATCH else None
                    for a, b in pairs]  # fmt: skip
         first.sizes[ref] = tuple(n.sample() if isinstance(n, Scalar) else n for n in numbers)
     return first

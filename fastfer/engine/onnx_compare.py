@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine of an ONNX file beside runtimes that take the file itself: outputs verified, then timed in turn."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastfer.engine.compare import TOLERANCE, Comparison, Timing, images_for, interleaved
+from fastfer.engine.graph import Array
+from fastfer.engine.onnx_peer import session, sized
+from fastfer.runtime import Engine
+
+USUAL = ("onnxruntime", "openvino")
+Run = Callable[[], list[Array]]
+
+
+def runners(path: str, images: Array, threads: int, others: Sequence[str] = USUAL) -> dict[str, tuple[str, Run]]:
+    """Of each runtime its version and a call that returns the file's outputs for the images, in the file's order.
+
+    Raises ImportError naming the extra for a package that is missing.
+    """
+    unknown = [name for name in others if name not in USUAL]
+    if unknown:
+        raise ValueError(f"compare: others: expected some of {', '.join(USUAL)}, got {unknown[0]!r}")
+    data = sized(path, images.shape[1:], len(images))
+    return {name: _MAKERS[name](data, images, threads) for name in others}
+
+
+def _onnxruntime(data: bytes, images: Array, threads: int) -> tuple[str, Run]:
+    import onnxruntime
+
+    own = session(data, threads)
+    feed = {own.get_inputs()[0].name: images}
+    return onnxruntime.__version__, lambda: own.run(None, feed)
+
+
+def _openvino(data: bytes, images: Array, threads: int) -> tuple[str, Run]:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(f"{error}; peers need more packages: pip install 'fastfer[engine-bench]'") from None
+    core: Any = openvino.Core()
+    model = core.read_model(data)
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+
+    def run() -> list[Array]:
+        results = request.infer([images], share_inputs=True, share_outputs=True)
+        return [results[i] for i in range(len(results))]
+
+    return openvino.__version__.partition("-")[0], run
+
+
+_MAKERS: dict[str, Callable[[bytes, Array, int], tuple[str, Run]]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+
+
+def outputs_of(result: Any) -> list[Array]:
+    """An engine's outputs in the file's order."""
+    parts = list(result.values()) if isinstance(result, dict) else [result]
+    return [np.asarray(part) for part in parts]
+
+
+def largest_error(got: Sequence[Array], want: Sequence[Array]) -> float:
+    """The largest difference of an output over its largest element, of all outputs; element by element, as a file that
+    fixes the number of images puts more of them into other dimensions."""
+    errors = [
+        float(np.abs(a.reshape(-1).astype(np.float64) - b.reshape(-1)).max() / max(float(np.abs(b).max()), 1e-12))
+        for a, b in zip(got, want, strict=True)
+    ]
+    return max(errors)
+
+
+def compare(
+    path: str, engine: Engine, batch: int = 1, *, others: Sequence[str] | None = None, rounds: int = 8,
+    seconds: float = 0.3,
+) -> Comparison:  # fmt: skip
+    """Time ``engine`` and ``others`` on ``batch`` images, all with the engine's threads.
+
+    Raises as `runners`, and RuntimeError, before anything is timed, where outputs differ by more than `TOLERANCE`.
+    """
+    images = images_for(engine, batch)
+    peers = runners(path, images, engine.threads, USUAL if others is None else others)
+    runs: dict[str, tuple[str, Run]] = {"fastfer engine": (engine.dtype, lambda: outputs_of(engine(images))), **peers}
+    limit, want = TOLERANCE[engine.dtype], [np.array(part) for part in _MAKERS["onnxruntime"](
+        sized(path, images.shape[1:], batch), images, engine.threads)[1]()]  # fmt: skip
+    errors = {name: largest_error(run(), want) for name, (_, run) in runs.items()}
+    for name, error in errors.items():
+        if not error <= limit:
+            raise RuntimeError(f"compare: {name}: expected outputs within {limit}, got {error:.1e}")
+    readings = interleaved({name: run for name, (_, run) in runs.items()}, rounds, seconds)
+    timings = []
+    for name, (version, _) in runs.items():
+        taken = sorted(t for one in readings[name] for t in one)
+        medians = tuple(statistics.median(one) for one in readings[name])
+        median = statistics.median(medians)
+        timings.append(Timing(name, version, median, taken[len(taken) // 10], medians, errors[name]))
+    name = str(engine.metadata.get("model", "network"))
+    return Comparison(name, batch, engine.threads, tuple(timings), engine.dtype)

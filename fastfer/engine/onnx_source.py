@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An ONNX file as what `fastfer.compile` works on: its program at a size, its names, and the metadata in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastfer.engine import (  # noqa: F401 - most of them register handlers
+    onnx_layers,
+    onnx_pointwise,
+    onnx_quant,
+    onnx_resize,
+    onnx_shape,
+)
+from fastfer.engine.onnx_read import OnnxError, OnnxInput, OnnxModel, read, shortened
+from fastfer.engine.onnx_trace import Tracer
+from fastfer.engine.program import Program
+from fastfer.engine.subject import Subject
+from fastfer.engine.trace import OTHER_BATCH, for_any_batch
+from fastfer.engine.views import BATCH
+
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
+_MOST_PIXELS = 1 << 26
+
+
+def opened(path: str | os.PathLike[str], example: Any = None, input_size: int | Sequence[int] | None = None) -> Subject:
+    """The network in a file, for images of the size of ``example`` (its shape, or an input), of ``input_size`` (H, W),
+    or that the file fixes.
+
+    Raises as `read` and `program_of`; ValueError for a size that is none, or missing.
+    """
+    model = read(path)
+    try:
+        size = _size(_only_input(model), example, input_size)
+    except OnnxError as error:
+        raise OnnxError(f"{model.path}: {error}") from None
+    known = _known(model, size)
+    name = str(known.pop("model", None) or Path(model.path).stem)
+
+    def in_onnxruntime(header: dict[str, Any], threads: int | None) -> Any:
+        from fastfer.engine.onnx_peer import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(model, size, header, threads)
+
+    return Subject(name, size, lambda: program_of(model, size), known, None, in_onnxruntime)
+
+
+def program_of(model: OnnxModel, size: Sequence[int]) -> Program:
+    """The calls that a model makes for images of ``size``, any number of them.
+
+    Raises `OnnxError` naming the node whose inputs do not fit, UncoveredError for an operator that is not known here,
+    ValueError for a file whose results would depend on the number of images.
+    """
+    batch = model.inputs[0].dims[0]
+    declared = batch if isinstance(batch, int) else None
+    programs = [Tracer(model, size, images, declared).traced() for images in (BATCH, OTHER_BATCH)]
+    program = for_any_batch(*programs)
+    if declared is not None:
+        once = Tracer(model, size, declared, declared).traced()
+        for ref in program.outputs:
+            if program.sizes[ref][1:] != once.sizes[ref][1:] or once.sizes[ref][:1] != (declared,):
+                raise OnnxError(
+                    f"{model.path}: outputs: expected one row for each of the {declared} images that the file fixes, "
+                    f"got the shape {once.sizes[ref]}"
+                )
+    return program
+
+
+def _only_input(model: OnnxModel) -> OnnxInput:
+    """The network's input, if it is one that an engine takes."""
+    used = {name for node in model.nodes for name in node.inputs} | set(model.outputs)
+    inputs = [value for value in model.inputs if value.name in used]
+    if len(inputs) != 1:
+        raise OnnxError(f"inputs: expected one that is used, got {[value.name for value in inputs]}")
+    (taken,) = model.inputs[:] = inputs
+    where = f"input {shortened(taken.name)}"
+    if taken.dtype not in (*_FLOATS, "uint8"):
+        raise OnnxError(f"{where}: expected floats or uint8, got {taken.dtype}")
+    if len(taken.dims) not in (2, 4):
+        raise OnnxError(f"{where}: expected images (N, C, H, W) or vectors (N, C), got {len(taken.dims)} dimensions")
+    if not isinstance(taken.dims[1], int):
+        raise OnnxError(f"{where}: expected a fixed number of channels, got {taken.dims[1] or 'a free one'}")
+    return taken
+
+
+def _size(taken: OnnxInput, example: Any, input_size: int | Sequence[int] | None) -> tuple[int, ...]:
+    """(C, H, W) or (C,) of one image."""
+    sizes: list[Any] = list(taken.dims[1:])
+    where = f"input {shortened(taken.name)}"
+    if example is not None and input_size is not None:
+        raise ValueError("compile: input_size: expected none beside an example, got both")
+    if example is not None:
+        shape = tuple(example.shape) if hasattr(example, "shape") else tuple(example)
+        if len(shape) not in (len(sizes), len(sizes) + 1) or not all(_is_size(n) for n in shape[-len(sizes) :]):
+            raise ValueError(f"compile: example: expected a shape (N, C, H, W) or (C, H, W), got {shape}")
+        sizes = [int(n) for n in shape[-len(sizes) :]]
+    if input_size is not None:
+        both = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        if len(sizes) != 3 or len(both) != 2 or not all(map(_is_size, both)):
+            raise ValueError(f"compile: input_size: expected the height and width of images, got {input_size!r}")
+        sizes = [sizes[0], *both]
+    if not all(isinstance(n, int) for n in sizes):
+        raise ValueError(f"compile: input_size: expected (height, width), as {where} has {tuple(taken.dims)}, got None")
+    if sizes[0] != taken.dims[1]:
+        raise ValueError(f"compile: example: expected {taken.dims[1]} channels, as {where} has, got {sizes[0]}")
+    pixels = sizes[1] * sizes[2] if len(sizes) == 3 else 1
+    if pixels > _MOST_PIXELS or sizes[0] * pixels > 4 * _MOST_PIXELS:
+        raise ValueError(f"compile: input_size: expected at most {_MOST_PIXELS} pixels, got {tuple(sizes)}")
+    return tuple(sizes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _known(model: OnnxModel, size: tuple[int, ...]) -> dict[str, Any]:
+    """Metadata of the engine: the names, and all that `fastfer.export` writes into a file."""
+    known: dict[str, Any] = {}
+    if "fastfer" in model.metadata:
+        for key, text in model.metadata.items():
+            try:
+                known[key] = json.loads(text)
+            except ValueError:
+                raise OnnxError(
+                    f"{model.path}: metadata {shortened(key)}: expected JSON, got {shortened(text)}"
+                ) from None
+        known.pop("fastfer")
+    known["input_names"], known["output_names"] = [value.name for value in model.inputs], list(model.outputs)
+    if known.get("pixels") is True or (model.inputs[0].dtype == "uint8" and "mean" not in known):
+        # The graph takes pixels 0 to 255 as they are.
+        known["mean"], known["std"] = [0.0] * size[0], [1 / 255] * size[0]
+    return known
