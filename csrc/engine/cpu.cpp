@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-// The inference engine's kernels for one ISA.
-#include "engine/kernels/glue_table.h"
+// The inference engine's convolutions for one ISA; cpu_*.cpp have what stands between them, objects of their own
+// because each takes a compiler long.
 #include "engine/kernels/table.h"

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastfer.engine import convert_aten, convert_attention, convert_fastfer, convert_shape  # noqa: F401 - they register handlers
+from fastfer.engine import (  # noqa: F401 - they register handlers
+    convert_aten,
+    convert_attention,
+    convert_fastfer,
+    convert_layers,
+    convert_math,
+    convert_shape,
+    convert_tensor,
+)
 from fastfer.engine import metadata as fields
 from fastfer.engine.calibrate import calibrated
 from fastfer.engine.convert import UncoveredError, converted

@@ -10,10 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from fastfer._types import ACTIVATIONS
-from fastfer.engine import views
+from fastfer.engine import tensors, views
 from fastfer.engine.convert import Conversion, Lazy, covers, numbers
 from fastfer.engine.convert_fastfer import attention, pointwise
 from fastfer.engine.graph import Node
+from fastfer.engine.strided import Strided
 from fastfer.engine.views import Uncovered, View
 
 _SIGMOID = ACTIVATIONS.index("sigmoid")
@@ -32,12 +33,21 @@ class Scores(Lazy):
             raise Uncovered(f"scores times a constant of shape {tuple(factor.shape)}")
         return replace(self, scale=self.scale * float(factor))
 
+    def settled(self, into: Conversion) -> View | Strided:
+        scaled = into.scaled(self.q, self.scale, 0.0) if self.scale != 1 else self.q
+        return tensors.matmul(into.graph, scaled, views.permuted(self.k, [0, 2, 1]))
+
 
 @dataclass(frozen=True)
 class Softmax(Lazy):
     """The softmax over tokens of scores: of a product's, or of a map with one channel."""
 
     scores: Scores | View
+
+    def settled(self, into: Conversion) -> View | Strided:
+        if isinstance(self.scores, Scores):
+            return tensors.softmax(into.graph, self.scores.settled(into), -1)
+        return tensors.softmax(into.graph, self.scores, 1)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,9 @@ class Weighted(Lazy):
 
     scores: View
     x: View
+
+    def settled(self, into: Conversion) -> View | Strided:
+        return tensors.binary(into.graph, "mul", tensors.softmax(into.graph, self.scores, 1), self.x)
 
     def summed(self, into: Conversion, dims: Any, keepdim: bool) -> View:
         """Additive attention: the scores are v · tanh(W [x; h] + b), and their map is no longer needed."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastfer._types import ACTIVATIONS
+from fastfer.engine import tensors
 from fastfer.engine.convert import HANDLERS, Conversion, Lazy, covers
+from fastfer.engine.strided import Strided
 from fastfer.engine.views import Uncovered, View
 
 _SPLITS = ("aten.split_with_sizes", "aten.split")
@@ -39,6 +41,9 @@ class Joined(Lazy):
             own = {key: v.parts[index] if isinstance(v, Joined) else v for key, v in values.items()}
             parts.append(HANDLERS[name](into, **own))
         return Joined(tuple(parts), self.dim)
+
+    def settled(self, into: Conversion) -> View | Strided:
+        return tensors.joined(into.graph, self.parts, self.dim)
 
 
 @covers(*_SPLITS)

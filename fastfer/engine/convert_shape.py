@@ -66,6 +66,8 @@ def _of_batch(view: View, sizes: Sequence[int], first: int = 0) -> View:
 @covers("aten.expand")
 def _expand(into: Conversion, self: View, size: Sequence[int], implicit: bool = False) -> View:
     """Only what leaves every size as it is: products and sums repeat by themselves."""
+    if not isinstance(self, View):
+        raise Uncovered("an expansion of a constant")
     kept = (1,) * (len(size) - len(self.sizes)) + self.sizes
     if len(size) != len(self.sizes) or any(new not in (-1, old) for new, old in zip(size, kept, strict=True)):
         raise Uncovered(f"an expansion of {self.sizes} to {tuple(size)}")

@@ -42,7 +42,7 @@ def _pair(graph: Graph) -> Graph:
     writers: dict[int, Node] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        first = writers.get(node.inputs[0])
+        first = writers.get(node.inputs[0]) if node.inputs else None
         rule = _RULES.get((first.op, node.op)) if first is not None and uses[first.output] == 1 else None
         joined = rule(first, node) if rule is not None and first is not None else None
         if joined is None or first is None:

@@ -137,6 +137,8 @@ MANY = -1
 _WINDOW = ("kh", "kw", "sh", "sw", "top", "left", "bottom", "right")
 _MLP = ("w1", "b1", "w2", "b2")
 _GATE = ("spatial", "spatial_bias")
+_SHAPE = ("channels", "height", "width")
+_AXES = ("over_channels", "over_height", "over_width")
 OPS: dict[str, Op] = {
     "conv": Op(1, 1, (*_WINDOW, "groups", "act"), ("weight", "bias")),
     "max_pool": Op(2, 1, _WINDOW, ()),
@@ -158,6 +160,22 @@ OPS: dict[str, Op] = {
     "coordinate": Op(26, 1, ("mode",), ("weight", "bias", "rows", "rows_bias", "columns", "columns_bias")),
     "dot_attention": Op(27, 2, ("mean",), ("scale",)),
     "additive_attention": Op(28, 2, (), ("weight", "bias", "score", "score_bias")),
+    "gather": Op(40, 1, (*_SHAPE, *(f"n{d}" for d in range(8)), *(f"s{d}" for d in range(8))), ("index", "fill")),
+    "constant": Op(41, 0, _SHAPE, ("values",)),
+    "join": Op(42, MANY, ("axis",), ()),
+    "unary": Op(43, 1, ("function",), ("a", "b")),
+    "binary": Op(44, 2, ("function",), ()),
+    "select": Op(45, 3, (), ()),
+    "reduce": Op(46, 1, ("function", *_AXES), ("correction",)),
+    "softmax": Op(47, 1, ("log", *_AXES), ()),
+    "resample": Op(
+        48,
+        1,
+        ("kind", "height", "width", "row_taps", "column_taps"),
+        ("rows", "rows_weight", "columns", "columns_weight"),
+    ),
+    "normalise": Op(49, 1, ("groups", "by_pixel"), ("scale", "shift", "eps")),
+    "matmul": Op(50, 2, (), ()),
 }
 """Kinds of pooling: 0 mean, 1 maximum. ``order`` of `channel_pool`: 0 [max; mean], 1 [mean; max], 2 mean, 3 max;
 ``axis`` of `line_pool`: 0 over the width, 1 over the height; ``mode`` of `coordinate`: 0 CA, 1 MAXCA, 2 CPSCA."""

@@ -20,6 +20,8 @@ from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Shape
 from fastfer.engine.outputs import usual
 from fastfer.engine.program import Call, Program, Ref, of_batch
+from fastfer.engine.strided import IMAGES, Strided
+from fastfer.engine.tensors import output
 from fastfer.engine.views import Uncovered, View
 from fastfer.runtime import Engine, default_threads, is_importable
 
@@ -31,7 +33,7 @@ class Segment:
     source: Ref
     conversion: Conversion
     calls: list[Call] = field(default_factory=list)
-    results: dict[Ref, View] = field(default_factory=dict)
+    results: dict[Ref, View | Strided] = field(default_factory=dict)
     engine: Engine | None = None
 
 
@@ -99,15 +101,25 @@ def _grown(program: Program, at: int, needed_after: list[set[Ref]]) -> Segment |
         own.update(ref for ref in call.outputs if ref is not None)
         segment.calls.append(call)
         leaving = (own - {segment.source}) & needed_after[at + count]
-        if all(isinstance(segment.conversion.known[ref], View) for ref in leaving) and leaving:
+        known = segment.conversion.known
+        if leaving and all(_leaves(known[ref]) for ref in leaving):
             best, nodes = count, len(segment.conversion.graph.nodes)
-            segment.results = {ref: segment.conversion.known[ref] for ref in sorted(leaving, key=lambda r: r.number)}
+            segment.results = {ref: known[ref] for ref in sorted(leaving, key=lambda r: r.number)}
     del segment.calls[best:]
     return segment if best and nodes else None
 
 
-def _shown(view: View, y: Tensor) -> Tensor:
+def _leaves(result: Any) -> bool:
+    """Whether a plan can give it."""
+    if isinstance(result, Strided):
+        return result.dims[:1] == ((IMAGES,),) and not any(result.of_batch(i) for i in range(1, len(result.dims)))
+    return isinstance(result, View)
+
+
+def _shown(view: View | Strided, y: Tensor) -> Tensor:
     """A plan's output (N, C, H, W) as the tensor that it stands for."""
+    if isinstance(view, Strided):
+        return y.reshape(len(y), *view.sizes[1:])
     letters = "".join(view.axes)
     order = ["NCHW".index(letter) for letter in letters]
     order += [i for i in range(4) if i not in order]
@@ -151,7 +163,9 @@ class Islands(Engine):
 
     def _built(self, segment: Segment) -> Engine:
         graph = segment.conversion.graph
-        graph.outputs = tuple(view.value for view in segment.results.values())
+        graph.outputs = tuple(
+            view.value if isinstance(view, View) else output(graph, view) for view in segment.results.values()
+        )
         shapes = [list(graph.values[value]) for value in graph.outputs]
         header = {"outputs": shapes, "dtype": self.dtype, "strict": self.strict}
         return Engine(to_bytes(fused(graph), header), threads=self._count)

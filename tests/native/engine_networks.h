@@ -181,8 +181,126 @@ class Networks {
     return add(Op::dot_attention, {x, o}, {mean}, {{static_cast<float>(1 / std::sqrt(c))}}, mean ? Shape{c, 1, 1} : s);
   }
 
+  std::vector<int32_t> axes(std::vector<int32_t> attrs) {
+    const int which = 1 + below(7);
+    for (int i = 0; i < 3; ++i) attrs.push_back(which >> i & 1);
+    return attrs;
+  }
+  // Elements of x in another order: chosen channels, rows and columns as axes in any order, some of them missing.
+  uint32_t gather(uint32_t x) {
+    const int lengths[] = {shape(x).channels, shape(x).height, shape(x).width};
+    const int strides[] = {shape(x).height * shape(x).width, shape(x).width, 1};
+    static const int kOrders[][3] = {{0, 1, 2}, {0, 1, 2}, {0, 2, 1}, {2, 0, 1}, {1, 2, 0}, {2, 1, 0}};
+    const int* order = kOrders[below(6)];
+    std::vector<float> index;
+    std::vector<int32_t> attrs(19, 0);
+    int y[3];
+    for (int d = 0; d < 8; ++d) {
+      const int axis = d < 3 ? order[d] : 0, length = d < 3 ? lengths[axis] : 1;
+      const int count = d < 3 ? below(2) ? length : 1 + below(2 * length) : 1;
+      const bool holes = d < 3 && below(4) == 0, steps = below(2);
+      for (int i = 0; i < count; ++i)
+        index.push_back(static_cast<float>(holes && below(5) == 0 ? -1 : steps ? i * length / count : below(length)));
+      if (d < 3) y[d] = count;
+      attrs[static_cast<size_t>(3 + d)] = count, attrs[static_cast<size_t>(11 + d)] = d < 3 ? strides[axis] : 0;
+    }
+    for (size_t d = 0; d < 3; ++d) attrs[d] = y[d];
+    const Shape s{y[0], y[1], y[2]};
+    return elements(s) > most_ ? x : add(Op::gather, {x}, attrs, {index, {static_cast<float>(below(3))}}, s);
+  }
+  uint32_t constant(const Shape& s, bool mask) {
+    std::vector<float> values = weights(static_cast<int>(elements(s)), 3);
+    if (mask)
+      for (float& v : values) v = static_cast<float>(below(2));
+    return add(Op::constant, {}, {s.channels, s.height, s.width}, {values}, s);
+  }
+  // Some of x's axes, the others 1.
+  Shape part(uint32_t x) {
+    const Shape& s = shape(x);
+    return {below(3) ? s.channels : 1, below(3) ? s.height : 1, below(3) ? s.width : 1};
+  }
+  uint32_t resample(uint32_t x) {
+    const Shape& s = shape(x);
+    const int sizes[] = {1 + below(2 * s.height), 1 + below(2 * s.width)}, taps[] = {1 + below(3), 1 + below(3)};
+    std::vector<std::vector<float>> w;
+    for (int a = 0; a < 2; ++a) {
+      std::vector<float> index;
+      for (int i = 0; i < sizes[a] * taps[a]; ++i)
+        index.push_back(static_cast<float>(i % taps[a] && below(6) == 0 ? -1 : below(a ? s.width : s.height)));
+      w.push_back(index), w.push_back(weights(sizes[a] * taps[a], taps[a]));
+    }
+    const Shape y{s.channels, sizes[0], sizes[1]};
+    if (elements(y) > most_) return x;
+    return add(Op::resample, {x}, {below(2), sizes[0], sizes[1], taps[0], taps[1]}, w, y);
+  }
+  uint32_t normalise(uint32_t x) {
+    const int c = shape(x).channels, pixel = below(2);
+    int groups = pixel ? 1 : 1 + below(c);
+    while (c % groups) --groups;
+    return add(Op::normalise, {x}, {groups, pixel}, {weights(c, 3), weights(c, 12), {0.1f}}, shape(x));
+  }
+  uint32_t function(uint32_t x) {
+    using ff::engine::UnaryOp;
+    static const UnaryOp kSmooth[] = {UnaryOp::abs,   UnaryOp::square,    UnaryOp::tanh,     UnaryOp::erf,
+                                      UnaryOp::gelu,  UnaryOp::gelu_tanh, UnaryOp::elu,      UnaryOp::leaky_relu,
+                                      UnaryOp::mish,  UnaryOp::softplus,  UnaryOp::softsign, UnaryOp::log_sigmoid,
+                                      UnaryOp::clamp, UnaryOp::at_least,  UnaryOp::at_most,  UnaryOp::soft_shrink};
+    std::vector<float> a = weights(below(2) ? 1 : shape(x).channels, 3);
+    for (float& v : a) v = 0.1f + std::fabs(v);
+    return add(Op::unary, {x}, {static_cast<int>(kSmooth[below(16)])}, {a, {2.f}}, shape(x));
+  }
+  uint32_t function_of_two(uint32_t x) {
+    using ff::engine::BinaryOp;
+    static const BinaryOp kSmooth[] = {BinaryOp::add,     BinaryOp::sub,     BinaryOp::mul,
+                                       BinaryOp::maximum, BinaryOp::minimum, BinaryOp::leaky_relu};
+    const int other = partner(x, true), f = static_cast<int>(kSmooth[below(6)]);
+    const uint32_t o = other < 0 || below(2) ? constant(part(x), false) : static_cast<uint32_t>(other);
+    const bool swap = below(2);
+    return add(Op::binary, {swap ? o : x, swap ? x : o}, {f}, {}, shape(x));
+  }
+  void tensor(uint32_t x) {
+    using ff::engine::ReduceOp;
+    static const ReduceOp kSmooth[] = {ReduceOp::sum,   ReduceOp::mean,  ReduceOp::maximum,  ReduceOp::minimum,
+                                       ReduceOp::norm1, ReduceOp::norm2, ReduceOp::variance, ReduceOp::log_sum_exp};
+    const Shape s = shape(x);
+    switch (below(11)) {
+      case 0:
+      case 1: gather(x); break;
+      case 2: function(x); break;
+      case 3: function_of_two(x); break;
+      case 4: {
+        const uint32_t mask = constant(part(x), true), other = constant(part(x), false);
+        add(Op::select, {mask, below(2) ? x : other, x}, {}, {}, s);
+        break;
+      }
+      case 5: {
+        const auto attrs = axes({static_cast<int>(kSmooth[below(8)])});
+        add(Op::reduce, {x}, attrs, {{0.f}},
+            {attrs[1] ? 1 : s.channels, attrs[2] ? 1 : s.height, attrs[3] ? 1 : s.width});
+        break;
+      }
+      case 6: add(Op::softmax, {x}, axes({below(2)}), {}, s); break;
+      case 7: resample(x); break;
+      case 8: normalise(x); break;
+      case 9: {
+        const int n = channels();
+        if (static_cast<size_t>(n) * elements({1, s.height, s.width}) > most_) break;
+        const uint32_t b = constant({n, below(2) ? s.height : 1, s.channels}, false);
+        add(Op::matmul, {x, b}, {}, {}, {n, s.height, s.width});
+        break;
+      }
+      default: {
+        const int axis = 1 + below(2), other = partner(x, false);
+        const uint32_t o = other < 0 ? x : static_cast<uint32_t>(other);
+        const Shape y{s.channels, axis == 1 ? 2 * s.height : s.height, axis == 2 ? 2 * s.width : s.width};
+        if (elements(y) <= most_) add(Op::join, {x, o}, {axis}, {}, y);
+      }
+    }
+  }
+
   void anything() {
     const uint32_t x = some();
+    if (below(3) == 0) return tensor(x);
     switch (below(16)) {
       case 0:
       case 1:

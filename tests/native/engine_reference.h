@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "engine/graph/file.h"
+#include "engine_tensors.h"
 #include "naive.h"
 
 namespace {
@@ -37,8 +38,8 @@ inline size_t elements(const Shape& s) {
 class NetOp {
  public:
   NetOp(const Net& net, size_t index, const std::vector<Values>& values)
-      : node_(net.nodes[index]), values_(values), x_(net.values[node_.inputs[0]]), y_(net.values[index + 1]),
-        in_(values[node_.inputs[0]]) {
+      : node_(net.nodes[index]), values_(values), x_(net.values[first()]), y_(net.values[index + 1]),
+        in_(values[first()]) {
     for (const uint32_t i : node_.inputs) shapes_.push_back(net.values[i]);
   }
 
@@ -64,13 +65,20 @@ class NetOp {
       case Op::coordinate: return coordinate();
       case Op::dot_attention: return dot_attention();
       case Op::additive_attention: return additive_attention();
+      default: return tensor();
     }
-    return {};
   }
 
  private:
   static constexpr int kRelu = 1, kHardswish = 3, kSigmoid = 6;
 
+  // Of a constant, which reads nothing, any.
+  size_t first() const { return node_.inputs.empty() ? 0 : node_.inputs[0]; }
+  Values tensor() const {
+    tensor_ops::Case k{node_.op, node_.attrs, node_.weights, shapes_, {}, y_};
+    for (const uint32_t i : node_.inputs) k.inputs.push_back(&values_[i]);
+    return tensor_ops::run(k);
+  }
   int attr(size_t i) const { return node_.attrs[i]; }
   double act(size_t i, double v) const { return naive::activate(attr(i), v); }
   double weight(size_t w, int i) const { return node_.weights[w][static_cast<size_t>(i)]; }

@@ -22,6 +22,10 @@ struct Namer {
   void number(const char* name, int&, int, int) { names.attrs.push_back(name); }
   void flag(const char* name, bool&) { names.attrs.push_back(name); }
   void act(const char* name, Act&) { names.attrs.push_back(name); }
+  template <class E>
+  void choice(const char* name, E&, E) {
+    names.attrs.push_back(name);
+  }
   void weights(const char* name, Weights&) { names.weights.push_back(name); }
 };
 
@@ -56,6 +60,12 @@ struct Filler {
     int v = 0;
     number(name, v, 0, kMostAct);
     field = static_cast<Act>(v);
+  }
+  template <class E>
+  void choice(const char* name, E& field, E count) {
+    int v = 0;
+    number(name, v, 0, static_cast<int>(count) - 1);
+    field = static_cast<E>(v);
   }
   void weights(const char*, Weights& field) { field = given[weight++]; }
 };

@@ -3,11 +3,11 @@
 // by the binding (which tells Python codes, names and shapes) and by the plan.
 //
 // Adding an operation touches these places:
-//   1. graph/ops.h: its code, its struct, its place in FileOps
-//   2. graph/shapes.cpp: output_shape, which checks its parts
+//   1. graph/fields.h: its code; graph/ops.h or tensor_ops.h: its struct; graph/ops.h: its place in FileOps
+//   2. graph/shapes.cpp or tensor_shapes.h: shape_of, which checks its parts
 //   3. plan/lower_*.cpp: lower(), its steps; declared in plan/lower.h
-//   4. glue.h: the arguments of a new kernel and its row in FF_GLUE, kernels/: the kernel (none, if the steps use what
-//   is there)
+//   4. glue.h or tensors.h: the arguments of a new kernel and its row in FF_GLUE or FF_TENSORS; kernels/: the kernel
+//   (none, if the steps use what is there)
 //   5. fastfer/engine/graph.py: its row in OPS, compared with this table by tests/test_engine_ops.py
 //   6. fastfer/engine/convert_*.py: what of torch becomes it
 #pragma once
@@ -15,69 +15,11 @@
 #include <variant>
 #include <vector>
 
-#include "engine/kernel_table.h"
+#include "engine/graph/tensor_ops.h"
 
 namespace ff::engine {
 
-// Codes as in the file.
-enum class Op : uint32_t {
-  conv = 1,
-  max_pool = 2,
-  avg_pool = 3,
-  global_pool = 4,
-  add = 5,
-  mul = 6,
-  act = 7,
-  affine = 8,
-  concat = 9,
-  channel_pool = 10,
-  line_pool = 11,
-  cbam = 20,
-  se = 21,
-  eca = 22,
-  scse = 23,
-  sa = 24,
-  csa = 25,
-  coordinate = 26,
-  dot_attention = 27,
-  additive_attention = 28,
-};
-
-// Maps are (C, H, W) of one image. Vectors are maps of one pixel, tokens are the pixels of a map.
-struct Shape {
-  int channels, height, width;
-};
-
-struct Weights {
-  const float* data;  // into the file's bytes
-  idx count;
-};
-
 namespace graph {
-
-constexpr int kMany = -1;  // inputs: one or more
-constexpr int kMostTaps = 1024;  // kernel, stride and padding along an axis
-constexpr int kMostChannels = 1 << 24;
-
-// fields(v) names an operation's attributes, v.number(name, field, least, most), and its weights, v.weights(name,
-// field), both in the file's order.
-
-// A window that slides over a map with padding on four sides.
-struct Sliding {
-  Window window;
-  int bottom, right;
-
-  template <class V>
-  void fields(V& v, bool pool) {
-    Window& w = window;
-    v.number("kh", w.kh, 1, kMostTaps), v.number("kw", w.kw, 1, kMostTaps);
-    v.number("sh", w.sh, 1, kMostTaps), v.number("sw", w.sw, 1, kMostTaps);
-    // A pooling window lies at least in part on the image.
-    const int high = pool ? w.kh - 1 : kMostTaps, wide = pool ? w.kw - 1 : kMostTaps;
-    v.number("top", w.top, 0, high), v.number("left", w.left, 0, wide), v.number("bottom", bottom, 0, high),
-        v.number("right", right, 0, wide);
-  }
-};
 
 // act(convolution + bias); weight (O, C / groups, kh, kw), bias (O); groups 1, or C = O: depthwise.
 struct Conv {
@@ -389,7 +331,8 @@ struct OpList {
   }
 };
 using FileOps = OpList<Conv, MaxPool, AvgPool, GlobalPool, Add, Mul, Activate, Affine, Concat, ChannelPool, LinePool,
-                       Cbam, Se, Eca, Scse, Sa, Csa, Coordinate, DotAttention, AdditiveAttention>;
+                       Cbam, Se, Eca, Scse, Sa, Csa, Coordinate, DotAttention, AdditiveAttention, Gather, Constant,
+                       Join, Unary, Binary, Select, Reduce, Softmax, Resample, Normalise, MatMul>;
 using AnyOp = FileOps::Any;
 
 }  // namespace graph

@@ -41,6 +41,19 @@ void lower(Lowering& l, const Node& node, const graph::AdditiveAttention& op);
 // lower_planes.cpp
 void lower(Lowering& l, const Node& node, const graph::Planar& op);
 
+// lower_tensors.cpp
+void lower(Lowering& l, const Node& node, const graph::Gather& op);
+void lower(Lowering& l, const Node& node, const graph::Constant& op);
+void lower(Lowering& l, const Node& node, const graph::Join& op);
+void lower(Lowering& l, const Node& node, const graph::Unary& op);
+void lower(Lowering& l, const Node& node, const graph::Binary& op);
+void lower(Lowering& l, const Node& node, const graph::Select& op);
+void lower(Lowering& l, const Node& node, const graph::Reduce& op);
+void lower(Lowering& l, const Node& node, const graph::Softmax& op);
+void lower(Lowering& l, const Node& node, const graph::Resample& op);
+void lower(Lowering& l, const Node& node, const graph::Normalise& op);
+void lower(Lowering& l, const Node& node, const graph::MatMul& op);
+
 constexpr Window kPoint{1, 1, 1, 1, 0, 0};
 
 // One thread runs the step.

@@ -15,9 +15,9 @@ constexpr size_t kMostFloats = size_t{1} << 29;  // of a buffer
 }  // namespace
 
 Lowering::Lowering(const Graph& graph, std::vector<Type> types, const Target& target, const Glue& glue,
-                   bool image_steps, Program& program)
-    : graph_(graph), types_(std::move(types)), target_(target), glue_(glue), image_steps_(image_steps),
-      program_(program), values_(graph.values.size(), kNoSlot), converted_(values_),
+                   const tensors::Table& tensors, bool image_steps, Program& program)
+    : graph_(graph), types_(std::move(types)), target_(target), glue_(glue), tensors_(tensors),
+      image_steps_(image_steps), program_(program), values_(graph.values.size(), kNoSlot), converted_(values_),
       before_(graph.values.size(), Shape{0, 0, 0}), after_(before_), gates_(graph.values.size()) {
   const auto borders = [&](const graph::Conv& conv, int input) {
     Shape &before = before_[static_cast<size_t>(input)], &after = after_[static_cast<size_t>(input)];

@@ -23,8 +23,8 @@ struct GateSlots {
 class Lowering {
  public:
   // image_steps: the first convolution may read the image itself.
-  Lowering(const Graph& graph, std::vector<Type> types, const Target& target, const Glue& glue, bool image_steps,
-           Program& program);
+  Lowering(const Graph& graph, std::vector<Type> types, const Target& target, const Glue& glue,
+           const tensors::Table& tensors, bool image_steps, Program& program);
 
   void begin(const Node& node) { origin_ = node.origin; }
   void begin(int origin) { origin_ = origin; }
@@ -34,6 +34,7 @@ class Lowering {
   const Target& target() const { return target_; }
   const Kernels& kernels() const { return target_.kernels; }
   const Glue& glue() const { return glue_; }
+  const tensors::Table& tensors() const { return tensors_; }
   const Program& program() const { return program_; }
   const Shape& shape(int value) const { return graph_.shape(value); }
   int blocks(int channels) const { return (channels + kernels().lanes - 1) / kernels().lanes; }
@@ -88,6 +89,7 @@ class Lowering {
   const std::vector<Type> types_;  // of the values
   const Target& target_;
   const Glue& glue_;
+  const tensors::Table& tensors_;
   const bool image_steps_;
   Program& program_;
   int origin_ = -1;

@@ -50,6 +50,13 @@ const Glue& glue_of(Isa isa) {
   return of(isa, tables);
 }
 
+const tensors::Table& tensors_of(Isa isa) {
+#define FF_TABLE(name) name::engine_tensors,
+  static const tensors::Table& (*const tables[])() = {FF_EACH_ISA(FF_TABLE)};
+#undef FF_TABLE
+  return of(isa, tables);
+}
+
 Store::~Store() {
   for (void* block : blocks_) huge_release(block);
 }
@@ -77,7 +84,8 @@ std::unique_ptr<Program> build(Graph graph, const BuildOptions& options, const N
   program->weights.limit(options.most_weights);
   if (!options.apart) graph = rewritten(std::move(graph), target, program->floats);
   program->bytes = both(bytes, program->floats);
-  Lowering lowering(graph, value_types(graph, target), target, glue_of(options.isa), !options.apart, *program);
+  Lowering lowering(graph, value_types(graph, target), target, glue_of(options.isa), tensors_of(options.isa),
+                    !options.apart, *program);
   for (const Node& node : graph.nodes) {
     lowering.begin(node);
     std::visit([&](const auto& op) { lower(lowering, node, op); }, node.op);

@@ -48,6 +48,7 @@ struct BuildOptions {
 };
 
 const Kernels& kernels_of(Isa isa);
+const tensors::Table& tensors_of(Isa isa);
 const Glue& glue_of(Isa isa);
 
 // Throws std::invalid_argument when the plan would need more memory than the engine takes, or a type is not there.

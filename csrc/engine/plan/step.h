@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/glue.h"
+#include "engine/tensors.h"
 
 namespace ff::engine {
 

@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers of functions of elements, reductions, softmax and products, for tensors of any dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf, log, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastfer.engine import strided, tensors
+from fastfer.engine.convert import Conversion, generally, numbers
+from fastfer.engine.convert_tensor import reshaped, tensor
+from fastfer.engine.strided import Strided
+from fastfer.engine.views import Uncovered, View
+
+Any_ = View | Strided
+
+
+def unary(into: Conversion, x: Any, name: str, a: Any = 0.0, b: Any = 0.0) -> Any_:
+    return tensors.unary(into.graph, tensor(into, x), name, a, b)
+
+
+def _plain(name: str) -> Callable[..., Any_]:
+    return lambda into, self, **rest: unary(into, self, name)
+
+
+for _torch, _own in {
+    "abs": "abs", "sqrt": "sqrt", "rsqrt": "rsqrt", "reciprocal": "reciprocal", "exp": "exp", "log": "log",
+    "square": "square", "tanh": "tanh", "erf": "erf", "mish": "mish", "log_sigmoid": "log_sigmoid", "sign": "sign",
+    "sgn": "sign", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "isnan": "is_nan",
+}.items():  # fmt: skip
+    generally(f"aten.{_torch}")(_plain(_own))
+
+
+@generally("aten.round")
+def _round(into: Conversion, self: Any, decimals: int = 0) -> Any_:
+    if decimals:
+        raise Uncovered("rounding to decimals")
+    return unary(into, self, "round")
+
+
+@generally("aten.gelu")
+def _gelu(into: Conversion, self: Any, approximate: str = "none") -> Any_:
+    return unary(into, self, "gelu" if approximate == "none" else "gelu_tanh")
+
+
+@generally("aten.leaky_relu")
+def _leaky_relu(into: Conversion, self: Any, negative_slope: float = 0.01) -> Any_:
+    return unary(into, self, "leaky_relu", negative_slope)
+
+
+@generally("aten.prelu")
+def _prelu(into: Conversion, self: Any, weight: Any) -> Any_:
+    slopes = numbers(weight).reshape(-1)
+    if len(slopes) == 1:
+        return unary(into, self, "leaky_relu", slopes)
+    if isinstance(self, View) and len(self.axes) > 1 and self.axes[1] == "C":
+        return unary(into, self, "leaky_relu", slopes)
+    shape = [1, len(slopes), *(1,) * (len(self.sizes) - 2)]
+    return tensors.binary(into.graph, "leaky_relu", self, tensors.constant(into.graph, slopes.reshape(shape)))
+
+
+@generally("aten.elu")
+def _elu(into: Conversion, self: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any_:
+    if input_scale != 1:
+        raise Uncovered(f"elu with an input scale of {input_scale}")
+    return unary(into, self, "elu", alpha * scale, scale)
+
+
+@generally("aten.celu")
+def _celu(into: Conversion, self: Any, alpha: float = 1.0) -> Any_:
+    """alpha · (exp(x / alpha) - 1): an elu of x / alpha."""
+    scaled = _affine(into, self, 1 / alpha, 0.0)
+    return unary(into, scaled, "elu", alpha, alpha)
+
+
+@generally("aten.selu")
+def _selu(into: Conversion, self: Any) -> Any_:
+    alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+    return unary(into, self, "elu", alpha * scale, scale)
+
+
+@generally("aten.softplus")
+def _softplus(into: Conversion, self: Any, beta: float = 1, threshold: float = 20) -> Any_:
+    return unary(into, self, "softplus", beta, threshold)
+
+
+@generally("aten.softsign")
+def _softsign(into: Conversion, self: Any) -> Any_:
+    return unary(into, self, "softsign")
+
+
+@generally("aten.tanhshrink")
+def _tanhshrink(into: Conversion, self: Any) -> Any_:
+    return binary(into, "sub", self, unary(into, self, "tanh"))
+
+
+generally("aten.hardshrink")(lambda into, self, lambd=0.5: unary(into, self, "hard_shrink", lambd))
+generally("aten.softshrink")(lambda into, self, lambd=0.5: unary(into, self, "soft_shrink", lambd))
+
+
+@generally("aten.threshold")
+def _threshold(into: Conversion, self: Any, threshold: float, value: float) -> Any_:
+    return unary(into, self, "threshold", threshold, value)
+
+
+@generally("aten.hardtanh", "aten.clamp", "aten.clip", "aten.clamp_min", "aten.clamp_max")
+def _clamp(into: Conversion, self: Any, **bounds: Any) -> Any_:
+    names = {"min": 0, "max": 1, "min_val": 0, "max_val": 1}
+    low, high = (next((v for k, v in bounds.items() if names.get(k) == i), None) for i in (0, 1))
+    for bound, name in ((low, "maximum"), (high, "minimum")):
+        if isinstance(bound, (Tensor, View, Strided)):
+            self = binary(into, name, self, bound)
+    low, high = (None if not isinstance(bound, (int, float)) else float(bound) for bound in (low, high))
+    if low is not None and high is not None and abs(low) < inf and abs(high) < inf:
+        # torch: where the bounds cross, the upper one is taken.
+        return unary(into, self, "clamp", low, high)
+    if low is not None and low > -inf:
+        self = unary(into, self, "at_least", low)
+    return unary(into, self, "at_most", 0.0, high) if high is not None and high < inf else self
+
+
+def _act(name: str) -> Callable[..., Any_]:
+    """An activation of `ACTIVATIONS` by functions that work on tensors of any form."""
+
+    def handler(into: Conversion, self: Any, **rest: Any) -> Any_:
+        return into.activated(tensor(into, self), name)
+
+    return handler
+
+
+for _name in ("relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid"):
+    generally(f"aten.{_name}")(_act(_name))
+
+
+def _affine(into: Conversion, x: Any_, scale: float, shift: float) -> Any_:
+    """x · scale + shift of a tensor of any form."""
+    return into.scaled(x, scale, shift)
+
+
+@generally("aten.neg")
+def _neg(into: Conversion, self: Any) -> Any_:
+    return _affine(into, self, -1.0, 0.0)
+
+
+_POWERS = {0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal", 2.0: "square"}
+
+
+@generally("aten.pow")
+def _pow(into: Conversion, self: Any, exponent: Any) -> Any_:
+    exponent = _number(exponent)
+    if isinstance(self, (int, float)) or (isinstance(self, Tensor) and self.numel() == 1):
+        base = float(self)
+        if base <= 0 or not isinstance(exponent, (View, Strided)):
+            raise Uncovered(f"a power of {base}")
+        return unary(into, _affine(into, exponent, log(base), 0.0), "exp")
+    if not isinstance(exponent, float):
+        return binary(into, "power", self, exponent)
+    if exponent in _POWERS:
+        return unary(into, self, _POWERS[exponent])
+    if exponent == 1:
+        return tensor(into, self)
+    if exponent in (3.0, 4.0):
+        square = unary(into, self, "square")
+        return binary(into, "mul", square, self) if exponent == 3 else unary(into, square, "square")
+    return unary(into, self, "power", exponent)
+
+
+def _number(x: Any) -> Any:
+    """A constant of one element as a float."""
+    if isinstance(x, Tensor) and x.numel() == 1 and not x.is_complex():
+        return float(x)
+    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else x
+
+
+def binary(into: Conversion, name: str, a: Any, b: Any) -> Any_:
+    """Of two tensors, or of one and a number."""
+    parts = [tensors.constant(into.graph, t) if isinstance(t, (int, float)) else tensor(into, t) for t in (a, b)]
+    return tensors.binary(into.graph, name, *parts)
+
+
+def _of_two(name: str, with_number: Callable[[Conversion, Any, float, bool], Any_] | None) -> Callable[..., Any_]:
+    def handler(into: Conversion, self: Any, other: Any, alpha: float = 1, **rest: Any) -> Any_:
+        if any(value is not None for value in rest.values()):
+            raise Uncovered(f"{name} with {', '.join(rest)}")
+        a, b = _number(self), _number(other)
+        if alpha != 1:
+            b = b * alpha if isinstance(b, float) else _affine(into, tensor(into, b), float(alpha), 0.0)
+        if with_number is not None and isinstance(b, float):
+            return with_number(into, a, b, False)
+        if with_number is not None and isinstance(a, float):
+            return with_number(into, b, a, True)
+        return binary(into, name, a, b)
+
+    return handler
+
+
+generally("aten.add")(_of_two("add", lambda into, x, n, first: _affine(into, x, 1.0, n)))
+generally("aten.mul")(_of_two("mul", lambda into, x, n, first: _affine(into, x, n, 0.0)))
+generally("aten.sub")(
+    _of_two("sub", lambda into, x, n, first: _affine(into, x, -1.0 if first else 1.0, n if first else -n))
+)
+generally("aten.div", "aten.true_divide")(
+    _of_two(
+        "div",
+        lambda into, x, n, first: (
+            _affine(into, unary(into, x, "reciprocal"), n, 0.0) if first else _affine(into, x, 1 / n, 0.0)
+        ),
+    )
+)
+generally("aten.maximum")(_of_two("maximum", None))
+generally("aten.minimum")(_of_two("minimum", None))
+
+
+@generally("aten.rsub")
+def _rsub(into: Conversion, self: Any, other: Any, alpha: float = 1) -> Any_:
+    return _of_two("sub", lambda into, x, n, first: _affine(into, x, -1.0 if first else 1.0, n if first else -n))(
+        into, self=other, other=self, alpha=alpha
+    )
+
+
+_SWAPPED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
+
+
+def _compared(name: str) -> Callable[..., Any_]:
+    """x name n, or n name x where the number comes first."""
+    return _of_two(name, lambda into, x, n, first: unary(into, x, _SWAPPED.get(name, name) if first else name, n))
+
+
+for _torch, _own in {
+    "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal",
+}.items():  # fmt: skip
+    generally(f"aten.{_torch}")(_compared(_own))
+
+
+generally("aten.logical_not")(lambda into, self: unary(into, self, "equal", 0.0))
+generally("aten.logical_and")(
+    lambda into, self, other: binary(
+        into, "mul", *(unary(into, tensor(into, t), "not_equal", 0.0) for t in (self, other))
+    )
+)
+generally("aten.logical_or")(
+    lambda into, self, other: binary(
+        into, "maximum", *(unary(into, tensor(into, t), "not_equal", 0.0) for t in (self, other))
+    )
+)
+
+
+@generally("aten.where")
+def _where(into: Conversion, condition: Any, self: Any, other: Any) -> Any_:
+    parts = [tensors.constant(into.graph, t) if isinstance(t, (int, float)) else tensor(into, t)
+             for t in (condition, self, other)]  # fmt: skip
+    return tensors.select(into.graph, *parts)
+
+
+@generally("aten.masked_fill")
+def _masked_fill(into: Conversion, self: Any, mask: Any, value: Any) -> Any_:
+    value = _number(value)
+    if isinstance(value, float) and abs(value) == inf:
+        raise Uncovered("a mask filled with infinity")
+    return _where(into, mask, value, self)  # type: ignore[no-any-return]
+
+
+@generally("aten.lerp")
+def _lerp(into: Conversion, self: Any, end: Any, weight: Any) -> Any_:
+    step = binary(into, "sub", end, self)
+    rate = _number(weight)
+    scaled = _affine(into, step, rate, 0.0) if isinstance(rate, float) else binary(into, "mul", step, rate)
+    return binary(into, "add", self, scaled)
+
+
+def _dims(dim: Any) -> list[int]:
+    return [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
+
+
+def _reduction(name: str) -> Callable[..., Any_]:
+    def handler(into: Conversion, self: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any_:
+        return _reduced(into, self, name, dim, keepdim)
+
+    return handler
+
+
+def _reduced(into: Conversion, x: Any, name: str, dim: Any, keepdim: bool, correction: float = 0.0) -> Any_:
+    """Over all dimensions, where none is named, the images are among them."""
+    form = strided.strided(x)
+    dims = _dims(dim) or list(range(len(form.dims)))
+    return tensors.reduce(into.graph, x, name, dims, keepdim, correction)
+
+
+for _torch, _own in {
+    "sum": "sum", "mean": "mean", "amax": "maximum", "amin": "minimum", "prod": "product", "logsumexp": "log_sum_exp",
+}.items():  # fmt: skip
+    generally(f"aten.{_torch}")(_reduction(_own))
+
+
+def _extreme(name: str) -> Callable[..., Any]:
+    def handler(into: Conversion, self: Any, dim: int | None = None, keepdim: bool = False, other: Any = None) -> Any:
+        if other is not None:
+            return binary(into, name, self, other)
+        if dim is None:
+            return _reduced(into, self, name, None, False)
+        places = "argmax" if name == "maximum" else "argmin"
+        return _reduced(into, self, name, dim, keepdim), _reduced(into, self, places, dim, keepdim)
+
+    return handler
+
+
+generally("aten.max")(_extreme("maximum"))
+generally("aten.min")(_extreme("minimum"))
+
+
+generally("aten.argmax")(lambda into, self, dim=None, keepdim=False: _reduced(into, self, "argmax", dim, keepdim))
+generally("aten.argmin")(lambda into, self, dim=None, keepdim=False: _reduced(into, self, "argmin", dim, keepdim))
+
+
+def _correction(unbiased: Any = None, correction: Any = None) -> float:
+    if correction is not None:
+        return float(correction)
+    return 1.0 if unbiased is None or unbiased else 0.0
+
+
+def _spread(name: str) -> Callable[..., Any_]:
+    def handler(
+        into: Conversion, self: Any, dim: Any = None, keepdim: bool = False, unbiased: Any = None,
+        correction: Any = None,
+    ) -> Any_:  # fmt: skip
+        return _reduced(into, self, name, dim, keepdim, _correction(unbiased, correction))
+
+    return handler
+
+
+generally("aten.var")(_spread("variance"))
+generally("aten.std")(_spread("deviation"))
+
+
+@generally("aten.var_mean", "aten.std_mean")
+def _var_mean(into: Conversion, self: Any, dim: Any = None, keepdim: bool = False, unbiased: Any = None,
+              correction: Any = None) -> tuple[Any_, Any_]:  # fmt: skip
+    spread = _reduced(into, self, "variance", dim, keepdim, _correction(unbiased, correction))
+    return spread, _reduced(into, self, "mean", dim, keepdim)
+
+
+@generally("aten.linalg_vector_norm", "aten.norm")
+def _norm(into: Conversion, self: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None,
+          p: Any = None) -> Any_:  # fmt: skip
+    order = float(ord if p is None else p)
+    names = {1.0: "norm1", 2.0: "norm2"}
+    if order in names:
+        return _reduced(into, self, names[order], dim, keepdim)
+    size = unary(into, self, "abs")
+    if abs(order) == inf:
+        return _reduced(into, size, "maximum" if order > 0 else "minimum", dim, keepdim)
+    if order == 0:
+        return _reduced(into, unary(into, self, "not_equal", 0.0), "sum", dim, keepdim)
+    return unary(into, _reduced(into, unary(into, size, "power", order), "sum", dim, keepdim), "power", 1 / order)
+
+
+@generally("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax")
+def _softmax(into: Conversion, self: Any, dim: int, **rest: Any) -> Any_:
+    return tensors.softmax(into.graph, self, dim)
+
+
+for _name in ("log_softmax", "_log_softmax"):
+    generally(f"aten.{_name}")(lambda into, self, dim, **rest: tensors.softmax(into.graph, self, dim, log=True))
+
+
+@generally("aten.softmin")
+def _softmin(into: Conversion, self: Any, dim: int, **rest: Any) -> Any_:
+    return tensors.softmax(into.graph, _affine(into, self, -1.0, 0.0), dim)
+
+
+@generally("aten.matmul", "aten.bmm", "aten.mm")
+def _matmul(into: Conversion, self: Any, **rest: Any) -> Any_:
+    (other,) = rest.values()
+    return tensors.matmul(into.graph, tensor(into, self), tensor(into, other))
+
+
+@generally("aten.baddbmm", "aten.addmm")
+def _baddbmm(into: Conversion, self: Any, beta: float = 1, alpha: float = 1, **rest: Any) -> Any_:
+    a, b = rest.values()
+    product = _affine(into, tensors.matmul(into.graph, tensor(into, a), tensor(into, b)), float(alpha), 0.0)
+    return binary(into, "add", product, _affine(into, tensor(into, self), float(beta), 0.0)) if beta else product
+
+
+@generally("aten.scaled_dot_product_attention")
+def _attention(
+    into: Conversion, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
+) -> Any_:  # fmt: skip
+    if dropout_p or enable_gqa:
+        raise Uncovered("attention with dropout or groups of queries")
+    rank = len(query.sizes)
+    keys = strided.permuted(strided.strided(tensor(into, key)), [*range(rank - 2), rank - 1, rank - 2])
+    rate = query.sizes[-1] ** -0.5 if scale is None else float(scale)
+    scores = tensors.matmul(into.graph, _affine(into, tensor(into, query), rate, 0.0), keys)
+    if is_causal:
+        attn_mask = torch.ones(query.sizes[-2], key.sizes[-2], dtype=torch.bool).tril()
+    if attn_mask is not None:
+        scores = _masked(into, scores, attn_mask)
+    return tensors.matmul(into.graph, tensors.softmax(into.graph, scores, -1), tensor(into, value))
+
+
+_LEAST = -3e38
+
+
+def _masked(into: Conversion, scores: Any_, mask: Any) -> Any_:
+    """Scores with a mask of booleans, or of what is added, in which minus infinity is the least number there is."""
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        if not bool(mask.any(-1).all()):
+            raise Uncovered("an attention mask that leaves nothing to attend to")
+        return _where(into, mask, scores, _LEAST)  # type: ignore[no-any-return]
+    if isinstance(mask, Tensor):
+        mask = mask.clamp(min=_LEAST)
+    return binary(into, "add", scores, mask)
+
+
+@generally("aten.einsum")
+def _einsum(into: Conversion, equation: str, tensors_: Any = None, path: Any = None, **rest: Any) -> Any_:
+    operands = [tensor(into, t) for t in (rest["tensors"] if tensors_ is None else tensors_)]
+    left, _, right = equation.replace(" ", "").partition("->")
+    labels = left.split(",")
+    if "." in equation or "->" not in equation or any(len(set(own)) != len(own) for own in labels):
+        raise Uncovered(f"einsum {equation!r}")
+    while len(operands) > 1:
+        (a, one), (b, two) = zip(operands[:2], labels[:2], strict=True)
+        kept = set(right).union(*labels[2:])
+        result, own = _contracted(into, a, one, b, two, kept)
+        operands, labels = [result, *operands[2:]], [own, *labels[2:]]
+    return _with_labels(into, operands[0], labels[0], right)
+
+
+def _summed(into: Conversion, x: Any_, own: str, gone: Sequence[str]) -> tuple[Any_, str]:
+    dims = [own.index(letter) for letter in gone]
+    if dims:
+        x = tensors.reduce(into.graph, x, "sum", dims)
+    return x, "".join(letter for letter in own if letter not in gone)
+
+
+def _with_labels(into: Conversion, x: Any_, own: str, wanted: str) -> Any_:
+    x, own = _summed(into, x, own, [letter for letter in own if letter not in wanted])
+    return strided.seen(strided.permuted(strided.strided(x), [own.index(letter) for letter in wanted]))
+
+
+def _contracted(into: Conversion, a: Any_, one: str, b: Any_, two: str, kept: set[str]) -> tuple[Any_, str]:
+    """Two operands as a product of stacks of matrices."""
+    a, one = _summed(into, a, one, [c for c in one if c not in two and c not in kept])
+    b, two = _summed(into, b, two, [c for c in two if c not in one and c not in kept])
+    batch = [c for c in one if c in two and c in kept]
+    inner = [c for c in one if c in two and c not in kept]
+    rows, columns = [c for c in one if c not in two], [c for c in two if c not in one]
+    size = dict(zip(one, a.sizes, strict=True)) | dict(zip(two, b.sizes, strict=True))
+
+    def stacked(x: Any_, own: str, *groups: Sequence[str]) -> Strided:
+        order = [own.index(c) for group in (batch, *groups) for c in group]
+        form = strided.permuted(strided.strided(x), order)
+        return reshaped(into, form, [*(size[c] for c in batch), *(prod(size[c] for c in g) for g in groups)])
+
+    y = tensors.matmul(into.graph, stacked(a, one, rows, inner), stacked(b, two, inner, columns))
+    own = [*batch, *rows, *columns]
+    return strided.seen(reshaped(into, strided.strided(y), [size[c] for c in own])), "".join(own)
