@@ -79,16 +79,18 @@ def largest_error(got: Sequence[Array], want: Sequence[Array]) -> float:
 
 def compare(
     path: str, engine: Engine, batch: int = 1, *, others: Sequence[str] | None = None, rounds: int = 8,
-    seconds: float = 0.3,
+    seconds: float = 0.3, tolerance: float | None = None,
 ) -> Comparison:  # fmt: skip
     """Time ``engine`` and ``others`` on ``batch`` images, all with the engine's threads.
 
-    Raises as `runners`, and RuntimeError, before anything is timed, where outputs differ by more than `TOLERANCE`.
+    Raises as `runners`, and RuntimeError, before anything is timed, where outputs differ from ONNX Runtime's by more
+    than ``tolerance``, by default `TOLERANCE`, relative to the largest element of each.
     """
     images = images_for(engine, batch)
     peers = runners(path, images, engine.threads, USUAL if others is None else others)
     runs: dict[str, tuple[str, Run]] = {"fastfer engine": (engine.dtype, lambda: outputs_of(engine(images))), **peers}
-    limit, want = TOLERANCE[engine.dtype], [np.array(part) for part in _MAKERS["onnxruntime"](
+    limit = TOLERANCE[engine.dtype] if tolerance is None else tolerance
+    want = [np.array(part) for part in _MAKERS["onnxruntime"](
         sized(path, images.shape[1:], batch), images, engine.threads)[1]()]  # fmt: skip
     errors = {name: largest_error(run(), want) for name, (_, run) in runs.items()}
     for name, error in errors.items():
