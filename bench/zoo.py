@@ -235,7 +235,8 @@ def ghostnet() -> nn.Module:
     channels = 16
     for k, hidden, out, gated, stride in (
         (3, 16, 16, False, 1), (3, 48, 24, False, 2), (3, 72, 24, False, 1), (5, 72, 40, True, 2),
-        (5, 120, 40, True, 1), (3, 240, 80, False, 2), (3, 200, 80, False, 1), (3, 184, 80, False, 1), (3, 480, 112, True, 1),
+        (5, 120, 40, True, 1), (3, 240, 80, False, 2), (3, 200, 80, False, 1), (3, 184, 80, False, 1),
+        (3, 480, 112, True, 1),
         (5, 672, 160, True, 2), (5, 960, 160, True, 1),
     ):  # fmt: skip
         parts: list[nn.Module] = [_Ghost(channels, hidden, nn.ReLU)]
