@@ -97,13 +97,21 @@ class Engine:
         """Bytes of the packed weights and of what one caller's activations take."""
         return {"weights": self._plan.weight_bytes, "activations": self._plan.arena_bytes}
 
+    sizes: Any = None
+    """What makes plans of other sizes (`fastfer.engine.recipe.Sizes`); None where images have one size."""
+
     def __call__(self, x: Any) -> Any:
         """Outputs for the images ``x``, an array (N, C, H, W) of float32 or uint8, put together as the network does it.
 
         Raises TypeError or ValueError naming what was expected.
         """
         torch = sys.modules.get("torch")
-        if torch is not None and isinstance(x, torch.Tensor):
+        is_tensor = torch is not None and isinstance(x, torch.Tensor)
+        if self.sizes is not None and (is_tensor or _is_array(x)):
+            size = tuple(x.shape)[1:]
+            if len(size) == 3 and size[0] == self.input_shape[0] and size != self.input_shape and min(size) > 0:
+                return self.sizes.at(size)(x)
+        if is_tensor:
             return self._with_torch(torch, x)
         if _is_array(x):
             return self._with_numpy(x)
@@ -192,7 +200,11 @@ class Engine:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as the bytes of its file; threads as asked for, else those of the new process."""
         classes = {name: kind for name, kind in self._classes.items() if is_importable(kind)}
-        return _restored, (self._data, self._asked_threads, self.dtype, self.strict, classes)
+        return _restored, (self._data, self._asked_threads, self.dtype, self.strict, classes), self._state()
+
+    def _state(self) -> dict[str, Any]:
+        """What a pickle holds beside the arguments."""
+        return {} if self.sizes is None else {"sizes": self.sizes}
 
     def __repr__(self) -> str:
         name = self.metadata.get("model") or "network"

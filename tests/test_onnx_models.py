@@ -205,3 +205,53 @@ def test_the_command_line_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert "onnxruntime" in capsys.readouterr().out
     assert main([str(path)]) == 2
     assert "input_size" in capsys.readouterr().err
+
+
+def test_other_sizes_are_planned_once_and_a_bounded_number_is_kept(tmp_path: Path) -> None:
+    from fastfer.engine.recipe import MOST_SIZES
+
+    path = written(_small(), tmp_path)
+    engine = fastfer.compile(path, input_size=12)
+    for side in range(8, 8 + MOST_SIZES + 3):
+        x = images(2, 4, side, side + 1)
+        _agree(engine(x), onnx_files.run(path, x))
+    kept = list(engine.sizes.engines)
+    assert len(kept) == MOST_SIZES
+    last = engine.sizes.engines[kept[-1]]
+    engine(images(1, *kept[-1]))
+    assert engine.sizes.engines[kept[-1]] is last
+    again = pickle.loads(pickle.dumps(engine))
+    assert not again.sizes.engines
+    x = images(2, 4, 9, 30)
+    _agree(again(x), engine(x), 0)
+    fixed = fastfer.compile(path, input_size=12, sizes="fixed")
+    with pytest.raises(ValueError, match=r"expected shape \(N, 4, 12, 12\), got \(2, 4, 9, 30\)"):
+        fixed(x)
+
+
+def test_a_size_that_the_network_does_not_take_is_refused(tmp_path: Path) -> None:
+    nodes = [node("Flatten", "x", out="f"), node("Gemm", "f", "w")]
+    engine = fastfer.compile(written(model(nodes, constants={"w": np.ones((256, 3), np.float32)}), tmp_path))
+    with pytest.raises(
+        ValueError, match=r"expected shape \(N, 4, 8, 8\), or another size .* got images of \(4, 8, 9\)"
+    ):
+        engine(images(1, 4, 8, 9))
+    with pytest.raises(ValueError, match=r"expected shape \(N, 4, 8, 8\), got \(1, 3, 8, 8\)"):
+        engine(images(1, 3, 8, 8))
+
+
+def test_a_module_takes_other_sizes_where_it_is_asked_to() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    ).eval()
+    engine = fastfer.compile(network, (3, 8, 8), sizes="any")
+    x = torch.randn(2, 3, 12, 9)
+    with torch.no_grad():
+        want = network(x)
+        torch.testing.assert_close(engine(x), want, atol=1e-5, rtol=1e-5)
+        network[0].weight.zero_()  # of a copy, later changes are not seen
+    torch.testing.assert_close(fastfer.compile(network, (3, 8, 8), sizes="any")(x), network(x).detach())
+    torch.testing.assert_close(pickle.loads(pickle.dumps(engine))(x), want, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="sizes: expected 'any' or 'fixed', got 'all'"):
+        fastfer.compile(network, (3, 8, 8), sizes="all")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +22,13 @@ from fastfer.engine import (  # noqa: F401 - they register handlers
     convert_tensor,
 )
 from fastfer.engine import metadata as fields
-from fastfer.engine.calibrate import calibrated
-from fastfer.engine.convert import UncoveredError, converted
-from fastfer.engine.file import to_bytes
-from fastfer.engine.fuse import fused
-from fastfer.engine.outputs import placed, usual
 from fastfer.engine.program import Program
+from fastfer.engine.recipe import Recipe, Sizes
 from fastfer.engine.record import recorded
 from fastfer.engine.subject import Subject
 from fastfer.engine.trace import check_tensors, evaluating, traced
 from fastfer.models import FerModel
-from fastfer.runtime import Engine, default_threads
+from fastfer.runtime import Engine
 
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -49,6 +46,7 @@ def compile(
     dtype: str = "float32",
     *,
     input_size: int | Sequence[int] | None = None,
+    sizes: str | None = None,
     strict: bool = False,
     fallback: str = "error",
     calibration: Iterable[Any] | None = None,
@@ -63,7 +61,9 @@ def compile(
     its neighbours), taken in evaluation mode, later changes of it do not reach the engine; or the path of an ONNX file
     (opset 7 or later), whose several outputs come as a dict by name. ``example`` is an input or its shape, (N, C, H, W)
     or (C, H, W), by default the published size of a fastfer model and that which an ONNX file fixes; of a file,
-    ``input_size`` (H, W) chooses another. ``threads``
+    ``input_size`` (H, W) chooses another. With ``sizes="any"`` the engine takes images of every
+    size that the network does: the first call with one makes a plan for it, of which `recipe.MOST_SIZES` are kept;
+    that is usual for a file, while a module, of which it needs a copy, is by default for one size. ``threads``
     defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the
     largest output, otherwise within 1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``:
     float32 batches as the network takes them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``,
@@ -83,7 +83,10 @@ def compile(
     kinds = "'error' or 'torch'" if isinstance(model, nn.Module) else "'error', 'torch' or 'onnxruntime'"
     if repr(fallback) not in kinds:
         raise ValueError(f"compile: fallback: expected {kinds}, got {fallback!r}")
-    subject = _subject(model, example, input_size)
+    sizes = ("fixed" if isinstance(model, nn.Module) else "any") if sizes is None else sizes
+    if sizes not in ("any", "fixed"):
+        raise ValueError(f"compile: sizes: expected 'any' or 'fixed', got {sizes!r}")
+    subject = _subject(model, example, input_size, sizes == "any")
     known = subject.known
     names = known.get("classes") if class_names is None else class_names
     if mean is None and std is None:
@@ -106,26 +109,15 @@ def compile(
             "(metadata.preprocess.equalise), which an engine does not do"
         )
     fields.normalisation(header, subject.size[0])
-    try:
-        program = subject.program
-        graph = fused(converted(program))
-    except UncoveredError:
-        if fallback == "error":
-            raise
-        if dtype == "int8":
-            raise ValueError(
-                f"compile: dtype: expected float32 or bfloat16 with {fallback} islands, got int8"
-            ) from None
-        return _fallen_back(subject, header, threads, dtype, fallback)
-    if not graph.outputs:
-        raise ValueError("compile: model: expected a tensor among its outputs, got none")
-    _describe_outputs(header, program)
-    ranges = None if calibration is None else calibrated(graph, calibration, default_threads(threads))
-    return Engine(to_bytes(graph, header, ranges), threads=threads, classes=program.classes)
+    recipe = Recipe(subject, header, threads, dtype, fallback)
+    engine = recipe.engine(subject.size, calibration)
+    if sizes == "any" and len(subject.size) == 3:
+        engine.sizes = Sizes(recipe)
+    return engine
 
 
-def _subject(model: Any, example: Any, input_size: Any) -> Subject:
-    """The network as a program."""
+def _subject(model: Any, example: Any, input_size: Any, copied: bool) -> Subject:
+    """The network, a module ``copied`` if it is to be traced again later."""
     is_path = isinstance(model, (str, os.PathLike))
     if is_path and (os.fspath(model).endswith(".onnx") or os.path.exists(model)):
         from fastfer.engine.onnx_source import opened
@@ -140,42 +132,11 @@ def _subject(model: Any, example: Any, input_size: Any) -> Subject:
     size = _size(model, example)
     own = model if isinstance(model, FerModel) else None  # attributes of other models are their own matter
     known: dict[str, Any] = {} if own is None else {"options": own.options, "classes": own.class_names}
-    program = program_of(model, size)
     name = type(model).__name__ if own is None else own.name
-    return Subject(name, size, lambda: program, known, lambda: _in_float32(model, program, size))
-
-
-def _fallen_back(subject: Subject, header: dict[str, Any], threads: int | None, dtype: str, fallback: str) -> Engine:
-    """An engine of which torch, or ONNX Runtime, runs what no plan has."""
-    if fallback == "onnxruntime":
-        assert subject.in_onnxruntime is not None
-        engine: Engine = subject.in_onnxruntime(header, threads)
-        return engine
-    from fastfer.engine.islands import Islands
-
-    program = subject.program if subject.in_torch is None else subject.in_torch()
-    return Islands(program, header, threads, dtype)
-
-
-def _describe_outputs(header: dict[str, Any], program: Program) -> None:
-    """Into the metadata: the shapes of the outputs, and what holds them where that is not one tensor or a tuple."""
-    tensors = [ref for ref in program.outputs if ref not in program.scalars]
-    header["outputs"] = [list(program.sizes[ref][1:]) for ref in tensors]
-    leaves: list[list[Any]] = []
-    for ref in program.outputs:
-        if ref in program.scalars:
-            size = program.scalars[ref].sample()
-            if size is None:
-                raise UncoveredError(
-                    "compile: output: expected numbers that are multiples of the number of images, got another; "
-                    'fallback="torch" computes it'
-                )
-            leaves.append(["images", size.each])
-        else:
-            leaves.append(["tensor", tensors.index(ref)])
-    structure = placed(program.structure or usual(len(leaves)), leaves)
-    if structure != usual(len(tensors)):
-        header["structure"] = structure
+    if copied:
+        with evaluating(model):  # while no other thread has other tensors in it
+            model = copy.deepcopy(model)
+    return Subject(name, size, partial(program_of, model), known, partial(_in_float32, model))
 
 
 def _in_float32(model: nn.Module, program: Program, size: tuple[int, ...]) -> Program:

@@ -174,7 +174,7 @@ class Islands(Engine):
         """Pickled and copied as the program, from which the plans are built again."""
         classes = {name: kind for name, kind in self._classes.items() if is_importable(kind)}
         program = replace(self._program, classes=classes)
-        return Islands, (program, self.metadata, self._asked_threads, self.dtype)
+        return Islands, (program, self.metadata, self._asked_threads, self.dtype), self._state()
 
     @property
     def islands(self) -> tuple[str, ...]:

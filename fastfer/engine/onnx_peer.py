@@ -78,7 +78,7 @@ class OnnxRuntimeEngine(Engine):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as the model's bytes, of which a session is made again."""
         model = OnnxModel("", 0, "", [self._taken], self._names, [], {})
-        return OnnxRuntimeEngine, (model, self._size, self.metadata, self._asked_threads, self._data)
+        return OnnxRuntimeEngine, (model, self._size, self.metadata, self._asked_threads, self._data), self._state()
 
     @property
     def islands(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,13 @@ def opened(path: str | os.PathLike[str], example: Any = None, input_size: int | 
         raise OnnxError(f"{model.path}: {error}") from None
     known = _known(model, size)
     name = str(known.pop("model", None) or Path(model.path).stem)
+    return Subject(name, size, partial(program_of, model), known, None, partial(_in_onnxruntime, model))
 
-    def in_onnxruntime(header: dict[str, Any], threads: int | None) -> Any:
-        from fastfer.engine.onnx_peer import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(model, size, header, threads)
+def _in_onnxruntime(model: OnnxModel, header: dict[str, Any], size: tuple[int, ...], threads: int | None) -> Any:
+    from fastfer.engine.onnx_peer import OnnxRuntimeEngine
 
-    return Subject(name, size, lambda: program_of(model, size), known, None, in_onnxruntime)
+    return OnnxRuntimeEngine(model, size, header, threads)
 
 
 def program_of(model: OnnxModel, size: Sequence[int]) -> Program:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an engine of a network is made at any size, and engines at the sizes that were asked for, a bounded number."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fastfer.engine.calibrate import calibrated
+from fastfer.engine.convert import UncoveredError, converted
+from fastfer.engine.file import Ranges, to_bytes
+from fastfer.engine.fuse import fused
+from fastfer.engine.graph import Graph
+from fastfer.engine.outputs import placed, usual
+from fastfer.engine.program import Program
+from fastfer.engine.subject import Size, Subject
+from fastfer.runtime import Engine, default_threads
+
+MOST_SIZES = 8
+"""Plans of other sizes that an engine keeps; the one that was asked for longest ago goes."""
+_planning = threading.RLock()
+
+
+def _after_fork() -> None:
+    """The child has none of the parent's threads, so nobody would ever release a lock that one of them holds."""
+    global _planning
+    _planning = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@dataclass
+class Recipe:
+    """Arguments of `compile`, checked; ``ranges`` are those of an int8 plan's values, whose graph has ``ops``."""
+
+    subject: Subject
+    header: dict[str, Any]
+    threads: int | None
+    dtype: str
+    fallback: str
+    ranges: Ranges | None = None
+    ops: tuple[str, ...] = ()
+
+    def engine(self, size: Size, calibration: Iterable[Any] | None = None) -> Engine:
+        """The engine for images of ``size``. Raises as `compile`."""
+        header = dict(self.header)
+        try:
+            program = self.subject.traced(size)
+            graph = fused(converted(program))
+        except UncoveredError:
+            if self.fallback == "error":
+                raise
+            if self.dtype == "int8":
+                raise ValueError(
+                    f"compile: dtype: expected float32 or bfloat16 with {self.fallback} islands, got int8"
+                ) from None
+            return self._fallen_back(header, size)
+        if not graph.outputs:
+            raise ValueError("compile: model: expected a tensor among its outputs, got none")
+        _describe_outputs(header, program)
+        if calibration is not None:
+            self.ranges = calibrated(graph, calibration, default_threads(self.threads))
+            self.ops = _ops(graph)
+        elif self.ranges is not None and self.ops != _ops(graph):
+            raise ValueError(f"compile: dtype: expected a network whose int8 ranges hold at any size, got it at {size}")
+        data = to_bytes(graph, header, self.ranges)
+        return Engine(data, threads=self.threads, classes=program.classes)
+
+    def _fallen_back(self, header: dict[str, Any], size: Size) -> Engine:
+        """An engine of which torch, or ONNX Runtime, runs what no plan has."""
+        if self.fallback == "onnxruntime":
+            assert self.subject.in_onnxruntime is not None
+            engine: Engine = self.subject.in_onnxruntime(header, size, self.threads)
+            return engine
+        from fastfer.engine.islands import Islands
+
+        program = self.subject.traced(size)
+        if self.subject.in_torch is not None:
+            program = self.subject.in_torch(program, size)
+        return Islands(program, header, self.threads, self.dtype)
+
+
+def _ops(graph: Graph) -> tuple[str, ...]:
+    return tuple(node.op for node in graph.nodes)
+
+
+class Sizes:
+    """Engines of one network at other sizes than its own; pickled and copied as the recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.engines: OrderedDict[Size, Engine] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"recipe": self.recipe, "engines": OrderedDict()}
+
+    def at(self, size: Size) -> Engine:
+        """The engine for images of ``size``, planned at the first call. Raises ValueError where there is none."""
+        with _planning:
+            if size in self.engines:
+                self.engines.move_to_end(size)
+                return self.engines[size]
+            try:
+                engine = self.recipe.engine(size)
+            except (ValueError, NotImplementedError) as reason:
+                own = self.recipe.subject.size
+                raise ValueError(
+                    f"engine: x: expected shape (N, {', '.join(map(str, own))}), or another size that the network "
+                    f"takes, got images of {size}: {reason}"
+                ) from None
+            self.engines[size] = engine
+            if len(self.engines) > MOST_SIZES:
+                self.engines.popitem(last=False)
+            return engine
+
+
+def _describe_outputs(header: dict[str, Any], program: Program) -> None:
+    """Into the metadata: the shapes of the outputs, and what holds them where that is not one tensor or a tuple."""
+    tensors = [ref for ref in program.outputs if ref not in program.scalars]
+    header["outputs"] = [list(program.sizes[ref][1:]) for ref in tensors]
+    leaves: list[list[Any]] = []
+    for ref in program.outputs:
+        if ref in program.scalars:
+            size = program.scalars[ref].sample()
+            if size is None:
+                raise UncoveredError(
+                    "compile: output: expected numbers that are multiples of the number of images, got another; "
+                    'fallback="torch" computes it'
+                )
+            leaves.append(["images", size.each])
+        else:
+            leaves.append(["tensor", tensors.index(ref)])
+    structure = placed(program.structure or usual(len(leaves)), leaves)
+    if structure != usual(len(tensors)):
+        header["structure"] = structure
