@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 from fastfer._version import __version__
 
 if TYPE_CHECKING:
-    from fastfer import backend, engine, models, nn, ops, runtime
+    from fastfer import backend, engine, models, nn, ops, runtime, weights
     from fastfer.backend import list_backends, use
     from fastfer.engine.compiler import compile
-    from fastfer.models import create_model, list_models, model_info
+    from fastfer.models import create_model, list_models, load, model_info
     from fastfer.predict import Recognizer
 
-_MODULES = ("backend", "engine", "models", "nn", "ops", "runtime")
+_MODULES = ("backend", "engine", "models", "nn", "ops", "runtime", "weights")
 _NAMES = {
     "Recognizer": "fastfer.predict",
     "compile": "fastfer.engine.compiler",
     "create_model": "fastfer.models",
     "list_backends": "fastfer.backend",
     "list_models": "fastfer.models",
+    "load": "fastfer.models",
     "model_info": "fastfer.models",
     "use": "fastfer.backend",
 }
@@ -38,12 +39,14 @@ __all__ = [
     "engine",
     "list_backends",
     "list_models",
+    "load",
     "model_info",
     "models",
     "nn",
     "ops",
     "runtime",
     "use",
+    "weights",
 ]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m fastfer.engine MODEL``: compile a network, profile it, compare it with other runtimes, save it.
 
-MODEL is a network's name (fresh weights: for timing alone), a file of trained weights or an ONNX file. Exit code 0, or
-2 for bad input.
+MODEL is the name of weights that ship, a file of trained weights, an ONNX file, or a network's name (fresh weights, for
+timing alone, where none ship). Exit code 0, or 2 for bad input.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from fastfer import weights
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,12 +51,14 @@ def _network(name: str) -> tuple[Any, dict[str, Any]]:
 
     from fastfer.models import create_model, list_models
 
-    if Path(name).is_file():
+    file = weights.resolve(name)
+    if file.is_file():
         from fastfer.engine.trained import trained
 
-        return trained(name)
+        return trained(file)
     if name not in list_models():
-        raise ValueError(f"MODEL: expected a weight file or one of {', '.join(list_models())}, got {name!r}")
+        names = dict.fromkeys([*list_models(), *weights.list()])
+        raise ValueError(f"MODEL: expected a weight file or one of {', '.join(names)}, got {name!r}")
     torch.manual_seed(0)
     model = create_model(name)
     with torch.no_grad():  # running statistics of some images, so that activations stay in range

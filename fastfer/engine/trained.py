@@ -27,7 +27,9 @@ def trained(path: str | Path) -> tuple[FerModel, dict[str, Any]]:
         shape = spec.shape(model.in_chans, model.input_size)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    record: dict[str, Any] = {key: header[key] for key in ("stored", "input") if key in header}
+    record: dict[str, Any] = {
+        key: header[key] for key in ("stored", "input", "temperature", "licence") if key in header
+    }
     record.update(preprocess=spec.preprocess.to_json(), before=list(spec.before(pixels=False)))
     known = {"example": shape, "metadata": record}
     normalisation = spec.normalisation()

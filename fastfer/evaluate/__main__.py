@@ -18,12 +18,13 @@ from fastfer.evaluate.cost import measure_cost
 from fastfer.evaluate.groups import groups_of, read_groups
 from fastfer.evaluate.run import class_order, evaluate
 from fastfer.evaluate.source import PARTS, Loaded, Weights, face_crop, load, load_parts, uncropped
+from fastfer.weights import argument, beside
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Options that say what is evaluated: weights, data, split, output folder, threads."""
     options = argparse.ArgumentParser(prog=prog, description=description)
-    options.add_argument("weights", type=Path, help="weight file (.safetensors)")
+    options.add_argument("weights", type=argument, help="weight file (.safetensors), or the name of weights that ship")
     options.add_argument("--data", required=True, help=f"data set: {', '.join(list_datasets())}")
     options.add_argument("--root", type=Path, help="where the data set lies; the drawn faces need none")
     options.add_argument("--split", choices=PARTS, default="validation", help="part of it (default: validation)")
@@ -55,7 +56,7 @@ def prepare(
     crop = face_crop(weights, args.face_model)
     weights.model.to(device)
     name = "-".join(filter(None, (args.weights.stem, args.data, args.split, purpose)))
-    out = args.out or args.weights.parent / name
+    out = args.out or beside(args.weights) / name
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"out: expected a folder that can be written to, got {existing}")

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastfer.weights import argument
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
@@ -15,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m fastfer.export",
         description="Write a network as ONNX, with standard operators, for any batch, checked against ONNX Runtime.",
     )
-    parser.add_argument("weights", type=Path, help="weight file (.safetensors)")
+    parser.add_argument("weights", type=argument, help="weight file (.safetensors), or the name of weights that ship")
     parser.add_argument("out", type=Path, help="file to write (.onnx)")
     parser.add_argument(
         "--pixels",

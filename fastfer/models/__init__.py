@@ -10,7 +10,7 @@ from fastfer.models.pretrained import DownloadError, LoadReport, load_imagenet
 from fastfer.models.registry import create_model, list_models, register_model
 from fastfer.models.sepconv_attention import SepConvAttention
 from fastfer.models.vgg16_csa import Vgg16Csa
-from fastfer.models.weights import load_weights, read_metadata, save_weights
+from fastfer.models.weights import load, load_weights, read_metadata, save_weights
 
 __all__ = [
     "DownloadError",
@@ -24,6 +24,7 @@ __all__ = [
     "Vgg16Csa",
     "create_model",
     "list_models",
+    "load",
     "load_imagenet",
     "load_weights",
     "model_info",

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fastfer import weights as shipped
 from fastfer._files import write_bytes
 from fastfer.models.base import FerModel
 from fastfer.models.registry import create_model
@@ -49,9 +50,11 @@ def save_weights(model: FerModel, path: str | Path, metadata: Mapping[str, Any] 
 def load_weights(path: str | Path) -> FerModel:
     """The network that `save_weights` wrote, on the CPU, in evaluation mode, with ``class_names`` set where known.
 
-    Nothing in the file is executed, and nothing of a size that its tensors do not have is allocated. Raises
-    FileNotFoundError, or ValueError for a file that is no weight file of this package or does not fit its network.
+    ``path`` may be the name of weights that ship. Parameters that are stored in 16 bits become float32. Nothing in the
+    file is executed, and nothing of a size that its tensors do not have is allocated. Raises FileNotFoundError, or
+    ValueError for a file that is no weight file of this package or does not fit its network.
     """
+    path = shipped.resolve(path)
     metadata = read_metadata(path)
     if "pretrained" in metadata["options"]:  # a file does not make its reader open other files or fetch any
         raise _invalid(path, "expected the network's own options, got pretrained")
@@ -67,16 +70,34 @@ def load_weights(path: str | Path) -> FerModel:
     except SafetensorError as error:
         raise _invalid(path, f"not a safetensors file: {error}") from None
     _check_state(path, model.state_dict(), state)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict({key: _widened(tensor) for key, tensor in state.items()}, assign=True)
     if metadata["classes"] is not None:
         model.class_names = tuple(metadata["classes"])
     return model.eval()
 
 
+def load(name: str | Path, data: str | None = None) -> FerModel:
+    """A trained network: of the weights that ship, or of a weight file; in evaluation mode, on the CPU.
+
+    Args:
+        name: a network's ("fgw_fer"), the name of weights (`fastfer.weights.list`), or a file
+        data: data set that a network was trained on; by default fer2013
+
+    FileNotFoundError or ValueError, naming what there is.
+    """
+    return load_weights(name if data is None else shipped.path(str(name), data))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The header of a weight file, decoded: "model", "options", "classes" and whatever its writer added."""
+    path = shipped.resolve(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no weight file at {path}")
+        names = ", ".join(shipped.list())
+        raise FileNotFoundError(f"no weight file at {path}" + (f", nor weights that ship: {names}" if names else ""))
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, str] = file.metadata() or {}

@@ -14,6 +14,7 @@ from typing import Any
 from fastfer.data.files import reference
 from fastfer.models.pretrained import SOURCES
 from fastfer.train.config import TrainConfig
+from fastfer.weights import resolve
 
 _PLACES = ("out", "root")  # what lay there is told by the data set's name and the fingerprints
 _FILES = ("shards", "face_model", "from_weights", "pretrained", "teacher")
@@ -32,6 +33,6 @@ def _described(path: str | None) -> Any:
     if path is None or path in SOURCES:
         return path
     try:
-        return reference(path)
+        return reference(str(resolve(path)))
     except OSError:
         return {"name": Path(path).name}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastfer.data import Preprocess
 from fastfer.models import FerModel, load_imagenet, load_weights, read_metadata
+from fastfer.weights import resolve
 
 _HEAD = "head."
 
@@ -32,10 +33,11 @@ def start_from(model: FerModel, names: tuple[str, ...], path: str, head: Literal
     Rows of classes that the file does not know stay fresh, and with ``head`` "fresh" the whole layer. ValueError for a
     file of another network or other options, or one that shares no class.
     """
-    header = read_metadata(path)
+    file = resolve(path)
+    header = read_metadata(file)
     if header["model"] != model.name:
         raise ValueError(f"from: expected weights of {model.name}, got {header['model']} in {path}")
-    source = load_weights(path)
+    source = load_weights(file)
     known = source.class_names
     if known is None and head == "keep":
         raise ValueError(f"from: expected class names in {path}, got none; --head fresh starts a new last layer")
@@ -46,8 +48,8 @@ def start_from(model: FerModel, names: tuple[str, ...], path: str, head: Literal
         )
     _copy(model.state_dict(), source.state_dict(), path, {names.index(k): (known or ()).index(k) for k in kept})
     fresh = tuple(name for name in names if name not in kept)
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    found: dict[str, Any] = {"file": Path(path).name, "sha256": digest, "classes": list(known or ())}
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    found: dict[str, Any] = {"file": file.name, "sha256": digest, "classes": list(known or ())}
     found |= {"kept": list(kept), "fresh": list(fresh), "validation": header.get("validation")}
     line = (
         f"weights from {path}; last layer: {', '.join(kept) or 'nothing'} kept, {', '.join(fresh) or 'nothing'} fresh"
