@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "runtime": set(),
     "engine": {"_library", "_signature", "models", "runtime", "signatures", "weights"},
     "data": set(),
-    "predict": {"data", "runtime"},
+    "predict": {"data", "runtime", "weights"},
     "info": {"backend"},
     "evaluate": {"data", "info", "models", "weights"},
     "explain": {"_checks", "backends.reference", "data", "evaluate", "models", "nn", "signatures"},

@@ -121,6 +121,27 @@ def test_temperature_is_the_one_the_labels_were_drawn_with() -> None:
         fit_temperature(logits[:0], labels[:0])
 
 
+def test_probabilities_follow_the_temperature(tmp_path: Path) -> None:
+    """Of weight files and of engine files, and a file with a senseless one is refused."""
+    model = create_model("fgw_fer").eval()
+    about = {"classes": [f"c{k}" for k in range(7)], "preprocess": {"mean": [0.5], "std": [0.25], "size": [48, 48]}}
+    face, found = np.random.default_rng(0).integers(0, 255, (48, 48), np.uint8), {}
+    for value in (1.0, 2.0):
+        path = tmp_path / f"{value}.safetensors"
+        save_weights(model, path, about | {"temperature": value})
+        recognizer = fastfer.Recognizer(path, faces="whole", threads=1)
+        found[value] = recognizer(face).faces[0].values
+        recognizer.engine.save(tmp_path / "same.ffe")
+        again = fastfer.Recognizer(tmp_path / "same.ffe", faces="whole", threads=1)(face)
+        np.testing.assert_array_equal(again.faces[0].values, found[value])
+    logits = np.log(found[1.0])
+    wanted = np.exp(logits / 2) / np.exp(logits / 2).sum()
+    np.testing.assert_allclose(found[2.0], wanted, rtol=1e-5)
+    save_weights(model, path, about | {"temperature": 0})
+    with pytest.raises(ValueError, match="temperature: expected a number above 0"):
+        fastfer.Recognizer(path, faces="whole", threads=1)
+
+
 def test_a_release_of_another_data_set_is_refused(tmp_path: Path) -> None:
     model = create_model("fgw_fer")
     save_weights(model, tmp_path / "best.safetensors", {"data": "drawn"})

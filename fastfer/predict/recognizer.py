@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -76,6 +76,7 @@ class Recognizer:
         self._prepare = Prepare(self.spec, self.engine.input_shape, crop)
         self._as_bytes = self.spec.normalisation() is not None and self.engine.metadata.get("mean") is not None
         count = self.engine.output_shapes[0][0]
+        self.temperature = _temperature(self.engine.metadata)
         self.classes = self.engine.class_names or tuple(str(index) for index in range(count))
         self._detector: Detector | None = None
         if faces == "detect":
@@ -159,7 +160,7 @@ class Recognizer:
         parts = [np.empty((0, len(self.classes)), np.float32)]
         for start in range(0, len(crops), _AT_A_TIME):
             x = self._prepare.batch(list(crops[start : start + _AT_A_TIME]), self._as_bytes)
-            parts.append(_softmax(self.engine(x)))
+            parts.append(_softmax(self.engine(x) / self.temperature))
         return np.concatenate(parts)
 
     def _recognized(self, images: list[Any], bgr: bool, keep: bool) -> list[Result]:
@@ -194,6 +195,14 @@ class Recognizer:
         return RecognizedFace(
             face.box, face.points, score, self.classes[best], float(values[best]), self.classes, values
         )  # fmt: skip
+
+
+def _temperature(metadata: Mapping[str, Any]) -> np.float32:
+    """What divides logits before softmax, so that probabilities mean what they say; 1 where no one fitted it."""
+    value = metadata.get("temperature", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise ValueError(f"temperature: expected a number above 0 in the file's metadata, got {value!r}")
+    return np.float32(value)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

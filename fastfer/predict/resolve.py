@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from pathlib import Path
-from typing import Any
 
+from fastfer import weights as shipped
 from fastfer.data.files import printable
 from fastfer.data.input_spec import InputSpec
 from fastfer.runtime import Engine, load
@@ -39,12 +37,12 @@ def resolved(weights: Weights, threads: int | None, precision: str | None) -> tu
 
 def _named(name: str) -> Path:
     """The file of the shipped weights ``name``."""
-    if importlib.util.find_spec("fastfer.weights") is not None:
-        weights: Any = importlib.import_module("fastfer.weights")
-        return Path(weights.path(name))
+    if name in shipped.list():
+        return shipped.path(name)
+    names = ", ".join(shipped.list()) or "none in this version"
     raise FileNotFoundError(
         f"weights: expected the file of an engine (.ffe) or of weights (.safetensors), got {printable(name)!r}, which "
-        "is no file; no trained weights ship with this version"
+        f"is no file, nor the name of weights that ship ({names})"
     )
 
 
