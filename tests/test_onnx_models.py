@@ -35,7 +35,7 @@ def _agree(got: dict[str, Any], want: dict[str, Any], most: float = 1e-4) -> Non
 @pytest.mark.parametrize("size", [(320, 320), (480, 640)])
 def test_a_face_detector_runs_at_any_size(size: tuple[int, int], tmp_path: Path) -> None:
     """The file fixes 640×640, twelve named outputs, and one image."""
-    engine = fastfer.compile(FACES, input_size=size, fallback="torch")
+    engine = fastfer.compile(FACES, input_size=size)
     x = (images(2, 3, *size) * 60 + 120).clip(0, 255)
     from fastfer.engine.onnx_peer import sized
 

@@ -17,6 +17,7 @@ from fastfer.engine import (  # noqa: F401 - most of them register handlers
     onnx_resize,
     onnx_shape,
 )
+from fastfer.engine.onnx_patterns import simplified
 from fastfer.engine.onnx_read import OnnxError, OnnxInput, OnnxModel, read, shortened
 from fastfer.engine.onnx_trace import Tracer
 from fastfer.engine.program import Program
@@ -68,7 +69,7 @@ def program_of(model: OnnxModel, size: Sequence[int]) -> Program:
                     f"{model.path}: outputs: expected one row for each of the {declared} images that the file fixes, "
                     f"got the shape {once.sizes[ref]}"
                 )
-    return program
+    return simplified(program)
 
 
 def _only_input(model: OnnxModel) -> OnnxInput:
