@@ -20,7 +20,7 @@ OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 _ACTS: list[Callable[[], nn.Module]] = [
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.ELU, nn.SELU, nn.Mish, nn.Softplus, nn.Hardswish, nn.Hardsigmoid,
     nn.SiLU, nn.Sigmoid, nn.Tanh, nn.CELU, nn.Softsign, nn.LogSigmoid, lambda: nn.Hardtanh(-0.7, 1.3),
-    lambda: nn.GELU(approximate="tanh"), lambda: nn.Threshold(0.1, 0.0),
+    lambda: nn.GELU(approximate="tanh"),
 ]  # fmt: skip
 
 

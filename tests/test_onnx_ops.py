@@ -69,6 +69,8 @@ CASES = [
             "Reciprocal",
         )
     ),
+    Case("RMSNormalization", {}, (_w(9),), opset=23),
+    Case("MeanVarianceNormalization", {"axes": [2, 3]}),
     Case("Mish", opset=18),
     Case("Gelu", opset=20),
     Case("Gelu", {"approximate": "tanh"}, opset=20),

@@ -77,7 +77,8 @@ def _conv_transpose(g: Tracer, node: OnnxNode, x: Value, weight: Value, bias: An
         sides = []
         for size, more, want in zip(full, extra, wanted[-2:], strict=True):
             whole = size + more - want
-            first = whole // 2 if auto != "SAME_LOWER" else whole - whole // 2
+            first = whole // 2 if auto == "SAME_UPPER" else whole - whole // 2
+            first = max(first, 0) if whole >= 0 else 0  # what is missing is zeros behind
             sides.append((first, whole - first))
     if auto == "VALID":
         sides = [(0, 0), (0, 0)]
@@ -163,6 +164,8 @@ def _average2d(
         return g.call(aten.avg_pool2d.default, x, kernel, strides, starts, up, counted)
     if counted and not up:
         return g.call(aten.avg_pool2d.default, padded(g, x, [(0, 0), (0, 0), *sides]), kernel, strides, [0, 0])
+    if any(2 * before > k for before, k in zip(starts, kernel, strict=True)):
+        raise Uncovered(f"an average over a kernel {tuple(kernel)} with padding {sides}")
     # Padding that is not counted and larger behind than before is a number of windows that is rounded up.
     sizes = list(zip(x.shape[2:], kernel, strides, sides, strict=True))
     want = [(size + sum(side) - k + (s - 1 if up else 0)) // s + 1 for size, k, s, side in sizes]
@@ -236,6 +239,22 @@ def _lrn(g: Tracer, node: OnnxNode, x: Value) -> Any:
         target, squares, band.reshape(channels, channels, *ones), torch.full((channels,), bias), ones, zeros, ones, 1
     )
     return g.call(aten.mul.Tensor, x, g.call(aten.pow.Tensor_Scalar, base, -beta))
+
+
+@onnx_op("RMSNormalization")
+def _rms_norm(g: Tracer, node: OnnxNode, x: Value, scale: Any) -> Any:
+    axes = list(range(axis_of(x, node.attrs.get("axis", -1)), x.dim()))
+    mean = g.call(aten.mean.dim, g.call(aten.pow.Tensor_Scalar, x, 2), axes, True)
+    root = g.call(aten.sqrt.default, g.call(aten.add.Tensor, mean, torch.tensor(node.attrs.get("epsilon", 1e-5))))
+    return g.call(aten.mul.Tensor, g.call(aten.div.Tensor, x, root), fixed(scale, "a norm's weight"))
+
+
+@onnx_op("MeanVarianceNormalization")
+def _mean_variance_norm(g: Tracer, node: OnnxNode, x: Value) -> Any:
+    axes = list(node.attrs.get("axes", [0, 2, 3]))
+    if [axis_of(x, axis) for axis in axes] != list(range(2, x.dim())):
+        raise Uncovered(f"a norm over the axes {tuple(axes)}, expected those of the pixels")
+    return g.call(aten.instance_norm.default, x, None, None, None, None, True, 0.0, 1e-9, False)
 
 
 @onnx_op("LpNormalization")

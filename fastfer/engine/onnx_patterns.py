@@ -90,7 +90,7 @@ def _activations(program: Program) -> None:
             if found is not None:
                 new = Call(found.target, (source, *found.rest), dict(found.named), call.outputs, call.where)
                 program.calls[at] = new
-                writers.update(dict.fromkeys(call.outputs, new))
+                writers[new.outputs[0]] = new  # type: ignore[index]
                 break
 
 

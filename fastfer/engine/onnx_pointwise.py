@@ -109,6 +109,14 @@ def _selu(g: Tracer, node: OnnxNode, x: Value) -> Any:
     return g.call(aten.elu.default, x, alpha, gamma)
 
 
+@onnx_op("Swish")
+def _swish(g: Tracer, node: OnnxNode, x: Value) -> Any:
+    alpha = node.attrs.get("alpha", 1.0)
+    if alpha == 1:
+        return g.call(aten.silu.default, x)
+    return g.call(aten.mul.Tensor, x, g.call(aten.sigmoid.default, g.call(aten.mul.Tensor, x, torch.tensor(alpha))))
+
+
 @onnx_op("Celu")
 def _celu(g: Tracer, node: OnnxNode, x: Value) -> Any:
     return g.call(aten.celu.default, x, node.attrs.get("alpha", 1.0))

@@ -239,6 +239,8 @@ def _depth_to_space(g: Tracer, node: OnnxNode, x: Value) -> Any:
 def _space_to_depth(g: Tracer, node: OnnxNode, x: Value) -> Any:
     block = node.attrs["blocksize"]
     y = g.call(aten.pixel_unshuffle.default, x, block)
+    if node.attrs.get("mode", "DCR") == "CRD":
+        return y
     return _chosen(g, y, 1, torch.arange(y.shape[1]).reshape(-1, block * block).t().reshape(-1))
 
 

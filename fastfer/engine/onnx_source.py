@@ -63,11 +63,12 @@ def program_of(model: OnnxModel, size: Sequence[int]) -> Program:
     program = for_any_batch(*programs)
     if declared is not None:
         once = Tracer(model, size, declared, declared).traced()
-        for ref in program.outputs:
-            if program.sizes[ref][1:] != once.sizes[ref][1:] or once.sizes[ref][:1] != (declared,):
+        for of_any, of_one in zip(program.outputs, once.outputs, strict=True):
+            shape = once.sizes[of_one]
+            if program.sizes[of_any][1:] != shape[1:] or shape[:1] != (declared,):
                 raise OnnxError(
                     f"{model.path}: outputs: expected one row for each of the {declared} images that the file fixes, "
-                    f"got the shape {once.sizes[ref]}"
+                    f"got the shape {shape}"
                 )
     return simplified(program)
 
