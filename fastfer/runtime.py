@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastfer import _memory
@@ -86,6 +87,7 @@ class Engine:
         self._structure = fields.structure(known, self.output_shapes)
         self._classes = dict(classes or {})
         self._kinds = ("float32", "uint8") if scale else ("float32",)
+        _ = self.inputs  # checked while the file is read
 
     @property
     def threads(self) -> int:
@@ -100,11 +102,34 @@ class Engine:
     sizes: Any = None
     """What makes plans of other sizes (`fastfer.engine.recipe.Sizes`); None where images have one size."""
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Outputs for the images ``x``, an array (N, C, H, W) of float32 or uint8, put together as the network does it.
 
+        A network of several inputs, or of one that is no image, takes float32 arrays (N, ...), in order or by name.
         Raises TypeError or ValueError naming what was expected.
         """
+        if self.inputs is None and len(inputs) == 1 and not named:
+            return self._called(inputs[0])
+        if self.inputs is not None:
+            from fastfer.engine.inputs import packed
+
+            x = packed(*self.inputs, inputs, named)
+        else:
+            given = [*inputs, *([named.pop("x")] if "x" in named else [])]
+            if named or len(given) != 1:
+                raise TypeError(f"engine: inputs: expected one, x, got {len(given)} and {sorted(named)} by name")
+            (x,) = given
+        return self._called(x)
+
+    @cached_property
+    def inputs(self) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] | None:
+        """Names and shapes, without N, of several inputs; None where there is one, an image."""
+        from fastfer.engine.inputs import shapes_of
+
+        return shapes_of(self.metadata, self.input_shape[0])
+
+    def _called(self, x: Any) -> Any:
+        """For images or vectors, an array or a tensor."""
         torch = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(x, torch.Tensor)
         if self.sizes is not None and (is_tensor or _is_array(x)):
@@ -167,7 +192,7 @@ class Engine:
         """Run zero images once, so that memory, threads and caches are ready; returns the engine."""
         import numpy as np
 
-        self(np.zeros((batch, *self.input_shape), np.float32))
+        self._called(np.zeros((batch, *self.input_shape), np.float32))
         return self
 
     def profile(self, x: Any = None, repeats: int = 20) -> Profile:

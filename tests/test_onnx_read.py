@@ -124,7 +124,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "doubling functions": (lambda: _doubles(40), "nodes when written out"),
     "absurd constant": (_large, r"\(ConstantOfShape\): expected constants of at most"),
     "text": (lambda: model([node("Relu", "x")], dtype=_TENSOR.STRING), "expected floats or uint8"),
-    "two inputs": (lambda: _changed(_weight_as_input), "expected one"),
+    "a weight as input": (lambda: _changed(_weight_as_input), "one number of images for all"),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fastfer.engine import (  # noqa: F401 - they register handlers
     convert_math,
     convert_shape,
     convert_tensor,
+    packed,
 )
 from fastfer.engine import metadata as fields
 from fastfer.engine.program import Program
@@ -57,18 +59,18 @@ def compile(
 ) -> Engine:
     """The engine of a trained network: convolutions with their norms folded in, one native call for a batch.
 
-    ``model`` is any fastfer model, or a torch module of one image input made of ops that a plan has (`convert_aten` and
-    its neighbours), taken in evaluation mode, later changes of it do not reach the engine; or the path of an ONNX file
-    (opset 7 or later), whose several outputs come as a dict by name. ``example`` is an input or its shape, (N, C, H, W)
-    or (C, H, W), by default the published size of a fastfer model and that which an ONNX file fixes; of a file,
-    ``input_size`` (H, W) chooses another. With ``sizes="any"`` the engine takes images of every
-    size that the network does: the first call with one makes a plan for it, of which `recipe.MOST_SIZES` are kept;
-    that is usual for a file, while a module, of which it needs a copy, is by default for one size. ``threads``
-    defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the
-    largest output, otherwise within 1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``:
-    float32 batches as the network takes them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``,
-    one number a channel on the scale 0 to 1, allow uint8 images, which are then normalised inside; not for a network
-    whose pixels are equalised first, as a record in ``metadata["preprocess"]`` may say.
+    ``model`` is any fastfer model, or a torch module made of ops that a plan has (`convert_aten` and its neighbours),
+    taken in evaluation mode, later changes of it do not reach the engine; or the path of an ONNX file (opset 7 or
+    later), whose several outputs come as a dict by name. ``example`` is an input or its shape, (N, C, H, W) or
+    (C, H, W), or for several inputs a tuple of them or of their shapes (N, ...); by default the published size of a
+    fastfer model and what an ONNX file fixes. Of a file, ``input_size`` (H, W) chooses another. With ``sizes="any"``
+    the engine takes images of every size that the network does: the first call with one makes a plan for it, of which
+    `recipe.MOST_SIZES` are kept; that is usual for a file, while a module, of which it needs a copy, is by default for
+    one size. ``threads`` defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of
+    torch, relative to the largest output, otherwise within 1e-4. ``dtype`` "int8" takes the ranges of its tensors from
+    ``calibration``: float32 batches as the network takes them, or pairs with such a batch first, as loaders give.
+    ``mean`` and ``std``, one number a channel on the scale 0 to 1, allow uint8 images, which are normalised inside; not
+    for a network whose pixels are equalised first, as a record in ``metadata["preprocess"]`` may say.
     ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest: the engine's ``islands`` names
     them, and it cannot be saved; "onnxruntime" leaves a file with such ops to ONNX Runtime as a whole. ``class_names``
     default to those that a fastfer model, or its ONNX file, brings along; ``metadata`` are further JSON values to
@@ -109,6 +111,8 @@ def compile(
             "(metadata.preprocess.equalise), which an engine does not do"
         )
     fields.normalisation(header, subject.size[0])
+    if calibration is not None and "inputs" in known:
+        raise ValueError("compile: dtype: expected float32 or bfloat16 for a network of several inputs, got int8")
     recipe = Recipe(subject, header, threads, dtype, fallback)
     engine = recipe.engine(subject.size, calibration)
     if sizes == "any" and len(subject.size) == 3:
@@ -118,6 +122,7 @@ def compile(
 
 def _subject(model: Any, example: Any, input_size: Any, copied: bool) -> Subject:
     """The network, a module ``copied`` if it is to be traced again later."""
+    known: dict[str, Any]
     is_path = isinstance(model, (str, os.PathLike))
     if is_path and (os.fspath(model).endswith(".onnx") or os.path.exists(model)):
         from fastfer.engine.onnx_source import opened
@@ -129,9 +134,16 @@ def _subject(model: Any, example: Any, input_size: Any, copied: bool) -> Subject
     if input_size is not None:
         raise ValueError(f"compile: input_size: expected None for a module, which takes an example, got {input_size!r}")
     check_tensors(model)
+    shapes = packed.several(example)
+    if shapes is not None:
+        known = {"input_names": packed.names(model, len(shapes)), "inputs": [list(shape) for shape in shapes]}
+        whole = packed.Packed(model, shapes)
+        total = (sum(map(prod, shapes)),)
+        name = type(model).__name__
+        return Subject(name, total, partial(program_of, whole), known, partial(_in_float32, whole))
     size = _size(model, example)
     own = model if isinstance(model, FerModel) else None  # attributes of other models are their own matter
-    known: dict[str, Any] = {} if own is None else {"options": own.options, "classes": own.class_names}
+    known = {} if own is None else {"options": own.options, "classes": own.class_names}
     name = type(model).__name__ if own is None else own.name
     if copied:
         with evaluating(model):  # while no other thread has other tensors in it

@@ -28,8 +28,9 @@ def session(data: bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def sized(path: str, size: Sequence[int], images: int | None = None) -> bytes:
-    """The file's model, its data inside, for images of ``size``, as many as ``images`` or as the file says."""
+def sized(path: str, size: Sequence[int] | Mapping[str, Sequence[int]], images: int | None = None) -> bytes:
+    """The file's model, its data inside, for images of ``size``, as many as ``images`` or as the file says; of several
+    inputs their sizes by name."""
     import onnx
 
     proto = onnx.load(path)
@@ -37,7 +38,8 @@ def sized(path: str, size: Sequence[int], images: int | None = None) -> bytes:
     for value in proto.graph.input:
         if value.name not in held:
             first, *rest = value.type.tensor_type.shape.dim
-            for dim, number in zip(rest, size, strict=True):
+            own = size.get(value.name, ()) if isinstance(size, Mapping) else size
+            for dim, number in zip(rest, own, strict=False):  # one that nothing reads is left
                 dim.dim_value = number
             if images is not None:
                 first.dim_value = images
@@ -61,12 +63,15 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         self.metadata, self.dtype, self.strict = dict(header), "float32", header.get("strict") is True
         self._asked_threads, self._count = threads, default_threads(threads)
-        self._data = data or sized(model.path, size)
+        self.input_shape = Shape(*size, *(1,) * (3 - len(size)))
+        shapes = [tuple(size)] if self.inputs is None else self.inputs[1]
+        named = {value.name: shape for value, shape in zip(model.inputs, shapes, strict=True)}
+        self._data = data or sized(model.path, named)
         self._session = session(self._data, self._count)
-        self._taken, self._names, self._size = model.inputs[0], model.outputs, tuple(size)
+        self._inputs, self._names, self._size = model.inputs, model.outputs, tuple(size)
+        self._taken = model.inputs[0]
         batch = self._taken.dims[0]
         self._each = batch if isinstance(batch, int) else 0
-        self.input_shape = Shape(*size, *(1,) * (3 - len(size)))
         self.output_shapes = tuple(y.shape[1:] for y in self._run(np.zeros((self._each or 2, *size), np.float32)))
         self.class_names = fields.class_names(self.metadata, self.output_shapes)
         self._normalisation = [
@@ -77,7 +82,7 @@ class OnnxRuntimeEngine(Engine):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as the model's bytes, of which a session is made again."""
-        model = OnnxModel("", 0, "", [self._taken], self._names, [], {})
+        model = OnnxModel("", 0, "", self._inputs, self._names, [], {})
         return OnnxRuntimeEngine, (model, self._size, self.metadata, self._asked_threads, self._data), self._state()
 
     @property
@@ -111,12 +116,12 @@ class OnnxRuntimeEngine(Engine):
 
     def _run(self, images: Array) -> list[Array]:
         """The outputs for float images, in as many calls as the file's fixed number of images asks for."""
-        images = images.reshape(len(images), *self._size).astype(self._taken.dtype)
+        feeds = self._feeds(images)
         each = self._each or max(len(images), 1)
         if len(images) % each or not len(images):
             raise ValueError(f"engine: x: expected a multiple of {each} images, as the file fixes, got {len(images)}")
         calls = [
-            self._session.run(list(self._names), {self._taken.name: images[at : at + each]})
+            self._session.run(list(self._names), {name: array[at : at + each] for name, array in feeds.items()})
             for at in range(0, len(images), each)
         ]
         outputs = [np.concatenate(parts) for parts in zip(*calls, strict=True)]
@@ -125,6 +130,16 @@ class OnnxRuntimeEngine(Engine):
                 f"engine: outputs: expected one row an image, got shapes {[y.shape for y in outputs]} of {len(images)}"
             )
         return outputs
+
+    def _feeds(self, images: Array) -> dict[str, Array]:
+        """The file's inputs by name; several of them stand behind one another."""
+        shapes = [self._size] if self.inputs is None else self.inputs[1]
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+        parts = np.split(images.reshape(len(images), -1), ends, axis=1)
+        return {
+            taken.name: part.reshape(len(images), *shape).astype(taken.dtype)
+            for taken, part, shape in zip(self._inputs, parts, shapes, strict=True)
+        }
 
     def save(self, path: Any) -> None:
         """Raises ValueError: it is not an engine file."""

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,21 @@ def opened(path: str | os.PathLike[str], example: Any = None, input_size: int | 
     Raises as `read` and `program_of`; ValueError for a size that is none, or missing.
     """
     model = read(path)
+    shapes: list[tuple[int, ...]] | None = None
     try:
-        size = _size(_only_input(model), example, input_size)
+        inputs = _used_inputs(model)
+        if len(inputs) == 1 and len(inputs[0].dims) in (2, 4):
+            size = _size(inputs[0], example, input_size)
+        else:
+            shapes = _shapes(inputs, example, input_size)
+            size = (sum(map(prod, shapes)),)
     except OnnxError as error:
         raise OnnxError(f"{model.path}: {error}") from None
     known = _known(model, size)
+    if shapes is not None:
+        known["inputs"] = [list(shape) for shape in shapes]
     name = str(known.pop("model", None) or Path(model.path).stem)
-    return Subject(name, size, partial(program_of, model), known, None, partial(_in_onnxruntime, model))
+    return Subject(name, size, partial(program_of, model, shapes=shapes), known, None, partial(_in_onnxruntime, model))
 
 
 def _in_onnxruntime(model: OnnxModel, header: dict[str, Any], size: tuple[int, ...], threads: int | None) -> Any:
@@ -51,18 +60,18 @@ def _in_onnxruntime(model: OnnxModel, header: dict[str, Any], size: tuple[int, .
     return OnnxRuntimeEngine(model, size, header, threads)
 
 
-def program_of(model: OnnxModel, size: Sequence[int]) -> Program:
-    """The calls that a model makes for images of ``size``, any number of them.
+def program_of(model: OnnxModel, size: Sequence[int], shapes: Sequence[Sequence[int]] | None = None) -> Program:
+    """The calls that a model makes for images of ``size``, any number of them; ``shapes`` are those of several inputs.
 
     Raises `OnnxError` naming the node whose inputs do not fit, UncoveredError for an operator that is not known here,
     ValueError for a file whose results would depend on the number of images.
     """
     batch = model.inputs[0].dims[0]
     declared = batch if isinstance(batch, int) else None
-    programs = [Tracer(model, size, images, declared).traced() for images in (BATCH, OTHER_BATCH)]
+    programs = [Tracer(model, size, images, declared, shapes).traced() for images in (BATCH, OTHER_BATCH)]
     program = for_any_batch(*programs)
     if declared is not None:
-        once = Tracer(model, size, declared, declared).traced()
+        once = Tracer(model, size, declared, declared, shapes).traced()
         for of_any, of_one in zip(program.outputs, once.outputs, strict=True):
             shape = once.sizes[of_one]
             if program.sizes[of_any][1:] != shape[1:] or shape[:1] != (declared,):
@@ -73,21 +82,49 @@ def program_of(model: OnnxModel, size: Sequence[int]) -> Program:
     return simplified(program)
 
 
-def _only_input(model: OnnxModel) -> OnnxInput:
-    """The network's input, if it is one that an engine takes."""
+def _used_inputs(model: OnnxModel) -> list[OnnxInput]:
+    """The network's inputs, if they are such as an engine takes."""
     used = {name for node in model.nodes for name in node.inputs} | set(model.outputs)
     inputs = [value for value in model.inputs if value.name in used]
-    if len(inputs) != 1:
-        raise OnnxError(f"inputs: expected one that is used, got {[value.name for value in inputs]}")
-    (taken,) = model.inputs[:] = inputs
-    where = f"input {shortened(taken.name)}"
-    if taken.dtype not in (*_FLOATS, "uint8"):
-        raise OnnxError(f"{where}: expected floats or uint8, got {taken.dtype}")
-    if len(taken.dims) not in (2, 4):
-        raise OnnxError(f"{where}: expected images (N, C, H, W) or vectors (N, C), got {len(taken.dims)} dimensions")
-    if not isinstance(taken.dims[1], int):
-        raise OnnxError(f"{where}: expected a fixed number of channels, got {taken.dims[1] or 'a free one'}")
-    return taken
+    if not inputs:
+        raise OnnxError("inputs: expected one that is used, got none")
+    model.inputs[:] = inputs
+    for taken in inputs:
+        where = f"input {shortened(taken.name)}"
+        if taken.dtype not in (*_FLOATS, *(("uint8",) if len(inputs) == 1 else ())):
+            raise OnnxError(f"{where}: expected floats{' or uint8' if len(inputs) == 1 else ''}, got {taken.dtype}")
+        if len(taken.dims) < 2 or len(taken.dims) > 6:
+            raise OnnxError(f"{where}: expected images (N, C, H, W) or other arrays (N, ...), got {taken.dims}")
+        if not isinstance(taken.dims[1], int):
+            raise OnnxError(f"{where}: expected a fixed number of channels, got {taken.dims[1] or 'a free one'}")
+    batches = {taken.dims[0] if isinstance(taken.dims[0], int) else None for taken in inputs}
+    if len(batches) != 1:
+        raise OnnxError(f"inputs: expected one number of images for all of them, got {[i.dims[0] for i in inputs]}")
+    return inputs
+
+
+def _shapes(inputs: Sequence[OnnxInput], example: Any, input_size: Any) -> list[tuple[int, ...]]:
+    """The shapes of several inputs, without N: from ``example``, inputs or their shapes in order, or by the file."""
+    if input_size is not None:
+        raise ValueError("compile: input_size: expected None for a network that does not take one image; use example")
+    parts: list[Any] = [None] * len(inputs)
+    if example is not None:
+        alone = len(inputs) == 1 and (hasattr(example, "shape") or all(isinstance(n, int) for n in example))
+        parts = [example] if alone else list(example)
+    if len(parts) != len(inputs):
+        raise ValueError(f"compile: example: expected {len(inputs)} inputs or their shapes, got {len(parts)}")
+    shapes = []
+    for taken, part in zip(inputs, parts, strict=True):
+        given = taken.dims if part is None else tuple(part.shape) if hasattr(part, "shape") else tuple(part)
+        right = len(given) == len(taken.dims) and all(map(_is_size, given[1:]))
+        if not right or any(isinstance(d, int) and d != n for d, n in zip(taken.dims[1:], given[1:], strict=True)):
+            raise ValueError(
+                f"compile: example: expected a shape of input {shortened(taken.name)}, {taken.dims}, got {given}"
+            )
+        shapes.append(tuple(int(n) for n in given[1:]))  # type: ignore[arg-type]
+    if sum(map(prod, shapes)) > _MOST_PIXELS:
+        raise ValueError(f"compile: example: expected at most {_MOST_PIXELS} numbers an image, got {shapes}")
+    return shapes
 
 
 def _size(taken: OnnxInput, example: Any, input_size: int | Sequence[int] | None) -> tuple[int, ...]:

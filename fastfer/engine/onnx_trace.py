@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -67,10 +68,18 @@ Value = Traced | Tensor
 class Tracer:
     """Runs a model's nodes for a number of images.
 
-    ``declared`` is the number of images that the file fixes: it stands for any number where a reshape names it first.
+    ``shapes`` are those of several inputs that stand in one vector. ``declared`` is the number of images that the file
+    fixes: it stands for any number where a reshape names it first.
     """
 
-    def __init__(self, model: OnnxModel, size: Sequence[int], images: int, declared: int | None) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        size: Sequence[int],
+        images: int,
+        declared: int | None,
+        shapes: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.model, self.images, self.declared = model, images, declared
         self.node = model.nodes[0] if model.nodes else OnnxNode("", "", (), ("",), {})
         self.count, self.bytes = 0, 0
@@ -80,6 +89,7 @@ class Tracer:
         taken = torch.empty((images, *size), dtype=torch.float32, device="meta")
         self.program.describe(self.program.input, taken.shape, taken.dtype)
         self.values: dict[str, Any] = {name: _tensor(array) for name, array in model.constants.items()}
+        self.shapes = shapes
         self.values[model.inputs[0].name] = Traced(self.program.input, taken)
 
     @property
@@ -93,6 +103,8 @@ class Tracer:
     def traced(self) -> Program:
         """The whole program. Raises `OnnxError` or UncoveredError naming the node."""
         with torch.no_grad():
+            if self.shapes is not None:
+                self._take_apart(self.shapes)
             for node in self.model.nodes:
                 self.node = node
                 self._run(node)
@@ -110,6 +122,14 @@ class Tracer:
             self.model.outputs, [chosen[self.values[n].ref] for n in self.model.outputs]
         )
         return self.program.only_needed()
+
+    def _take_apart(self, shapes: Sequence[Sequence[int]]) -> None:
+        """Several inputs out of the vector in which they stand."""
+        whole, at = self.values[self.model.inputs[0].name], 0
+        for value, shape in zip(self.model.inputs, shapes, strict=True):
+            part = self.call(aten.slice.Tensor, whole, 1, at, at + prod(shape), 1)
+            self.values[value.name] = self.call(aten.reshape.default, part, [self.images, *shape])
+            at += prod(shape)
 
     def _run(self, node: OnnxNode) -> None:
         handler = HANDLERS.get(node.op)
