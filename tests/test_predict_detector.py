@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import fastfer
@@ -170,7 +174,7 @@ def test_wrong_settings(changes: dict[str, Any]) -> None:
 
 
 class Net(nn.Module):
-    """Convolutions and a pooling: maps that scale with the image."""
+    """Convolutions, a pooling, a resize, pixels as rows: maps that scale with the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +184,9 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         x = torch.relu(self.second(torch.relu(self.first(x))))
-        return {"large": x, "small": self.third(nn.functional.max_pool2d(x, 2))}
+        small = self.third(nn.functional.max_pool2d(x, 2))
+        wide = nn.functional.interpolate(small, scale_factor=2.0, mode="nearest")
+        return {"large": x, "small": small, "rows": small.permute(0, 2, 3, 1).reshape(len(x), -1, 4), "wide": wide}
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (128, 64), (4, 4)])
@@ -201,11 +207,127 @@ def test_engine_files_for_other_sizes(size: tuple[int, int]) -> None:
 def test_engine_files_that_have_one_size_alone() -> None:
     data = fastfer.compile(fastfer.create_model("fgw_fer").eval(), threads=1)._data
     assert resized(data, (48, 48)) == data
-    with pytest.raises(ValueError, match="expected maps that scale"):
+    with pytest.raises(ValueError, match="expected operations that scale"):
         resized(data, (96, 96))
     net = fastfer.compile(Net().eval(), (3, 64, 64), threads=1)._data
-    with pytest.raises(ValueError, match="expected maps that scale"):
-        resized(net, (66, 64))
+    with pytest.raises(ValueError, match="expected a size"):
+        resized(net, (0, 64))
     for damaged in (b"", net[:50], b"X" + net[1:], net[:200]):
         with pytest.raises(ValueError, match="engine file"):
             resized(damaged, (32, 32))
+
+
+MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / detector_file.NAME
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    """The published file: FASTFER_TEST_DETECTOR, or ../shared/models beside the repository."""
+    path = Path(os.environ.get("FASTFER_TEST_DETECTOR", MODEL))
+    if not path.is_file():
+        pytest.skip(f"no YuNet at {path}: set FASTFER_TEST_DETECTOR")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cached(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the compiled detector."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFER_CACHE", str(cache))
+        YuNetEngine(model)
+    return cache
+
+
+def overlap(a: Any, b: Any) -> float:
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    common = max(width, 0) * max(height, 0)
+    return float(common / (a[2] * a[3] + b[2] * b[3] - common))
+
+
+def photographs() -> list[np.ndarray[Any, Any]]:
+    """The astronaut, cut to several sizes, and five of her in one picture."""
+    astronaut = pytest.importorskip("skimage.data").astronaut()
+    image = Image.new("RGB", (640, 480), (90, 90, 90))
+    for side, left, top in ((320, 0, 0), (240, 330, 10), (160, 20, 310), (120, 250, 330), (200, 400, 270)):
+        image.paste(Image.fromarray(astronaut).resize((side, side)), (left, top))
+    return [astronaut, astronaut[:301, :423], np.asarray(image)]
+
+
+def test_boxes_are_those_of_the_network_in_onnx_runtime(model: Path, cached: Path, monkeypatch: Any) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("FASTFER_CACHE", str(cached))
+    detector = YuNetEngine(model, score=0.6, threads=1, longest=640)
+    session = runtime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    for picture in [np.random.default_rng(1).integers(0, 256, (640, 640, 3), np.uint8), *photographs()]:
+        square = np.zeros((640, 640, 3), np.uint8)  # the only size that the file takes
+        square[: picture.shape[0], : picture.shape[1]] = picture
+        x = np.ascontiguousarray(square[..., ::-1].transpose(2, 0, 1)[None], np.float32)
+        names = [output.name for output in session.get_outputs()]
+        values = dict(zip(names, (value[0] for value in session.run(None, {"input": x})), strict=True))
+        wanted, found = yunet.faces(values, (640, 640), 0.6, 0.3), detector(square)
+        assert len(found) == len(wanted)
+        for got, face in zip(found, wanted, strict=True):
+            assert overlap(got.box, face.box) > 0.999
+            assert got.score == pytest.approx(face.score, abs=1e-3)
+            np.testing.assert_allclose(got.points, face.points, atol=0.05)
+
+
+def test_boxes_are_those_of_opencv(model: Path, cached: Path, monkeypatch: Any) -> None:
+    cv2 = pytest.importorskip("cv2")
+    if cv2.__version__.startswith("5"):
+        pytest.skip("OpenCV 5 does not take the file of 2023mar")
+    monkeypatch.setenv("FASTFER_CACHE", str(cached))
+    detector = YuNetEngine(model, score=0.6, threads=1)
+    counts = []
+    for picture in photographs():
+        other = cv2.FaceDetectorYN.create(str(model), "", picture.shape[1::-1], 0.6)
+        rows = other.detect(np.ascontiguousarray(picture[..., ::-1]))[1]
+        found = detector(picture)
+        counts.append(len(found))
+        assert len(found) == len(rows)
+        for got, row in zip(found, rows, strict=True):
+            assert overlap(got.box, row) >= 0.99
+            np.testing.assert_allclose(np.ravel(got.points), row[4:14], atol=0.5)
+    assert counts == [1, 1, 5]
+
+
+def test_photographs_of_any_size(model: Path, cached: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FASTFER_CACHE", str(cached))
+    astronaut = photographs()[0]
+    detector = YuNetEngine(model, threads=1)
+    box = detector(astronaut)[0].box
+    for scale in (0.5, 2.0, 5.0):
+        side = round(512 * scale)
+        large = np.asarray(Image.fromarray(astronaut).resize((side, side)))
+        found = detector(large)
+        assert len(found) == 1
+        assert overlap([v / scale for v in found[0].box], box) > 0.85
+    grey = np.asarray(Image.fromarray(astronaut).convert("L"))
+    assert overlap(detector(grey)[0].box, box) > 0.85
+    for tiny in ((1, 1), (3, 2000), (2000, 3), (31, 33)):
+        assert detector(np.zeros(tiny, np.uint8)) == []
+
+
+def test_the_second_time_needs_no_torch(cached: Path) -> None:
+    code = (
+        "import sys\nimport numpy as np\nfrom fastfer.predict import YuNetEngine\n"
+        "assert YuNetEngine(threads=1)(np.zeros((48, 64, 3), np.uint8)) == []\n"
+        "assert not {'torch', 'onnx', 'cv2'} & set(sys.modules)\n"
+    )
+    environment = {**os.environ, "FASTFER_CACHE": str(cached), "FASTFER_OFFLINE": "1"}
+    environment.pop("FASTFER_DETECTOR", None)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_files_that_are_no_yunet(nowhere: Path) -> None:
+    torch.manual_seed(0)
+    file = nowhere / "other.ffe"
+    fastfer.compile(Net().eval(), (3, 64, 64), threads=1, mean=[0.0] * 3, std=[1 / 255] * 3).save(file)
+    with pytest.raises(ValueError, match=r"other.ffe: expected a YuNet"):
+        YuNetEngine(file)
+    damaged = nowhere / "damaged.ffe"
+    damaged.write_bytes(b"FFENGINE")
+    with pytest.raises(ValueError, match="engine file"):
+        YuNetEngine(damaged)

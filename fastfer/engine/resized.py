@@ -1,92 +1,142 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine file for images of another size, where the network has no size of its own. Needs no torch.
 
-A network of convolutions, poolings and products pixel by pixel, such as a detector, makes maps that grow with its
-input: the same weights fit any size, and only the shapes in the file change.
+A network of convolutions, poolings and resizing by whole factors, such as a detector, makes maps that grow with its
+input: the same weights fit any size, and only shapes and the tables of moved elements change.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastfer.engine import metadata as fields
+from fastfer.engine.file import to_bytes
+from fastfer.engine.graph import OPS, Graph, GraphError, Node, Shape
 from fastfer.runtime import native
 
 _HEADER, _START = 96, 32
-_Map = tuple[int, int, int]
+_GATHER_DIMS = 8
+_SCALING = frozenset(
+    {"conv", "max_pool", "avg_pool", "add", "mul", "act", "affine", "concat", "channel_pool", "gather"}
+)
+"""Operations whose outputs grow with their inputs."""
 
 
 def resized(data: bytes, size: tuple[int, int]) -> bytes:
     """The bytes of an engine file whose images are (H, W) = ``size``; ``data`` itself where they are so already.
 
-    Raises ValueError for a file that is damaged, or whose maps do not scale with its images. Ranges for int8 stay.
+    Raises ValueError for a file that is damaged, of int8 ranges, or whose maps do not scale with its images.
     """
     if len(data) < _HEADER or data[:8] != b"FFENGINE":
         raise ValueError("engine file: expected FFENGINE and a header")
     sections = struct.unpack_from("<6Q", data, _START)
     if any(offset + length > len(data) for offset, length in zip(sections[::2], sections[1::2], strict=True)):
         raise ValueError(f"engine file: expected sections within its {len(data)} bytes, got {sections}")
-    graph = bytearray(data[sections[2] : sections[2] + sections[3]])
+    if struct.unpack_from("<Q", data, 24)[0] != native().engine_checksum(memoryview(data)[_START:]):
+        raise ValueError("engine file: expected the checksum of its bytes, got another: it is damaged")
+    parts = [memoryview(data)[at : at + length] for at, length in zip(sections[::2], sections[1::2], strict=True)]
     try:
-        maps = _rescaled(graph, size)
-    except struct.error as error:
+        graph = _read(parts[1], np.frombuffer(parts[2], "<f4"))
+    except (struct.error, LookupError, ValueError) as error:
         raise ValueError(f"engine file: graph: {error}") from None
-    if all(old == new for old, new in maps):
+    if graph.values[graph.input][1:] == size:
         return data
-    known = fields.parsed(data[sections[0] : sections[0] + sections[1]])
+    if min(size) < 1:
+        raise ValueError(f"engine file: expected a size of 1 or more, got {size}")
+    other = _rebuilt(graph, size)
+    known = fields.parsed(bytes(parts[0]))
     if "outputs" in known:
-        count, first = struct.unpack_from("<I", graph, 12)[0], 16
-        numbers = struct.unpack_from(f"<{count}I", graph, first)
-        known["outputs"] = [
-            _output(shape, *maps[number]) for shape, number in zip(known["outputs"], numbers, strict=True)
-        ]  # fmt: skip
-    return _written(json.dumps(known, ensure_ascii=False).encode(), bytes(graph), data[sections[4] :][: sections[5]])
+        pairs = [(graph.values[o], other.values[n]) for o, n in zip(graph.outputs, other.outputs, strict=True)]
+        known["outputs"] = [_output(shape, *pair) for shape, pair in zip(known["outputs"], pairs, strict=True)]
+    return bytes(to_bytes(other, known))
 
 
-def _rescaled(graph: bytearray, size: tuple[int, int]) -> list[tuple[_Map, _Map]]:
-    """Changes the shapes of all values in the graph section; each before and after."""
-    values, _, entry, outputs = struct.unpack_from("<4I", graph)
-    first = 16 + 4 * outputs
-    before: list[_Map] = [struct.unpack_from("<3I", graph, first + 12 * i) for i in range(values)]
-    if entry >= values or min(size) < 1:
-        raise ValueError(f"engine file: expected a size of 1 or more and an input below {values}, got {size}, {entry}")
-    whole, maps = before[entry][1:], []
-    if whole == size:
-        return [(each, each) for each in before]
-    for number, old in enumerate(before):
-        sides = [side * new for side, new in zip(old[1:], size, strict=True)]
-        # A map of one pixel may be a vector, whose layers have weights for one size alone.
-        if any(side % full for side, full in zip(sides, whole, strict=True)) or (old[1:] == (1, 1) != whole):
-            raise ValueError(f"engine file: expected maps that scale from {whole} to {size}, got one of {old[1:]}")
-        new = (old[0], *(side // full for side, full in zip(sides, whole, strict=True)))
-        struct.pack_into("<3I", graph, first + 12 * number, *new)
-        maps.append((old, new))
-    return maps
+def _read(section: memoryview, floats: NDArray[np.float32]) -> Graph:
+    """The graph section, whose weights are flat arrays."""
+    values, nodes, entry, outputs = struct.unpack_from("<4I", section)
+    at = 16 + 4 * outputs
+    shapes = [Shape(*struct.unpack_from("<3I", section, at + 12 * i)) for i in range(values)]
+    graph = Graph(shapes, entry, outputs=struct.unpack_from(f"<{outputs}I", section, 16))
+    at += 12 * values
+    names = {op.code: name for name, op in OPS.items()}
+    for _ in range(nodes):
+        code, inputs, attrs, weights, output = struct.unpack_from("<5I", section, at)
+        at += 20
+        ins = struct.unpack_from(f"<{inputs}I", section, at)
+        numbers = struct.unpack_from(f"<{attrs}i", section, at + 4 * inputs)
+        at += 4 * (inputs + attrs)
+        places = [struct.unpack_from("<QQ", section, at + 16 * i) for i in range(weights)]
+        at += 16 * weights
+        arrays = tuple(floats[first : first + count] for first, count in places)
+        graph.nodes.append(Node(names[code], ins, output, numbers, arrays))
+    if at != len(section):
+        raise ValueError("expected no ranges: a plan for int8 has those of one size")
+    return graph
 
 
-def _output(shape: Any, old: _Map, new: _Map) -> list[int]:
+def _rebuilt(old: Graph, size: tuple[int, int]) -> Graph:
+    """The same operations on images of that size."""
+    new = Graph([Shape(old.values[old.input].channels, *size)], 0)
+    numbers = {old.input: 0}
+    for node in old.nodes:
+        inputs = [numbers[i] for i in node.inputs]
+        attrs, weights = node.attrs, node.weights
+        if node.op not in _SCALING or old.values[node.output][1:] == (1, 1):
+            raise ValueError(f"engine file: {node.op}: expected operations that scale with images, got one of one size")
+        try:
+            if node.op == "gather":
+                attrs, weights = _gather(node, old.values[node.inputs[0]], new.values[inputs[0]])
+            numbers[node.output] = new.add(node.op, inputs, attrs, weights)
+        except GraphError as error:
+            raise ValueError(f"engine file: expected maps that scale to {size}: {error}") from None
+    new.outputs = tuple(numbers[output] for output in old.outputs)
+    return new
+
+
+def _gather(node: Node, old: Shape, new: Shape) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+    """Attributes and weights of elements moved in a larger or smaller map: channels, rows, columns or all pixels."""
+    counts, strides = node.attrs[3 : 3 + _GATHER_DIMS], node.attrs[3 + _GATHER_DIMS :]
+    index, fill = node.weights
+    ways = {
+        old.height * old.width: (old.channels, new.height * new.width, new.channels),
+        old.width: (old.height, new.width, new.height),
+        1: (old.width, 1, new.width),
+    }
+    new_counts, new_strides, tables, at = [], [], [], 0
+    for count, stride in zip(counts, strides, strict=True):
+        table = index[at : at + count]
+        at += count
+        if count == 1:
+            length, new_stride, new_length = 1, stride, 1
+        elif stride == 1 and count == old.height * old.width:
+            length, new_stride, new_length = count, 1, new.height * new.width
+        elif stride in ways:
+            length, new_stride, new_length = ways[stride]
+        else:
+            raise GraphError(f"a gather in steps of {stride} in a map of {tuple(old)}")
+        if not np.array_equal(table, np.arange(count) * length // count) or count % length:
+            raise GraphError("a gather that is no repetition by a whole number")
+        new_count = count // length * new_length
+        new_counts.append(new_count)
+        new_strides.append(new_stride)
+        tables.append(np.arange(new_count) * new_length // new_count)
+    if node.attrs[:3] != counts[:3] or any(count != 1 for count in counts[3:]):
+        raise GraphError(f"a gather into {node.attrs[:3]} by {counts}")
+    return (*new_counts[:3], *new_counts, *new_strides), (np.concatenate(tables), fill)
+
+
+def _output(shape: Any, old: Shape, new: Shape) -> list[int]:
     """An output's shape with the sides of its map, or their product, replaced."""
     channels, height, width = old
-    changed = {(channels, height, width): [*new], (height * width, channels): [new[1] * new[2], channels]}
-    changed[height, width, channels] = [*new[1:], channels]
+    changed = {
+        tuple(old): [*new],
+        (height * width, channels): [new.height * new.width, new.channels],
+        (channels, height): [new.channels, new.height],  # pixels by channels, moved to the map's first two axes
+    }
     if not isinstance(shape, list) or tuple(shape) not in changed:
-        raise ValueError(f"engine file: expected an output that is a map or its pixels, got {shape!r} of {old}")
+        raise ValueError(f"engine file: expected an output that is a map or its pixels, got {shape!r} of {tuple(old)}")
     return changed[tuple(shape)]
-
-
-def _written(*parts: bytes) -> bytes:
-    """A file of these sections."""
-    sections, end = [], _HEADER
-    for part in parts:
-        start = end + -end % 64
-        sections += [start, len(part)]
-        end = start + len(part)
-    out = bytearray(end)
-    for part, start in zip(parts, sections[::2], strict=True):
-        out[start : start + len(part)] = part
-    struct.pack_into("<6Q", out, _START, *sections)
-    struct.pack_into("<8sIIQ", out, 0, b"FFENGINE", 1, 0, end)
-    struct.pack_into("<Q", out, 24, native().engine_checksum(memoryview(out)[_START:]))
-    return bytes(out)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastfer import __version__, _environment
 from fastfer.data.files import printable
@@ -113,14 +112,15 @@ def _compiled(file: Path) -> Engine:
     """From the ONNX file. Its input are pixels 0 to 255 as they are."""
     from fastfer.engine.compiler import compile
 
-    network: Any = str(file)
-    engine = compile(network, (1, 3, _SIDE, _SIDE), mean=[0.0] * 3, std=[1 / 255] * 3)
+    engine = compile(file, (1, 3, _SIDE, _SIDE), mean=[0.0] * 3, std=[1 / 255] * 3)
     _checked(bytes(engine._data), file)
     return engine
 
 
 def _installed() -> Path | None:
     """The published file among those of the installed packages."""
+    from importlib import metadata  # slow to import, and seldom needed
+
     for distribution in metadata.distributions():
         record = distribution.read_text("RECORD")
         if record is None or NAME not in record:
