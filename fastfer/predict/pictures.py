@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,9 @@ from fastfer.data.files import printable
 from fastfer.data.images import decode, upright
 from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 EXPECTED = "a path, encoded bytes, a Pillow image, or a numpy array uint8 (H, W, 3) or (H, W)"
 
@@ -47,6 +51,46 @@ def read(image: Any, bgr: bool = False) -> tuple[Picture, str | None]:
         except Exception as error:  # Pillow's readers raise nearly anything for damaged files
             raise DataError(f"image: not a readable image ({printable(str(error))[:80]})") from error
     return _array(image, bgr), None
+
+
+class Read(NamedTuple):
+    """A picture that was read, or why not."""
+
+    image: Any
+    picture: Picture | None
+    name: str | None
+    error: Exception | None
+
+
+def read_ahead(images: Iterable[Any], bgr: bool, workers: int) -> Iterator[Read]:
+    """What `read` makes of each, in their order; with ``workers`` threads that read up to two each in advance."""
+    if workers < 0:
+        raise ValueError(f"workers: expected 0 or more, got {workers}")
+
+    def attempt(image: Any) -> Read:
+        try:
+            return Read(image, *read(image, bgr), None)
+        except (DataError, OSError, TypeError, ValueError) as error:
+            return Read(image, None, None, error)
+
+    return _ahead(attempt, images, workers) if workers else map(attempt, images)
+
+
+def _ahead(attempt: Callable[[Any], Read], images: Iterable[Any], workers: int) -> Iterator[Read]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    running: deque[Future[Read]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="fastfer-decode") as pool:
+        try:
+            for image in images:
+                running.append(pool.submit(attempt, image))
+                if len(running) > 2 * workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for left in running:
+                left.cancel()
 
 
 def _array(image: Any, bgr: bool) -> Picture:

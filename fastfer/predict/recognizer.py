@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastfer.data.face import Face, FaceCrop, Picture
-from fastfer.data.split import DataError
 from fastfer.predict import pictures
 from fastfer.predict.detector import Detector, as_detector
+from fastfer.predict.pictures import Read, read_ahead
 from fastfer.predict.prepare import Prepare
 from fastfer.predict.resolve import Weights, resolved
 from fastfer.predict.results import FrameResult, RecognizedFace, Result
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
 _AT_A_TIME = 64
 """Faces in one call of the engine: its activations take memory for each."""
+_PIXELS = 1 << 25
+"""Bytes of pictures that wait for a full batch: a photograph of 12 million pixels has 36 million."""
 
 
 class Recognizer:
@@ -99,11 +101,23 @@ class Recognizer:
 
         Raises DataError for a damaged picture, TypeError or ValueError for what is no picture.
         """
+        if not pictures.is_batch(image):
+            return next(self.map([image], bgr=bgr, errors=errors))
+        return list(self.map(image, bgr=bgr, errors=errors))
+
+    def map(
+        self, images: Iterable[ImageLike], *, bgr: bool = False, errors: Literal["raise", "keep"] = "raise",
+        workers: int = 0,
+    ) -> Iterator[Result]:  # fmt: skip
+        """A result for each of any number of pictures, in their order, faces batched over pictures.
+
+        ``workers`` threads decode a few pictures ahead of the others; 0 decodes in the caller's thread. The other
+        arguments and errors are those of a call.
+        """
         if errors not in ("raise", "keep"):
             raise ValueError(f"errors: expected 'raise' or 'keep', got {errors!r}")
-        several = pictures.is_batch(image)
-        found = self._recognized(list(image) if several else [image], bgr, keep=errors == "keep")
-        return found if several else found[0]
+        read = read_ahead(images, bgr, workers)
+        return (result for result, _ in self.results(read, keep=errors == "keep"))
 
     def stream(
         self,
@@ -163,29 +177,34 @@ class Recognizer:
             parts.append(_softmax(self.engine(x) / self.temperature))
         return np.concatenate(parts)
 
-    def _recognized(self, images: list[Any], bgr: bool, keep: bool) -> list[Result]:
-        """Results in the order of the images; so many pictures are held at a time as fill a batch with their faces."""
-        results: list[Result] = []
-        waiting: list[tuple[Picture, str | None, list[Face]]] = []
-        for image in images:
-            try:
-                picture, name = pictures.read(image, bgr)
-                waiting.append((picture, name, self.detect(picture)))
-            except (DataError, OSError, TypeError, ValueError) as error:
-                if not keep:
-                    raise
-                results += self._done(waiting)
-                waiting = []
-                results.append(Result((), None, _name(image), str(error)))
-            if sum(max(1, len(faces)) for *_, faces in waiting) >= _AT_A_TIME or _pixels(waiting) > 1 << 25:
-                results += self._done(waiting)
-                waiting = []
-        return results + self._done(waiting)
+    def results(self, read: Iterable[Read], keep: bool) -> Iterator[tuple[Result, Picture | None]]:
+        """As `map`, of pictures that were read, with their pixels where they could be.
 
-    def _done(self, waiting: Sequence[tuple[Picture, str | None, list[Face]]]) -> list[Result]:
+        So many pictures are held at a time as fill a batch with their faces.
+        """
+        waiting: list[tuple[Picture, str | None, list[Face]]] = []
+        for image, picture, name, error in read:
+            if picture is not None:
+                try:
+                    waiting.append((picture, name, self.detect(picture)))
+                except (TypeError, ValueError) as raised:  # of the detector
+                    error = raised
+            if error is not None:
+                if not keep:
+                    raise error
+                yield from self._done(waiting)
+                waiting = []
+                size = None if picture is None else (picture.shape[1], picture.shape[0])
+                yield Result((), size, str(image) if isinstance(image, str | Path) else None, str(error)), picture
+            if sum(max(1, len(faces)) for *_, faces in waiting) >= _AT_A_TIME or _pixels(waiting) > _PIXELS:
+                yield from self._done(waiting)
+                waiting = []
+        yield from self._done(waiting)
+
+    def _done(self, waiting: Sequence[tuple[Picture, str | None, list[Face]]]) -> list[tuple[Result, Picture | None]]:
         faces = self.classify([picture for picture, *_ in waiting], [found for *_, found in waiting])
         return [
-            Result(found, (picture.shape[1], picture.shape[0]), name)
+            (Result(found, (picture.shape[1], picture.shape[0]), name), picture)
             for (picture, name, _), found in zip(waiting, faces, strict=True)
         ]
 
@@ -213,7 +232,3 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _pixels(waiting: Sequence[tuple[Picture, str | None, list[Face]]]) -> int:
     return sum(picture.size for picture, *_ in waiting)
-
-
-def _name(image: Any) -> str | None:
-    return str(image) if isinstance(image, str | Path) else None
