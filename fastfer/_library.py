@@ -17,7 +17,7 @@ the activations, and all others, what is kept for backward or belongs to paramet
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.autograd.function import once_differentiable
-from torch.nn import Parameter
 
 from fastfer import _checks, _raw, _transforms, backend
 from fastfer._signature import Gradient, Results, Signature
@@ -102,6 +101,7 @@ class Op(Generic[Fields, Result]):
 
     def __call__(self, fields: Fields) -> Result:
         if not _is_plain():
+            # Dynamo cannot trace the look at the mark, which only the engine's own tracing sets.
             if not torch.compiler.is_dynamo_compiling() and _C._dispatch_tls_is_dispatch_key_excluded(_MARK):
                 return self.dispatched(fields)
             if torch.compiler.is_exporting():  # standard operators only, so that the graph runs without this package
@@ -289,150 +289,3 @@ def op_of(name: str) -> Op[Any, Any]:
     """The registered op ``name``."""
     op: Op[Any, Any] = _OPS[name]
     return op
-
-
-# The families not described by a signature yet.
-
-
-class FlatOp:
-    """A registered op: ``registered`` is torch's, calling this object takes the shorter way where it can."""
-
-    __slots__ = ("differentiate", "family", "name", "reference", "registered", "stored")
-
-    def __init__(self, name: str, family: str, registered: Any, stored: int) -> None:
-        self.name, self.family, self.registered, self.stored = name, family, registered, stored
-        self.differentiate: Any = None
-        self.reference: Any = getattr(importlib.import_module(f"fastfer.backends.reference.{family}"), name)
-
-    def __call__(self, *args: Any) -> Any:
-        if not _is_plain():
-            # Dynamo cannot trace the look at the mark, which only the engine's own tracing sets.
-            if not torch.compiler.is_dynamo_compiling() and _C._dispatch_tls_is_dispatch_key_excluded(_MARK):
-                return self.registered(*args)
-            if torch.compiler.is_exporting():  # standard operators only, so that the graph runs without this package
-                return self.reference(*args)
-            if not torch.compiler.is_compiling() and _transforms.differentiates(args):
-                return self.reference(*args)
-            return self.registered(*args)
-        differentiable = False
-        for arg in args:
-            kind = type(arg)
-            if (kind is Tensor or kind is Parameter) and not arg.is_neg():
-                differentiable = differentiable or arg.requires_grad
-            elif isinstance(arg, Tensor):
-                return self.registered(*args)
-        if differentiable and torch.is_grad_enabled():
-            return self.registered(*args) if self.differentiate is None else self.differentiate(*args)
-        return self.direct(args[0], args)
-
-    def direct(self, x: Tensor, args: tuple[Any, ...]) -> Any:
-        """The active backend of x's device; torch's dispatcher where the op has none."""
-        if x.is_cpu or x.is_cuda:
-            return self.run("cpu" if x.is_cpu else "cuda", args)
-        return self.registered(*args)
-
-    def run(self, device: str, args: tuple[Any, ...]) -> Any:
-        """The active backend's function."""
-        result = getattr(backend.implementation(self.family, device), self.name)(*args)
-        return self.typed(result) if args[0].dtype in _HALF else result
-
-    def typed(self, result: Any) -> Any:
-        """Results of 16-bit activations, those behind the first ``stored`` in float32, empty ones, too."""
-        if isinstance(result, Tensor):
-            return result
-        wide = (t.float() if t.dtype in _HALF else t for t in result[self.stored :])
-        return *result[: self.stored], *wide
-
-
-def define_flat(schema: str, family: str, fake: Callable[..., Any], stored: int = 1) -> FlatOp:
-    """Define ``fastfer::<schema>``; its body is the function of that name in the active backend's ``family`` module.
-
-    The first ``stored`` results have the dtype of the first argument; of 16-bit activations the others are float32.
-    """
-    name = schema.partition("(")[0]
-    _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    op = FlatOp(name, family, getattr(torch.ops.fastfer, name).default, stored)
-    for device in ("cpu", "cuda"):
-        _LIB.impl(name, _flat_body(op, device), device.upper())
-
-    def typed_fake(*args: Any) -> Any:
-        result = fake(*args)
-        return op.typed(result) if args[0].dtype in _HALF else result
-
-    torch.library.register_fake(f"fastfer::{name}", typed_fake, lib=_LIB)
-    _OPS[name] = op
-    return op
-
-
-def _flat_body(op: FlatOp, device: str) -> Callable[..., Any]:
-    check = _raw.checker(op.name, op.registered._schema)
-
-    def body(*args: Any) -> Any:
-        check(args)
-        return op.run(device, args)
-
-    return body
-
-
-def autograd_flat(op: FlatOp, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """Attach the gradient; ``setup(ctx, inputs, output)`` saves tensors, ``backward(ctx, *grads)`` calls an op.
-
-    What ``torch.library.register_autograd`` does, without its ``fill_defaults``: that walks the schema once for each
-    argument on each call, 93 us for the 21 arguments of the fused block. The ops have no defaults to fill.
-    """
-    below: Any = _C._AutoDispatchBelowAutograd
-    after: Any = _C._after_autograd_keyset
-
-    def forward(ctx: Any, *args: Any) -> Any:
-        result = op.direct(args[0], args)
-        setup(ctx, args, result)
-        return result
-
-    def forward_below(ctx: Any, keys: Any, *args: Any) -> Any:
-        with below():
-            result = op.registered.redispatch(keys & after, *args)
-        setup(ctx, args, result)
-        return result
-
-    def gradient_below(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad
-        try:
-            ctx.needs_input_grad = needs[1:]  # without ``keys``
-            return (None, *backward(ctx, *grads))
-        finally:
-            ctx.needs_input_grad = needs
-
-    # Function.apply looks for torch.func's wrappers among all arguments first: where calls are plain there are none.
-    op.differentiate = super(torch.autograd.Function, _function(f"{op.name}_eager", forward, backward)).apply
-    dispatched = _function(f"{op.name}_autograd", forward_below, gradient_below)
-
-    def dispatch(keys: Any, *args: Any) -> Any:
-        if _transforms.has_tangent(args):
-            raise NotImplementedError(f"torch.ops.fastfer.{op.name}: expected a call of fastfer.ops in forward mode")
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return dispatched.apply(keys, *args)
-        with below():
-            return op.registered.redispatch(keys & after, *args)
-
-    _LIB.impl(op.name, dispatch, "Autograd", with_keyset=True)
-
-
-def autocast_flat(op: FlatOp, *activations: str, lower: bool = False) -> None:
-    """The op under autocast. All tensors are lifted to float32, except on backends that store activations in 16 bits.
-
-    There the arguments named ``activations`` stay as they are, or with ``lower`` are cast to autocast's dtype, as torch
-    does it for products.
-    """
-    places = {i for i, argument in enumerate(op.registered._schema.arguments) if argument.name in activations}
-    for device in ("cpu", "cuda"):
-        _autocast_on(op, device, places, lower)
-
-
-def placed(
-    needs: Sequence[bool], places: Sequence[int] = (), grads: Sequence[Tensor] = ()
-) -> tuple[Tensor | None, ...]:
-    """What backward returns: one entry an input, ``grads`` at their ``places`` where they are needed, else None."""
-    result: list[Tensor | None] = [None] * len(needs)
-    for place, grad in zip(places, grads, strict=True):
-        result[place] = grad if needs[place] else None
-    return tuple(result)

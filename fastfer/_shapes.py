@@ -15,7 +15,7 @@ from torch import Tensor
 
 _Line = str | Callable[[Mapping[str, Any]], str]
 _IMAGE: dict[str, _Line] = {"x": "n c h w"}
-_LINK: dict[str, _Line] = {r"(l|link)_stats": "3 c", r"(l|link)_(weight|bias)": "c"}
+_LINK: dict[str, _Line] = {"link_stats": "3 c", "link_(weight|bias)": "c"}
 _NORM = r"(n|norm)_(weight|bias|mean|var)"
 _MLP: dict[str, _Line] = {"w1": "m c", "b1": "m", "w2": "c m", "b2": "c"}
 _CONV: dict[str, _Line] = {**_IMAGE, "weight": "o c p q", "bias": "o", _NORM: "o"}

@@ -17,6 +17,6 @@ class Flat:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._module, name)
-        if not isinstance(_library.registered().get(name) and _library.op_of(name), _library.Op):
+        if name not in _library.registered():
             return function
         return lambda *args: function(_library.op_of(name).signature.unflatten(*args))

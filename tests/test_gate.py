@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import Variant
 from draws import kernels
+from flat import Flat
 from gate_cases import (
     DTYPES,
     KINDS,
@@ -208,7 +209,7 @@ def test_threads_give_the_same_bits(kernel_variant: Variant, kind: str, dtype: t
 @dtypes
 @kinds
 def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, kind: str, dtype: torch.dtype) -> None:
-    module = backend.implementation("gate", "cpu")
+    module = Flat(backend.implementation("gate", "cpu"))
     for c, hidden in ((1, 1), (3, 17), (16, 8), (33, 15)):
         x, *rest = arguments(make(Shape(2, c, 3, 5, hidden)), kind, False, dtype)
         out, means, pixels = module.gate_train(x, *rest)

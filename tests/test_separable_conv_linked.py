@@ -163,6 +163,18 @@ def normalised(d: Linked) -> Tensor:
     return nn.functional.silu((d.y - mean) * invstd * weight + bias)
 
 
+def test_empty_batch(cpu_backend: Variant) -> None:
+    """No image, no statistics to leave, but gradients of what came are zeros."""
+    values, leaves = linked_input(torch.float32)
+    none = values._replace(y=values.y.detach()[:0].requires_grad_())
+    channel, spatial, bias = (torch.randn(shape) for shape in SHAPES["csa"])
+    out = linked_csa(none, channel, spatial, bias, pool=True)
+    assert out.shape == (0, 18, 3, 3)
+    for grad, leaf in zip(torch.autograd.grad(out.sum(), (none.y, *leaves[1:])), (none.y, *leaves[1:]), strict=True):
+        assert grad.shape == leaf.shape
+        assert not bool(grad.any())
+
+
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "block": ((18, 1, 3, 3), (9, 18, 1, 1)),
     "depthwise": ((18, 1, 3, 3), (18,), (18,)),

@@ -59,11 +59,12 @@ struct Before {
       *d_stats = static_cast<T*>(p.d_stats);
     for (idx c = 0; c < channels; ++c) {
       const double w = weight[c], i = invstd[c];
-      if (d_weight) d_weight[c] = static_cast<T>(i * sum_gx[c]);
-      if (d_bias) d_bias[c] = static_cast<T>(sum_g[c]);
+      const double g = parts ? sum_g[c] : 0, gx = parts ? sum_gx[c] : 0;  // an empty batch has no parts
+      if (d_weight) d_weight[c] = static_cast<T>(i * gx);
+      if (d_bias) d_bias[c] = static_cast<T>(g);
       if (!d_stats) continue;
-      d_stats[c] = static_cast<T>(-w * i * sum_g[c]);
-      d_stats[channels + c] = static_cast<T>(w * sum_gx[c]);
+      d_stats[c] = static_cast<T>(-w * i * g);
+      d_stats[channels + c] = static_cast<T>(w * gx);
       d_stats[2 * channels + c] = T(0);
     }
   }

@@ -34,6 +34,16 @@ from fastfer.signatures.conv2d import (
     Conv2dTrained,
 )
 from fastfer.signatures.fields import Affine, Link, LinkGradients
+from fastfer.signatures.gate import (
+    Gate,
+    GateBackward,
+    GateGradients,
+    GateLinked,
+    GateLinkedBackward,
+    GateLinkedGradients,
+    GateTrained,
+)
+from fastfer.signatures.pool import MaxPool, MaxPoolBackward, MaxPoolTrained
 from fastfer.signatures.separable_conv import (
     ConvGradients,
     DepthwiseNormBackward,
@@ -104,19 +114,27 @@ def conv2d_linked_backward(
 
 
 def conv2d_pool_train(
-    train: Callable[[Conv2dTrain], Conv2dTrained], pool_train: Callable[..., tuple[Tensor, Tensor]], a: Conv2dPoolTrain
+    train: Callable[[Conv2dTrain], Conv2dTrained], pool_train: Callable[[MaxPool], MaxPoolTrained], a: Conv2dPoolTrain
 ) -> Conv2dPoolTrained:
     """The op ``conv2d_pool_train``, of the backend's `conv2d_train` and `max_pool2d_train`."""
     full = train(Conv2dTrain(a.block, a.batch_stats))
-    out, positions = pool_train(full.out, *a.pool)
-    return Conv2dPoolTrained(out, full.y, at_maxima(full.y, positions, *a.pool), positions, full.stats)
+    pooled = pool_train(MaxPool(full.out, a.pool))
+    return Conv2dPoolTrained(
+        out=pooled.out,
+        y=full.y,
+        best=at_maxima(full.y, pooled.positions, a.pool),
+        positions=pooled.positions,
+        stats=full.stats,
+    )
 
 
 def conv2d_pool_backward(
-    backward: Callable[[Conv2dBackward], Conv2dGradients], pool_backward: Callable[..., Tensor], a: Conv2dPoolBackward
+    backward: Callable[[Conv2dBackward], Conv2dGradients],
+    pool_backward: Callable[[MaxPoolBackward], Tensor],
+    a: Conv2dPoolBackward,
 ) -> Conv2dGradients:
     """The op ``conv2d_pool_backward``, of the backend's `conv2d_backward` and `max_pool2d_backward`."""
-    d_out = pool_backward(a.d_out, a.positions, list(a.y.shape[2:]), *a.pool)
+    d_out = pool_backward(MaxPoolBackward(a.d_out, a.positions, list(a.y.shape[2:]), a.pool))
     return backward(
         Conv2dBackward(
             d_out, a.x, a.y, a.weight, a.norm, a.stats, a.act, a.stride, a.padding, a.batch_stats, a.needs
@@ -164,3 +182,18 @@ def depthwise_norm_linked_backward(
     grads = backward(a.block._replace(x=normalised(y, a.link), needs=a.block.needs._replace(x=True)))
     d_x, of_link = link_backward(grads.d_x, y, a.link)
     return DepthwiseNormLinkedGradients(*grads._replace(d_x=d_x), *of_link)
+
+
+def gate_linked(train: Callable[[Gate], GateTrained], a: GateLinked) -> GateTrained:
+    """The op ``gate_linked``; ``train`` is the backend's `gate_train`."""
+    return train(Gate(normalised(a.x, a.link), a.gates))
+
+
+def gate_linked_backward(
+    backward: Callable[[GateBackward], GateGradients], a: GateLinkedBackward
+) -> GateLinkedGradients:
+    """The op ``gate_linked_backward``; ``backward`` is the backend's `gate_backward`."""
+    z, needs = normalised(a.x, a.link), a.needs._replace(x=True)
+    grads = backward(GateBackward(a.d_out, z, a.means, a.pixels, a.gates, needs))
+    d_x, of_link = link_backward(grads.d_x, a.x, a.link)
+    return GateLinkedGradients(*grads._replace(d_x=d_x), *of_link)

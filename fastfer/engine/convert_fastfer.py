@@ -20,7 +20,9 @@ from fastfer.signatures.cbam import Cbam, ChannelGate, SpatialGate
 from fastfer.signatures.conv2d import Conv2d
 from fastfer.signatures.coordinate import Coordinate
 from fastfer.signatures.fields import RunningNorm
+from fastfer.signatures.gate import Gate
 from fastfer.signatures.norm import BatchNorm
+from fastfer.signatures.pool import GlobalPool, MaxPool
 from fastfer.signatures.separable_conv import Depthwise, DepthwiseNorm, Pointwise, Separable
 
 _SIGMOID, _HARDSWISH = ACTIVATIONS.index("sigmoid"), ACTIVATIONS.index("hardswish")
@@ -137,9 +139,9 @@ def _activation(into: Conversion, x: View, act: int) -> View:
     return into.pixelwise("act", x, [act])
 
 
-@covers("fastfer.max_pool2d")
-def _max_pool2d(into: Conversion, x: View, kernel: Any, stride: Any, padding: Any) -> View:
-    return into.image("max_pool", x, (*kernel, *stride, *padding))
+@described("fastfer.max_pool2d", MaxPool)
+def _max_pool2d(into: Conversion, a: Any) -> View:
+    return into.image("max_pool", a.x, (*a.window.kernel, *a.window.stride, *a.window.padding))
 
 
 def pooled(into: Conversion, x: View, kind: int) -> View:
@@ -147,44 +149,42 @@ def pooled(into: Conversion, x: View, kind: int) -> View:
     return into.view(views.vector, into.add("global_pool", [x], [kind]))
 
 
-@covers("fastfer.global_avg_pool")
-def _global_avg_pool(into: Conversion, x: View) -> View:
-    return pooled(into, x, MEAN)
+@described("fastfer.global_avg_pool", GlobalPool)
+def _global_avg_pool(into: Conversion, a: Any) -> View:
+    return pooled(into, a.x, MEAN)
 
 
-@covers("fastfer.global_max_pool")
-def _global_max_pool(into: Conversion, x: View) -> tuple[View, ...]:
-    return (pooled(into, x, MAX),)
+@described("fastfer.global_max_pool", GlobalPool)
+def _global_max_pool(into: Conversion, a: Any) -> tuple[View, ...]:
+    return (pooled(into, a.x, MAX),)
 
 
-@covers("fastfer.global_avg_max_pool")
-def _global_avg_max_pool(into: Conversion, x: View) -> tuple[View, ...]:
-    return pooled(into, x, MEAN), pooled(into, x, MAX)
+@described("fastfer.global_avg_max_pool", GlobalPool)
+def _global_avg_max_pool(into: Conversion, a: Any) -> tuple[View, ...]:
+    return pooled(into, a.x, MEAN), pooled(into, a.x, MAX)
 
 
-@covers("fastfer.gate")
-def _gate(
-    into: Conversion, x: View, w1: Any, b1: Any, w2: Any, b2: Any, act: int, gate_act: int, sw: Any, sb: Any,
-    linear: bool, pool: bool,
-) -> View:  # fmt: skip
-    mlp = [numbers(t) for t in (w1, b1, w2, b2) if t is not None]
-    pixel = [numbers(t) for t in (sw, sb) if t is not None]
-    form = len(mlp), len(pixel), linear
+@described("fastfer.gate", Gate)
+def _gate(into: Conversion, a: Any) -> View:
+    side, pixel, pool = a.gates
+    mlp = [] if side is None else [numbers(t) for t in (side.w1, side.b1, side.w2, side.b2) if t is not None]
+    weights = [] if pixel is None else [numbers(pixel.sw), numbers(pixel.sb)]
+    form = len(mlp), len(weights), pixel is not None and pixel.linear
     if pool and form != (1, 2, False):
-        raise Uncovered("a gate with a pool behind it that is not CSA's")
-    if form[1] and form[0] and gate_act != _SIGMOID:
-        raise Uncovered(f"a channel gate of {ACTIVATIONS[gate_act]} beside a pixel gate")
+        raise Uncovered("a gate with a pool after it that is not CSA's")
+    if pixel is not None and side is not None and side.gate_act != _SIGMOID:
+        raise Uncovered(f"a channel gate of {ACTIVATIONS[side.gate_act]} beside a pixel gate")
     if form == (4, 0, False):
-        return into.image("se", x, (act, gate_act), mlp)
-    if form == (1, 0, False) and gate_act == _SIGMOID:
-        return into.image("eca", x, (), mlp)
+        return into.image("se", a.x, (side.act, side.gate_act), mlp)
+    if form == (1, 0, False) and side.gate_act == _SIGMOID:
+        return into.image("eca", a.x, (), mlp)
     if form == (0, 2, False):
-        return into.image("sa", x, (0, 1, 1), pixel)
+        return into.image("sa", a.x, (0, 1, 1), weights)
     if form == (1, 2, False):
-        return into.image("csa", x, (pool,), [*mlp, *pixel])
+        return into.image("csa", a.x, (pool,), [*mlp, *weights])
     if form == (4, 2, True):
-        return into.image("scse", x, (act,), [*mlp, *pixel])
-    raise Uncovered(f"a gate of {len(mlp)} channel tensors and {len(pixel)} pixel tensors")
+        return into.image("scse", a.x, (side.act,), [*mlp, *weights])
+    raise Uncovered(f"a gate of {len(mlp)} channel tensors and {len(weights)} pixel tensors")
 
 
 def _spatial(weight: Tensor, norm: RunningNorm) -> list[Array]:

@@ -58,84 +58,73 @@ def _cbam(a: Any) -> int:
     return _channel_gate(a) + _spatial_gate(a)
 
 
-def _gate(
-    x: Shape, w1: Shape | None, b1: Any, w2: Shape | None, b2: Any, act: int, gate_act: int, sw: Shape | None, *_: Any
-) -> int:  # fmt: skip
+def _gate(a: Any) -> int:
     """SE and scSE have w1 and w2, ECA and CSA a one-dimensional w1 over the channels, the pixel gates sw."""
-    count = 0
-    if w1 is not None:
-        count += x[0] * (math.prod(w1) * x[1] if w2 is None else math.prod(w1) + math.prod(w2))
-    if sw is not None:
-        count += x[0] * x[2] * x[3] * math.prod(sw)
-    return count
+    count, (side, pixel, _) = 0, a.gates
+    if side is not None:
+        count += math.prod(side.w1) * a.x[1] if side.w2 is None else math.prod(side.w1) + math.prod(side.w2)
+    if pixel is not None:
+        count += a.x[2] * a.x[3] * math.prod(pixel.sw)
+    return int(a.x[0] * count)
 
 
-def _coordinate(x: Shape, weight: Shape, *rest: Any) -> int:
-    h_weight, w_weight, kind = rest[7], rest[9], rest[11]
-    pooled = (2 if kind == 2 else 1) * (x[2] + x[3]) * math.prod(weight)
-    gates: int = x[2] * math.prod(h_weight) + x[3] * math.prod(w_weight)
-    return x[0] * (pooled + gates)
+def _coordinate(a: Any) -> int:
+    pooled = (2 if a.kind == 2 else 1) * (a.x[2] + a.x[3]) * math.prod(a.weight)
+    return int(a.x[0] * (pooled + a.x[2] * math.prod(a.h_weight) + a.x[3] * math.prod(a.w_weight)))
 
 
-def _dot_product(q: Shape, k: Shape, v: Shape, *rest: Any) -> int:
-    return q[0] * q[1] * k[1] * (q[2] + v[2])
+def _dot_product(a: Any) -> int:
+    return int(a.q[0] * a.q[1] * a.k[1] * (a.q[2] + a.v[2]))
 
 
-def _additive(x: Shape, h: Shape, weight: Shape, bias: Shape, v: Shape, *rest: Any) -> int:
+def _additive(a: Any) -> int:
     """Not the weighted sum: an element-wise product and a sum, in the network's table."""
-    return x[0] * x[1] * (math.prod(weight) + math.prod(v))
+    return int(a.x[0] * a.x[1] * (math.prod(a.weight) + math.prod(a.v)))
 
 
-_MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
-    "gate_linked": lambda x, *rest: _gate(x, *rest[4:]),
-    "gate": _gate,
-    "gate_train": _gate,
-    "coordinate_attention": _coordinate,
-    "coordinate_attention_train": _coordinate,
-    "dot_product_attention": _dot_product,
-    "dot_product_attention_train": _dot_product,
+def _of_block(formula: Callable[[Any], int]) -> Callable[[Any], int]:
+    return lambda a: formula(a.block)
+
+
+_MULTIPLY_ADDS: dict[str, Callable[[Any], int]] = {
     "additive_attention": _additive,
     "additive_attention_train": _additive,
-}
-
-
-_OF_SIGNATURES: dict[str, Callable[[Any], int]] = {
-    "depthwise_conv2d": _convolution,
-    "depthwise_norm": _convolution,
-    "depthwise_norm_train": lambda a: _convolution(a.block),
-    "depthwise_norm_linked": lambda a: _convolution(a.block),
-    "conv2d": _convolution,
-    "conv2d_train": lambda a: _convolution(a.block),
-    "conv2d_pool_train": lambda a: _convolution(a.block),
-    "conv2d_linked": _convolution,
-    "pointwise_conv2d": _pointwise,
-    "separable_conv2d": _separable,
-    "separable_conv2d_train": lambda a: _separable(a.block),
-    "separable_conv2d_linked": lambda a: _separable(a.block),
-    "inverted_bottleneck": _bottleneck,
-    "inverted_bottleneck_train": lambda a: _bottleneck(a.block),
+    "cbam": _cbam,
+    "cbam_train": _of_block(_cbam),
     "channel_gate": _channel_gate,
     "channel_gate_train": _channel_gate,
+    "conv2d": _convolution,
+    "conv2d_linked": _convolution,
+    "conv2d_pool_train": _of_block(_convolution),
+    "conv2d_train": _of_block(_convolution),
+    "coordinate_attention": _coordinate,
+    "coordinate_attention_train": _of_block(_coordinate),
+    "depthwise_conv2d": _convolution,
+    "depthwise_norm": _convolution,
+    "depthwise_norm_linked": _of_block(_convolution),
+    "depthwise_norm_train": _of_block(_convolution),
+    "dot_product_attention": _dot_product,
+    "dot_product_attention_train": _dot_product,
+    "gate": _gate,
+    "gate_linked": _gate,
+    "gate_train": _gate,
+    "inverted_bottleneck": _bottleneck,
+    "inverted_bottleneck_train": _of_block(_bottleneck),
+    "pointwise_conv2d": _pointwise,
+    "separable_conv2d": _separable,
+    "separable_conv2d_linked": _of_block(_separable),
+    "separable_conv2d_train": _of_block(_separable),
     "spatial_gate": _spatial_gate,
-    "spatial_gate_train": lambda a: _spatial_gate(a.block),
-    "cbam": _cbam,
-    "cbam_train": lambda a: _cbam(a.block),
+    "spatial_gate_train": _of_block(_spatial_gate),
 }
 
 
-def _by_name(name: str, formula: Callable[[Any], int]) -> Callable[..., int]:
-    """The formula of a signature whose tensors are their shapes."""
+def _register(name: str, multiply_adds: Callable[[Any], int]) -> None:
     unflatten = _library.op_of(name).signature.unflatten
-    return lambda *args: formula(unflatten(*args))
 
-
-_MULTIPLY_ADDS |= {name: _by_name(name, formula) for name, formula in _OF_SIGNATURES.items()}
-
-
-def _register(name: str, multiply_adds: Callable[..., int]) -> None:
     @register_flop_formula(getattr(torch.ops.fastfer, name))
     def operations(*args: Any, out_shape: Any = None) -> int:
-        return 2 * multiply_adds(*args)
+        return 2 * multiply_adds(unflatten(*args))
 
 
 for _name, _formula in _MULTIPLY_ADDS.items():

@@ -11,18 +11,17 @@ inputs, y1 as `separable_conv2d_train`, and y, 4 bytes an element each in float3
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from fastfer import _library
 from fastfer.ops.conv2d import conv2d_linked, conv_fields
-from fastfer.ops.gate import _ARGS, _SIGMOID, _fake_gate_backward, _fake_gate_train, check_csa
+from fastfer.ops.gate import csa_gates, gate_linked
 from fastfer.ops.norm import Norm, check_batch, update_running
 from fastfer.ops.separable_conv import depthwise_fields, depthwise_norm_linked, separable_fields, separable_linked
 from fastfer.signatures.conv2d import Conv2dLinked
 from fastfer.signatures.fields import LeftNorm, Link
+from fastfer.signatures.gate import GateLinked
 from fastfer.signatures.separable_conv import DepthwiseNormLinked, SeparableLinked
 
 
@@ -31,52 +30,6 @@ class Linked(NamedTuple):
 
     y: Tensor
     link: Link
-
-
-def _fake_gate(
-    x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any
-) -> tuple[Tensor, ...]:
-    return _fake_gate_train(x, *args)
-
-
-def _fake_gate_grad(
-    dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *rest: Any
-) -> tuple[Tensor, ...]:
-    *args, mask = rest
-    before = (torch.empty_like(t) for t in (l_stats, l_weight, l_bias))
-    return *_fake_gate_backward(dout, x, *args, [True, *mask[1:]]), *before  # type: ignore[call-arg]
-
-
-_LINK = "Tensor l_stats, Tensor l_weight, Tensor l_bias, int l_act"
-_gate = _library.define_flat(f"gate_linked(Tensor x, {_LINK}, {_ARGS}) -> (Tensor, Tensor, Tensor)", "gate", _fake_gate)
-_gate_backward = _library.define_flat(
-    f"gate_linked_backward(Tensor dout, Tensor x, {_LINK}, Tensor means, Tensor pixels, {_ARGS}, bool[3] mask) -> ("
-    + ", ".join(["Tensor"] * 10) + ")",
-    "gate", _fake_gate_grad,
-)  # fmt: skip
-
-
-def _gate_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *before, ctx.l_act, w1, b1, w2, b2, ctx.act, ctx.gate_act, sw, sb, ctx.linear, ctx.pool = inputs
-    ctx.save_for_backward(x, *before, *output[1:], w1, b1, w2, b2, sw, sb)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _gate_grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return _library.placed(ctx.needs_input_grad)
-    x, l_stats, l_weight, l_bias, *saved, sw, sb = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    mask = [True, any(needs[5:9]), any(needs[11:13])]
-    grads = _gate_backward(
-        dout, x, l_stats, l_weight, l_bias, ctx.l_act, *saved, ctx.act, ctx.gate_act, sw, sb, ctx.linear, ctx.pool, mask
-    )
-    return _library.placed(needs, (0, 5, 6, 7, 8, 11, 12, 1, 2, 3), grads)
-
-
-_library.autograd_flat(_gate, _gate_setup, _gate_grad)
-_library.autocast_flat(_gate, "x")
 
 
 def linked_conv2d(
@@ -141,7 +94,5 @@ def linked_csa(
     x: Linked, channel_weight: Tensor, spatial_weight: Tensor, spatial_bias: Tensor, *, pool: bool
 ) -> Tensor:
     """`csa` in training, of a linked input; arguments and errors as there."""
-    check_csa(x.y, channel_weight, spatial_weight, spatial_bias, pool)
-    args = channel_weight, None, None, None, 0, _SIGMOID, spatial_weight, spatial_bias, False, pool
-    out: Tensor = _gate(x.y, *x.link, *args)[0]
-    return out
+    gates = csa_gates(x.y, channel_weight, spatial_weight, spatial_bias, pool)
+    return gate_linked(GateLinked(x.y, x.link, gates)).out

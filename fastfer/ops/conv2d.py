@@ -9,6 +9,7 @@ pooled output; the unpooled output and its gradient are never in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,7 @@ from fastfer.signatures.conv2d import (
     Conv2dTrain,
     Conv2dTrained,
 )
-from fastfer.signatures.fields import Window
+from fastfer.signatures.pool import MaxPool
 from fastfer.signatures.separable_conv import ConvGradients, output_size
 
 _FAMILY = "conv2d"
@@ -62,7 +63,7 @@ def _fake_backward(a: Conv2dBackward | Conv2dPoolBackward) -> Conv2dGradients:
 
 def _fake_pool_train(a: Conv2dPoolTrain) -> Conv2dPoolTrained:
     y = _fake(a.block)
-    out = fake_max_pool(y, *a.pool)
+    out = fake_max_pool(MaxPool(y, a.pool))
     positions = torch.empty_like(out, dtype=torch.uint8)
     return Conv2dPoolTrained(out, y, torch.empty_like(out), positions, y.new_empty((3, y.shape[1])))
 
@@ -153,8 +154,8 @@ def conv2d(
         y = _conv2d(block)
         return y if pool is None else max_pool2d(y, *pool)
     trained: Conv2dTrained | Conv2dPoolTrained
-    if window is not None and norm is not None and window[0][0] * window[0][1] <= 256:
-        trained = _conv2d_pool_train(Conv2dPoolTrain(block, Window(*window), batch_stats))
+    if window is not None and norm is not None and math.prod(window.kernel) <= 256:
+        trained = _conv2d_pool_train(Conv2dPoolTrain(block, window, batch_stats))
         pool = None
     else:
         trained = _conv2d_train(Conv2dTrain(block, batch_stats))

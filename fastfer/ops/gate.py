@@ -8,84 +8,86 @@ C means and of each pixel 3 values (scSE: 1); backward computes the gates, and w
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
+from fastfer.signatures.gate import (
+    ChannelSide,
+    Gate,
+    GateBackward,
+    GateGradients,
+    GateLinked,
+    GateLinkedBackward,
+    GateLinkedGradients,
+    Gates,
+    GateTrained,
+    PixelSide,
+)
 
-_FAMILY = "gate"
 _CL = torch.channels_last
-_ARGS = (
-    "Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2, int act, int gate_act, Tensor? sw, Tensor? sb, bool linear, "
-    "bool pool"
+_RELU, _SIGMOID = _checks.ACTIVATIONS.index("relu"), _checks.ACTIVATIONS.index("sigmoid")
+
+
+def _fake(a: Gate | GateLinked) -> Tensor:
+    n, c, h, w = a.x.shape
+    size = (n, c, h // 2, w // 2) if a.gates.pool else (n, c, h, w)
+    return a.x.new_empty(size).contiguous(memory_format=_CL)
+
+
+def _fake_train(a: Gate | GateLinked) -> GateTrained:
+    (n, c, h, w), pixel = a.x.shape, a.gates.pixel
+    means = a.x.new_empty(0 if a.gates.channel is None else (n, c))
+    pixels = a.x.new_empty(0 if pixel is None else (n, 1 if pixel.linear else 3, h, w))
+    return GateTrained(_fake(a), means, pixels)
+
+
+def _fake_backward(a: GateBackward | GateLinkedBackward) -> GateGradients:
+    x, channel, pixel = a.x, a.gates.channel, a.gates.pixel
+
+    def grad(t: Tensor | None, wanted: bool) -> Tensor:
+        return torch.empty_like(t) if wanted and t is not None else x.new_empty(0)
+
+    w1, b1, w2, b2 = (None, None, None, None) if channel is None else (channel.w1, channel.b1, channel.w2, channel.b2)
+    sw, sb = (None, None) if pixel is None else (pixel.sw, pixel.sb)
+    return GateGradients(
+        d_x=torch.empty_like(x, memory_format=_CL) if a.needs.x else x.new_empty(0),
+        d_w1=grad(w1, a.needs.channel),
+        d_b1=grad(b1, a.needs.channel),
+        d_w2=grad(w2, a.needs.channel),
+        d_b2=grad(b2, a.needs.channel),
+        d_sw=grad(sw, a.needs.pixel),
+        d_sb=grad(sb, a.needs.pixel),
+    )
+
+
+def _fake_linked_backward(a: GateLinkedBackward) -> GateLinkedGradients:
+    grads = _fake_backward(a._replace(needs=a.needs._replace(x=True)))
+    stats, weight, bias = (torch.empty_like(t) for t in (a.link.stats, a.link.weight, a.link.bias))
+    return GateLinkedGradients(*grads, d_link_stats=stats, d_link_weight=weight, d_link_bias=bias)
+
+
+_gate = _library.define("gate", "gate", Gate, Tensor, _fake)
+_gate_train = _library.define("gate_train", "gate", Gate, GateTrained, _fake_train)
+_gate_backward = _library.define("gate_backward", "gate", GateBackward, GateGradients, _fake_backward)
+gate_linked = _library.define("gate_linked", "gate", GateLinked, GateTrained, _fake_train)
+_gate_linked_backward = _library.define(
+    "gate_linked_backward", "gate", GateLinkedBackward, GateLinkedGradients, _fake_linked_backward
 )
-_SIGMOID = _checks.ACTIVATIONS.index("sigmoid")
+_library.autograd(_gate_train, _gate_backward)
+_library.autograd(gate_linked, _gate_linked_backward)
+for _op in (_gate, _gate_train, gate_linked):
+    _library.autocast(_op)
 
 
-def _fake_gate(x: Tensor, *rest: Any) -> Tensor:
-    n, c, h, w = x.shape
-    size = (n, c, h // 2, w // 2) if rest[9] else (n, c, h, w)
-    return x.new_empty(size).contiguous(memory_format=_CL)
+def _run(x: Tensor, gates: Gates) -> Tensor:
+    fields = Gate(x, gates)
+    return _gate_train(fields).out if _gate_train.needs_gradient(fields) else _gate(fields)
 
 
-def _fake_gate_train(x: Tensor, w1: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    n, c, h, w = x.shape
-    sw, linear = rest[5], rest[7]
-    means = x.new_empty((n, c) if w1 is not None else 0)
-    pixels = x.new_empty((n, 1 if linear else 3, h, w) if sw is not None else 0)
-    return _fake_gate(x, w1, *rest), means, pixels
-
-
-def _fake_gate_backward(
-    dout: Tensor, x: Tensor, means: Tensor, pixels: Tensor,
-    w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, act: int, gate_act: int,
-    sw: Tensor | None, sb: Tensor | None, linear: bool, pool: bool, mask: list[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    grads = [torch.empty_like(x, memory_format=_CL) if mask[0] else x.new_empty(0)]
-    for wanted, param in ((mask[1], w1), (mask[1], b1), (mask[1], w2), (mask[1], b2), (mask[2], sw), (mask[2], sb)):
-        grads.append(torch.empty_like(param) if wanted and param is not None else x.new_empty(0))
-    return tuple(grads)
-
-
-_gate = _library.define_flat(f"gate(Tensor x, {_ARGS}) -> Tensor", _FAMILY, _fake_gate)
-_gate_train = _library.define_flat(
-    f"gate_train(Tensor x, {_ARGS}) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_gate_train
-)
-_gate_backward = _library.define_flat(
-    f"gate_backward(Tensor dout, Tensor x, Tensor means, Tensor pixels, {_ARGS}, bool[3] mask)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _FAMILY, _fake_gate_backward,
-)  # fmt: skip
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, w1, b1, w2, b2, ctx.act, ctx.gate_act, sw, sb, ctx.linear, ctx.pool = inputs
-    ctx.save_for_backward(x, *output[1:], w1, b1, w2, b2, sw, sb)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _grad(ctx: Any, dout: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if dout is None:
-        return _library.placed(ctx.needs_input_grad)
-    *saved, sw, sb = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    mask = [needs[0], any(needs[1:5]), any(needs[7:9])]
-    grads = _gate_backward(dout, *saved, ctx.act, ctx.gate_act, sw, sb, ctx.linear, ctx.pool, mask)
-    return _library.placed(needs, (0, 1, 2, 3, 4, 7, 8), grads)
-
-
-_library.autograd_flat(_gate_train, _setup, _grad)
-for _op in (_gate, _gate_train):
-    _library.autocast_flat(_op, "x")
-
-
-def _run(*args: Any) -> Tensor:
-    differentiable = _library.gradients_on() and any(t.requires_grad for t in args if isinstance(t, Tensor))
-    out: Tensor = _gate_train(*args)[0] if differentiable else _gate(*args)
-    return out
+def _convolved(weight: Tensor) -> ChannelSide:
+    """ECA's channel gate."""
+    return ChannelSide(weight, None, None, None, 0, _SIGMOID)
 
 
 def _check_input(op: str, x: Tensor, least: int = 1) -> None:
@@ -125,8 +127,8 @@ def squeeze_excite(
     op = "squeeze_excite"
     _check_input(op, x)
     _check_mlp(op, x, w1, b1, w2, b2)
-    codes = _checks.act_code(op, act), _checks.act_code(op, gate, "gate")
-    return _run(x, w1, b1, w2, b2, *codes, None, None, False, False)
+    channel = ChannelSide(w1, b1, w2, b2, _checks.act_code(op, act), _checks.act_code(op, gate, "gate"))
+    return _run(x, Gates(channel, None, False))
 
 
 def eca(x: Tensor, weight: Tensor) -> Tensor:
@@ -137,15 +139,16 @@ def eca(x: Tensor, weight: Tensor) -> Tensor:
     """
     _check_input("eca", x)
     _check_conv("eca", x, "weight", weight)
-    return _run(x, weight, None, None, None, 0, _SIGMOID, None, None, False, False)
+    return _run(x, Gates(_convolved(weight), None, False))
 
 
-def check_csa(x: Tensor, channel_weight: Tensor, spatial_weight: Tensor, spatial_bias: Tensor, pool: bool) -> None:
-    """Errors that name the argument of `csa`."""
+def csa_gates(x: Tensor, channel_weight: Tensor, spatial_weight: Tensor, spatial_bias: Tensor, pool: bool) -> Gates:
+    """The gates of `csa`, checked: errors name its argument."""
     _check_input("csa", x, 2 if pool else 1)
     _check_conv("csa", x, "channel_weight", channel_weight)
     _checks.like("csa", "spatial_weight", spatial_weight, x, (1, 2, 1, 1))
     _checks.like("csa", "spatial_bias", spatial_bias, x, (1,))
+    return Gates(_convolved(channel_weight), PixelSide(spatial_weight, spatial_bias, False), bool(pool))
 
 
 def csa(
@@ -157,8 +160,7 @@ def csa(
     spatial_bias (1,). ``pool`` adds the 2×2 maximum, stride 2: -> (N, C, H // 2, W // 2); among equals the first, row
     by row, gets the gradient. Raises TypeError or ValueError naming the argument. Source: light VGG16, eq. 1-4.
     """
-    check_csa(x, channel_weight, spatial_weight, spatial_bias, pool)
-    return _run(x, channel_weight, None, None, None, 0, _SIGMOID, spatial_weight, spatial_bias, False, bool(pool))
+    return _run(x, csa_gates(x, channel_weight, spatial_weight, spatial_bias, pool))
 
 
 def sa(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -170,7 +172,7 @@ def sa(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _check_input("sa", x)
     _checks.like("sa", "weight", weight, x, (1, 2, 1, 1))
     _checks.like("sa", "bias", bias, x, (1,))
-    return _run(x, None, None, None, None, 0, _SIGMOID, weight, bias, False, False)
+    return _run(x, Gates(None, PixelSide(weight, bias, False), False))
 
 
 def scse(
@@ -187,5 +189,5 @@ def scse(
     _check_mlp("scse", x, w1, b1, w2, b2)
     _checks.like("scse", "spatial_weight", spatial_weight, x, (1, x.shape[1], 1, 1))
     _checks.like("scse", "spatial_bias", spatial_bias, x, (1,))
-    relu = _checks.ACTIVATIONS.index("relu")
-    return _run(x, w1, b1, w2, b2, relu, _SIGMOID, spatial_weight, spatial_bias, True, False)
+    channel = ChannelSide(w1, b1, w2, b2, _RELU, _SIGMOID)
+    return _run(x, Gates(channel, PixelSide(spatial_weight, spatial_bias, True), False))

@@ -15,8 +15,19 @@ import torch
 from torch import Tensor
 
 from fastfer import _checks, _library
+from fastfer.signatures.fields import Window
+from fastfer.signatures.pool import (
+    GlobalAvgBackward,
+    GlobalAvgMaxBackward,
+    GlobalAvgMaxTrained,
+    GlobalMaxBackward,
+    GlobalMaxTrained,
+    GlobalPool,
+    MaxPool,
+    MaxPoolBackward,
+    MaxPoolTrained,
+)
 
-_FAMILY = "pool"
 _CL = torch.channels_last
 
 
@@ -24,103 +35,54 @@ def _image(like: Tensor, height: Any, width: Any) -> Tensor:
     return like.new_empty((*like.shape[:2], height, width)).contiguous(memory_format=_CL)
 
 
-def fake_max_pool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+def fake_max_pool(a: MaxPool) -> Tensor:
     """An empty tensor like the output of `max_pool2d`."""
-    height = (x.shape[2] + padding[0] + padding[2] - kernel[0]) // stride[0] + 1
-    width = (x.shape[3] + padding[1] + padding[3] - kernel[1]) // stride[1] + 1
-    return _image(x, height, width)
+    (kh, kw), (sh, sw), (top, left, bottom, right) = a.window
+    return _image(a.x, (a.x.shape[2] + top + bottom - kh) // sh + 1, (a.x.shape[3] + left + right - kw) // sw + 1)
 
 
-def _fake_max_pool_train(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[Tensor, Tensor]:
-    y = fake_max_pool(x, kernel, stride, padding)
-    return y, torch.empty_like(y, dtype=torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32)
+def _fake_max_pool_train(a: MaxPool) -> MaxPoolTrained:
+    y, (kh, kw) = fake_max_pool(a), a.window.kernel
+    return MaxPoolTrained(y, torch.empty_like(y, dtype=torch.uint8 if kh * kw <= 256 else torch.int32))
 
 
-def _fake_max_pool_backward(dy: Tensor, positions: Tensor, size: list[Any], *window: Any) -> Tensor:
-    return _image(dy, *size)
+def _fake_avg(a: GlobalPool) -> Tensor:
+    return a.x.new_empty(a.x.shape[:2])
 
 
-def _fake_avg(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:2])
+def _fake_max(a: GlobalPool) -> GlobalMaxTrained:
+    return GlobalMaxTrained(_fake_avg(a), a.x.new_empty(a.x.shape[:2], dtype=torch.int32))
 
 
-def _fake_max(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _fake_avg(x), x.new_empty(x.shape[:2], dtype=torch.int32)
+def _fake_avg_max(a: GlobalPool) -> GlobalAvgMaxTrained:
+    return GlobalAvgMaxTrained(_fake_avg(a), *_fake_max(a))
 
 
-def _fake_avg_max(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_avg(x), *_fake_max(x)
+def _fake_backward(a: MaxPoolBackward | GlobalAvgBackward) -> Tensor:
+    return _image(a.d_out, *a.size)
 
 
-_WINDOW = "int[2] kernel, int[2] stride, int[4] padding"
-_max_pool = _library.define_flat(f"max_pool2d(Tensor x, {_WINDOW}) -> Tensor", _FAMILY, fake_max_pool)
-_max_pool_train = _library.define_flat(
-    f"max_pool2d_train(Tensor x, {_WINDOW}) -> (Tensor, Tensor)", _FAMILY, _fake_max_pool_train
+def _fake_max_backward(a: GlobalMaxBackward | GlobalAvgMaxBackward) -> Tensor:
+    return _image(a.d_max, *a.size)
+
+
+_max_pool = _library.define("max_pool2d", "pool", MaxPool, Tensor, fake_max_pool)
+_max_pool_train = _library.define("max_pool2d_train", "pool", MaxPool, MaxPoolTrained, _fake_max_pool_train)
+_max_pool_backward = _library.define("max_pool2d_backward", "pool", MaxPoolBackward, Tensor, _fake_backward)
+_avg_pool = _library.define("global_avg_pool", "pool", GlobalPool, Tensor, _fake_avg)
+_avg_backward = _library.define("global_avg_pool_backward", "pool", GlobalAvgBackward, Tensor, _fake_backward)
+_global_max = _library.define("global_max_pool", "pool", GlobalPool, GlobalMaxTrained, _fake_max)
+_max_backward = _library.define("global_max_pool_backward", "pool", GlobalMaxBackward, Tensor, _fake_max_backward)
+_avg_max = _library.define("global_avg_max_pool", "pool", GlobalPool, GlobalAvgMaxTrained, _fake_avg_max)
+_avg_max_backward = _library.define(
+    "global_avg_max_pool_backward", "pool", GlobalAvgMaxBackward, Tensor, _fake_max_backward
 )
-_max_pool_backward = _library.define_flat(
-    f"max_pool2d_backward(Tensor dy, Tensor positions, SymInt[2] size, {_WINDOW}) -> Tensor",
-    _FAMILY,
-    _fake_max_pool_backward,
-)
-_avg_pool = _library.define_flat("global_avg_pool(Tensor x) -> Tensor", _FAMILY, _fake_avg)
-_avg_pool_backward = _library.define_flat(
-    "global_avg_pool_backward(Tensor davg, SymInt[2] size) -> Tensor", _FAMILY, lambda davg, size: _image(davg, *size)
-)
-_global_max = _library.define_flat("global_max_pool(Tensor x) -> (Tensor, Tensor)", _FAMILY, _fake_max)
-_global_max_backward = _library.define_flat(
-    "global_max_pool_backward(Tensor dmax, Tensor positions, SymInt[2] size) -> Tensor",
-    _FAMILY,
-    lambda dmax, positions, size: _image(dmax, *size),
-)
-_avg_max = _library.define_flat(
-    "global_avg_max_pool(Tensor x) -> (Tensor, Tensor, Tensor)", _FAMILY, _fake_avg_max, stored=2
-)
-_avg_max_backward = _library.define_flat(
-    "global_avg_max_pool_backward(Tensor davg, Tensor dmax, Tensor positions, SymInt[2] size) -> Tensor",
-    _FAMILY,
-    lambda davg, dmax, positions, size: _image(dmax, *size),
-)
-
-
-def _max_pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, *ctx.window = inputs
-    ctx.size = x.shape[2:]
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _max_pool_grad(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
-    return _max_pool_backward(dy, ctx.saved_tensors[0], ctx.size, *ctx.window), None, None, None
-
-
-def _avg_setup(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.size = inputs[0].shape[2:]
-
-
-def _avg_grad(ctx: Any, davg: Tensor) -> tuple[Tensor]:
-    return (_avg_pool_backward(davg, ctx.size),)
-
-
-def _max_setup(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
-    ctx.size = inputs[0].shape[2:]
-    ctx.save_for_backward(output[-1])
-    ctx.mark_non_differentiable(output[-1])
-
-
-def _global_max_grad(ctx: Any, dmax: Tensor, _: Any) -> tuple[Tensor]:
-    return (_global_max_backward(dmax, ctx.saved_tensors[0], ctx.size),)
-
-
-def _avg_max_grad(ctx: Any, davg: Tensor, dmax: Tensor, _: Any) -> tuple[Tensor]:
-    return (_avg_max_backward(davg, dmax, ctx.saved_tensors[0], ctx.size),)
-
-
-_library.autograd_flat(_max_pool_train, _max_pool_setup, _max_pool_grad)
-_library.autograd_flat(_avg_pool, _avg_setup, _avg_grad)
-_library.autograd_flat(_global_max, _max_setup, _global_max_grad)
-_library.autograd_flat(_avg_max, _max_setup, _avg_max_grad)
+_library.autograd(_max_pool_train, _max_pool_backward)
+_library.autograd(_avg_pool, _avg_backward)
+_library.autograd(_global_max, _max_backward)
+_library.autograd(_avg_max, _avg_max_backward)
 for _op in (_max_pool, _max_pool_train, _avg_pool, _global_max, _avg_max):
-    _library.autocast_flat(_op, "x")
+    _library.autocast(_op)
 
 
 class Pool(NamedTuple):
@@ -131,8 +93,8 @@ class Pool(NamedTuple):
     padding: int | Sequence[int] = 0
 
 
-def check_pool(op: str, pool: object, height: int, width: int) -> tuple[list[int], list[int], list[int]]:
-    """Kernel, stride and four-sided padding of windows that fit an image."""
+def check_pool(op: str, pool: object, height: int, width: int) -> Window:
+    """Windows that fit an image."""
     if not isinstance(pool, Pool):
         raise TypeError(f"{op}: pool: expected fastfer.ops.Pool, got {type(pool).__name__}")
     kernels = _checks.pair(op, "kernel", pool.kernel)
@@ -142,7 +104,7 @@ def check_pool(op: str, pool: object, height: int, width: int) -> tuple[list[int
         raise ValueError(f"{op}: padding: expected at most half the kernel {tuple(kernels)}, got {pool.padding!r}")
     _checks.out_size(op, height, pads[0], pads[2], kernels[0], strides[0], "height")
     _checks.out_size(op, width, pads[1], pads[3], kernels[1], strides[1], "width")
-    return kernels, strides, pads
+    return Window(kernels, strides, pads)
 
 
 def max_pool2d(
@@ -159,37 +121,32 @@ def max_pool2d(
     """
     op = "max_pool2d"
     _checks.image(op, "x", x)
-    kernels, strides, pads = check_pool(op, Pool(kernel, stride, padding), x.shape[2], x.shape[3])
+    fields = MaxPool(x, check_pool(op, Pool(kernel, stride, padding), x.shape[2], x.shape[3]))
     _check_pixels(op, x)
-    y: Tensor
-    if _library.is_jit_traced() or (x.requires_grad and _library.gradients_on()):
-        y, _ = _max_pool_train(x, kernels, strides, pads)
-    else:
-        y = _max_pool(x, kernels, strides, pads)
-    return y
+    if _library.is_jit_traced() or _max_pool_train.needs_gradient(fields):
+        return _max_pool_train(fields).out
+    return _max_pool(fields)
 
 
 def global_avg_pool(x: Tensor) -> Tensor:
     """Mean over the image: x (N, C, H, W) -> (N, C); NaN where H or W is 0."""
     _checks.image("global_avg_pool", "x", x)
-    y: Tensor = _avg_pool(x)
-    return y
+    return _avg_pool(GlobalPool(x))
 
 
 def global_max_pool(x: Tensor) -> Tensor:
     """Maximum over the image: x (N, C, H, W), H and W at least 1 -> (N, C); NaN and equals as in `max_pool2d`."""
     _checks.image("global_max_pool", "x", x)
     _check_pixels("global_max_pool", x)
-    y: Tensor = _global_max(x)[0]
-    return y
+    return _global_max(GlobalPool(x)).max
 
 
 def global_avg_max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """`global_avg_pool` and `global_max_pool` in one pass: x (N, C, H, W), H and W at least 1 -> two of (N, C)."""
     _checks.image("global_avg_max_pool", "x", x)
     _check_pixels("global_avg_max_pool", x)
-    avg, largest, _ = _avg_max(x)
-    return avg, largest
+    pooled = _avg_max(GlobalPool(x))
+    return pooled.avg, pooled.max
 
 
 def _check_pixels(op: str, x: Tensor) -> None:

@@ -72,7 +72,7 @@ def _gates(launch: Launch, x: Tensor, mlp: Mlp | None, spatial: bool) -> tuple[T
     positions = torch.empty((n, c) if mlp else 0, dtype=torch.int32, device=x.device)
     planes = torch.empty((3, n, h, w) if spatial else 0, dtype=dtype, device=x.device)
     channels = torch.empty((n, h, w) if spatial else 0, dtype=torch.int32, device=x.device)
-    layers: tuple[Tensor | int, ...] = mlp or (0, 0, 0, 0)
+    layers = tuple(t.contiguous() for t in mlp) if mlp else (0, 0, 0, 0)
     targets = (pooled, positions, planes if spatial else 0, channels)
     name, hidden = f"cbam_gates<{type_name('cbam', x)}, {IMAGE_THREADS}>", mlp.w1.shape[0] if mlp else 0
     launch(name, x, (n, 1, 1), IMAGE_THREADS, x, *layers, *targets, n, h * w, c, hidden)
@@ -163,7 +163,9 @@ def _backward_image(
         for size in ((n, c), (2 * n, hidden), (n, hidden), (2, n, c) if channel else 0)
     ]
     name = f"cbam_bwd<{type_name('cbam', x)}, {IMAGE_THREADS}>"
-    gate: tuple[Tensor | int, ...] = (channel.pooled, channel.positions, *channel.mlp) if channel else (0,) * 5
+    gate: tuple[Tensor | int, ...] = (0,) * 5
+    if channel:
+        gate = (channel.pooled, channel.positions, *(t.contiguous() for t in channel.mlp))
     inputs = (*gate, *(pixels or (0,) * 3), dx if need_x else 0)
     launch(name, x, (n, 1, 1), IMAGE_THREADS, dout, x, *inputs, *scratch, n, h * w, c, hidden)
     if not channel or not need_mlp:

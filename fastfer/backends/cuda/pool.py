@@ -7,50 +7,53 @@ import torch
 from torch import Tensor
 
 from fastfer.backends.cuda.loader import Launch, empty_nhwc, nhwc, type_name
+from fastfer.signatures.pool import (
+    GlobalAvgBackward,
+    GlobalAvgMaxBackward,
+    GlobalAvgMaxTrained,
+    GlobalMaxBackward,
+    GlobalMaxTrained,
+    GlobalPool,
+    MaxPool,
+    MaxPoolBackward,
+    MaxPoolTrained,
+)
 
 THREADS = 256
 _COLUMN_LANES, _COLUMN_THREADS = 32, 256  # csrc/cuda/columns.cuh
 _PLACES = {torch.uint8: "unsigned char", torch.int32: "int"}
 
 
-def _max_pool(
-    launch: Launch, x: Tensor, kernel: list[int], stride: list[int], padding: list[int], with_places: bool
-) -> tuple[Tensor, Tensor]:
-    x = nhwc(x)
-    top, left, bottom, right = padding
+def _max_pool(launch: Launch, a: MaxPool, train: bool) -> MaxPoolTrained:
+    x, (kernel, stride, (top, left, bottom, right)) = nhwc(a.x), a.window
     height, width = x.shape[2:]
     out = (height + top + bottom - kernel[0]) // stride[0] + 1, (width + left + right - kernel[1]) // stride[1] + 1
     y = empty_nhwc(x, x.shape[1], *out)
     dtype = torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32
-    places = torch.empty_like(y, dtype=dtype) if with_places else x.new_empty(0, dtype=dtype)
+    places = torch.empty_like(y, dtype=dtype) if train else x.new_empty(0, dtype=dtype)
     name = f"max_pool2d_fwd<{type_name('max_pool2d', x)}, {_PLACES[dtype]}, {THREADS}>"
-    target = places if with_places else 0
+    target = places if train else 0
     shape = (y.numel(), height, width, x.shape[1], *out, *kernel, *stride, top, left)
     launch.strided(name, x, y.numel(), THREADS, x, y, target, *shape)
-    return y, places
+    return MaxPoolTrained(y, places)
 
 
-def max_pool2d(launch: Launch, x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+def max_pool2d(launch: Launch, a: MaxPool) -> Tensor:
     """Largest element of each window."""
-    return _max_pool(launch, x, kernel, stride, padding, False)[0]
+    return _max_pool(launch, a, False).out
 
 
-def max_pool2d_train(
-    launch: Launch, x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
-) -> tuple[Tensor, Tensor]:
+def max_pool2d_train(launch: Launch, a: MaxPool) -> MaxPoolTrained:
     """Output and the place of each maximum in its window."""
-    return _max_pool(launch, x, kernel, stride, padding, True)
+    return _max_pool(launch, a, True)
 
 
-def max_pool2d_backward(
-    launch: Launch, dy: Tensor, positions: Tensor, size: list[int], kernel: list[int], stride: list[int],
-    padding: list[int],
-) -> Tensor:  # fmt: skip
-    """Gradient of x (N, C, *size)."""
-    dy, positions = nhwc(dy), nhwc(positions)
-    dx = empty_nhwc(dy, dy.shape[1], *size)
+def max_pool2d_backward(launch: Launch, a: MaxPoolBackward) -> Tensor:
+    """Gradient of x."""
+    dy, positions, (kernel, stride, padding) = nhwc(a.d_out), nhwc(a.positions), a.window
+    dx = empty_nhwc(dy, dy.shape[1], *a.size)
     name = f"max_pool2d_bwd<{type_name('max_pool2d', dy)}, {_PLACES[positions.dtype]}, {THREADS}>"
-    shape = (dx.numel(), *size, dx.shape[1], *dy.shape[2:], *kernel, *stride, *padding[:2])
+    shape = (dx.numel(), *a.size, dx.shape[1], *dy.shape[2:], *kernel, *stride, *padding[:2])
     launch.strided(name, dx, dx.numel(), THREADS, dy, positions, dx, *shape)
     return dx
 
@@ -64,51 +67,51 @@ def _global(launch: Launch, x: Tensor, mean: Tensor | None, most: Tensor | None,
 
 
 def _global_backward(
-    launch: Launch, dmean: Tensor | None, dmost: Tensor | None, places: Tensor | None, size: list[int]
+    launch: Launch, d_mean: Tensor | None, d_most: Tensor | None, places: Tensor | None, size: list[int]
 ) -> Tensor:
-    like = dmean if dmean is not None else dmost
+    like = d_mean if d_mean is not None else d_most
     assert like is not None
     dx = torch.empty((*like.shape, *size), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-    inputs = tuple(0 if t is None else t.contiguous() for t in (dmean, dmost, places))
+    inputs = tuple(0 if t is None else t.contiguous() for t in (d_mean, d_most, places))
     name = f"global_pool_bwd<{type_name('global_pool', dx)}, {THREADS}>"
     launch.strided(name, dx, dx.numel(), THREADS, *inputs, dx, dx.numel(), size[0] * size[1], dx.shape[1])
     return dx
 
 
-def global_avg_pool(launch: Launch, x: Tensor) -> Tensor:
+def global_avg_pool(launch: Launch, a: GlobalPool) -> Tensor:
     """Mean over (H, W): (N, C, H, W) -> (N, C)."""
-    mean = x.new_empty(x.shape[:2])
-    _global(launch, x, mean, None, None)
+    mean = a.x.new_empty(a.x.shape[:2])
+    _global(launch, a.x, mean, None, None)
     return mean
 
 
-def global_avg_pool_backward(launch: Launch, davg: Tensor, size: list[int]) -> Tensor:
-    """dx (N, C, *size) = davg / (H·W)."""
-    return _global_backward(launch, davg, None, None, size)
+def global_avg_pool_backward(launch: Launch, a: GlobalAvgBackward) -> Tensor:
+    """dx (N, C, *size) = d_out / (H·W)."""
+    return _global_backward(launch, a.d_out, None, None, a.size)
 
 
-def global_max_pool(launch: Launch, x: Tensor) -> tuple[Tensor, Tensor]:
+def global_max_pool(launch: Launch, a: GlobalPool) -> GlobalMaxTrained:
     """Maximum over (H, W) and its pixel: (N, C, H, W) -> two of (N, C)."""
+    x = a.x
     most, places = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.int32)
     _global(launch, x, None, most, places)
-    return most, places
+    return GlobalMaxTrained(most, places)
 
 
-def global_max_pool_backward(launch: Launch, dmax: Tensor, positions: Tensor, size: list[int]) -> Tensor:
-    """dx (N, C, *size): dmax at the maxima, else 0."""
-    return _global_backward(launch, None, dmax, positions, size)
+def global_max_pool_backward(launch: Launch, a: GlobalMaxBackward) -> Tensor:
+    """dx (N, C, *size): d_max at the maxima, else 0."""
+    return _global_backward(launch, None, a.d_max, a.positions, a.size)
 
 
-def global_avg_max_pool(launch: Launch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def global_avg_max_pool(launch: Launch, a: GlobalPool) -> GlobalAvgMaxTrained:
     """Mean, maximum, the maximum's pixel: (N, C, H, W) -> three of (N, C)."""
+    x = a.x
     mean, most = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
     places = x.new_empty(x.shape[:2], dtype=torch.int32)
     _global(launch, x, mean, most, places)
-    return mean, most, places
+    return GlobalAvgMaxTrained(mean, most, places)
 
 
-def global_avg_max_pool_backward(
-    launch: Launch, davg: Tensor, dmax: Tensor, positions: Tensor, size: list[int]
-) -> Tensor:
+def global_avg_max_pool_backward(launch: Launch, a: GlobalAvgMaxBackward) -> Tensor:
     """dx (N, C, *size): the two gradients together."""
-    return _global_backward(launch, davg, dmax, positions, size)
+    return _global_backward(launch, a.d_avg, a.d_max, a.positions, a.size)

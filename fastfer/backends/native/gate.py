@@ -3,59 +3,57 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastfer import _C
 from fastfer.backend import num_threads
 from fastfer.backends.native.memory import empty_nhwc, flat, nhwc
+from fastfer.signatures.gate import (
+    ChannelSide,
+    Gate,
+    GateBackward,
+    GateGradients,
+    GateLinked,
+    GateLinkedBackward,
+    GateLinkedGradients,
+    Gates,
+    GateTrained,
+)
 
 
-def _units(w1: Tensor | None, w2: Tensor | None) -> int:
-    """Hidden units, or taps of the convolution."""
-    return 0 if w1 is None else w1.shape[2] if w2 is None else w1.shape[0]
+def _tensors(channel: ChannelSide | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """w1, b1, w2, b2, those that there are dense."""
+    if channel is None:
+        return None, None, None, None
+    return channel.w1.contiguous(), flat(channel.b1), flat(channel.w2), flat(channel.b2)
 
 
-def _run(
-    train: bool,
-    linked: _C.LinkedInputParams | None,
-    x: Tensor,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor | None,
-    b2: Tensor | None,
-    act: int,
-    gate_act: int,
-    sw: Tensor | None,
-    sb: Tensor | None,
-    linear: bool,
-    pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, c, h, w = x.shape
+def _forward(x: Tensor, gates: Gates, train: bool, linked: _C.LinkedInputParams | None = None) -> GateTrained:
+    (n, c, h, w), (channel, pixel, pool) = x.shape, gates
+    w1, b1, w2, b2 = _tensors(channel)
     out = empty_nhwc(x, c, h // 2, w // 2) if pool else empty_nhwc(x, c, h, w)
     means = pixels = out  # not written in inference
     if train:
-        means = x.new_empty((n, c) if w1 is not None else 0)
-        pixels = x.new_empty((n, 1 if linear else 3, h, w) if sw is not None else 0)
+        means = x.new_empty(0 if channel is None else (n, c))
+        pixels = x.new_empty(0 if pixel is None else (n, 1 if pixel.linear else 3, h, w))
     params = _C.GateParams(
         n=n,
         h=h,
         w=w,
         c=c,
-        hidden=_units(w1, w2),
-        act=act,
-        gate_act=gate_act,
-        linear=linear,
+        hidden=0 if channel is None else channel.units,
+        act=0 if channel is None else channel.act,
+        gate_act=0 if channel is None else channel.gate_act,
+        linear=pixel is not None and pixel.linear,
         pool=pool,
         x=nhwc(x),
-        w1=flat(w1),
-        b1=flat(b1),
-        w2=flat(w2),
-        b2=flat(b2),
-        sw=flat(sw),
-        sb=flat(sb),
+        w1=w1,
+        b1=b1,
+        w2=w2,
+        b2=b2,
+        sw=None if pixel is None else pixel.sw.contiguous(),
+        sb=None if pixel is None else pixel.sb.contiguous(),
         out=out,
         means=means,
         pixels=pixels,
@@ -64,79 +62,65 @@ def _run(
     )
     run = _C.gate_train if train else _C.gate_fwd
     run(x.dtype == torch.float64, params)
-    return out, means, pixels
+    return GateTrained(out, means, pixels)
 
 
-def gate(*args: Any) -> Tensor:
-    """Output; arguments as the op's."""
-    return _run(False, None, *args)[0]
+def gate(a: Gate) -> Tensor:
+    """Output."""
+    return _forward(a.x, a.gates, False).out
 
 
-def gate_train(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, the images' means (N, C), the pixels' values (N, 3 or 1, H, W); the last two empty where not used."""
-    return _run(True, None, *args)
+def gate_train(a: Gate) -> GateTrained:
+    """Output, the images' means, the pixels' values."""
+    return _forward(a.x, a.gates, True)
 
 
-def gate_backward(*args: Any) -> tuple[Tensor, ...]:
-    """Gradients of x; w1, b1, w2, b2; sw, sb. Those not asked for (x, channel, pixel side) or not there are empty."""
-    return _backward(None, *args)
-
-
-def gate_linked(
-    x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any
-) -> tuple[Tensor, ...]:
-    """As `gate_train` of the normalised x; see `fastfer.backends.reference._linked`."""
-    linked = _C.LinkedInputParams(weight=l_weight.contiguous(), bias=l_bias.contiguous(), stats=l_stats, act=l_act)
-    return _run(True, linked, x, *args)
-
-
-def gate_linked_backward(
-    dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *rest: Any
-) -> tuple[Tensor, ...]:
-    """Gradients as `gate_backward`, then those of l_stats, l_weight and l_bias; x's is always computed."""
-    *args, mask = rest
-    weight, bias = l_weight.contiguous(), l_bias.contiguous()
-    d_stats, d_weight, d_bias = torch.empty_like(l_stats), torch.empty_like(weight), torch.empty_like(bias)
+def gate_linked(a: GateLinked) -> GateTrained:
+    """As `gate_train` of the normalised x."""
+    link = a.link
     linked = _C.LinkedInputParams(
-        weight=weight, bias=bias, stats=l_stats, act=l_act, d_weight=d_weight, d_bias=d_bias, d_stats=d_stats
+        weight=link.weight.contiguous(), bias=link.bias.contiguous(), stats=link.stats.contiguous(), act=link.act
     )
-    results = _backward(linked, dout, x, *args, [True, *mask[1:]])  # type: ignore[call-arg]
-    return *results, d_stats, d_weight, d_bias
+    return _forward(a.x, a.gates, True, linked)
 
 
-def _backward(
-    linked: _C.LinkedInputParams | None,
-    dout: Tensor,
-    x: Tensor,
-    means: Tensor,
-    pixels: Tensor,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor | None,
-    b2: Tensor | None,
-    act: int,
-    gate_act: int,
-    sw: Tensor | None,
-    sb: Tensor | None,
-    linear: bool,
-    pool: bool,
-    mask: list[bool],
-) -> tuple[Tensor, ...]:
-    need_dx, need_channel, need_pixel = mask
-    (n, c, h, w), units = x.shape, _units(w1, w2)
-    w1, b1, w2, b2, sw, sb = flat(w1), flat(b1), flat(w2), flat(b2), flat(sw), flat(sb)
-    d_w1, d_b1, d_w2, d_b2 = (torch.empty_like(t) if need_channel and t is not None else None for t in (w1, b1, w2, b2))
-    d_sw, d_sb = (torch.empty_like(t) if need_pixel and t is not None else None for t in (sw, sb))
-    dx = empty_nhwc(x, c, h, w) if need_dx else None
+def gate_backward(a: GateBackward) -> GateGradients:
+    """Gradients of x, of the channel gate and of the pixel gate."""
+    return _backward(a, None)
+
+
+def gate_linked_backward(a: GateLinkedBackward) -> GateLinkedGradients:
+    """Gradients as `gate_backward`, and of the link's tensors; x's is always computed."""
+    link, needs = a.link, a.needs._replace(x=True)
+    weight, bias, stats = link.weight.contiguous(), link.bias.contiguous(), link.stats.contiguous()
+    d_stats, d_weight, d_bias = torch.empty_like(stats), torch.empty_like(weight), torch.empty_like(bias)
+    linked = _C.LinkedInputParams(
+        weight=weight, bias=bias, stats=stats, act=link.act, d_weight=d_weight, d_bias=d_bias, d_stats=d_stats
+    )
+    grads = _backward(GateBackward(a.d_out, a.x, a.means, a.pixels, a.gates, needs), linked)
+    return GateLinkedGradients(*grads, d_link_stats=d_stats, d_link_weight=d_weight, d_link_bias=d_bias)
+
+
+def _backward(a: GateBackward, linked: _C.LinkedInputParams | None) -> GateGradients:
+    x, (n, c, h, w), (channel, pixel, pool) = a.x, a.x.shape, a.gates
+    w1, b1, w2, b2 = _tensors(channel)
+    sw, sb = (None, None) if pixel is None else (pixel.sw.contiguous(), pixel.sb.contiguous())
+
+    def grad(t: Tensor | None, needed: bool) -> Tensor | None:
+        return torch.empty_like(t) if needed and t is not None else None
+
+    dx = empty_nhwc(x, c, h, w) if a.needs.x else None
+    d_w1, d_b1, d_w2, d_b2 = (grad(t, a.needs.channel) for t in (w1, b1, w2, b2))
+    d_sw, d_sb = grad(sw, a.needs.pixel), grad(sb, a.needs.pixel)
     params = _C.GateParams(
         n=n,
         h=h,
         w=w,
         c=c,
-        hidden=units,
-        act=act,
-        gate_act=gate_act,
-        linear=linear,
+        hidden=0 if channel is None else channel.units,
+        act=0 if channel is None else channel.act,
+        gate_act=0 if channel is None else channel.gate_act,
+        linear=pixel is not None and pixel.linear,
         pool=pool,
         x=nhwc(x),
         w1=w1,
@@ -145,9 +129,9 @@ def _backward(
         b2=b2,
         sw=sw,
         sb=sb,
-        means=means,
-        pixels=pixels,
-        dout=nhwc(dout),
+        means=a.means,
+        pixels=a.pixels,
+        dout=nhwc(a.d_out),
         dx=dx,
         d_w1=d_w1,
         d_b1=d_b1,
@@ -160,4 +144,4 @@ def _backward(
     )
     _C.gate_bwd(x.dtype == torch.float64, params)
     grads = (dx, d_w1, d_b1, d_w2, d_b2, d_sw, d_sb)
-    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+    return GateGradients(*(x.new_empty(0) if grad is None else grad for grad in grads))

@@ -9,18 +9,27 @@ from torch import Tensor
 from fastfer import _C
 from fastfer.backend import num_threads
 from fastfer.backends.native.memory import CPU, empty_nhwc, nhwc
+from fastfer.signatures.pool import (
+    GlobalAvgBackward,
+    GlobalAvgMaxBackward,
+    GlobalAvgMaxTrained,
+    GlobalMaxBackward,
+    GlobalMaxTrained,
+    GlobalPool,
+    MaxPool,
+    MaxPoolBackward,
+    MaxPoolTrained,
+)
 
 _CL = torch.channels_last
 
 
-def _max_pool(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], positions: bool
-) -> tuple[Tensor, Tensor | None]:
-    (n, c, h, w), (kh, kw), (sh, sw), (top, left, bottom, right) = x.shape, kernel, stride, padding
+def _max_pool(a: MaxPool, train: bool) -> tuple[Tensor, Tensor | None]:
+    (n, c, h, w), ((kh, kw), (sh, sw), (top, left, bottom, right)) = a.x.shape, a.window
     oh, ow = (h + top + bottom - kh) // sh + 1, (w + left + right - kw) // sw + 1
-    y = empty_nhwc(x, c, oh, ow)
+    y = empty_nhwc(a.x, c, oh, ow)
     dtype = torch.uint8 if kh * kw <= 256 else torch.int32
-    at = torch.empty(y.shape, dtype=dtype, device=CPU, memory_format=_CL) if positions else None
+    positions = torch.empty(y.shape, dtype=dtype, device=CPU, memory_format=_CL) if train else None
     params = _C.MaxPoolParams(
         n=n,
         h=h,
@@ -34,34 +43,32 @@ def _max_pool(
         sw=sw,
         top=top,
         left=left,
-        x=nhwc(x),
+        x=nhwc(a.x),
         y=y,
-        positions=at,
+        positions=positions,
         threads=num_threads(),
     )
-    run = _C.max_pool2d_train if positions else _C.max_pool2d_fwd
-    run(x.dtype == torch.float64, params)
-    return y, at
+    run = _C.max_pool2d_train if train else _C.max_pool2d_fwd
+    run(a.x.dtype == torch.float64, params)
+    return y, positions
 
 
-def max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+def max_pool2d(a: MaxPool) -> Tensor:
     """Largest element of each window."""
-    return _max_pool(x, kernel, stride, padding, False)[0]
+    return _max_pool(a, False)[0]
 
 
-def max_pool2d_train(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int]
-) -> tuple[Tensor, Tensor | None]:
+def max_pool2d_train(a: MaxPool) -> MaxPoolTrained:
     """Output and the place of each maximum in its window."""
-    return _max_pool(x, kernel, stride, padding, True)
+    y, positions = _max_pool(a, True)
+    assert positions is not None
+    return MaxPoolTrained(y, positions)
 
 
-def max_pool2d_backward(
-    dy: Tensor, positions: Tensor, size: list[int], kernel: list[int], stride: list[int], padding: list[int]
-) -> Tensor:
-    """Gradient of x (N, C, *size)."""
-    (n, c, oh, ow), (h, w), (kh, kw), (sh, sw), (top, left, _, _) = dy.shape, size, kernel, stride, padding
-    dx = empty_nhwc(dy, c, h, w)
+def max_pool2d_backward(a: MaxPoolBackward) -> Tensor:
+    """Gradient of x."""
+    (n, c, oh, ow), (h, w), ((kh, kw), (sh, sw), (top, left, _, _)) = a.d_out.shape, a.size, a.window
+    dx = empty_nhwc(a.d_out, c, h, w)
     params = _C.MaxPoolParams(
         n=n,
         h=h,
@@ -75,54 +82,54 @@ def max_pool2d_backward(
         sw=sw,
         top=top,
         left=left,
-        positions=nhwc(positions),
-        dy=nhwc(dy),
+        positions=nhwc(a.positions),
+        dy=nhwc(a.d_out),
         dx=dx,
         threads=num_threads(),
     )
-    _C.max_pool2d_bwd(dy.dtype == torch.float64, params)
+    _C.max_pool2d_bwd(dx.dtype == torch.float64, params)
     return dx
 
 
-def global_avg_pool(x: Tensor) -> Tensor:
+def global_avg_pool(a: GlobalPool) -> Tensor:
     """Mean over the image."""
-    n, c, h, w = x.shape
+    x, (n, c, h, w) = a.x, a.x.shape
     avg = x.new_empty((n, c))
     params = _C.GlobalPoolParams(n=n, pixels=h * w, c=c, x=nhwc(x), avg=avg, threads=num_threads())
     _C.global_avg_pool_fwd(x.dtype == torch.float64, params)
     return avg
 
 
-def global_avg_pool_backward(davg: Tensor, size: list[int]) -> Tensor:
-    """Gradient of x (N, C, *size)."""
-    (n, c), (h, w) = davg.shape, size
-    dx = empty_nhwc(davg, c, h, w)
-    params = _C.GlobalPoolParams(n=n, pixels=h * w, c=c, d_avg=davg.contiguous(), dx=dx, threads=num_threads())
+def global_avg_pool_backward(a: GlobalAvgBackward) -> Tensor:
+    """Gradient of x."""
+    (n, c), (h, w) = a.d_out.shape, a.size
+    dx = empty_nhwc(a.d_out, c, h, w)
+    params = _C.GlobalPoolParams(n=n, pixels=h * w, c=c, d_avg=a.d_out.contiguous(), dx=dx, threads=num_threads())
     _C.global_avg_pool_bwd(dx.dtype == torch.float64, params)
     return dx
 
 
-def global_max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+def global_max_pool(a: GlobalPool) -> GlobalMaxTrained:
     """Maximum over the image and its pixel."""
-    n, c, h, w = x.shape
+    x, (n, c, h, w) = a.x, a.x.shape
     largest, positions = x.new_empty((n, c)), x.new_empty((n, c), dtype=torch.int32)
     params = _C.GlobalPoolParams(
         n=n, pixels=h * w, c=c, x=nhwc(x), max=largest, positions=positions, threads=num_threads()
     )
     _C.global_max_pool_fwd(x.dtype == torch.float64, params)
-    return largest, positions
+    return GlobalMaxTrained(largest, positions)
 
 
-def global_max_pool_backward(dmax: Tensor, positions: Tensor, size: list[int]) -> Tensor:
-    """Gradient of x (N, C, *size)."""
-    (n, c), (h, w) = dmax.shape, size
-    dx = empty_nhwc(dmax, c, h, w)
+def global_max_pool_backward(a: GlobalMaxBackward) -> Tensor:
+    """Gradient of x."""
+    (n, c), (h, w) = a.d_max.shape, a.size
+    dx = empty_nhwc(a.d_max, c, h, w)
     params = _C.GlobalPoolParams(
         n=n,
         pixels=h * w,
         c=c,
-        positions=positions.contiguous(),
-        d_max=dmax.contiguous(),
+        positions=a.positions.contiguous(),
+        d_max=a.d_max.contiguous(),
         dx=dx,
         threads=num_threads(),
     )
@@ -130,28 +137,28 @@ def global_max_pool_backward(dmax: Tensor, positions: Tensor, size: list[int]) -
     return dx
 
 
-def global_avg_max_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def global_avg_max_pool(a: GlobalPool) -> GlobalAvgMaxTrained:
     """Mean and maximum over the image, and the maximum's pixel, in one read."""
-    n, c, h, w = x.shape
+    x, (n, c, h, w) = a.x, a.x.shape
     avg, largest, positions = x.new_empty((n, c)), x.new_empty((n, c)), x.new_empty((n, c), dtype=torch.int32)
     params = _C.GlobalPoolParams(
         n=n, pixels=h * w, c=c, x=nhwc(x), avg=avg, max=largest, positions=positions, threads=num_threads()
     )
     _C.global_avg_max_pool_fwd(x.dtype == torch.float64, params)
-    return avg, largest, positions
+    return GlobalAvgMaxTrained(avg, largest, positions)
 
 
-def global_avg_max_pool_backward(davg: Tensor, dmax: Tensor, positions: Tensor, size: list[int]) -> Tensor:
-    """Gradient of x (N, C, *size)."""
-    (n, c), (h, w) = dmax.shape, size
-    dx = empty_nhwc(dmax, c, h, w)
+def global_avg_max_pool_backward(a: GlobalAvgMaxBackward) -> Tensor:
+    """Gradient of x."""
+    (n, c), (h, w) = a.d_max.shape, a.size
+    dx = empty_nhwc(a.d_max, c, h, w)
     params = _C.GlobalPoolParams(
         n=n,
         pixels=h * w,
         c=c,
-        positions=positions.contiguous(),
-        d_avg=davg.contiguous(),
-        d_max=dmax.contiguous(),
+        positions=a.positions.contiguous(),
+        d_avg=a.d_avg.contiguous(),
+        d_max=a.d_max.contiguous(),
         dx=dx,
         threads=num_threads(),
     )

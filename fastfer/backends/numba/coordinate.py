@@ -13,7 +13,7 @@ from fastfer.backends.numba import _lines
 from fastfer.backends.numba._numba import image, nhwc
 from fastfer.backends.numba._steps import affine, batch, distinct, norm_backward, norm_gradients, running
 from fastfer.backends.numba.elementwise import activation
-from fastfer.backends.numba.separable_conv import _pointwise, _pointwise_backward
+from fastfer.backends.numba.separable_conv import pointwise, pointwise_backward
 from fastfer.signatures.coordinate import (
     Coordinate,
     CoordinateBackward,
@@ -81,13 +81,12 @@ def coordinate_attention_train(a: CoordinateTrain) -> CoordinateTrained:
             part.copy_(mean if mean is not None else most)  # type: ignore[arg-type]
     if row_at is not None and col_at is not None:
         at = torch.cat([row_at, col_at])
-    y, moments, counts = _pointwise(
-        pooled[:, :, None, None], block.weight, block.bias * (2 if kind == 2 else 1), None, 0, batch_stats
-    )
+    bias = block.bias * (2 if kind == 2 else 1)
+    y, moments, counts = pointwise(pooled[:, :, None, None], block.weight, bias, moments=batch_stats)
     stats = batch(moments, counts, eps, y) if batch_stats else running(n_mean, n_var, eps, x)
     norm = affine(n_weight, n_bias, stats)
     gates = torch.cat([
-        _pointwise(part, matrix, vector, norm, block.act, False)[0]
+        pointwise(part, matrix, vector, norm, block.act).y
         for part, matrix, vector in (
             (y[:rows], block.h_weight, block.h_bias),
             (y[rows:], block.w_weight, block.w_bias),
@@ -118,21 +117,25 @@ def coordinate_attention_backward(a: CoordinateBackward) -> CoordinateGradients:
         arrays = *(d_logits[half] for half in halves), x, dout, *(gates[half] for half in halves)
         _lines.gate_gradients(x.dtype, n, 4 * x.numel(), *arrays, *_size(x))
     norm, y = affine(n_weight, n_bias, stats), a.y[:, :, None, None]
-    sides = []
-    for half, matrix in zip(halves, (a.h_weight, a.w_weight), strict=True):
-        dz = d_logits[half, :, None, None]
-        sides.append(_pointwise_backward(dz, dz, y[half], matrix, None, None, 0, norm, act, True, need_params))
-    (dy_h, d_hw, d_hb, sums_h), (dy_w, d_ww, d_wb, sums_w) = sides
-    d_n_weight, d_n_bias, coef = norm_gradients(sums_h + sums_w, stats, n_weight, positions, a.batch_stats)
-    dy = torch.cat([dy_h, dy_w])
-    norm_backward(dy, dy, nhwc(y), norm, coef, 0)
-    four = a.pooled[:, :, None, None]
-    d_pooled, d_weight, d_bias, _ = _pointwise_backward(
-        dy, dy, four, a.weight, None, None, 0, None, 0, need_dx, need_params
+    of_h, of_w = (
+        pointwise_backward(
+            d_logits[half, :, None, None],
+            y[half],
+            matrix,
+            need_input=True,
+            need_params=need_params,
+            act1=act,
+            norm1=norm,
+        )
+        for half, matrix in zip(halves, (a.h_weight, a.w_weight), strict=True)
     )
+    d_n_weight, d_n_bias, coef = norm_gradients(of_h.sums1 + of_w.sums1, stats, n_weight, positions, a.batch_stats)
+    dy = torch.cat([of_h.d_y1, of_w.d_y1])
+    norm_backward(dy, dy, nhwc(y), norm, coef, 0)
+    pooled = pointwise_backward(dy, a.pooled[:, :, None, None], a.weight, need_input=need_dx, need_params=need_params)
     dx = image(x, c, h, w) if need_dx else x.new_empty(0)
     if need_dx:
-        d_rows, d_cols = d_pooled[:rows], d_pooled[rows:]
+        d_rows, d_cols = pooled.d_y1[:rows], pooled.d_y1[rows:]
         row_at, col_at = (at[:rows], at[rows:]) if kind else (None, None)
         mean, most = kind != 1, kind != 0
         _spread(
@@ -141,6 +144,6 @@ def coordinate_attention_backward(a: CoordinateBackward) -> CoordinateGradients:
         )  # fmt: skip
     if not need_params:
         return CoordinateGradients(dx, *(x.new_empty(0) for _ in range(8)))
-    if kind == 2:
-        d_bias = d_bias * 2
-    return CoordinateGradients(*distinct(dx, d_weight, d_bias, d_n_weight, d_n_bias, d_hw, d_hb, d_ww, d_wb))
+    d_bias = pooled.d_bias * 2 if kind == 2 else pooled.d_bias
+    of_sides = of_h.d_weight, of_h.d_bias, of_w.d_weight, of_w.d_bias
+    return CoordinateGradients(*distinct(dx, pooled.d_weight, d_bias, d_n_weight, d_n_bias, *of_sides))

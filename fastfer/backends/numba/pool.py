@@ -10,6 +10,17 @@ from fastfer.backends.numba._numba import Pointer, arguments, chunks, image, ker
 from fastfer.backends.numba._pool import max_row, max_row_backward, pool_image
 from fastfer.backends.numba._simd import div, fill, lanes, load, store
 from fastfer.backends.numba._span import get, put
+from fastfer.signatures.pool import (
+    GlobalAvgBackward,
+    GlobalAvgMaxBackward,
+    GlobalAvgMaxTrained,
+    GlobalMaxBackward,
+    GlobalMaxTrained,
+    GlobalPool,
+    MaxPool,
+    MaxPoolBackward,
+    MaxPoolTrained,
+)
 
 
 @kernel
@@ -49,11 +60,9 @@ def _either(positions: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return (positions, None) if positions.dtype == torch.uint8 else (None, positions)
 
 
-def _max_pool(
-    x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], train: bool
-) -> tuple[Tensor, Tensor | None]:
-    n, channels, height, width = x.shape
-    (kh, kw), (sh, sw), (top, left, bottom, right) = kernel_size, stride, padding
+def _max_pool(a: MaxPool, train: bool) -> tuple[Tensor, Tensor | None]:
+    x, (n, channels, height, width) = a.x, a.x.shape
+    (kh, kw), (sh, sw), (top, left, bottom, right) = a.window
     y = image(x, channels, (height + top + bottom - kh) // sh + 1, (width + left + right - kw) // sw + 1)
     dtype = torch.uint8 if kh * kw <= 256 else torch.int32
     positions = torch.empty_like(y, dtype=dtype) if train else None
@@ -65,29 +74,27 @@ def _max_pool(
     return y, positions
 
 
-def max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+def max_pool2d(a: MaxPool) -> Tensor:
     """Largest element of each window."""
-    return _max_pool(x, kernel, stride, padding, False)[0]
+    return _max_pool(a, False)[0]
 
 
-def max_pool2d_train(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[Tensor, Tensor]:
+def max_pool2d_train(a: MaxPool) -> MaxPoolTrained:
     """Output and the place of each maximum in its window."""
-    y, positions = _max_pool(x, kernel, stride, padding, True)
+    y, positions = _max_pool(a, True)
     assert positions is not None
-    return y, positions
+    return MaxPoolTrained(y, positions)
 
 
-def max_pool2d_backward(
-    dy: Tensor, positions: Tensor, size: list[int], kernel: list[int], stride: list[int], padding: list[int]
-) -> Tensor:
-    """Gradient of x (N, C, *size)."""
-    n, channels, *out = dy.shape
-    dx = image(dy, channels, *size)
+def max_pool2d_backward(a: MaxPoolBackward) -> Tensor:
+    """Gradient of x."""
+    dy, (n, channels, *out), ((kh, kw), (sh, sw), (top, left, _, _)) = a.d_out, a.d_out.shape, a.window
+    dx = image(dy, channels, *a.size)
     if dx.numel():
-        rows, work = n * size[0], dy.numel() * kernel[0] * kernel[1]
+        rows, work = n * a.size[0], dy.numel() * kh * kw
         count = chunks(rows, work)
-        sizes = (rows, count, *size, channels, *out, *kernel, *stride, padding[0], padding[1])
-        _windows_backward(dy.dtype, count, work, dx, nhwc(dy), *_either(nhwc(positions)), *sizes)
+        sizes = (rows, count, *a.size, channels, *out, kh, kw, sh, sw, top, left)
+        _windows_backward(dy.dtype, count, work, dx, nhwc(dy), *_either(nhwc(a.positions)), *sizes)
     return dx
 
 
@@ -114,7 +121,7 @@ def _global_backward(pointer: Pointer, chunk: int) -> None:
                 put(dx, to, get(dx, to) + get(dmax, at + c))
 
 
-def _pooled(x: Tensor, mean: bool, largest: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _pooled(x: Tensor, mean: bool, largest: bool) -> GlobalAvgMaxTrained:
     """Mean, maximum and its pixel; empty where not wanted."""
     n, channels, height, width = x.shape
     shape, pixels = (n, channels), height * width
@@ -126,46 +133,47 @@ def _pooled(x: Tensor, mean: bool, largest: bool) -> tuple[Tensor, Tensor, Tenso
         _global(x.dtype, count, x.numel(), avg, most, positions, nhwc(x), n, count, pixels, channels)
     elif mean:
         avg.fill_(float("nan"))
-    return avg, most, positions
+    return GlobalAvgMaxTrained(avg, most, positions)
 
 
-def _pooled_backward(davg: Tensor | None, dmax: Tensor | None, positions: Tensor | None, size: list[int]) -> Tensor:
-    like = davg if davg is not None else dmax
+def _pooled_backward(d_avg: Tensor | None, d_max: Tensor | None, positions: Tensor | None, size: list[int]) -> Tensor:
+    like = d_avg if d_avg is not None else d_max
     assert like is not None
     dx = torch.empty((*like.shape, *size), dtype=like.dtype, device="cpu", memory_format=torch.channels_last)
     if dx.numel():
         n, channels = like.shape
         count = chunks(n, dx.numel())
-        arrays = (None if t is None else t.contiguous() for t in (davg, dmax, positions))
+        arrays = (None if t is None else t.contiguous() for t in (d_avg, d_max, positions))
         _global_backward(dx.dtype, count, dx.numel(), dx, *arrays, n, count, size[0] * size[1], channels)
     return dx
 
 
-def global_avg_pool(x: Tensor) -> Tensor:
+def global_avg_pool(a: GlobalPool) -> Tensor:
     """Mean over the image."""
-    return _pooled(x, True, False)[0]
+    return _pooled(a.x, True, False).avg
 
 
-def global_avg_pool_backward(davg: Tensor, size: list[int]) -> Tensor:
-    """Gradient of x (N, C, *size)."""
-    return _pooled_backward(davg, None, None, size)
+def global_avg_pool_backward(a: GlobalAvgBackward) -> Tensor:
+    """Gradient of x."""
+    return _pooled_backward(a.d_out, None, None, a.size)
 
 
-def global_max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+def global_max_pool(a: GlobalPool) -> GlobalMaxTrained:
     """Maximum over the image and its pixel."""
-    return _pooled(x, False, True)[1:]
+    pooled = _pooled(a.x, False, True)
+    return GlobalMaxTrained(pooled.max, pooled.positions)
 
 
-def global_max_pool_backward(dmax: Tensor, positions: Tensor, size: list[int]) -> Tensor:
-    """Gradient of x (N, C, *size)."""
-    return _pooled_backward(None, dmax, positions, size)
+def global_max_pool_backward(a: GlobalMaxBackward) -> Tensor:
+    """Gradient of x."""
+    return _pooled_backward(None, a.d_max, a.positions, a.size)
 
 
-def global_avg_max_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def global_avg_max_pool(a: GlobalPool) -> GlobalAvgMaxTrained:
     """Mean and maximum over the image, and the maximum's pixel, in one read."""
-    return _pooled(x, True, True)
+    return _pooled(a.x, True, True)
 
 
-def global_avg_max_pool_backward(davg: Tensor, dmax: Tensor, positions: Tensor, size: list[int]) -> Tensor:
-    """Gradient of x (N, C, *size)."""
-    return _pooled_backward(davg, dmax, positions, size)
+def global_avg_max_pool_backward(a: GlobalAvgMaxBackward) -> Tensor:
+    """Gradient of x."""
+    return _pooled_backward(a.d_avg, a.d_max, a.positions, a.size)

@@ -8,6 +8,8 @@ the rest of norm1; depthwise. Activations and their derivatives are recomputed r
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -90,10 +92,15 @@ class _Geometry:
         )  # fmt: skip
 
 
-def _depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry, moments: bool
-) -> tuple[Tensor, Tensor, Array]:
-    """Depthwise convolution, its moments by chunk (or none) and the chunks' pixels."""
+class Product(NamedTuple):
+    """A convolution, its moments by chunk (or none), and the chunks' pixels."""
+
+    y: Tensor
+    moments: Tensor
+    counts: Array
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry, moments: bool = False) -> Product:
     y = image(x, x.shape[1], *geometry.out)
     count = chunks(geometry.rows, geometry.work)
     starts = cut(geometry.rows, count)
@@ -101,13 +108,13 @@ def _depthwise(
     if y.numel():
         arrays = y, nhwc(x), _taps_first(weight), dense(bias), *geometry.taps(), stats, starts
         _passes.depthwise(x.dtype, count, geometry.work, *arrays, *geometry.size)
-    return y, stats, np.diff(starts) * geometry.out[1]
+    return Product(y, stats, np.diff(starts) * geometry.out[1])
 
 
-def _pointwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None, act: int, moments: bool
-) -> tuple[Tensor, Tensor, Array]:
-    """Pointwise convolution of act(norm(x)), its moments by chunk (or none) and the chunks' pixels."""
+def pointwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None = None, act: int = 0, moments: bool = False
+) -> Product:
+    """Pointwise convolution of act(norm(x)); ``norm`` as `_steps.scaled` makes it."""
     outputs, inputs = weight.shape[:2]
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     y = image(x, outputs, x.shape[2], x.shape[3])
@@ -118,12 +125,12 @@ def _pointwise(
     if y.numel():
         arrays = y, nhwc(x), pack(weight, False), dense(bias), norm, stats, starts
         _passes.pointwise(x.dtype, count, work, *arrays, inputs, outputs, act)
-    return y, stats, np.diff(starts)
+    return Product(y, stats, np.diff(starts))
 
 
 def depthwise_conv2d(a: Depthwise) -> Tensor:
     """Depthwise convolution with four-sided padding."""
-    return _depthwise(a.x, a.weight, a.bias, _Geometry(a.x, a.weight, a.stride, a.padding), False)[0]
+    return _depthwise(a.x, a.weight, a.bias, _Geometry(a.x, a.weight, a.stride, a.padding)).y
 
 
 def depthwise_conv2d_backward(a: DepthwiseBackward) -> ConvGradients:
@@ -180,43 +187,67 @@ def depthwise_norm_backward(a: DepthwiseNormBackward) -> DepthwiseNormGradients:
 
 def pointwise_conv2d(a: Pointwise) -> Tensor:
     """1×1 convolution."""
-    return _pointwise(a.x, a.weight, a.bias, None, 0, False)[0]
+    return pointwise(a.x, a.weight, a.bias).y
 
 
-def _pointwise_backward(
-    dout: Tensor, y2: Tensor, y1: Tensor, weight: Tensor, norm2: Tensor | None, coef2: Tensor | None, act2: int,
-    norm1: Tensor | None, act1: int, need_da: bool, need_dw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients before act1, of weights and bias, and sums (2, C) for norm1, as ``_passes.pointwise_backward``."""
+class ProductGradients(NamedTuple):
+    """Gradients of a pointwise convolution: of its input before ``act1``, of the parameters; and sums for norm1."""
+
+    d_y1: Tensor
+    d_weight: Tensor
+    d_bias: Tensor
+    sums1: Tensor
+
+
+def pointwise_backward(
+    d_out: Tensor,
+    y1: Tensor,
+    weight: Tensor,
+    *,
+    need_input: bool,
+    need_params: bool,
+    act1: int = 0,
+    norm1: Tensor | None = None,
+    y2: Tensor | None = None,
+    act2: int = 0,
+    norm2: Tensor | None = None,
+    coef2: Tensor | None = None,
+) -> ProductGradients:
+    """Backward of out = act2(norm2(y2)), y2 the convolution of act1(norm1(y1)), as ``_passes.pointwise_backward``.
+
+    Norms as `_steps.scaled` makes them; ``coef2`` of `_steps.norm_gradients`. ``y2`` is wanted with norm2 or act2.
+    ``sums1`` is (2, C), flat.
+    """
     outputs, inputs = weight.shape[:2]
     pixels = y1.shape[0] * y1.shape[2] * y1.shape[3]
     padded = -(-inputs // panel(y1)) * panel(y1)
     work = 2 * pixels * inputs * outputs
-    limit = min(CHUNKS, max(1, PART_ELEMENTS // (outputs * padded))) if need_dw else CHUNKS
+    limit = min(CHUNKS, max(1, PART_ELEMENTS // (outputs * padded))) if need_params else CHUNKS
     count = chunks(-(-pixels // _passes.BLOCK), work, limit)
     nothing = y1.new_empty(0)
-    da = image(y1, *y1.shape[1:]) if need_da else nothing
-    parts = y1.new_zeros(count * outputs * padded if need_dw else 0)
-    sums2 = torch.zeros(count * outputs if need_dw else 0, dtype=torch.float64, device="cpu")
+    d_y1 = image(y1, *y1.shape[1:]) if need_input else nothing
+    parts = y1.new_zeros(count * outputs * padded if need_params else 0)
+    sums2 = torch.zeros(count * outputs if need_params else 0, dtype=torch.float64, device="cpu")
     sums1 = torch.zeros(count * 2 * inputs, dtype=torch.float64, device="cpu")
-    if pixels and (need_da or need_dw):
-        panels = pack(weight, True) if need_da else None
-        arrays = da, parts, sums2, sums1, nhwc(dout), nhwc(y2), nhwc(y1), panels, norm2, coef2, norm1
+    if pixels and (need_input or need_params):
+        panels, d_out = pack(weight, True) if need_input else None, nhwc(d_out)
+        of_output = d_out if y2 is None else nhwc(y2)
+        arrays = d_y1, parts, sums2, sums1, d_out, of_output, nhwc(y1), panels, norm2, coef2, norm1
         _passes.pointwise_backward(y1.dtype, count, work, *arrays, cut(pixels, count), inputs, outputs, act2, act1)
     merged1 = merged(sums1, 2 * inputs)
-    if not need_dw:
-        return da, nothing, nothing, merged1
-    dw = merged(parts, outputs * padded).view(outputs, padded)[:, :inputs].contiguous().view(weight.shape)
-    return da, dw, merged(sums2, outputs).to(y1.dtype), merged1
+    if not need_params:
+        return ProductGradients(d_y1, nothing, nothing, merged1)
+    d_weight = merged(parts, outputs * padded).view(outputs, padded)[:, :inputs].contiguous().view(weight.shape)
+    return ProductGradients(d_y1, d_weight, merged(sums2, outputs).to(y1.dtype), merged1)
 
 
 def pointwise_conv2d_backward(a: PointwiseBackward) -> ConvGradients:
     """Gradients of x, weight and bias."""
-    needs = a.needs
-    dx, dw, db, _ = _pointwise_backward(
-        a.d_out, a.d_out, a.x, a.weight, None, None, 0, None, 0, needs.x, needs.weight or needs.bias
+    needs, nothing = a.needs, a.x.new_empty(0)
+    grads = pointwise_backward(a.d_out, a.x, a.weight, need_input=needs.x, need_params=needs.weight or needs.bias)
+    return ConvGradients(
+        grads.d_y1, grads.d_weight if needs.weight else nothing, grads.d_bias if needs.bias else nothing
     )
-    return ConvGradients(dx, dw if needs.weight else a.x.new_empty(0), db if needs.bias else a.x.new_empty(0))
 
 
 def separable_conv2d(a: Separable) -> Tensor:
@@ -253,7 +284,7 @@ def separable_conv2d_train(a: SeparableTrain) -> SeparableTrained:
     batch1, batch2 = a.batch_stats and b.norm1 is not None, a.batch_stats and b.norm2 is not None
     y1, moments, counts = _depthwise(b.x, b.dw_weight, b.dw_bias, geometry, batch1)
     stats1 = _statistics(b.norm1, y1, moments, counts, batch1)
-    y2, moments, counts = _pointwise(y1, b.pw_weight, b.pw_bias, scaled(b.norm1, stats1), b.act1, batch2)
+    y2, moments, counts = pointwise(y1, b.pw_weight, b.pw_bias, scaled(b.norm1, stats1), b.act1, batch2)
     stats2 = _statistics(b.norm2, y2, moments, counts, batch2)
     if not keeps_y1(b, y1.shape[2], y1.shape[3]):
         y1 = b.x.new_empty(0)
@@ -269,7 +300,6 @@ def _statistics(norm: RunningNorm | None, y: Tensor, moments: Tensor, counts: Ar
 def separable_conv2d_backward(a: SeparableBackward) -> SeparableGradients:
     """Gradients of x; the depthwise weight, its bias, norm1's two; the pointwise weight, its bias, norm2's two."""
     needs, x, nothing = a.needs, a.x, a.x.new_empty(0)
-    need_da = needs.x or needs.dw
     y1 = a.y1
     if y1.dim() != 4:
         y1 = depthwise_conv2d(Depthwise(x, a.dw_weight, None, a.stride, a.padding))
@@ -288,19 +318,31 @@ def separable_conv2d_backward(a: SeparableBackward) -> SeparableGradients:
         )
         d_weight, d_bias, coef2 = norm_gradients(sums, a.stats2, weight2, pixels, a.batch_stats)
         of_norm2 = d_weight, d_bias
-    dy1, d_pw, d_pw_bias, sums1 = _pointwise_backward(
-        dout, y2, y1, a.pw_weight, norm2, coef2, a.act2, norm1, a.act1, need_da, needs.pw
+    product = pointwise_backward(
+        dout,
+        y1,
+        a.pw_weight,
+        need_input=needs.x or needs.dw,
+        need_params=needs.pw,
+        act1=a.act1,
+        norm1=norm1,
+        y2=y2,
+        act2=a.act2,
+        norm2=norm2,
+        coef2=coef2,
     )
-    pw_side = (d_pw, d_pw_bias if needs.biases else nothing, *of_norm2) if needs.pw else (nothing,) * 4
-    if not need_da:
+    pw_side = (nothing,) * 4
+    if needs.pw:
+        pw_side = product.d_weight, product.d_bias if needs.biases else nothing, *of_norm2
+    if not (needs.x or needs.dw):
         return SeparableGradients(*distinct(nothing, nothing, nothing, nothing, nothing, *pw_side))
     of_norm1 = (nothing, nothing)
     if a.norm1 is not None:
-        d_weight, d_bias, coef1 = norm_gradients(sums1, a.stats1, a.norm1.weight, pixels, a.batch_stats)
+        d_weight, d_bias, coef1 = norm_gradients(product.sums1, a.stats1, a.norm1.weight, pixels, a.batch_stats)
         of_norm1 = d_weight, d_bias
-        norm_backward(dy1, dy1, nhwc(y1), norm1, coef1, 0)
+        norm_backward(product.d_y1, product.d_y1, nhwc(y1), norm1, coef1, 0)
     dw_needs = ConvNeeds(needs.x, needs.dw, needs.dw and needs.biases)
-    grads = depthwise_conv2d_backward(DepthwiseBackward(dy1, x, a.dw_weight, a.stride, a.padding, dw_needs))
+    grads = depthwise_conv2d_backward(DepthwiseBackward(product.d_y1, x, a.dw_weight, a.stride, a.padding, dw_needs))
     return SeparableGradients(*distinct(*grads, *(of_norm1 if needs.dw else (nothing, nothing)), *pw_side))
 
 

@@ -1,66 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A normalisation left by one op to the next, in plain torch, around a backend's own functions.
+"""Normalisations that one op leaves to the next, in plain torch, their gradients by torch's own autograd.
 
-The first op ends with y and its statistics (3, C); the next takes z = act((y - mean)·invstd·weight + bias) for its
-input. Their gradients are those of tensors like others: with g = dz·act', s = sum(g), sx = sum(g·(y - mean)) over n
-values a channel, y gets g·weight·invstd, the statistics get (-weight·invstd·s, weight·sx, 0), weight invstd·sx and bias
-s; and the first op adds what its statistics (m, i, v) got:
-dy += dm/n - di·invstd³·(y - mean)/n + 2·dv·(y - mean)/(n - 1).
+The first op ends with y and its statistics (3, C): mean, 1/sqrt(var + eps), unbiased variance. The next takes
+z = act((y - mean)·invstd·weight + bias) for its input. The other backends have the derivatives written out: here
+torch derives them from these two lines, so that a fault in the formulas is no fault of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastfer.backends.reference import elementwise
 from fastfer.backends.reference._layout import nhwc
-from fastfer.backends.reference.norm import norm_act
+from fastfer.backends.reference.norm import normalise
+from fastfer.signatures.fields import Affine, Link
 
 _DIMS = (0, 2, 3)
-Function = Callable[..., Any]
 
 
-def _channels(v: Tensor) -> Tensor:
-    return v.view(1, -1, 1, 1)
+class LinkedGradients(NamedTuple):
+    """Gradients of a linked input: of y, and of the link's tensors."""
+
+    x: Tensor
+    stats: Tensor
+    weight: Tensor
+    bias: Tensor
 
 
-def normalised(y: Tensor, stats: Tensor | None, weight: Tensor | None, bias: Tensor | None, act: int) -> Tensor:
-    """z of the input y; y itself without statistics."""
-    return y if stats is None else nhwc(norm_act(y, weight, bias, stats, act).to(y.dtype))
+def normalised(y: Tensor, link: Link | None) -> Tensor:
+    """z of the input y; y itself without a link."""
+    return y if link is None else nhwc(normalise(y, Affine(link.weight, link.bias), link.stats, link.act))
 
 
-def before_backward(
-    dz: Tensor, y: Tensor, stats: Tensor | None, weight: Tensor | None, bias: Tensor | None, act: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of y, the statistics, weight and bias from that of z; the last three empty without statistics."""
-    if stats is None or weight is None or bias is None:
-        return dz, y.new_empty(0), y.new_empty(0), y.new_empty(0)
-    invstd, centred = stats[1], y - _channels(stats[0])
-    g = elementwise.backward(dz, centred * _channels(invstd * weight) + _channels(bias), act)
-    s, sx = g.sum(_DIMS), (g * centred).sum(_DIMS)
-    d_stats = torch.stack([-weight * invstd * s, weight * sx, torch.zeros_like(s)])
-    return nhwc((g * _channels(weight * invstd)).to(dz.dtype)), d_stats, invstd * sx, s
+def _derived(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], d_out: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the ``inputs`` of a function."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    with torch.enable_grad():
+        out = function(*leaves)
+    return torch.autograd.grad(out, leaves, d_out)
 
 
-def gate_linked(
-    train: Function, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int, *args: Any
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Results as the backend's `gate_train`, ``train``."""
-    results: tuple[Tensor, ...] = train(normalised(x, l_stats, l_weight, l_bias, l_act), *args)
-    return results
+def link_gradients(dz: Tensor, y: Tensor, link: Link) -> LinkedGradients:
+    """Gradients of y and of the link's tensors from that of z."""
+
+    def z(y: Tensor, stats: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return normalise(y, Affine(weight, bias), stats, link.act)
+
+    d_y, *others = _derived(z, (y, link.stats, link.weight, link.bias), dz)
+    return LinkedGradients(nhwc(d_y), *others)
 
 
-def gate_linked_backward(
-    backward: Function, dout: Tensor, x: Tensor, l_stats: Tensor, l_weight: Tensor, l_bias: Tensor, l_act: int,
-    *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients as the backend's `gate_backward`, then those of l_stats, l_weight and l_bias; always that of x."""
-    *args, mask = rest
-    z = normalised(x, l_stats, l_weight, l_bias, l_act)
-    dz, *grads = backward(dout, z, *args, [True, *mask[1:]])
-    dx, *before = before_backward(dz, x, l_stats, l_weight, l_bias, l_act)
-    return dx, *grads, *before
+def through_statistics(d_y: Tensor, d_stats: Tensor | None, y: Tensor, stats: Tensor) -> Tensor:
+    """The whole gradient of y: what it got itself, and through its statistics."""
+    if d_stats is None or not y.numel():
+        return d_y
+
+    def of(y: Tensor) -> Tensor:
+        biased, count = y.var(_DIMS, correction=0), y.numel() // y.shape[1]
+        with_eps = biased + (stats[1] ** -2 - biased.detach())
+        return torch.stack([y.mean(_DIMS), with_eps.rsqrt(), biased * (count / max(count - 1, 1))])
+
+    (through,) = _derived(of, (y,), d_stats)
+    return nhwc(d_y + through)

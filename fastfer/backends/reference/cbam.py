@@ -42,11 +42,12 @@ from fastfer.signatures.cbam import (
     SpatialGateTrained,
 )
 from fastfer.signatures.fields import Affine, RunningNorm
+from fastfer.signatures.pool import GlobalPool
 
 
 def _gate(x: Tensor, mlp: Mlp) -> tuple[Tensor, Tensor]:
     """pooled (3, N, C) and positions (N, C)."""
-    avg, largest, positions = global_avg_max_pool(x)
+    avg, largest, positions = global_avg_max_pool(GlobalPool(x))
 
     def layers(v: Tensor) -> Tensor:
         return F.linear(F.relu(F.linear(v, mlp.w1, mlp.b1)), mlp.w2, mlp.b2)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastfer.backends import composed
 from fastfer.backends.reference._layout import nhwc
+from fastfer.backends.reference._linked import through_statistics
 from fastfer.backends.reference.norm import norm_statistics, normalise, normalise_backward
-from fastfer.backends.reference.pool import max_pool2d_backward, max_pool2d_train
+from fastfer.backends.reference.pool import at_maxima, max_pool2d_backward, max_pool2d_train
 from fastfer.signatures.conv2d import (
     Conv2d,
     Conv2dBackward,
@@ -23,12 +23,14 @@ from fastfer.signatures.conv2d import (
     Conv2dLinked,
     Conv2dLinkedBackward,
     Conv2dLinkedTrained,
+    Conv2dNeeds,
     Conv2dPoolBackward,
     Conv2dPoolTrain,
     Conv2dPoolTrained,
     Conv2dTrain,
     Conv2dTrained,
 )
+from fastfer.signatures.pool import MaxPool, MaxPoolBackward
 from fastfer.signatures.separable_conv import ConvGradients
 
 
@@ -73,19 +75,59 @@ def conv2d_backward(a: Conv2dBackward) -> Conv2dGradients:
 
 def conv2d_pool_train(a: Conv2dPoolTrain) -> Conv2dPoolTrained:
     """Output of the pooling after `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
-    return composed.conv2d_pool_train(conv2d_train, max_pool2d_train, a)
+    full = conv2d_train(Conv2dTrain(a.block, a.batch_stats))
+    pooled = max_pool2d_train(MaxPool(full.out, a.pool))
+    return Conv2dPoolTrained(
+        out=pooled.out,
+        y=full.y,
+        best=at_maxima(full.y, pooled.positions, a.pool),
+        positions=pooled.positions,
+        stats=full.stats,
+    )
 
 
 def conv2d_pool_backward(a: Conv2dPoolBackward) -> Conv2dGradients:
     """Gradients as `conv2d_backward`, ``d_out`` that of the pooled output."""
-    return composed.conv2d_pool_backward(conv2d_backward, max_pool2d_backward, a)
+    d_full = max_pool2d_backward(MaxPoolBackward(a.d_out, a.positions, list(a.y.shape[2:]), a.pool))
+    return conv2d_backward(
+        Conv2dBackward(
+            d_out=d_full,
+            x=a.x,
+            y=a.y,
+            weight=a.weight,
+            norm=a.norm,
+            stats=a.stats,
+            act=a.act,
+            stride=a.stride,
+            padding=a.padding,
+            batch_stats=a.batch_stats,
+            needs=a.needs,
+        )
+    )
 
 
 def conv2d_linked(a: Conv2dLinked) -> Conv2dLinkedTrained:
     """The convolution and its statistics."""
-    return composed.conv2d_linked(conv2d_train, a)
+    y = nhwc(F.conv2d(_pad(a.x, a.padding), a.weight, a.bias, a.stride))
+    return Conv2dLinkedTrained(y, norm_statistics(y, a.left, True))
 
 
 def conv2d_linked_backward(a: Conv2dLinkedBackward) -> ConvGradients:
     """Gradients of x, weight and bias."""
-    return composed.conv2d_linked_backward(conv2d_backward, a)
+    d_y, nothing = through_statistics(a.d_y, a.d_stats, a.y, a.stats), a.y.new_empty(0)
+    grads = conv2d_backward(
+        Conv2dBackward(
+            d_out=d_y,
+            x=a.x,
+            y=nothing,
+            weight=a.weight,
+            norm=None,
+            stats=nothing,
+            act=0,
+            stride=a.stride,
+            padding=a.padding,
+            batch_stats=True,
+            needs=Conv2dNeeds(a.needs.x, a.needs.weight),
+        )
+    )
+    return ConvGradients(grads.d_x, grads.d_weight, grads.d_bias)

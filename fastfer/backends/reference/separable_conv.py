@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastfer.backends import composed
 from fastfer.backends.reference._layout import nhwc
+from fastfer.backends.reference._linked import link_gradients, normalised, through_statistics
 from fastfer.backends.reference.norm import norm_statistics, normalise, normalise_backward, wanted
 from fastfer.signatures.separable_conv import (
     ConvGradients,
@@ -151,19 +151,34 @@ def separable_conv2d_backward(a: SeparableBackward) -> SeparableGradients:
 
 def separable_conv2d_linked(a: SeparableLinked) -> SeparableTrained:
     """As `separable_conv2d_train` of the normalised x; the last norm may be left to the next op."""
-    return composed.separable_conv2d_linked(separable_conv2d_train, a)
+    block = a.block._replace(x=normalised(a.block.x, a.link))
+    trained = separable_conv2d_train(SeparableTrain(block, True))
+    return trained if a.left is None else trained._replace(stats2=norm_statistics(trained.out, a.left, True))
 
 
 def separable_conv2d_linked_backward(a: SeparableLinkedBackward) -> SeparableLinkedGradients:
     """Gradients as `separable_conv2d_backward`, then the link's."""
-    return composed.separable_conv2d_linked_backward(separable_conv2d_backward, a)
+    block, y = a.block, a.block.x
+    if a.leaves:
+        d_out = through_statistics(block.d_out, a.d_stats2, block.y2, block.stats2)
+        block = block._replace(d_out=d_out, y2=y.new_empty(0))
+    if a.link is None:
+        return SeparableLinkedGradients(*separable_conv2d_backward(block), *(y.new_empty(0) for _ in range(3)))
+    of_z = block._replace(x=normalised(y, a.link), needs=block.needs._replace(x=True))
+    grads = separable_conv2d_backward(of_z)
+    linked = link_gradients(grads.d_x, y, a.link)
+    return SeparableLinkedGradients(*grads._replace(d_x=linked.x), linked.stats, linked.weight, linked.bias)
 
 
 def depthwise_norm_linked(a: DepthwiseNormLinked) -> DepthwiseNormTrained:
     """As `depthwise_norm_train` of the normalised x."""
-    return composed.depthwise_norm_linked(depthwise_norm_train, a)
+    return depthwise_norm_train(DepthwiseNormTrain(a.block._replace(x=normalised(a.block.x, a.link)), True))
 
 
 def depthwise_norm_linked_backward(a: DepthwiseNormLinkedBackward) -> DepthwiseNormLinkedGradients:
     """Gradients as `depthwise_norm_backward`, then the link's."""
-    return composed.depthwise_norm_linked_backward(depthwise_norm_backward, a)
+    y = a.block.x
+    of_z = a.block._replace(x=normalised(y, a.link), needs=a.block.needs._replace(x=True))
+    grads = depthwise_norm_backward(of_z)
+    linked = link_gradients(grads.d_x, y, a.link)
+    return DepthwiseNormLinkedGradients(*grads._replace(d_x=linked.x), linked.stats, linked.weight, linked.bias)
