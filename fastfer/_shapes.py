@@ -16,13 +16,13 @@ from torch import Tensor
 _Line = str | Callable[[Mapping[str, Any]], str]
 _IMAGE: dict[str, _Line] = {"x": "n c h w"}
 _LINK: dict[str, _Line] = {"link_stats": "3 c", "link_(weight|bias)": "c"}
-_NORM = r"(n|norm)_(weight|bias|mean|var)"
-_MLP: dict[str, _Line] = {"w1": "m c", "b1": "m", "w2": "c m", "b2": "c"}
-_CONV: dict[str, _Line] = {**_IMAGE, "weight": "o c p q", "bias": "o", _NORM: "o"}
+_NORM, _LEFT = "norm_(weight|bias|mean|var)", "left_(mean|var)"
+_MLP: dict[str, _Line] = {"mlp_w1": "m c", "mlp_b1": "m", "mlp_w2": "c m", "mlp_b2": "c"}
+_CONV: dict[str, _Line] = {**_IMAGE, "weight": "o c p q", "bias": "o", _NORM: "o", _LEFT: "o"}
 _TOKENS: dict[str, _Line] = {"weight": "a e", "bias": "a", "v": "1 a|a", "v_bias": "1", "x": "b t d", "h": "b t d"}
 _SEPARABLE: dict[str, _Line] = {
     **_IMAGE, **_LINK, "dw_weight": "c 1 p q", "dw_bias": "c", r"norm1_(weight|bias|mean|var)": "c",
-    "pw_weight": "o c 1 1", "pw_bias": "o", r"norm2_(weight|bias|mean|var)": "o", r"left_(mean|var)": "o",
+    "pw_weight": "o c 1 1", "pw_bias": "o", r"norm2_(weight|bias|mean|var)": "o", _LEFT: "o",
 }  # fmt: skip
 
 _OPS: dict[str, dict[str, _Line]] = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Variant
 
-from fastfer import ops
+from fastfer import _library, _shapes, ops
 
 RAW = torch.ops.fastfer
 X, W = torch.randn(2, 3, 6, 6), torch.randn(3, 1, 3, 3)
@@ -50,6 +50,14 @@ def test_right_calls_run(cpu_backend: Variant) -> None:
     got = RAW.depthwise_conv2d(X, W, None, [1, 1], [1, 1, 1, 1])
     assert torch.equal(got, ops.depthwise_conv2d(X, W, padding=1))
     assert torch.equal(RAW.activation(torch._neg_view(-X), 1), ops.relu(X))
+
+
+def test_every_tensor_of_a_forward_op_has_a_shape() -> None:
+    """A field that was given another name must not fall out of the table: kernels trust shapes."""
+    for name in _library.registered():
+        names = [leaf.name for leaf in _library.op_of(name).signature.tensor_leaves]
+        if name != "activation" and not name.endswith("_backward"):
+            assert names == list(_shapes.lines(name, names)), name
 
 
 @pytest.mark.parametrize(

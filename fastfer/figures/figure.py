@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,73 +32,70 @@ class Faces:
 
 @dataclass(frozen=True)
 class Kind:
-    """title, what it is made of, where the papers show one, and the function that draws it."""
+    """title, what it is made of, where the papers show one, and the function "MODULE.NAME" of this package that draws.
+
+    Modules are imported when a figure is drawn: matplotlib is an extra. With ``faces`` the function takes `Faces`, too.
+    """
 
     title: str
     source: str
     papers: str
-    draw: Callable[[Sequence[Path], Faces], Figure]
+    function: str
+    faces: bool = False
 
-
-def _confusion(folders: Sequence[Path], faces: Faces) -> Figure:
-    from fastfer.figures.scores import confusion
-
-    return confusion(folders)
-
-
-def _per_class(folders: Sequence[Path], faces: Faces) -> Figure:
-    from fastfer.figures.scores import per_class
-
-    return per_class(folders)
-
-
-def _curves(folders: Sequence[Path], faces: Faces) -> Figure:
-    from fastfer.figures.scores import curves
-
-    return curves(folders)
-
-
-def _sweep(folders: Sequence[Path], faces: Faces) -> Figure:
-    from fastfer.figures.tables import sweep
-
-    return sweep(folders)
-
-
-def _size(folders: Sequence[Path], faces: Faces) -> Figure:
-    from fastfer.figures.tables import size
-
-    return size(folders)
-
-
-def _maps(folders: Sequence[Path], faces: Faces) -> Figure:
-    from fastfer.figures.embedding import maps
-
-    return maps(folders, faces)
-
-
-def _tsne(folders: Sequence[Path], faces: Faces) -> Figure:
-    from fastfer.figures.embedding import tsne
-
-    return tsne(folders, faces)
+    def draw(self, sources: Sequence[Path], faces: Faces) -> Figure:
+        """The figure of these sources."""
+        module, _, name = self.function.rpartition(".")
+        function: Callable[..., Figure] = getattr(import_module(f"fastfer.figures.{module}"), name)
+        return function(sources, faces) if self.faces else function(sources)
 
 
 FIGURES: dict[str, Kind] = {
     "confusion": Kind(
-        "confusion matrices, one a run", "run folders", "FGW-FER Fig. 11, PAtt-Lite Fig. 2-5, 8, VGG16 Fig. 8, 9, "
-        "SepConv Fig. 5", _confusion,
+        title="confusion matrices, one a run",
+        source="run folders",
+        papers="FGW-FER Fig. 11, PAtt-Lite Fig. 2-5, 8, VGG16 Fig. 8, 9, SepConv Fig. 5",
+        function="scores.confusion",
     ),
-    "per-class": Kind("precision, recall and F1 of each class", "run folders", "FGW-FER 5.1, PAtt-Lite Table 9",
-                      _per_class),
-    "curves": Kind("learning curves", "run folders", "none; what a reader of a run asks for", _curves),
-    "lambda": Kind("accuracy against the weight of the centre loss", "folder of the table mobilenetv3-lambda",
-                   "MobileNetV3 Fig. 6", _sweep),
-    "size": Kind("accuracy against parameters, and seconds an image", "folders of tables",
-                 "PAtt-Lite Fig. 9, 10, FGW-FER Table 1", _size),
-    "maps": Kind("attention maps and Grad-CAM over right and wrong faces", "one weight file or run folder, and faces",
-                 "FGW-FER Tables 6, 7, PAtt-Lite Fig. 6, 7", _maps),
-    "tsne": Kind("embeddings in the plane by t-SNE", "one weight file or run folder, and faces",
-                 "none; how far the centre loss draws the classes together (MobileNetV3 4.4)", _tsne),
-}  # fmt: skip
+    "per-class": Kind(
+        title="precision, recall and F1 of each class",
+        source="run folders",
+        papers="FGW-FER 5.1, PAtt-Lite Table 9",
+        function="scores.per_class",
+    ),
+    "curves": Kind(
+        title="learning curves",
+        source="run folders",
+        papers="none; what a reader of a run asks for",
+        function="scores.curves",
+    ),
+    "lambda": Kind(
+        title="accuracy against the weight of the centre loss",
+        source="folder of the table mobilenetv3-lambda",
+        papers="MobileNetV3 Fig. 6",
+        function="tables.sweep",
+    ),
+    "size": Kind(
+        title="accuracy against parameters, and seconds an image",
+        source="folders of tables",
+        papers="PAtt-Lite Fig. 9, 10, FGW-FER Table 1",
+        function="tables.size",
+    ),
+    "maps": Kind(
+        title="attention maps and Grad-CAM over right and wrong faces",
+        source="one weight file or run folder, and faces",
+        papers="FGW-FER Tables 6, 7, PAtt-Lite Fig. 6, 7",
+        function="embedding.maps",
+        faces=True,
+    ),
+    "tsne": Kind(
+        title="embeddings in the plane by t-SNE",
+        source="one weight file or run folder, and faces",
+        papers="none; how far the centre loss draws the classes together (MobileNetV3 4.4)",
+        function="embedding.tsne",
+        faces=True,
+    ),
+}
 
 
 def draw(name: str, sources: Sequence[Path], out: Path, faces: Faces | None = None) -> Path:

@@ -27,6 +27,13 @@ class MlpKept(NamedTuple):
     w2: Tensor
 
 
+class SpatialLayers(NamedTuple):
+    """The spatial gate's layers: a convolution, weight (1, 2, K, K), and a norm of one channel."""
+
+    weight: Tensor
+    norm: RunningNorm
+
+
 class ChannelGate(NamedTuple):
     """x · g, g = sigmoid(mlp(mean) + mlp(max)): x (N, C, H, W)."""
 
@@ -190,3 +197,24 @@ class CbamGradients(NamedTuple):
     d_weight: Tensor
     d_norm_weight: Tensor
     d_norm_bias: Tensor
+
+
+class KeptGates(NamedTuple):
+    """What backward of one gate or both needs, for kernels that run all three ops; None for an absent gate."""
+
+    mlp: MlpKept | None = None
+    pooled: Tensor | None = None
+    positions: Tensor | None = None
+    weight: Tensor | None = None
+    norm: Affine | None = None
+    planes: Tensor | None = None
+    channels: Tensor | None = None
+    stats: Tensor | None = None
+
+
+class GatesGradients(NamedTuple):
+    """Gradients of one gate or both: empty where not asked for, or where there is no such gate."""
+
+    x: Tensor
+    mlp: tuple[Tensor, Tensor, Tensor, Tensor]
+    spatial: tuple[Tensor, Tensor, Tensor]

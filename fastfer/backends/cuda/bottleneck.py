@@ -78,19 +78,19 @@ def inverted_bottleneck_backward(launch: Launch, a: BottleneckBackward) -> Bottl
             dout, z, a.y1, a.dw_weight, a.norm2, a.stats2, a.act, a.stride, a.padding, a.batch_stats,
             DepthwiseNormNeeds(True, params),
         ))  # fmt: skip
-        da1, d_dw, d_norm2 = grads.d_x, grads.d_weight, (grads.d_norm_weight, grads.d_norm_bias)
-        third = tuple(x.new_empty(0) for _ in range(3))
+        d_a1, depthwise = grads.d_x, (grads.d_weight, grads.d_norm_weight, grads.d_norm_bias)
+        projection = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     else:
         grads = separable_backward(launch, z, expanded, SeparableBackward(
             dout, z, a.y1, a.y2, a.dw_weight, a.norm2, a.stats2, a.act, a.project_weight, a.norm3, a.stats3, 0,
             a.stride, a.padding, a.batch_stats, SeparableNeeds(x=True, dw=params, pw=params, biases=False),
         ))  # fmt: skip
-        da1, d_dw, d_norm2 = grads.d_x, grads.d_dw_weight, (grads.d_norm1_weight, grads.d_norm1_bias)
-        third = (grads.d_pw_weight, grads.d_norm2_weight, grads.d_norm2_bias)
-    dz, *of_norm1 = norm.normalise_backward(launch, da1, z, a.norm1, a.stats1, a.act, a.batch_stats)
+        d_a1, depthwise = grads.d_x, (grads.d_dw_weight, grads.d_norm1_weight, grads.d_norm1_bias)
+        projection = grads.d_pw_weight, grads.d_norm2_weight, grads.d_norm2_bias
+    dz, d_norm1_weight, d_norm1_bias = norm.normalise_backward(launch, d_a1, z, a.norm1, a.stats1, a.act, a.batch_stats)
     d_x, d_expand, _ = product_backward(launch, dz, x, PLAIN, a.expand_weight, ConvNeeds(a.needs.x, params, False))
     if a.residual and a.needs.x:
         d_x = d_x.add_(dout)
-    d_norm1 = of_norm1 if params else [x.new_empty(0) for _ in range(2)]
-    rest: tuple[Tensor, ...] = (d_dw, *d_norm2, *third)
-    return BottleneckGradients(d_x, d_expand, *d_norm1, *rest)
+    if not params:
+        d_norm1_weight, d_norm1_bias = x.new_empty(0), x.new_empty(0)
+    return BottleneckGradients(d_x, d_expand, d_norm1_weight, d_norm1_bias, *depthwise, *projection)

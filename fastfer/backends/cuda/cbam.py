@@ -33,6 +33,7 @@ from fastfer.signatures.cbam import (
     SpatialGateGradients,
     SpatialGateTrain,
     SpatialGateTrained,
+    SpatialLayers,
 )
 from fastfer.signatures.fields import Affine, RunningNorm
 from fastfer.signatures.separable_conv import ConvNeeds
@@ -40,13 +41,6 @@ from fastfer.signatures.separable_conv import ConvNeeds
 THREADS, IMAGE_THREADS = 256, 512
 _RUN = 4  # csrc/cbam/cuda.cuh
 _SIGMOID = ACTIVATIONS.index("sigmoid")
-
-
-class _Spatial(NamedTuple):
-    """The spatial gate's layers."""
-
-    weight: Tensor
-    norm: RunningNorm
 
 
 class _Channel(NamedTuple):
@@ -116,7 +110,7 @@ def channel_gate(launch: Launch, a: ChannelGate) -> Tensor:
     return channel_gate_train(launch, a).out
 
 
-def _train(launch: Launch, x: Tensor, mlp: Mlp | None, spatial: _Spatial, batch_stats: bool) -> CbamTrained:
+def _train(launch: Launch, x: Tensor, mlp: Mlp | None, spatial: SpatialLayers, batch_stats: bool) -> CbamTrained:
     x = nhwc(x)
     pooled, positions, planes, channels = _gates(launch, x, mlp, True)
     _convolve(launch, planes[:2], spatial.weight, planes[2], False)
@@ -129,19 +123,19 @@ def _train(launch: Launch, x: Tensor, mlp: Mlp | None, spatial: _Spatial, batch_
 def spatial_gate_train(launch: Launch, a: SpatialGateTrain) -> SpatialGateTrained:
     """x · s, planes, channels, stats."""
     block = a.block
-    made = _train(launch, block.x, None, _Spatial(block.weight, block.norm), a.batch_stats)
+    made = _train(launch, block.x, None, SpatialLayers(block.weight, block.norm), a.batch_stats)
     return SpatialGateTrained(made.out, made.planes, made.channels, made.stats)
 
 
 def spatial_gate(launch: Launch, a: SpatialGate) -> Tensor:
     """x · s with running statistics."""
-    return _train(launch, a.x, None, _Spatial(a.weight, a.norm), False).out
+    return _train(launch, a.x, None, SpatialLayers(a.weight, a.norm), False).out
 
 
 def cbam_train(launch: Launch, a: CbamTrain) -> CbamTrained:
     """out, pooled, positions, planes, channels, stats."""
     block = a.block
-    return _train(launch, block.x, block.mlp, _Spatial(block.weight, block.norm), a.batch_stats)
+    return _train(launch, block.x, block.mlp, SpatialLayers(block.weight, block.norm), a.batch_stats)
 
 
 def cbam(launch: Launch, a: Cbam) -> Tensor:

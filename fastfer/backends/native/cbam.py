@@ -22,24 +22,18 @@ from fastfer.signatures.cbam import (
     ChannelGateBackward,
     ChannelGateGradients,
     ChannelGateTrained,
+    GatesGradients,
+    KeptGates,
     Mlp,
-    MlpKept,
     SpatialGate,
     SpatialGateBackward,
     SpatialGateGradients,
     SpatialGateTrain,
     SpatialGateTrained,
+    SpatialLayers,
 )
-from fastfer.signatures.fields import Affine, RunningNorm
 
 _Kernel = Callable[[bool, _C.CbamParams], None]
-
-
-class _Spatial(NamedTuple):
-    """The spatial gate's layers."""
-
-    weight: Tensor
-    norm: RunningNorm
 
 
 class _Forward(NamedTuple):
@@ -53,29 +47,8 @@ class _Forward(NamedTuple):
     stats: Tensor | None
 
 
-class _Kept(NamedTuple):
-    """What backward needs of the gates that there are, with their layers; else None."""
-
-    mlp: MlpKept | None = None
-    pooled: Tensor | None = None
-    positions: Tensor | None = None
-    weight: Tensor | None = None
-    norm: Affine | None = None
-    planes: Tensor | None = None
-    channels: Tensor | None = None
-    stats: Tensor | None = None
-
-
-class _Gradients(NamedTuple):
-    """Gradients; empty where not asked for, or where there is no such gate."""
-
-    x: Tensor
-    mlp: tuple[Tensor, Tensor, Tensor, Tensor]
-    spatial: tuple[Tensor, Tensor, Tensor]
-
-
 def _forward(
-    kernel: _Kernel, train: bool, x: Tensor, mlp: Mlp | None, spatial: _Spatial | None, batch_stats: bool = False
+    kernel: _Kernel, train: bool, x: Tensor, mlp: Mlp | None, spatial: SpatialLayers | None, batch_stats: bool = False
 ) -> _Forward:
     n, c, h, w = x.shape
     out = empty_nhwc(x, c, h, w)
@@ -118,9 +91,9 @@ def _forward(
 
 
 def _backward(
-    kernel: _Kernel, dout: Tensor, x: Tensor, kept: _Kept, batch_stats: bool, need_x: bool, need_mlp: bool,
+    kernel: _Kernel, dout: Tensor, x: Tensor, kept: KeptGates, batch_stats: bool, need_x: bool, need_mlp: bool,
     need_spatial: bool,
-) -> _Gradients:  # fmt: skip
+) -> GatesGradients:  # fmt: skip
     n, c, h, w = x.shape
     mlp, weight, norm = kept.mlp, kept.weight, kept.norm
     dx = empty_nhwc(x, c, h, w) if need_x else None
@@ -171,7 +144,7 @@ def _backward(
     def made(t: Tensor | None) -> Tensor:
         return x.new_empty(0) if t is None else t
 
-    return _Gradients(
+    return GatesGradients(
         made(dx),
         (made(d_w1), made(d_b1), made(d_w2), made(d_b2)),
         (made(d_weight), made(d_norm_weight), made(d_norm_bias)),
@@ -185,19 +158,19 @@ def _there(t: Tensor | None) -> Tensor:
 
 def cbam(a: Cbam) -> Tensor:
     """Output with running statistics."""
-    return _forward(_C.cbam_fwd, False, a.x, a.mlp, _Spatial(a.weight, a.norm)).out
+    return _forward(_C.cbam_fwd, False, a.x, a.mlp, SpatialLayers(a.weight, a.norm)).out
 
 
 def cbam_train(a: CbamTrain) -> CbamTrained:
     """Output, and what backward needs."""
     block = a.block
-    made = _forward(_C.cbam_train, True, block.x, block.mlp, _Spatial(block.weight, block.norm), a.batch_stats)
+    made = _forward(_C.cbam_train, True, block.x, block.mlp, SpatialLayers(block.weight, block.norm), a.batch_stats)
     return CbamTrained(*map(_there, made))
 
 
 def cbam_backward(a: CbamBackward) -> CbamGradients:
     """Gradients of x, of the MLP, of the convolution and of the norm."""
-    kept = _Kept(a.mlp, a.pooled, a.positions, a.weight, a.norm, a.planes, a.channels, a.stats)
+    kept = KeptGates(a.mlp, a.pooled, a.positions, a.weight, a.norm, a.planes, a.channels, a.stats)
     needs = a.needs
     grads = _backward(_C.cbam_bwd, a.d_out, a.x, kept, a.batch_stats, needs.x, needs.channel, needs.spatial)
     return CbamGradients(grads.x, *grads.mlp, *grads.spatial)
@@ -216,25 +189,25 @@ def channel_gate_train(a: ChannelGate) -> ChannelGateTrained:
 
 def channel_gate_backward(a: ChannelGateBackward) -> ChannelGateGradients:
     """Gradients of x and of the MLP."""
-    kept = _Kept(mlp=a.mlp, pooled=a.pooled, positions=a.positions)
+    kept = KeptGates(mlp=a.mlp, pooled=a.pooled, positions=a.positions)
     grads = _backward(_C.channel_gate_bwd, a.d_out, a.x, kept, False, a.needs.x, a.needs.params, False)
     return ChannelGateGradients(grads.x, *grads.mlp)
 
 
 def spatial_gate(a: SpatialGate) -> Tensor:
     """Output with running statistics."""
-    return _forward(_C.spatial_gate_fwd, False, a.x, None, _Spatial(a.weight, a.norm)).out
+    return _forward(_C.spatial_gate_fwd, False, a.x, None, SpatialLayers(a.weight, a.norm)).out
 
 
 def spatial_gate_train(a: SpatialGateTrain) -> SpatialGateTrained:
     """Output, planes, channels, statistics."""
     block = a.block
-    made = _forward(_C.spatial_gate_train, True, block.x, None, _Spatial(block.weight, block.norm), a.batch_stats)
+    made = _forward(_C.spatial_gate_train, True, block.x, None, SpatialLayers(block.weight, block.norm), a.batch_stats)
     return SpatialGateTrained(made.out, _there(made.planes), _there(made.channels), _there(made.stats))
 
 
 def spatial_gate_backward(a: SpatialGateBackward) -> SpatialGateGradients:
     """Gradients of x, of the convolution and of the norm."""
-    kept = _Kept(weight=a.weight, norm=a.norm, planes=a.planes, channels=a.channels, stats=a.stats)
+    kept = KeptGates(weight=a.weight, norm=a.norm, planes=a.planes, channels=a.channels, stats=a.stats)
     grads = _backward(_C.spatial_gate_bwd, a.d_out, a.x, kept, a.batch_stats, a.needs.x, False, a.needs.params)
     return SpatialGateGradients(grads.x, *grads.spatial)

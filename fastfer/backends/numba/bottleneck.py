@@ -92,19 +92,22 @@ def inverted_bottleneck_backward(a: BottleneckBackward) -> BottleneckGradients:
             a.d_out, a1, a.y1, a.dw_weight, a.norm2, a.stats2, a.act, a.stride, a.padding, a.batch_stats,
             DepthwiseNormNeeds(True, params),
         ))  # fmt: skip
-        da1, rest = first.d_x, (first.d_weight, first.d_norm_weight, first.d_norm_bias, *(nothing,) * 3)
+        d_a1, d_dw, d_norm2_weight, d_norm2_bias = first.d_x, first.d_weight, first.d_norm_weight, first.d_norm_bias
+        d_project = d_norm3_weight = d_norm3_bias = nothing
     else:
         both = separable_conv2d_backward(SeparableBackward(
             a.d_out, a1, a.y1, a.y2, a.dw_weight, a.norm2, a.stats2, a.act, a.project_weight, a.norm3, a.stats3, 0,
             a.stride, a.padding, a.batch_stats, SeparableNeeds(x=True, dw=params, pw=params, biases=False),
         ))  # fmt: skip
-        of_dw = (both.d_dw_weight, both.d_norm1_weight, both.d_norm1_bias)
-        da1, rest = both.d_x, (*of_dw, both.d_pw_weight, both.d_norm2_weight, both.d_norm2_bias)
+        d_a1, d_dw, d_norm2_weight, d_norm2_bias = both.d_x, both.d_dw_weight, both.d_norm1_weight, both.d_norm1_bias
+        d_project, d_norm3_weight, d_norm3_bias = both.d_pw_weight, both.d_norm2_weight, both.d_norm2_bias
     grads = conv2d_backward(Conv2dBackward(
-        da1, x, z, a.expand_weight, a.norm1, a.stats1, a.act, *_POINTWISE, a.batch_stats,
+        d_a1, x, z, a.expand_weight, a.norm1, a.stats1, a.act, *_POINTWISE, a.batch_stats,
         Conv2dNeeds(a.needs.x, params),
     ))  # fmt: skip
     d_x = grads.d_x
     if a.residual and a.needs.x:
         d_x = d_x.add_(nhwc(a.d_out))
-    return BottleneckGradients(*distinct(d_x, grads.d_weight, grads.d_norm_weight, grads.d_norm_bias, *rest))
+    expansion = grads.d_weight, grads.d_norm_weight, grads.d_norm_bias
+    depthwise, projection = (d_dw, d_norm2_weight, d_norm2_bias), (d_project, d_norm3_weight, d_norm3_bias)
+    return BottleneckGradients(*distinct(d_x, *expansion, *depthwise, *projection))

@@ -12,30 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfer.backends.numba import _passes
-from fastfer.backends.numba._gates import (
-    channel_dots,
-    channel_maxima,
-    gate_sums,
-    mlp_backward,
-    mlp_gate,
-    mlp_hidden,
-    pixel_grads,
-    scale_pixels,
-)
-from fastfer.backends.numba._numba import Array, Pointer, arguments, chunks, image, kernel, nhwc
-from fastfer.backends.numba._planes import (
-    border_size,
-    correlate,
-    enclose,
-    plane_gate,
-    plane_gate_grad,
-    plane_moments,
-    weight_grad,
-)
-from fastfer.backends.numba._pool import pool_image
-from fastfer.backends.numba._simd import div, fill, fma, lanes, load, splat, store
-from fastfer.backends.numba._span import absent, area, get, keep, put, room
+from fastfer.backends.numba import _cbam, _passes
+from fastfer.backends.numba._numba import Array, chunks, image, nhwc
 from fastfer.signatures.cbam import (
     Cbam,
     CbamBackward,
@@ -46,6 +24,8 @@ from fastfer.signatures.cbam import (
     ChannelGateBackward,
     ChannelGateGradients,
     ChannelGateTrained,
+    GatesGradients,
+    KeptGates,
     Mlp,
     MlpKept,
     SpatialGate,
@@ -53,150 +33,11 @@ from fastfer.signatures.cbam import (
     SpatialGateGradients,
     SpatialGateTrain,
     SpatialGateTrained,
+    SpatialLayers,
 )
 from fastfer.signatures.fields import Affine, RunningNorm
 
 _Tensors = tuple[Tensor, ...]
-
-
-@kernel
-def _forward(pointer: Pointer, chunk: int) -> None:
-    """Gates of the images; ``out`` too, unless the statistics of the batch (``moments``) come first."""
-    (
-        out, avg, most, positions, gate, most_plane, mean_plane, y, channel, moments, x, w1, b1, w2, b2, weight, line,
-        images, count, height, width, channels, size,
-    ) = arguments(pointer, "FFFIFFFFIDFFFFFFFiiiiii")  # fmt: skip
-    pixels = height * width
-    memory = np.empty(room(x, channels), np.uint8)
-    room_of_border = room(x, border_size(x, height, width, size)) if weight.size else 64
-    borders = np.zeros(room_of_border, np.uint8), np.zeros(room_of_border, np.uint8)
-    memory_hidden, memory_plane = np.empty(room(x, 2 * b1.size), np.uint8), np.empty(room(x, pixels), np.uint8)
-    hidden = area(x, memory_hidden)
-    local = area(x, memory) if w1.size else absent(x)
-    plane = area(x, memory_plane) if weight.size else absent(x)
-    for i in range(images * chunk // count, images * (chunk + 1) // count):
-        at, po = i * pixels * channels, i * pixels
-        if w1.size:
-            pool_image(avg, i * channels, most, positions, x, at, pixels, channels)
-            mlp_hidden(hidden, avg, most, i * channels, w1, b1, channels)
-            mlp_gate(gate, i * channels, hidden, w2, b2)
-            for c in range(channels):
-                put(local, c, get(gate, i * channels + c))
-        if weight.size:
-            channel_maxima(most_plane, po, mean_plane, po, channel, po, x, at, local, pixels, channels)
-            padded_most, padded_mean = area(x, borders[0]), area(x, borders[1])
-            enclose(padded_most, most_plane, po, height, width, size)
-            enclose(padded_mean, mean_plane, po, height, width, size)
-            correlate(y, po, padded_most, weight, 0, 1, 0, height, width, size)
-            correlate(y, po, padded_mean, weight, size * size, 1, 1, height, width, size)
-            if moments.size:
-                plane_moments(moments, i, y, po, pixels)
-            else:
-                plane_gate(plane, 0, y, po, line, pixels)
-        if not moments.size:
-            scale_pixels(out, x, at, local, plane, pixels, channels)
-    keep(memory)
-    keep(borders[0])
-    keep(borders[1])
-    keep(memory_hidden)
-    keep(memory_plane)
-
-
-@kernel
-def _scale(pointer: Pointer, chunk: int) -> None:
-    """``out`` from the gate and the convolution of each image."""
-    out, gate, y, x, line, images, count, pixels, channels = arguments(pointer, "FFFFFiiii")
-    memory, memory_plane = np.empty(room(x, channels), np.uint8), np.empty(room(x, pixels), np.uint8)
-    local, plane = area(x, memory) if gate.size else absent(x), area(x, memory_plane)
-    for i in range(images * chunk // count, images * (chunk + 1) // count):
-        if gate.size:
-            for c in range(channels):
-                put(local, c, get(gate, i * channels + c))
-        plane_gate(plane, 0, y, i * pixels, line, pixels)
-        scale_pixels(out, x, i * pixels * channels, local, plane, pixels, channels)
-    keep(memory)
-    keep(memory_plane)
-
-
-@kernel
-def _slope(pointer: Pointer, chunk: int) -> None:
-    """The spatial gate ``s``, the gradient ``t`` before its sigmoid, and the sums of t (images, 2)."""
-    s, t, sums, dout, x, gate, y, line, mean, images, count, pixels, channels = arguments(pointer, "FFDFFFFFFiiii")
-    memory = np.empty(room(x, channels), np.uint8)
-    local = area(x, memory) if gate.size else absent(x)
-    for i in range(images * chunk // count, images * (chunk + 1) // count):
-        if gate.size:
-            for c in range(channels):
-                put(local, c, get(gate, i * channels + c))
-        po = i * pixels
-        plane_gate(s, po, y, po, line, pixels)
-        channel_dots(t, po, dout, x, po * channels, local, pixels, channels)
-        plane_gate_grad(t, s, po, y, po, mean, pixels, sums, i)
-    keep(memory)
-
-
-@kernel
-def _backward(pointer: Pointer, chunk: int) -> None:
-    """dx, and per chunk the sums of the gradients of the MLP's tensors and of the convolution's weight."""
-    (
-        dx, mlp_grads, weight_grads, dout, x, avg, most, gate, positions, most_plane, mean_plane, y, channel, s, t,
-        curve, w1, b1, w2, weight, images, count, height, width, channels, size,
-    ) = arguments(pointer, "FDDFFFFFIFFFIFFFFFFFiiiiii")  # fmt: skip
-    pixels, units = height * width, b1.size
-    vectors = np.empty(room(x, 2 * units), np.uint8)
-    border = np.zeros(room(x, border_size(x, height, width, size)) if weight.size else 64, np.uint8)
-    plane0, plane1 = np.empty(room(x, pixels), np.uint8), np.empty(room(x, pixels), np.uint8)
-    memory = (np.empty(room(x, channels), np.uint8), np.empty(room(x, channels), np.uint8),
-              np.empty(room(x, channels), np.uint8), np.empty(room(x, channels), np.uint8))  # fmt: skip
-    local = area(x, memory[0]) if w1.size else absent(x)
-    dz, davg, dmost = area(x, memory[1]), area(x, memory[2]), area(x, memory[3])
-    hidden, padded, dmean, dlargest = area(x, vectors), area(x, border), area(x, plane0), area(x, plane1)
-    for i in range(images * chunk // count, images * (chunk + 1) // count):
-        at, po, vo = i * pixels * channels, i * pixels, i * channels
-        if weight.size:
-            for p in range(0, pixels, lanes(x)):
-                n = min(lanes(x), pixels - p)
-                bent = fma(load(y, po + p, n), splat(curve, 1), splat(curve, 2))
-                store(dmean, p, fma(load(t, po + p, n), splat(curve, 0), bent), n)
-            enclose(padded, dmean, 0, height, width, size)
-            correlate(dlargest, 0, padded, weight, size * size - 1, -1, 0, height, width, size)
-            correlate(dmean, 0, padded, weight, 2 * size * size - 1, -1, 0, height, width, size)
-            for p in range(0, pixels, lanes(x)):
-                n = min(lanes(x), pixels - p)
-                store(dmean, p, div(load(dmean, p, n), fill(x, channels)), n)
-            if weight_grads.size:
-                to = 2 * size * size * chunk
-                weight_grad(weight_grads, to, most_plane, po, padded, height, width, size)
-                weight_grad(weight_grads, to + size * size, mean_plane, po, padded, height, width, size)
-        if w1.size:
-            gate_sums(dz, dout, x, at, s, po, dmean, dlargest, channel, po, pixels, channels)
-            mlp_hidden(hidden, avg, most, vo, w1, b1, channels)
-            go = (2 * units * channels + units + channels) * chunk
-            mlp_backward(davg, dmost, dz, mlp_grads, go, hidden, gate, avg, most, vo, w1, w2, units, channels)
-            for c in range(channels):
-                put(local, c, get(gate, vo + c))
-                put(davg, c, get(davg, c) / pixels)
-        if dx.size:
-            pixel_grads(dx, dout, at, local, davg, s, po, dmean, dlargest, channel, po, pixels, channels)
-            if w1.size:
-                for c in range(channels):
-                    to = at + get(positions, vo + c) * channels + c
-                    put(dx, to, get(dx, to) + get(dmost, c))
-    keep(vectors)
-    keep(border)
-    keep(plane0)
-    keep(plane1)
-    keep(memory[0])
-    keep(memory[1])
-    keep(memory[2])
-    keep(memory[3])
-
-
-class _Spatial(NamedTuple):
-    """The spatial gate's layers."""
-
-    weight: Tensor
-    norm: RunningNorm
 
 
 class _Forward(NamedTuple):
@@ -208,27 +49,6 @@ class _Forward(NamedTuple):
     planes: Tensor
     channels: Tensor
     stats: Tensor
-
-
-class _Kept(NamedTuple):
-    """What backward needs of the gates that there are, with their layers; else None."""
-
-    mlp: MlpKept | None = None
-    pooled: Tensor | None = None
-    positions: Tensor | None = None
-    weight: Tensor | None = None
-    norm: Affine | None = None
-    planes: Tensor | None = None
-    channels: Tensor | None = None
-    stats: Tensor | None = None
-
-
-class _Gradients(NamedTuple):
-    """Gradients; empty where not asked for, or where there is no such gate."""
-
-    x: Tensor
-    mlp: tuple[Tensor, Tensor, Tensor, Tensor]
-    spatial: tuple[Tensor, Tensor, Tensor]
 
 
 def _line(x: Tensor, norm: RunningNorm | Affine, stats: Tensor) -> Tensor:
@@ -251,7 +71,7 @@ def _batch(moments: Array, pixels: int, eps: float, like: Tensor) -> Tensor:
 
 
 def _run_forward(
-    x: Tensor, mlp: Mlp | None, spatial: _Spatial | None, train: bool, batch_stats: bool = False
+    x: Tensor, mlp: Mlp | None, spatial: SpatialLayers | None, train: bool, batch_stats: bool = False
 ) -> _Forward:
     n, c, h, w = x.shape
     out, x, pixels = image(x, c, h, w), nhwc(x), h * w
@@ -273,11 +93,11 @@ def _run_forward(
         arrays = (
             out, *pooled[:2], positions, pooled[2], *planes, channels, moments, x, w1, b1, w2, b2, weight, line,
         )  # fmt: skip
-        _forward(x.dtype, count, work, *arrays, n, count, h, w, c, weight.shape[3] if weight is not None else 1)
+        _cbam.forward(x.dtype, count, work, *arrays, n, count, h, w, c, weight.shape[3] if weight is not None else 1)
         if spatial is not None and batch_stats:
             stats = _batch(moments, pixels, spatial.norm.eps, x)
             line = _line(x, spatial.norm, stats)
-            _scale(x.dtype, count, work, out, pooled[2], planes[2], x, line, n, count, pixels, c)
+            _cbam.scale(x.dtype, count, work, out, pooled[2], planes[2], x, line, n, count, pixels, c)
     return _Forward(out, pooled, positions, planes, channels, stats)
 
 
@@ -313,8 +133,8 @@ def _norm_backward(sums: Array, stats: Tensor, n_weight: Tensor, count: int, bat
 
 
 def _run_backward(
-    dout: Tensor, x: Tensor, kept: _Kept, batch_stats: bool, need_x: bool, need_mlp: bool, need_spatial: bool
-) -> _Gradients:
+    dout: Tensor, x: Tensor, kept: KeptGates, batch_stats: bool, need_x: bool, need_mlp: bool, need_spatial: bool
+) -> GatesGradients:
     n, c, h, w = x.shape
     mlp, weight, norm = kept.mlp, kept.weight, kept.norm
     dx = image(x, c, h, w) if need_x else x.new_empty(0)
@@ -332,7 +152,9 @@ def _run_backward(
     if norm is not None and kept.stats is not None:
         if x.numel():
             line, mean = _line(x, norm, kept.stats), kept.stats[0]
-            _slope(x.dtype, count, work, s, t, sums, dout, x, pooled[2], planes[2], line, mean, n, count, pixels, c)
+            _cbam.slope(
+                x.dtype, count, work, s, t, sums, dout, x, pooled[2], planes[2], line, mean, n, count, pixels, c
+            )
         curve, d_norm_weight, d_norm_bias = _norm_backward(
             sums, kept.stats, norm.weight, max(n * pixels, 1), batch_stats
         )
@@ -341,7 +163,7 @@ def _run_backward(
             dx, mlp_grads, weight_grads, dout, x, *pooled, kept.positions, *planes, kept.channels, s, t, curve, *dense,
             None if weight is None else weight.contiguous(),
         )  # fmt: skip
-        _backward(x.dtype, count, work, *arrays, n, count, h, w, c, 1 if weight is None else weight.shape[3])
+        _cbam.backward(x.dtype, count, work, *arrays, n, count, h, w, c, 1 if weight is None else weight.shape[3])
     d_mlp, d_spatial = (none, none, none, none), (none, none, none)
     if mlp is not None and need_mlp:
         d_w1, d_w2, d_b1, d_b2 = _tensors(_merged(mlp_grads), x.dtype, (units, c), (units, c), units, c)
@@ -349,23 +171,23 @@ def _run_backward(
     if weight is not None and need_spatial:
         (d_weight,) = _tensors(_merged(weight_grads), x.dtype, weight.shape)
         d_spatial = d_weight, d_norm_weight, d_norm_bias
-    return _Gradients(dx, d_mlp, d_spatial)
+    return GatesGradients(dx, d_mlp, d_spatial)
 
 
 def cbam(a: Cbam) -> Tensor:
     """Output with running statistics."""
-    return _run_forward(a.x, a.mlp, _Spatial(a.weight, a.norm), False).out
+    return _run_forward(a.x, a.mlp, SpatialLayers(a.weight, a.norm), False).out
 
 
 def cbam_train(a: CbamTrain) -> CbamTrained:
     """Output, and what backward needs."""
     block = a.block
-    return CbamTrained(*_run_forward(block.x, block.mlp, _Spatial(block.weight, block.norm), True, a.batch_stats))
+    return CbamTrained(*_run_forward(block.x, block.mlp, SpatialLayers(block.weight, block.norm), True, a.batch_stats))
 
 
 def cbam_backward(a: CbamBackward) -> CbamGradients:
     """Gradients of x, of the MLP, of the convolution and of the norm."""
-    kept = _Kept(a.mlp, a.pooled, a.positions, a.weight, a.norm, a.planes, a.channels, a.stats)
+    kept = KeptGates(a.mlp, a.pooled, a.positions, a.weight, a.norm, a.planes, a.channels, a.stats)
     grads = _run_backward(a.d_out, a.x, kept, a.batch_stats, a.needs.x, a.needs.channel, a.needs.spatial)
     return CbamGradients(grads.x, *grads.mlp, *grads.spatial)
 
@@ -383,25 +205,25 @@ def channel_gate_train(a: ChannelGate) -> ChannelGateTrained:
 
 def channel_gate_backward(a: ChannelGateBackward) -> ChannelGateGradients:
     """Gradients of x and of the MLP."""
-    kept = _Kept(mlp=a.mlp, pooled=a.pooled, positions=a.positions)
+    kept = KeptGates(mlp=a.mlp, pooled=a.pooled, positions=a.positions)
     grads = _run_backward(a.d_out, a.x, kept, False, a.needs.x, a.needs.params, False)
     return ChannelGateGradients(grads.x, *grads.mlp)
 
 
 def spatial_gate(a: SpatialGate) -> Tensor:
     """Output with running statistics."""
-    return _run_forward(a.x, None, _Spatial(a.weight, a.norm), False).out
+    return _run_forward(a.x, None, SpatialLayers(a.weight, a.norm), False).out
 
 
 def spatial_gate_train(a: SpatialGateTrain) -> SpatialGateTrained:
     """Output, planes, channels, statistics."""
     block = a.block
-    made = _run_forward(block.x, None, _Spatial(block.weight, block.norm), True, a.batch_stats)
+    made = _run_forward(block.x, None, SpatialLayers(block.weight, block.norm), True, a.batch_stats)
     return SpatialGateTrained(made.out, made.planes, made.channels, made.stats)
 
 
 def spatial_gate_backward(a: SpatialGateBackward) -> SpatialGateGradients:
     """Gradients of x, of the convolution and of the norm."""
-    kept = _Kept(weight=a.weight, norm=a.norm, planes=a.planes, channels=a.channels, stats=a.stats)
+    kept = KeptGates(weight=a.weight, norm=a.norm, planes=a.planes, channels=a.channels, stats=a.stats)
     grads = _run_backward(a.d_out, a.x, kept, a.batch_stats, a.needs.x, False, a.needs.params)
     return SpatialGateGradients(grads.x, *grads.spatial)
