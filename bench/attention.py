@@ -40,9 +40,14 @@ def inference(own: Function, stock: Function, weights: Weights, image: Tensor, b
 
 
 def training(
-    own: Function, stock: Function, weights: Weights, image: Tensor, dimage: Tensor, batch: int,
+    own: Function,
+    stock: Function,
+    weights: Weights,
+    image: Tensor,
+    dimage: Tensor,
+    batch: int,
     constant: tuple[str, ...] = (),
-) -> Problem:  # fmt: skip
+) -> Problem:
     """Forward and backward to x and all weights but the ``constant`` ones."""
     names = [name for name in weights if name not in constant]
     in_bytes = 4 * batch * image[0].numel()

@@ -84,13 +84,17 @@ def main() -> None:
     curves = {label: losses(config, split, backend, count) for label, backend, count in runs}
     base = smooth(curves["reference"])
     report = {
-        "data": data, "images": len(split), "epochs": given.epochs, "seed": config.seed, "threads": threads,
+        "data": data,
+        "images": len(split),
+        "epochs": given.epochs,
+        "seed": config.seed,
+        "threads": threads,
         "mean of the last 25 losses": {name: round(float(smooth(values)[-1]), 4) for name, values in curves.items()},
         "largest difference of the running means from the reference": {
             name: float((smooth(values) - base).abs().max()) for name, values in curves.items()
         },
         "steps until a loss differs by 1e-3": {name: first_apart(v, curves["reference"]) for name, v in curves.items()},
-    }  # fmt: skip
+    }
     draw(curves, _RESULTS / "backend-curves.png")
     path = _RESULTS / "backend-curves.json"
     path.with_suffix(".partial").write_text(json.dumps(report, indent=2) + "\n")

@@ -67,11 +67,18 @@ def _additive(batch: int, tokens: int, features: int, training: bool) -> Problem
 
 def _cases(work: str, build: Callable[..., Problem], shapes: tuple[tuple[str, int, int, int], ...]) -> list[Case]:
     return [
-        Case(f"{work} {'training' if training else 'inference'}", network, f"{tokens}x{features}", batch, 1,
-             partial(build, batch, tokens, features, training), CONTENDERS)
+        Case(
+            f"{work} {'training' if training else 'inference'}",
+            network,
+            f"{tokens}x{features}",
+            batch,
+            1,
+            partial(build, batch, tokens, features, training),
+            CONTENDERS,
+        )
         for training in (False, True)
         for network, batch, tokens, features in shapes
-    ]  # fmt: skip
+    ]
 
 
 @parametrize(_cases("dot_product_attention", _dot, _DOT), keep=2)

@@ -102,12 +102,17 @@ def _cases(training: bool) -> list[Case]:
     work = f"cbam {'training' if training else 'inference'}"
     return [
         Case(
-            work, _NETWORK, f"{gate} {channels} @{size}x{size}", _BATCH, 1,
-            partial(_problem, gate, training, channels, size), ALL,
+            work,
+            _NETWORK,
+            f"{gate} {channels} @{size}x{size}",
+            _BATCH,
+            1,
+            partial(_problem, gate, training, channels, size),
+            ALL,
         )
         for gate in _NAMES
         for channels, size in (_STAGES if gate == "cbam" else _STAGES[1:2])
-    ]  # fmt: skip
+    ]
 
 
 @parametrize(_cases(training=False))

@@ -86,17 +86,21 @@ def _weights(layer: Dense) -> Weights:
 def _fastfer(layer: Dense, w: Weights, training: bool) -> Callable[[Tensor], Tensor]:
     norm = ops.Norm(w["1.weight"], w["1.bias"], w["1.running_mean"], w["1.running_var"])
     return partial(
-        ops.conv2d, weight=w["0.weight"], bias=w.get("0.bias"), norm=norm, act="relu", stride=layer.stride,
-        padding=layer.padding, training=training,
-    )  # fmt: skip
+        ops.conv2d,
+        weight=w["0.weight"],
+        bias=w.get("0.bias"),
+        norm=norm,
+        act="relu",
+        stride=layer.stride,
+        padding=layer.padding,
+        training=training,
+    )
 
 
 def _torch(layer: Dense, weights: Weights, layout: torch.memory_format) -> nn.Module:
     top, left, bottom, right = layer.padding
     even = top == bottom and left == right
-    conv = nn.Conv2d(
-        layer.inputs, layer.outputs, layer.kernel, layer.stride, top if even else 0, bias=layer.bias
-    )  # fmt: skip
+    conv = nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, layer.stride, top if even else 0, bias=layer.bias)
     module = nn.Sequential(conv, nn.BatchNorm2d(layer.outputs), nn.ReLU())
     module.load_state_dict(weights, strict=False)
     if not even:

@@ -30,12 +30,17 @@ def _weights(channels: int) -> Weights:
         return torch.randn(shape, generator=generator)
 
     return {
-        "weight": draw(middle, channels, 1, 1) / channels**0.5, "bias": 0.1 * draw(middle),
-        "n_weight": 1 + 0.1 * draw(middle), "n_bias": 0.1 * draw(middle),
-        "running_mean": torch.zeros(middle), "running_var": torch.ones(middle),
-        "h_weight": draw(channels, middle, 1, 1) / middle**0.5, "h_bias": 0.1 * draw(channels),
-        "w_weight": draw(channels, middle, 1, 1) / middle**0.5, "w_bias": 0.1 * draw(channels),
-    }  # fmt: skip
+        "weight": draw(middle, channels, 1, 1) / channels**0.5,
+        "bias": 0.1 * draw(middle),
+        "n_weight": 1 + 0.1 * draw(middle),
+        "n_bias": 0.1 * draw(middle),
+        "running_mean": torch.zeros(middle),
+        "running_var": torch.ones(middle),
+        "h_weight": draw(channels, middle, 1, 1) / middle**0.5,
+        "h_bias": 0.1 * draw(channels),
+        "w_weight": draw(channels, middle, 1, 1) / middle**0.5,
+        "w_bias": 0.1 * draw(channels),
+    }
 
 
 def _own(x: Tensor, t: Weights, kind: str, training: bool) -> Tensor:
@@ -89,11 +94,16 @@ def _pool_problem(channels: int, size: int) -> Problem:
 def _cases(work: str, training: bool) -> list[Case]:
     return [
         Case(
-            work, _NETWORK, f"{kind} {channels} @{size}x{size}", _BATCH, count,
-            partial(_problem, training, kind, channels, size), _CONTENDERS,
+            work,
+            _NETWORK,
+            f"{kind} {channels} @{size}x{size}",
+            _BATCH,
+            count,
+            partial(_problem, training, kind, channels, size),
+            _CONTENDERS,
         )
         for kind, channels, size, count in _SHAPES
-    ]  # fmt: skip
+    ]
 
 
 @parametrize(_cases("coordinate_attention inference", False))
@@ -106,8 +116,8 @@ def test_coordinate_attention_training(case: Case, contender: str, compare: Call
     compare(case, contender)
 
 
-@parametrize([
-    Case("cpsca_pool training", _NETWORK, "184 @14x14", _BATCH, 2, partial(_pool_problem, 184, 14), _CONTENDERS)
-])  # fmt: skip
+@parametrize(
+    [Case("cpsca_pool training", _NETWORK, "184 @14x14", _BATCH, 2, partial(_pool_problem, 184, 14), _CONTENDERS)]
+)
 def test_cpsca_pool(case: Case, contender: str, compare: Callable[[Case, str], None]) -> None:
     compare(case, contender)

@@ -97,11 +97,16 @@ def _backward(act: str, batch: int, channels: int, size: int) -> Problem:
 def _cases(work: str, problem: Callable[[str, int, int, int], Problem]) -> list[Case]:
     return [
         Case(
-            work, network, f"{act} {channels} @{size}x{size}", TRAIN_BATCH[network], 1,
-            partial(problem, act, TRAIN_BATCH[network], channels, size), _CONTENDERS,
+            work,
+            network,
+            f"{act} {channels} @{size}x{size}",
+            TRAIN_BATCH[network],
+            1,
+            partial(problem, act, TRAIN_BATCH[network], channels, size),
+            _CONTENDERS,
         )
         for network, act, channels, size in _SHAPES
-    ]  # fmt: skip
+    ]
 
 
 @parametrize(_cases("elementwise forward", _forward))

@@ -77,9 +77,15 @@ _SHAPES = (  # network, kind, channels, hidden units, size, count
 def _weights(kind: _Kind, channels: int, hidden: int) -> Weights:
     generator, c = seeded(), channels
     sizes = {
-        "w1": (hidden, c), "b1": (hidden,), "w2": (c, hidden), "b2": (c,),
-        "k": (1, 1, 3 if c == 64 else 5), "sw": (1, 2, 1, 1), "sl": (1, c, 1, 1), "sb": (1,),
-    }  # fmt: skip
+        "w1": (hidden, c),
+        "b1": (hidden,),
+        "w2": (c, hidden),
+        "b2": (c,),
+        "k": (1, 1, 3 if c == 64 else 5),
+        "sw": (1, 2, 1, 1),
+        "sl": (1, c, 1, 1),
+        "sb": (1,),
+    }
     drawn = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
     scale = {"w1": c**-0.5, "w2": hidden**-0.5, "sl": c**-0.5}
     return {name: drawn[name] * scale.get(name, 1.0) for name in kind.weights}
@@ -98,11 +104,16 @@ def _problem(training: bool, name: str, batch: int, channels: int, hidden: int, 
 def _cases(work: str, training: bool) -> list[Case]:
     return [
         Case(
-            work, network, f"{name} {channels} @{size}x{size}", TRAIN_BATCH[network], count,
-            partial(_problem, training, name, TRAIN_BATCH[network], channels, hidden, size), _CONTENDERS,
+            work,
+            network,
+            f"{name} {channels} @{size}x{size}",
+            TRAIN_BATCH[network],
+            count,
+            partial(_problem, training, name, TRAIN_BATCH[network], channels, hidden, size),
+            _CONTENDERS,
         )
         for network, name, channels, hidden, size, count in _SHAPES
-    ]  # fmt: skip
+    ]
 
 
 @parametrize(_cases("gate inference", False))

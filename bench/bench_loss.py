@@ -60,12 +60,19 @@ def _problem(loss: str, batch: int, training: bool) -> Problem:
 
 def _cases() -> list[Case]:
     return [
-        Case(f"loss {'training' if training else 'forward'}", "mobilenetv3_cpsca", loss.replace("_", " "), batch, 1,
-             partial(_problem, loss, batch, training), CONTENDERS)
+        Case(
+            f"loss {'training' if training else 'forward'}",
+            "mobilenetv3_cpsca",
+            loss.replace("_", " "),
+            batch,
+            1,
+            partial(_problem, loss, batch, training),
+            CONTENDERS,
+        )
         for training in (False, True)
         for loss in ("center_loss", "triplet_loss", "cross_entropy", "cross_entropy_weighted_smoothed")
         for batch in _BATCHES
-    ]  # fmt: skip
+    ]
 
 
 @parametrize(_cases(), keep=8)

@@ -42,9 +42,11 @@ def _call(norm: ops.Norm, training: bool, name: str) -> Callable[[Tensor], Tenso
 def _norm(channels: int, dtype: torch.dtype, grad: bool) -> ops.Norm:
     weight, bias = (1 + 0.1 * _values(s, channels).to(dtype) for s in (3, 4))
     return ops.Norm(
-        weight.requires_grad_(grad), bias.requires_grad_(grad),
-        0.1 * _values(5, channels).to(dtype), 1 + 0.1 * _values(6, channels).sigmoid().to(dtype),
-    )  # fmt: skip
+        weight.requires_grad_(grad),
+        bias.requires_grad_(grad),
+        0.1 * _values(5, channels).to(dtype),
+        1 + 0.1 * _values(6, channels).sigmoid().to(dtype),
+    )
 
 
 def _problem(training: bool, batch: int, channels: int, size: int) -> Problem:

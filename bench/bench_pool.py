@@ -100,12 +100,17 @@ _GLOBAL: dict[str, tuple[_Pool, _Pool]] = {
 def _global_cases() -> list[Case]:
     return [
         Case(
-            "global pool forward", network, f"{name} {channels} @{size}x{size}", TRAIN_BATCH[network], 1,
-            partial(_forward, *pools, TRAIN_BATCH[network], channels, size, 2 * TRAIN_BATCH[network] * channels), ALL,
+            "global pool forward",
+            network,
+            f"{name} {channels} @{size}x{size}",
+            TRAIN_BATCH[network],
+            1,
+            partial(_forward, *pools, TRAIN_BATCH[network], channels, size, 2 * TRAIN_BATCH[network] * channels),
+            ALL,
         )
         for name, pools in _GLOBAL.items()
         for network, channels, size in _IMAGES
-    ]  # fmt: skip
+    ]
 
 
 @parametrize(_window_cases(training=False))

@@ -68,8 +68,9 @@ def _depthwise_norm(channels: int, kernel: int, stride: int, size: int) -> Probl
         "weight": torch.randn((channels, 1, kernel, kernel), generator=generator) / kernel,
         "n_weight": 1 + 0.1 * torch.randn(channels, generator=generator),
         "n_bias": 0.1 * torch.randn(channels, generator=generator),
-        "running_mean": torch.zeros(channels), "running_var": torch.ones(channels),
-    }  # fmt: skip
+        "running_mean": torch.zeros(channels),
+        "running_var": torch.ones(channels),
+    }
 
     def own(x: Tensor, t: Weights) -> Tensor:
         norm = ops.Norm(t["n_weight"], t["n_bias"], t["running_mean"], t["running_var"])

@@ -189,15 +189,22 @@ def measure(options: argparse.Namespace) -> str:
             engine = fastfer.compile(model, threads=threads, **precision(model, options.dtype))
             for batch in options.batches:
                 result = compare(
-                    model, engine, batch, twin=_stock(name), others=others, rounds=options.rounds,
+                    model,
+                    engine,
+                    batch,
+                    twin=_stock(name),
+                    others=others,
+                    rounds=options.rounds,
                     seconds=options.seconds,
-                )  # fmt: skip
+                )
                 print(f"{result}\n", flush=True)
                 results.append(result)
     names = ("engine", *others)
-    first = {} if options.quick or options.dtype != "float32" else {
-        name: {other: _child(name, other, max(options.threads)) for other in names} for name in options.networks
-    }  # fmt: skip
+    first = (
+        {}
+        if options.quick or options.dtype != "float32"
+        else {name: {other: _child(name, other, max(options.threads)) for other in names} for name in options.networks}
+    )
     beside = {name: neighbours(name, max(options.threads)) for name in options.networks}
     busy, stolen = quiet.read()
     numbers = {

@@ -43,9 +43,15 @@ def exported(name: str, folder: Path, size: tuple[int, int, int]) -> Path:
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            zoo.network(name, size), (torch.zeros(2, *size),), str(path), dynamo=False, opset_version=17,
-            input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
-        )  # fmt: skip
+            zoo.network(name, size),
+            (torch.zeros(2, *size),),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+        )
     return path
 
 
@@ -78,9 +84,14 @@ def measure(options: argparse.Namespace) -> tuple[list[Comparison], dict[str, st
                 engine.metadata["model"] = name  # type: ignore[index]
                 for batch in options.batches:
                     result = onnx_compare.compare(
-                        str(path), engine, batch, others=options.others, rounds=options.rounds,
-                        seconds=options.seconds, tolerance=TOLERANCE,
-                    )  # fmt: skip
+                        str(path),
+                        engine,
+                        batch,
+                        others=options.others,
+                        rounds=options.rounds,
+                        seconds=options.seconds,
+                        tolerance=TOLERANCE,
+                    )
                     print(f"{result}\n", flush=True)
                     results.append(result)
     return results, missing
@@ -139,8 +150,13 @@ def main(argv: list[str] | None = None) -> int:
     if options.smoke:
         print(text)
         return 0
-    numbers: dict[str, Any] = {"cpu": cpu(), "others": busy, "stolen": stolen, "missing": missing,
-                               "results": [asdict(r) for r in results]}  # fmt: skip
+    numbers: dict[str, Any] = {
+        "cpu": cpu(),
+        "others": busy,
+        "stolen": stolen,
+        "missing": missing,
+        "results": [asdict(r) for r in results],
+    }
     options.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
     options.out.write_text(text)
     return 0

@@ -193,8 +193,14 @@ def checked(work: Work, problem: contenders.Problem, run: measure.Runner, expect
 
 def measured(work: Work, device: str, clock: Clock, rounds: int) -> Iterator[dict[str, Any]]:
     """A row for every contender: its times, or its failure."""
-    row = {"work": work.case.work, "network": work.case.network, "shape": work.case.shape, "batch": work.case.batch,
-           "count": work.case.count, "dtype": work.dtype}  # fmt: skip
+    row = {
+        "work": work.case.work,
+        "network": work.case.network,
+        "shape": work.case.shape,
+        "batch": work.case.batch,
+        "count": work.case.count,
+        "dtype": work.dtype,
+    }
     with OnDevice(device):
         problem = work.case.problem()
         expected = problem.oracle()
@@ -217,9 +223,14 @@ def measured(work: Work, device: str, clock: Clock, rounds: int) -> Iterator[dic
             continue
         times = sorted(readings[name])
         yield {
-            **row, "contender": name, "seconds": statistics.median(times), "p10": times[len(times) // 10],
-            "error": errors[name], "bytes": problem.traffic, "macs": problem.macs,
-        }  # fmt: skip
+            **row,
+            "contender": name,
+            "seconds": statistics.median(times),
+            "p10": times[len(times) // 10],
+            "error": errors[name],
+            "bytes": problem.traffic,
+            "macs": problem.macs,
+        }
 
 
 def ceilings(device: str, clock: Clock) -> dict[str, float]:

@@ -87,8 +87,14 @@ def mobilenet_v2() -> nn.Module:
     layers: list[nn.Module] = [_conv(3, 32, 3, 2, act=nn.ReLU6)]
     channels = 32
     for rate, out, count, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
-    ):  # fmt: skip
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for index in range(count):
             layers.append(_inverted(channels, out, 3, stride if index == 0 else 1, rate * channels, nn.ReLU6))
             channels = out
@@ -116,9 +122,14 @@ def mobilenet_v3() -> nn.Module:
 
 
 _B0 = (
-    (1, 3, 16, 1, 1), (6, 3, 24, 2, 2), (6, 5, 40, 2, 2), (6, 3, 80, 3, 2), (6, 5, 112, 3, 1), (6, 5, 192, 4, 2),
+    (1, 3, 16, 1, 1),
+    (6, 3, 24, 2, 2),
+    (6, 5, 40, 2, 2),
+    (6, 3, 80, 3, 2),
+    (6, 5, 112, 3, 1),
+    (6, 5, 192, 4, 2),
     (6, 3, 320, 1, 1),
-)  # fmt: skip
+)
 
 
 def _efficientnet(act: type[nn.Module], gated: bool) -> nn.Module:
@@ -205,9 +216,11 @@ def densenet() -> nn.Module:
     for number, count in enumerate((4, 6, 8)):
         for _ in range(count):
             inner = nn.Sequential(
-                nn.BatchNorm2d(channels), nn.ReLU(), _conv(channels, 4 * growth, 1),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+                _conv(channels, 4 * growth, 1),
                 nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
-            )  # fmt: skip
+            )
             layers.append(_Joined(nn.Identity(), inner))
             channels += growth
         if number < 2:
@@ -234,11 +247,18 @@ def ghostnet() -> nn.Module:
     layers: list[nn.Module] = [_conv(3, 16, 3, 2)]
     channels = 16
     for k, hidden, out, gated, stride in (
-        (3, 16, 16, False, 1), (3, 48, 24, False, 2), (3, 72, 24, False, 1), (5, 72, 40, True, 2),
-        (5, 120, 40, True, 1), (3, 240, 80, False, 2), (3, 200, 80, False, 1), (3, 184, 80, False, 1),
+        (3, 16, 16, False, 1),
+        (3, 48, 24, False, 2),
+        (3, 72, 24, False, 1),
+        (5, 72, 40, True, 2),
+        (5, 120, 40, True, 1),
+        (3, 240, 80, False, 2),
+        (3, 200, 80, False, 1),
+        (3, 184, 80, False, 1),
         (3, 480, 112, True, 1),
-        (5, 672, 160, True, 2), (5, 960, 160, True, 1),
-    ):  # fmt: skip
+        (5, 672, 160, True, 2),
+        (5, 960, 160, True, 1),
+    ):
         parts: list[nn.Module] = [_Ghost(channels, hidden, nn.ReLU)]
         if stride == 2:
             parts.append(_conv(hidden, hidden, k, 2, hidden, None))
@@ -246,9 +266,11 @@ def ghostnet() -> nn.Module:
             parts.append(_Gate(hidden, hidden // 4, nn.ReLU, nn.Hardsigmoid))
         inner = nn.Sequential(*parts, _Ghost(hidden, out, None))
         same = stride == 1 and channels == out
-        shortcut = None if same else nn.Sequential(
-            _conv(channels, channels, k, stride, channels, None), _conv(channels, out, 1, act=None)
-        )  # fmt: skip
+        shortcut = (
+            None
+            if same
+            else nn.Sequential(_conv(channels, channels, k, stride, channels, None), _conv(channels, out, 1, act=None))
+        )
         layers.append(_Sum(inner, shortcut))
         channels = out
     return nn.Sequential(*layers, _conv(channels, 960, 1), *_head(960))

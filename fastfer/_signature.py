@@ -110,8 +110,9 @@ class Signature:
         self.by_name = {leaf.name: leaf for leaf in self.leaves}
         self.tensor_leaves = tuple(leaf for leaf in self.leaves if leaf.tensor)
         self.tensor_places = tuple(i for i, leaf in enumerate(self.leaves) if leaf.tensor)
-        self.values = {f"{name}_type": t for name, t in (*((g.name, g.type) for g in self.groups.values()),
-                       *self.flags.items())}  # fmt: skip
+        self.values = {
+            f"{name}_type": t for name, t in (*((g.name, g.type) for g in self.groups.values()), *self.flags.items())
+        }
         self.values |= {f"no_{g.name}": _missing(g.type) for g in self.groups.values() if g.optional}
         read = (f"list({leaf.read})" if leaf.name in self.flags else leaf.read for leaf in self.leaves)
         self.flatten = self._compiled("flatten", "a", *self.bind(), f"return ({''.join(f'{text}, ' for text in read)})")
@@ -124,9 +125,11 @@ class Signature:
         self.ordinary = self._compiled("ordinary", "a", *self.bind(), *self._all_ordinary())
         """The first tensor; None where one is of a subclass other than Parameter, or has a sign still to be applied."""
         asked = (
-            f"({leaf.read} is not None and {leaf.read}.requires_grad)" if leaf.type == "Tensor?"
-            else f"{leaf.read}.requires_grad" for leaf in self.tensor_leaves
-        )  # fmt: skip
+            f"({leaf.read} is not None and {leaf.read}.requires_grad)"
+            if leaf.type == "Tensor?"
+            else f"{leaf.read}.requires_grad"
+            for leaf in self.tensor_leaves
+        )
         self.requires_grad = self._compiled("requires_grad", "a", *self.bind(), f"return {' or '.join(asked)}")
         """Whether one of the tensors requires a gradient."""
 
@@ -161,8 +164,9 @@ class Signature:
         """Lines that bind each group of the signature ``a`` to a variable of its name."""
         return [
             f"{g.name} = {g.owner}.{g.name}" + (f" or no_{g.name}" if g.optional else "")
-            for g in self.groups.values() if g.owner
-        ]  # fmt: skip
+            for g in self.groups.values()
+            if g.owner
+        ]
 
     def build(self, group: str = "a") -> str:
         """Source text of the signature, or of a group, made of variables that are named as the leaves."""

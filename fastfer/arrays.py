@@ -45,8 +45,10 @@ def gradients(name: str, dout: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...
         out = getattr(ops, name)(*tensors, **{key: _tensor(value) for key, value in kwargs.items()})
         upstream = _tensor(dout)
         if not isinstance(upstream, Tensor) or (upstream.shape, upstream.dtype, upstream.device) != (
-            out.shape, out.dtype, out.device
-        ):  # fmt: skip
+            out.shape,
+            out.dtype,
+            out.device,
+        ):
             got = f"{upstream.dtype} {tuple(upstream.shape)}" if isinstance(upstream, Tensor) else type(dout).__name__
             raise ValueError(f"gradients: dout: expected {out.dtype} {tuple(out.shape)} on {out.device}, got {got}")
         return tuple(map(_arrays, torch.autograd.grad(out, leaves, upstream)))

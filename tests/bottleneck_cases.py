@@ -116,9 +116,13 @@ class Case:
         args: list[object] = [x]
         for weight, norm in zip(("expand", "dw", "project"), NORMS, strict=True):
             args += [
-                leaves.get(weight), leaves.get(f"{norm}.weight"), leaves.get(f"{norm}.bias"),
-                running.get(f"{norm}.mean"), running.get(f"{norm}.var"), self.eps if weight in leaves else 0.0,
-            ]  # fmt: skip
+                leaves.get(weight),
+                leaves.get(f"{norm}.weight"),
+                leaves.get(f"{norm}.bias"),
+                running.get(f"{norm}.mean"),
+                running.get(f"{norm}.var"),
+                self.eps if weight in leaves else 0.0,
+            ]
         block = self.block
         return [*args, act_code("test", block.act), block.residual, list(block.stride), list(block.padding)]
 

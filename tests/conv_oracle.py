@@ -87,9 +87,15 @@ class Case:
             assert norm is not None
             return ops.batch_norm(leaves["x"], norm, act=layer.act, training=layer.training)
         return ops.conv2d(
-            leaves["x"], leaves["weight"], leaves.get("bias"), norm=norm, act=layer.act, stride=layer.stride,
-            padding=layer.padding, training=layer.training,
-        )  # fmt: skip
+            leaves["x"],
+            leaves["weight"],
+            leaves.get("bias"),
+            norm=norm,
+            act=layer.act,
+            stride=layer.stride,
+            padding=layer.padding,
+            training=layer.training,
+        )
 
     def tensors(
         self, dtype: torch.dtype, grad: Sequence[str] | bool = False
@@ -170,9 +176,15 @@ def expected(case: Case) -> Result:
     z = y
     if layer.norm and y.numel():
         z = F.batch_norm(
-            y, running["mean"], running["var"], leaves["norm.weight"], leaves["norm.bias"], layer.training,
-            case.momentum, case.eps,
-        )  # fmt: skip
+            y,
+            running["mean"],
+            running["var"],
+            leaves["norm.weight"],
+            leaves["norm.bias"],
+            layer.training,
+            case.momentum,
+            case.eps,
+        )
     out = TORCH[layer.act](z)
     out.backward(case.upstream)
     grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}

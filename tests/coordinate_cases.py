@@ -60,10 +60,15 @@ def make(shape: Shape, seed: int = 0) -> Case:
 
     leaves = {
         "x": draw(n, c, h, w),
-        "weight": draw(m, c, 1, 1, scale=2 * c**-0.5), "bias": draw(m), "n_weight": draw(m), "n_bias": draw(m),
-        "h_weight": draw(c, m, 1, 1, scale=m**-0.5), "h_bias": draw(c),
-        "w_weight": draw(c, m, 1, 1, scale=m**-0.5), "w_bias": draw(c),
-    }  # fmt: skip
+        "weight": draw(m, c, 1, 1, scale=2 * c**-0.5),
+        "bias": draw(m),
+        "n_weight": draw(m),
+        "n_bias": draw(m),
+        "h_weight": draw(c, m, 1, 1, scale=m**-0.5),
+        "h_bias": draw(c),
+        "w_weight": draw(c, m, 1, 1, scale=m**-0.5),
+        "w_bias": draw(c),
+    }
     leaves = {name: value.float().double() for name, value in leaves.items()}
     running = draw(m), (torch.rand(m, generator=g) + 0.5).double()
     return Case(leaves, running, draw(n, c, h, w))

@@ -17,8 +17,15 @@ VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fea
 CK_CODES = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
 RAF_DB_CODES = ("", "surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 RAFD_NAMES = ("angry", "contemptuous", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
-JAFFE_CODES = {"AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral", "SA": "sadness",
-               "SU": "surprise"}  # fmt: skip
+JAFFE_CODES = {
+    "AN": "anger",
+    "DI": "disgust",
+    "FE": "fear",
+    "HA": "happiness",
+    "NE": "neutral",
+    "SA": "sadness",
+    "SU": "surprise",
+}
 
 
 def face(seed: int, height: int = 48, width: int = 48, colour: bool = False) -> np.ndarray:

@@ -21,9 +21,15 @@ def act(x: Tensor, code: int) -> Tensor:
 
 
 def conv(
-    net: Network, x: int, out: int, k: tuple[int, int], s: tuple[int, int] = (1, 1),
-    pad: tuple[int, int, int, int] = (0, 0, 0, 0), depthwise: bool = False, code: int = 0,
-) -> int:  # fmt: skip
+    net: Network,
+    x: int,
+    out: int,
+    k: tuple[int, int],
+    s: tuple[int, int] = (1, 1),
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0),
+    depthwise: bool = False,
+    code: int = 0,
+) -> int:
     """Padding top, left, bottom, right."""
     channels = net.shapes[x][0]
     groups = channels if depthwise else 1
@@ -37,9 +43,14 @@ def conv(
 
 
 def window_pool(
-    net: Network, x: int, mean: bool, k: tuple[int, int], s: tuple[int, int], pad: tuple[int, int, int, int],
+    net: Network,
+    x: int,
+    mean: bool,
+    k: tuple[int, int],
+    s: tuple[int, int],
+    pad: tuple[int, int, int, int],
     count_padding: bool = False,
-) -> int:  # fmt: skip
+) -> int:
     top, left, bottom, right = pad
 
     def compute(v: Tensor) -> Tensor:
@@ -120,9 +131,12 @@ def eca(net: Network, x: int, taps: int) -> int:
 def sa(net: Network, x: int, order: int, kh: int, kw: int) -> int:
     w, b = net.weight(1, 2, kh, kw), net.weight(1)
     return net.add(
-        "sa", [x], [order, kh, kw], [w, b],
+        "sa",
+        [x],
+        [order, kh, kw],
+        [w, b],
         lambda v: v * torch.sigmoid(F.conv2d(_planes(v, order == 1), w, b, padding=(kh // 2, kw // 2))),
-    )  # fmt: skip
+    )
 
 
 def csa(net: Network, x: int, taps: int, pool: bool) -> int:
@@ -222,26 +236,41 @@ Build = Callable[[Network], Any]
 
 def cases() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
     """Name, input shape, and what is built behind a first convolution, which is value 1."""
-    for number, (channels, out, k, s, pad) in enumerate([
-        (3, 5, (1, 1), (1, 1), (0, 0, 0, 0)), (17, 33, (1, 1), (1, 1), (0, 0, 0, 0)),
-        (16, 48, (3, 3), (1, 1), (1, 1, 1, 1)), (20, 24, (3, 3), (2, 2), (0, 1, 2, 0)),
-        (8, 8, (3, 3), (1, 1), (1, 1, 1, 1)), (5, 70, (5, 3), (2, 1), (2, 0, 1, 2)),
-        (33, 16, (7, 7), (3, 3), (3, 3, 3, 3)), (9, 4, (4, 4), (4, 4), (1, 1, 1, 1)),
-        (40, 90, (1, 1), (2, 2), (0, 0, 0, 0)),
-    ]):  # fmt: skip
+    for number, (channels, out, k, s, pad) in enumerate(
+        [
+            (3, 5, (1, 1), (1, 1), (0, 0, 0, 0)),
+            (17, 33, (1, 1), (1, 1), (0, 0, 0, 0)),
+            (16, 48, (3, 3), (1, 1), (1, 1, 1, 1)),
+            (20, 24, (3, 3), (2, 2), (0, 1, 2, 0)),
+            (8, 8, (3, 3), (1, 1), (1, 1, 1, 1)),
+            (5, 70, (5, 3), (2, 1), (2, 0, 1, 2)),
+            (33, 16, (7, 7), (3, 3), (3, 3, 3, 3)),
+            (9, 4, (4, 4), (4, 4), (1, 1, 1, 1)),
+            (40, 90, (1, 1), (2, 2), (0, 0, 0, 0)),
+        ]
+    ):
         yield (
-            f"conv {channels}-{out} {k} {s}", (channels, 11, 15),
+            f"conv {channels}-{out} {k} {s}",
+            (channels, 11, 15),
             lambda net, a=(out, k, s, pad, False, number % 7): conv(net, 1, *a),
-        )  # fmt: skip
-    for number, (channels, k, s, pad) in enumerate([
-        (16, (3, 3), (1, 1), (1, 1, 1, 1)), (40, (3, 3), (2, 2), (1, 1, 1, 1)), (7, (5, 5), (1, 1), (2, 2, 2, 2)),
-        (33, (5, 5), (2, 2), (2, 2, 2, 2)), (16, (4, 4), (4, 4), (1, 1, 1, 1)), (18, (2, 2), (2, 2), (0, 0, 0, 0)),
-        (5, (3, 5), (1, 3), (0, 4, 2, 1)), (24, (3, 3), (2, 2), (0, 0, 1, 1)),
-    ]):  # fmt: skip
+        )
+    for number, (channels, k, s, pad) in enumerate(
+        [
+            (16, (3, 3), (1, 1), (1, 1, 1, 1)),
+            (40, (3, 3), (2, 2), (1, 1, 1, 1)),
+            (7, (5, 5), (1, 1), (2, 2, 2, 2)),
+            (33, (5, 5), (2, 2), (2, 2, 2, 2)),
+            (16, (4, 4), (4, 4), (1, 1, 1, 1)),
+            (18, (2, 2), (2, 2), (0, 0, 0, 0)),
+            (5, (3, 5), (1, 3), (0, 4, 2, 1)),
+            (24, (3, 3), (2, 2), (0, 0, 1, 1)),
+        ]
+    ):
         yield (
-            f"depthwise {channels} {k} {s}", (channels, 13, 18),
+            f"depthwise {channels} {k} {s}",
+            (channels, 13, 18),
             lambda net, a=(channels, k, s, pad, True, number % 7): conv(net, 1, *a),
-        )  # fmt: skip
+        )
     yield "max_pool 3x3/2", (20, 13, 11), lambda net: window_pool(net, 1, False, (3, 3), (2, 2), (1, 1, 1, 1))
     yield "max_pool 2x2/2", (5, 9, 8), lambda net: window_pool(net, 1, False, (2, 2), (2, 2), (0, 0, 0, 0))
     yield "avg_pool", (20, 12, 14), lambda net: window_pool(net, 1, True, (7, 7), (5, 7), (0, 0, 0, 0))
@@ -266,9 +295,10 @@ def cases() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
     for code, (name, other) in enumerate(others.items()):
         for op in ("add", "mul"):
             yield (
-                f"{op} {name}", (21, 6, 5),
+                f"{op} {name}",
+                (21, 6, 5),
                 lambda net, o=other, p=op, c=code: binary(net, 1, o(net), p == "mul", c),
-            )  # fmt: skip
+            )
     yield from _joined()
     for channels in (1, 6):
         yield f"planes cbam {channels}", (channels, 20, 37), _planes_cbam
@@ -317,21 +347,26 @@ def _joined() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
             shape = (20, height, width)
             yield f"inverted {size}", shape, lambda net, a=(hidden, out, stride): _inverted(net, *a, None)
             yield (
-                f"inverted se {size}", shape,
+                f"inverted se {size}",
+                shape,
                 lambda net, a=(hidden, out, stride): _inverted(net, *a, lambda n: se(n, 3, 8, 1, 4)),
-            )  # fmt: skip
+            )
             yield (
-                f"inverted coordinate {size}", shape,
+                f"inverted coordinate {size}",
+                shape,
                 lambda net, a=(hidden, out, stride): _inverted(net, *a, lambda n: coordinate(n, 3, 8, 2)),
-            )  # fmt: skip
+            )
     yield (
-        "separable, gate, pool, sum", (24, 40, 36),
+        "separable, gate, pool, sum",
+        (24, 40, 36),
         lambda net: binary(
             net,
             csa(net, conv(net, conv(net, 1, 24, (3, 3), pad=(1, 1, 1, 1), depthwise=True), 40, (1, 1)), 3, True),
-            window_pool(net, conv(net, 1, 40, (1, 1)), False, (3, 3), (2, 2), (1, 1, 1, 1)), False, 0,
+            window_pool(net, conv(net, 1, 40, (1, 1)), False, (3, 3), (2, 2), (1, 1, 1, 1)),
+            False,
+            0,
         ),
-    )  # fmt: skip
+    )
     yield (
         "sum of two, act",
         (9, 8, 7),

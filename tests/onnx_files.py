@@ -26,10 +26,12 @@ def model(
 ) -> Any:
     """A model from the input "x" to the outputs."""
     graph = helper.make_graph(
-        list(nodes), "g", [helper.make_tensor_value_info("x", dtype, list(shape))],
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info("x", dtype, list(shape))],
         [helper.make_tensor_value_info(name, FLOAT, None) for name in outputs],
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
-    )  # fmt: skip
+    )
     # The IR version that went with opset 17, so that older runtimes read it, too.
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
 

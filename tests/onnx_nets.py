@@ -202,6 +202,12 @@ def exported(net: RandomNet, path: Path, opset: int, dynamo: bool = False) -> No
         else:
             axes = {name: {0: "n"} for name in ("x", *names)}
             torch.onnx.export(
-                net, (x,), str(path), dynamo=False, opset_version=opset, input_names=["x"], output_names=names,
+                net,
+                (x,),
+                str(path),
+                dynamo=False,
+                opset_version=opset,
+                input_names=["x"],
+                output_names=names,
                 dynamic_axes=axes,
-            )  # fmt: skip
+            )

@@ -189,12 +189,16 @@ def _term_sizes(case: Case, y1: Tensor, a1: Tensor, y2: Tensor, stages: Sequence
 def norms(case: Case, leaves: dict[str, Tensor], running: dict[str, Tensor]) -> dict[str, ops.Norm]:
     return {
         name: ops.Norm(
-            leaves[f"{name}.weight"], leaves[f"{name}.bias"], running[f"{name}.running_mean"],
-            running[f"{name}.running_var"], case.momentum, case.eps,
+            leaves[f"{name}.weight"],
+            leaves[f"{name}.bias"],
+            running[f"{name}.running_mean"],
+            running[f"{name}.running_var"],
+            case.momentum,
+            case.eps,
         )
         for name in ("norm1", "norm2")
         if f"{name}.weight" in leaves
-    }  # fmt: skip
+    }
 
 
 def call(case: Case, leaves: dict[str, Tensor], running: dict[str, Tensor]) -> Tensor:

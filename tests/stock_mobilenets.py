@@ -83,9 +83,7 @@ class TorchvisionV3(nn.Module):
             layers.append(InvertedResidual(i, *row))
             i = row[2]
         self.features = nn.Sequential(*layers, conv_norm(160, 960, 1, 1, 1, nn.Hardswish))
-        self.classifier = nn.Sequential(
-            nn.Linear(960, 1280), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(1280, 1000)
-        )  # fmt: skip
+        self.classifier = nn.Sequential(nn.Linear(960, 1280), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(1280, 1000))
 
 
 class TimmBlock(nn.Module):
@@ -162,9 +160,10 @@ def write_keras3(path: Path, arrays: dict[tuple[str, str], np.ndarray], names: b
     import h5py
 
     order = {
-        "conv2d": ("kernel",), "depthwise_conv2d": ("depthwise_kernel",),
+        "conv2d": ("kernel",),
+        "depthwise_conv2d": ("depthwise_kernel",),
         "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    }  # fmt: skip
+    }
     places: dict[str, str] = {}
     with h5py.File(path, "w") as file:
         for (layer, name), array in arrays.items():

@@ -109,15 +109,25 @@ def test_random_shapes(variant: Variant) -> None:
     seed = random.randrange(1 << 30)
     draw = random.Random(seed)
     for _ in range(6):
-        sizes = Sizes(draw.randint(1, 5), *(draw.choice((1, 2, 15, 47, draw.randint(1, 290))) for _ in range(2)),
-                      draw.randint(1, 70), draw.randint(1, 70))  # fmt: skip
+        sizes = Sizes(
+            draw.randint(1, 5),
+            *(draw.choice((1, 2, 15, 47, draw.randint(1, 290))) for _ in range(2)),
+            draw.randint(1, 70),
+            draw.randint(1, 70),
+        )
         leaves, dout = dot_inputs(sizes, torch.float32, seed)
-        assert_all(dot_result(leaves, dout), dot_oracle(leaves, dout), DOT_NAMES, dot_length(sizes),
-                   f"{sizes} seed {seed}")  # fmt: skip
+        assert_all(
+            dot_result(leaves, dout), dot_oracle(leaves, dout), DOT_NAMES, dot_length(sizes), f"{sizes} seed {seed}"
+        )
         shape = (draw.randint(1, 5), draw.randint(1, 60), draw.randint(1, 70), draw.randint(1, 70))
         leaves, dout = additive_inputs(*shape, torch.float32, seed)
-        assert_all(additive_result(leaves, dout), additive_oracle(leaves, dout), ADDITIVE_NAMES, sum(shape),
-                   f"{shape} seed {seed}")  # fmt: skip
+        assert_all(
+            additive_result(leaves, dout),
+            additive_oracle(leaves, dout),
+            ADDITIVE_NAMES,
+            sum(shape),
+            f"{shape} seed {seed}",
+        )
 
 
 def test_scale(cpu_backend: Variant) -> None:

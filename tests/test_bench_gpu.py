@@ -88,9 +88,13 @@ def test_table() -> None:
     rows = [row("fastfer", 0.5), row("torch_nchw", 2.0), row("fastfer", 1.0), row("torch_compile_channels_last", 1.5)]
     rows.append({**row("torch_channels_last", 0.0), "failure": "out of memory"})
     del rows[-1]["seconds"]
-    text = table({
-        "machine": {"device": "cuda", "gpu": "G", "torch": "2"}, "ceilings": {"copy": 200.0}, "results": rows,
-        "left_out": ["x"],
-    })  # fmt: skip
+    text = table(
+        {
+            "machine": {"device": "cuda", "gpu": "G", "torch": "2"},
+            "ceilings": {"copy": 200.0},
+            "results": rows,
+            "left_out": ["x"],
+        }
+    )
     assert "| w | float32 | 1 | 4.00 |  | 3.00 | 50% |" in text
     assert "Not measured, the time was over: 1 cases." in text

@@ -343,9 +343,13 @@ def test_nothing_beside_the_outputs_is_written(kernel_variant: Variant, dtype: t
 def drawn(seed: int) -> tuple[Case, Shape, torch.dtype]:
     draw = random.Random(seed)
     shape = Shape(
-        draw.randint(1, 4), draw.randint(1, 50), draw.randint(2, 12), draw.randint(2, 20), draw.randint(1, 6),
+        draw.randint(1, 4),
+        draw.randint(1, 50),
+        draw.randint(2, 12),
+        draw.randint(2, 20),
+        draw.randint(1, 6),
         draw.choice((1, 3, 5, 7, 9)),
-    )  # fmt: skip
+    )
     gate = draw.choice(GATES)
     return make(gate, shape, gate != "channel_gate" and draw.random() < 0.5, seed), shape, draw.choice(DTYPES)
 

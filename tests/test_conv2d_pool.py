@@ -51,9 +51,7 @@ def run(
     stride, padding, pool = layer[6:]
     x, weight, bias, n_weight, n_bias = leaves
     norm = ops.Norm(n_weight, n_bias, *running)
-    return ops.conv2d(
-        x, weight, bias, norm=norm, act=act, stride=stride, padding=padding, pool=pool, training=training
-    )  # fmt: skip
+    return ops.conv2d(x, weight, bias, norm=norm, act=act, stride=stride, padding=padding, pool=pool, training=training)
 
 
 def oracle(layer: tuple[Any, ...], leaves: list[Tensor], running: list[Tensor], training: bool) -> Tensor:

@@ -273,9 +273,15 @@ def test_compile(cpu_backend: Variant, train: bool) -> None:
 def test_module_under_autocast(cpu_backend: Variant) -> None:
     module, x = nn.CoordinateAttention(40, kind="cpsca", eps=1e-3, momentum=0.01), torch.randn(2, 40, 5, 4)
     assert [name for name, _ in module.named_parameters()] == [
-        "conv.weight", "conv.bias", "norm.weight", "norm.bias", "conv_h.weight", "conv_h.bias", "conv_w.weight",
+        "conv.weight",
+        "conv.bias",
+        "norm.weight",
+        "norm.bias",
+        "conv_h.weight",
+        "conv_h.bias",
+        "conv_w.weight",
         "conv_w.bias",
-    ]  # fmt: skip
+    ]
     assert (module.norm.num_features, module.norm.eps, module.norm.momentum) == (8, 1e-3, 0.01)
     assert nn.CoordinateAttention(672).norm.num_features == 21
     want = module.eval()(x)
@@ -339,9 +345,11 @@ def test_drawn_cases(variant: Variant, batch: int) -> None:
         try:
             case = make(shape, seed)
             check(
-                run(call, case, dtype, kind, "silu", train), run(formula, case, torch.float64, kind, "silu", train),
-                shape, train,
-            )  # fmt: skip
+                run(call, case, dtype, kind, "silu", train),
+                run(formula, case, torch.float64, kind, "silu", train),
+                shape,
+                train,
+            )
         except Exception as error:
             error.add_note(f"drawn from seed {seed} (FASTFER_TEST_SEED={SEED}): {shape}, {kind}, {train}, {dtype}")
             raise
@@ -369,11 +377,15 @@ def bad_calls() -> list[Any]:
 @pytest.mark.parametrize(("change", "error", "message"), bad_calls())
 def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
     good: dict[str, Any] = {
-        "x": torch.zeros(2, 3, 4, 5), "weight": torch.zeros(2, 3, 1, 1), "bias": torch.zeros(2),
+        "x": torch.zeros(2, 3, 4, 5),
+        "weight": torch.zeros(2, 3, 1, 1),
+        "bias": torch.zeros(2),
         "norm": ops.Norm(torch.ones(2), torch.zeros(2), torch.zeros(2), torch.ones(2)),
-        "h_weight": torch.zeros(3, 2, 1, 1), "h_bias": torch.zeros(3),
-        "w_weight": torch.zeros(3, 2, 1, 1), "w_bias": torch.zeros(3),
-    }  # fmt: skip
+        "h_weight": torch.zeros(3, 2, 1, 1),
+        "h_bias": torch.zeros(3),
+        "w_weight": torch.zeros(3, 2, 1, 1),
+        "w_bias": torch.zeros(3),
+    }
     with pytest.raises(error, match=f"coordinate_attention: {message}"):
         ops.coordinate_attention(**{**good, **change})
 

@@ -43,10 +43,12 @@ def test_wrong_lane(planted: HostLibrary) -> None:
 @pytest.mark.parametrize(
     ("kernel", "k", "right"),
     [
-        ("product<bf16, 0>", 16, True), ("product<f16, 0>", 16, True), ("product<tf32, 0>", 8, True),
+        ("product<bf16, 0>", 16, True),
+        ("product<f16, 0>", 16, True),
+        ("product<tf32, 0>", 8, True),
         ("product<bf16, 1>", 16, False),
     ],
-)  # fmt: skip
+)
 def test_tensor_cores(planted: HostLibrary, kernel: str, k: int, right: bool) -> None:
     """Whole numbers, exact in every type: each lane's words go where the hardware takes them, and wrong ones show."""
     generator = torch.Generator().manual_seed(0)

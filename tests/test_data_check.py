@@ -44,9 +44,13 @@ TREES: dict[str, tuple[Any, str, str, int]] = {
     "raf_db kaggle": (raf_kaggle, "raf_db", "kaggle", 21),
     "rafd": (lambda root: rafd(root, models=(1, 2)), "rafd", "files", 32),
     "jaffe": (jaffe, "jaffe", "files", 42),
-    "image_folder": (lambda root: [save(root / n / "a.png", face(len(n))) for n in ("joy", "anger")], "image_folder",
-                     "class-folders", 2),
-}  # fmt: skip
+    "image_folder": (
+        lambda root: [save(root / n / "a.png", face(len(n))) for n in ("joy", "anger")],
+        "image_folder",
+        "class-folders",
+        2,
+    ),
+}
 
 
 @pytest.mark.parametrize(("build", "name", "layout", "count"), TREES.values(), ids=TREES)
@@ -75,12 +79,20 @@ def test_layouts_command_lists_every_layout(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_counts_by_split_and_class(tmp_path: Path) -> None:
-    rows = [[code, pixels(face(n)), usage] for n, (code, usage) in enumerate(
-        [(0, "Training"), (3, "Training"), (3, "Training"), (6, "PublicTest")])]  # fmt: skip
+    rows = [
+        [code, pixels(face(n)), usage]
+        for n, (code, usage) in enumerate([(0, "Training"), (3, "Training"), (3, "Training"), (6, "PublicTest")])
+    ]
     report = check(write_csv(tmp_path / "fer2013.csv", rows, ["emotion", "pixels", "Usage"]))
     assert report.counts["train"] == {
-        "neutral": 0, "happiness": 2, "surprise": 0, "sadness": 0, "anger": 1, "disgust": 0, "fear": 0,
-    }  # fmt: skip
+        "neutral": 0,
+        "happiness": 2,
+        "surprise": 0,
+        "sadness": 0,
+        "anger": 1,
+        "disgust": 0,
+        "fear": 0,
+    }
     assert sum(report.counts["validation"].values()) == report.counts["validation"]["neutral"] == 1
     assert "no training image of neutral, surprise, sadness, disgust, fear" in report.problems
     assert "train: 3 of 28709 published images" in report.remarks
@@ -208,7 +220,8 @@ def test_real_fer2013_duplicates_and_counts(real_data: Path) -> None:
     assert len(audit.conflicts()) <= known.conflicts  # the published 57 are with PrivateTest
     usages = np.array([row["usage"] for row in rows])
     labels = np.array([int(row["emotion"]) for row in rows], np.int64)
-    train, public = (Split(faces[usages == usage], labels[usages == usage], FER2013_NAMES)
-                     for usage in ("Training", "PublicTest"))  # fmt: skip
+    train, public = (
+        Split(faces[usages == usage], labels[usages == usage], FER2013_NAMES) for usage in ("Training", "PublicTest")
+    )
     assert (len(train), len(public)) == (28709, 3589)
     assert int(duplicate_mask(public, of=train).sum()) == 280

@@ -108,8 +108,9 @@ def test_ck_plus_refuses_a_random_split_unless_asked(ck: Path) -> None:
         load_dataset("ck_plus", ck, split="official", size=8)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("0.0", "expected one of 1 anger"), ("8", "7 surprise"), ("x", "'x'"),
-                                                ("1.5", "'1.5'")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0.0", "expected one of 1 anger"), ("8", "7 surprise"), ("x", "'x'"), ("1.5", "'1.5'")]
+)
 def test_ck_plus_bad_label_is_named(tmp_path: Path, text: str, expected: str) -> None:
     ck_official(tmp_path, ck_sequences(2))
     path = tmp_path / "Emotion" / "S010" / "001" / "S010_001_00000004_emotion.txt"

@@ -45,12 +45,15 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "label.csv": ("ferplus", ferplus_folders, "FER2013Train/label.csv"),
     "labels.csv": ("image_folder", listed, "labels.csv"),
     "emotion.txt": (
-        "ck_plus", lambda root: ck_official(root, ck_sequences(2)), "Emotion/S010/001/S010_001_00000004_emotion.txt"),
+        "ck_plus",
+        lambda root: ck_official(root, ck_sequences(2)),
+        "Emotion/S010/001/S010_001_00000004_emotion.txt",
+    ),
     "list_patition_label.txt": ("raf_db", raf_official, "basic/EmoLabel/list_patition_label.txt"),
     "train_labels.csv": ("raf_db", raf_kaggle, "train_labels.csv"),
     "exp.npy": ("affectnet", affectnet, "val_set/annotations/0_exp.npy"),
     "parquet": ("fer2013", table, "train.parquet"),
-}  # fmt: skip
+}
 ODD = (b"\0", b"\xff\xfe", b'"', b"\n", b",", b"-1", b"9" * 400, b"\x1b[31m", b"../" * 5, b"1e400", b"nan", b"[" * 5000)
 
 

@@ -61,7 +61,7 @@ CASES: dict[str, tuple[list[int], str, str | dict[str, float] | None]] = {
     "below 30 %": ([5, 3, 2, 0, 0, 0, 0, 0, 0, 0], "multi_target", {"neutral": 0.5, "happiness": 0.5}),
     "too little": ([4, 2, 2, 2, 0, 0, 0, 0, 0, 0], "multi_target", None),
     "unknown is cut off": ([6, 0, 0, 0, 0, 0, 0, 0, 4, 0], "multi_target", {"neutral": 1.0}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("votes", "mode", "expected"), CASES.values(), ids=CASES)

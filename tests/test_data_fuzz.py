@@ -20,9 +20,14 @@ from fastfer.data.loading import find_dataset, read_manifest
 from fastfer.data.options import DataOptions
 
 SPELLINGS = (
-    ("happy", "Happiness", "joy"), ("sad", "sadness", "SA"), ("angry", "anger"), ("fear", "afraid"), ("neutral", "NE"),
-    ("surprise", "surprised"), ("disgust", "Disgusted"),
-)  # fmt: skip
+    ("happy", "Happiness", "joy"),
+    ("sad", "sadness", "SA"),
+    ("angry", "anger"),
+    ("fear", "afraid"),
+    ("neutral", "NE"),
+    ("surprise", "surprised"),
+    ("disgust", "Disgusted"),
+)
 PARTS = {
     "train": ("train", "Training", "train_set"),
     "validation": ("val", "valid", "validation", "dev", "eval"),

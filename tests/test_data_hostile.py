@@ -157,9 +157,12 @@ def test_shards_turn_photographs_as_files_are_turned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pixels", "message"),
-    [(np.full((4, 4), 0.5, np.float32), "floating-point pixels"), (np.full((4, 4), 70_000, np.int32), "70000 to 70000"),
-     (np.full((4, 4), -1, np.int32), "-1 to -1, expected 8 or 16 bits")],
-)  # fmt: skip
+    [
+        (np.full((4, 4), 0.5, np.float32), "floating-point pixels"),
+        (np.full((4, 4), 70_000, np.int32), "70000 to 70000"),
+        (np.full((4, 4), -1, np.int32), "-1 to -1, expected 8 or 16 bits"),
+    ],
+)
 def test_pixels_of_unknown_scale_are_refused(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
     """As bytes they would all be one level."""
     Image.fromarray(pixels).save(tmp_path / "a.tiff")

@@ -141,8 +141,14 @@ def flat_rafd(root: Path) -> Path:
     return rafd(root / "rafd")
 
 
-SIBLINGS = {"ferplus": ferplus_classes, "ck_plus": ck48, "raf_db": raf_classes, "fer2013": fer2013_classes,
-            "jaffe": flat_jaffe, "rafd": flat_rafd}  # fmt: skip
+SIBLINGS = {
+    "ferplus": ferplus_classes,
+    "ck_plus": ck48,
+    "raf_db": raf_classes,
+    "fer2013": fer2013_classes,
+    "jaffe": flat_jaffe,
+    "rafd": flat_rafd,
+}
 
 
 @pytest.mark.parametrize("name", SIBLINGS)

@@ -26,14 +26,18 @@ def pictures(folder: Path, count: int = 4) -> list[str]:
 LISTS = {
     "labels.csv": ("labels.csv", ["filename,label", *(f"my face {k}.png,{name}" for k, name in enumerate(NAMES))]),
     "other order": (
-        "labels.csv", ["id,Emotion,Image Path", *(f"{k},{n},my face {k}.png" for k, n in enumerate(NAMES))]),
+        "labels.csv",
+        ["id,Emotion,Image Path", *(f"{k},{n},my face {k}.png" for k, n in enumerate(NAMES))],
+    ),
     "metadata of Hugging Face": (
-        "metadata.csv", ["file_name,label,note", *(f'my face {k}.png,{n},"a, b"' for k, n in enumerate(NAMES))]),
+        "metadata.csv",
+        ["file_name,label,note", *(f'my face {k}.png,{n},"a, b"' for k, n in enumerate(NAMES))],
+    ),
     "semicolons": ("labels.csv", ["file;class", *(f"my face {k}.png;{n}" for k, n in enumerate(NAMES))]),
     "tabs": ("labels.tsv", ["file\tclass", *(f"my face {k}.png\t{n}" for k, n in enumerate(NAMES))]),
     "lines without header": ("list.txt", [f"my face {k}.png {n}" for k, n in enumerate(NAMES)]),
     "csv without header": ("anything.csv", [f"my face {k}.png,{n}" for k, n in enumerate(NAMES)]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "lines"), LISTS.values(), ids=LISTS)
@@ -55,8 +59,10 @@ def test_a_list_may_say_part_and_person(tmp_path: Path) -> None:
     write_csv(tmp_path / "labels.csv", rows, ["file", "label", "split", "subject"])
     splits = load_dataset("image_folder", tmp_path, parts=("train", "validation", "test"))
     assert {part: split.subjects for part, split in splits.items()} == {
-        "train": ("p0", "p1", "p4", "p5"), "validation": ("p2",), "test": ("p3",),
-    }  # fmt: skip
+        "train": ("p0", "p1", "p4", "p5"),
+        "validation": ("p2",),
+        "test": ("p3",),
+    }
 
 
 @pytest.mark.parametrize("place", ["train.csv and val.csv", "metadata.csv in each folder"])
@@ -222,8 +228,10 @@ def kept(folders: Path, *lines: str) -> tuple[str, ...]:
 
 def test_a_subset_is_what_its_lines_name_and_no_more(folders: Path) -> None:
     assert kept(folders, "happy/my face 3 1.png", "sad/my face 4 1", "val/sad/my face 5 1.png 2 0.5") == (
-        "val/happy/my face 3 1.png", "val/sad/my face 4 1.png", "val/sad/my face 5 1.png",
-    )  # fmt: skip
+        "val/happy/my face 3 1.png",
+        "val/sad/my face 4 1.png",
+        "val/sad/my face 5 1.png",
+    )
 
 
 def test_a_line_that_fits_several_images_is_refused(folders: Path) -> None:

@@ -211,9 +211,16 @@ def test_ck_plus_of_several_sizes_is_resized_to_what_the_network_is_shown(tmp_pa
 
 @pytest.mark.parametrize(
     ("cameras", "expected"),
-    [(None, {90}), ("frontal", {90}), ("all", {0, 45, 90, 135, 180}), ("half", {45, 90, 135}), ("0,90", {0, 90}),
-     ([45, 90], {45, 90}), (45, {45})],
-)  # fmt: skip
+    [
+        (None, {90}),
+        ("frontal", {90}),
+        ("all", {0, 45, 90, 135, 180}),
+        ("half", {45, 90, 135}),
+        ("0,90", {0, 90}),
+        ([45, 90], {45, 90}),
+        (45, {45}),
+    ],
+)
 def test_rafd_cameras(tmp_path: Path, cameras: object, expected: set[int]) -> None:
     for camera in (0, 45, 90, 135, 180):
         for model in (1, 2):

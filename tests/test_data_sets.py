@@ -105,11 +105,13 @@ def test_raf_db_lines_with_tabs_and_a_third_field(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("train_0001.jpg 5", "4 digits, basic training images have 5: is this the compound release"),
-     ("train_00001.jpg 8", "code '8'.*Compound expressions"),
-     ("train_00001.jpg 0", "code '0'.*RAF-CE"),
-     ("photo.jpg 1", "expected a name such as train_00001.jpg")],
-)  # fmt: skip
+    [
+        ("train_0001.jpg 5", "4 digits, basic training images have 5: is this the compound release"),
+        ("train_00001.jpg 8", "code '8'.*Compound expressions"),
+        ("train_00001.jpg 0", "code '0'.*RAF-CE"),
+        ("photo.jpg 1", "expected a name such as train_00001.jpg"),
+    ],
+)
 def test_raf_db_refuses_compound_labels(tmp_path: Path, line: str, expected: str) -> None:
     raf_official(tmp_path)
     path = label_file(tmp_path)

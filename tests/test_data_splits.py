@@ -323,8 +323,13 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"fer0000002\.png is not a readable image"):
         lazy["train"].load(2)
     record = next(lazy["train"].records())
-    assert record == {"image": broken.with_name("fer0000000.png"), "label": "neutral", "id": "fer0000000.png",
-                      "subject": None, "soft": None}  # fmt: skip
+    assert record == {
+        "image": broken.with_name("fer0000000.png"),
+        "label": "neutral",
+        "id": "fer0000000.png",
+        "subject": None,
+        "soft": None,
+    }
     with pytest.raises(DataError, match="remove_duplicates: needs the images in memory"):
         load_lazily("ferplus", tmp_path, remove_duplicates="training")
 

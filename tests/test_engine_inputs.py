@@ -95,9 +95,15 @@ def test_a_file_of_several_inputs(tmp_path: Path) -> None:
     names = ["image", "state", "words"]
     axes = {name: {0: "n"} for name in (*names, "map", "logits")}
     torch.onnx.export(
-        network, given, str(path), dynamo=False, opset_version=17, input_names=names, output_names=["map", "logits"],
+        network,
+        given,
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=names,
+        output_names=["map", "logits"],
         dynamic_axes=axes,
-    )  # fmt: skip
+    )
     feeds = {name: value.numpy() for name, value in zip(names, _given(4), strict=True)}
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     want = dict(zip(("map", "logits"), map(torch.from_numpy, session.run(None, feeds)), strict=True))

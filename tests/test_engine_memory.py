@@ -67,10 +67,15 @@ def default_device(name: str) -> Iterator[None]:
 
 
 GLOBALS: list[Callable[[], Any]] = [
-    lambda: default_dtype(torch.float64), lambda: default_dtype(torch.float16), lambda: default_dtype(torch.bfloat16),
-    lambda: default_device("meta"), lambda: torch.device("meta"), lambda: torch.autocast("cpu", torch.bfloat16),
-    torch.inference_mode, torch.enable_grad,
-]  # fmt: skip
+    lambda: default_dtype(torch.float64),
+    lambda: default_dtype(torch.float16),
+    lambda: default_dtype(torch.bfloat16),
+    lambda: default_device("meta"),
+    lambda: torch.device("meta"),
+    lambda: torch.autocast("cpu", torch.bfloat16),
+    torch.inference_mode,
+    torch.enable_grad,
+]
 
 
 @pytest.mark.parametrize("around", GLOBALS)

@@ -346,7 +346,7 @@ def test_bad_files(whole: Any) -> None:
         ("affine", [0], [4], "number of weights: expected 2, got 1"),
         ("relu", [0], [], "op: expected a known code, got 99"),
     ],
-)  # fmt: skip
+)
 def test_bad_nodes(op: str, attrs: list[int], weights: list[int], message: str) -> None:
     net = Network(4, 6, 5)
     net.nodes.append((op, [0], attrs, [net.weight(n) for n in weights]))

@@ -225,8 +225,11 @@ def test_command_line(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "w-drawn-validation-explained"
     assert "dot_product.png" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == [
-        "additive.png", "dot_product.png", "explanations.json", "grad_cam.png",
-    ]  # fmt: skip
+        "additive.png",
+        "dot_product.png",
+        "explanations.json",
+        "grad_cam.png",
+    ]
     report = json.loads((out / "explanations.json").read_text())
     assert report["classes"] == list(BASIC_NAMES)
     assert report["kinds"]["grad_cam"] == ["separable.2"]

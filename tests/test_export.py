@@ -179,10 +179,17 @@ def test_pixels_and_metadata(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     header = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert header == {
-        "fastfer": 1, "model": "tiny", "options": model.options, "classes": ["neutral", "happiness", "für"],
-        "input": [1, 9, 7], "pixels": True, "licence": "CC0", "preprocess": NUMBERS, **NUMBERS,
+        "fastfer": 1,
+        "model": "tiny",
+        "options": model.options,
+        "classes": ["neutral", "happiness", "für"],
+        "input": [1, 9, 7],
+        "pixels": True,
+        "licence": "CC0",
+        "preprocess": NUMBERS,
+        **NUMBERS,
         "before": ["convert to grey", "resize to 9×7"],
-    }  # fmt: skip
+    }
     assert session.get_inputs()[0].shape == ["batch", 1, 9, 7]
     assert session.get_outputs()[0].shape == ["batch", 3]
     pixels = torch.randint(0, 256, (2, 1, 9, 7), dtype=torch.uint8)
@@ -236,9 +243,13 @@ def test_a_graph_of_floats_says_what_comes_before(tmp_path: Path) -> None:
     preprocess = Preprocess((0.5,), (0.25,), size=(8, 8), equalise=True, crop=FaceCrop(0.2))
     result = to_onnx(Tiny(), tmp_path / "m.onnx", {"preprocess": preprocess.to_json(), "stored": [1, 9, 9]})
     assert result["before"] == [
-        "cut out the face with a margin of 0.2", "resize to 9×9", "convert to grey", "equalise the histogram",
-        "resize to 8×8", "(x / 255 - 0.5) / 0.25",
-    ]  # fmt: skip
+        "cut out the face with a margin of 0.2",
+        "resize to 9×9",
+        "convert to grey",
+        "equalise the histogram",
+        "resize to 8×8",
+        "(x / 255 - 0.5) / 0.25",
+    ]
 
 
 def test_a_wrong_graph_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

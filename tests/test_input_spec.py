@@ -108,8 +108,11 @@ def test_steps_in_words() -> None:
     settings = Preprocess((0.5,), (0.25,), size=(64, 64), colour="grey", equalise=True, crop=crop)
     spec = InputSpec.from_metadata(header(settings, stored=[1, 48, 48]))
     assert spec.before(pixels=True) == (
-        "cut out the face with a margin of 0.3", "resize to 48×48", "convert to grey", "equalise the histogram",
+        "cut out the face with a margin of 0.3",
+        "resize to 48×48",
+        "convert to grey",
+        "equalise the histogram",
         "resize to 64×64",
-    )  # fmt: skip
+    )
     assert spec.before(pixels=False)[-1] == "(x / 255 - 0.5) / 0.25"
     assert InputSpec(GREY).before(pixels=True) == ()

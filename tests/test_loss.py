@@ -38,8 +38,9 @@ def test_center(variant: Variant, batch: tuple[int, int, int], dtype: torch.dtyp
     want = center_formula(wide[0], labels, wide[1])
     assert loss.shape == ()
     assert_close(loss, want.detach(), "reduction", count * dim, name="loss")
-    for name, got, right in zip(("dx", "dcenters"), grads, torch.autograd.grad(want, wide, upstream(torch.float64)),
-                                strict=True):  # fmt: skip
+    for name, got, right in zip(
+        ("dx", "dcenters"), grads, torch.autograd.grad(want, wide, upstream(torch.float64)), strict=True
+    ):
         assert_close(got, right, "reduction", count, name=name)
     with torch.no_grad(), variant.runs(*kernels("center_loss", dtype, "fwd")):
         assert torch.equal(ops.center_loss(x, labels, centers), loss)

@@ -32,8 +32,14 @@ def hardsigmoid(x: Tensor) -> Tensor:
 
 
 ACTS: tuple[Callable[[Tensor], Tensor], ...] = (
-    torch.clone, torch.relu, F.relu6, F.hardswish, hardsigmoid, F.silu, torch.sigmoid,
-)  # fmt: skip
+    torch.clone,
+    torch.relu,
+    F.relu6,
+    F.hardswish,
+    hardsigmoid,
+    F.silu,
+    torch.sigmoid,
+)
 DTYPES = (torch.float32, torch.float64)
 NONE4 = (None, None, None, None)
 
@@ -206,7 +212,7 @@ def block_case(
         list(norm(c, dtype) if norm1 else NONE4),
         [pw, pw_bias],
         list(norm(o, dtype) if norm2 else NONE4),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

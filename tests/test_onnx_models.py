@@ -50,10 +50,12 @@ def test_a_face_detector_runs_at_any_size(size: tuple[int, int], tmp_path: Path)
 def _small() -> Any:
     w = np.random.default_rng(2).standard_normal
     nodes = [
-        node("Conv", "x", "w", out="a", pads=[1, 1, 1, 1]), node("Relu", "a", out="b"),
-        node("GlobalAveragePool", "b", out="c"), node("Flatten", "c", out="features"),
+        node("Conv", "x", "w", out="a", pads=[1, 1, 1, 1]),
+        node("Relu", "a", out="b"),
+        node("GlobalAveragePool", "b", out="c"),
+        node("Flatten", "c", out="features"),
         node("Gemm", "features", "v", out="logits"),
-    ]  # fmt: skip
+    ]
     constants = {"w": w((5, 4, 3, 3)).astype(np.float32), "v": w((5, 3)).astype(np.float32)}
     return model(nodes, ("n", 4, "h", "w"), constants, outputs=("logits", "features"))
 
@@ -91,10 +93,12 @@ def test_a_free_size_is_asked_for(tmp_path: Path) -> None:
 def test_arithmetic_with_shapes_disappears(opset: int, tmp_path: Path) -> None:
     """A flatten written with the shape of its input, as exporters do: the number of images stays free."""
     nodes = [
-        node("Shape", "x", out="s"), node("Gather", "s", "zero", out="n", axis=0),
+        node("Shape", "x", out="s"),
+        node("Gather", "s", "zero", out="n", axis=0),
         node("Unsqueeze", "n", *(["zeros"] if opset >= 13 else []), out="n1", **({} if opset >= 13 else {"axes": [0]})),
-        node("Concat", "n1", "rest", out="t", axis=0), node("Reshape", "x", "t"),
-    ]  # fmt: skip
+        node("Concat", "n1", "rest", out="t", axis=0),
+        node("Reshape", "x", "t"),
+    ]
     constants = {"zero": np.int64(0), "zeros": np.array([0]), "rest": np.array([-1])}
     if opset < 13:
         del constants["zeros"]
@@ -162,12 +166,22 @@ def test_quantised_pairs_stand_for_floats(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).integers(-127, 128, (6, 4, 3, 3)).astype(np.int8)
     rates = np.linspace(0.001, 0.004, 6).astype(np.float32)
     nodes = [
-        node("QuantizeLinear", "x", "xs", "xz", out="xq"), node("DequantizeLinear", "xq", "xs", "xz", out="xf"),
-        node("DequantizeLinear", "w", "ws", "wz", out="wf", axis=0), node("Conv", "xf", "wf", out="c"),
-        node("QuantizeLinear", "c", "cs", "cz", out="cq"), node("DequantizeLinear", "cq", "cs", "cz"),
-    ]  # fmt: skip
-    constants = {"xs": np.float32(0.03), "xz": np.int8(0), "w": weight, "ws": rates, "wz": np.zeros(6, np.int8),
-                 "cs": scale, "cz": zero}  # fmt: skip
+        node("QuantizeLinear", "x", "xs", "xz", out="xq"),
+        node("DequantizeLinear", "xq", "xs", "xz", out="xf"),
+        node("DequantizeLinear", "w", "ws", "wz", out="wf", axis=0),
+        node("Conv", "xf", "wf", out="c"),
+        node("QuantizeLinear", "c", "cs", "cz", out="cq"),
+        node("DequantizeLinear", "cq", "cs", "cz"),
+    ]
+    constants = {
+        "xs": np.float32(0.03),
+        "xz": np.int8(0),
+        "w": weight,
+        "ws": rates,
+        "wz": np.zeros(6, np.int8),
+        "cs": scale,
+        "cz": zero,
+    }
     path = written(model(nodes, constants=constants), tmp_path)
     x = images(2, 4, 8, 8)
     got, want = fastfer.compile(path, fallback="torch")(x), onnx_files.run(path, x)["y"]

@@ -167,9 +167,12 @@ def _resizes() -> list[Case]:
     asymmetric = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     cases = [Case("Resize", asymmetric, (empty, double)), Case("Resize", asymmetric, (empty, odd))]
     cases += [Case("Resize", {"mode": "nearest"}, (empty, scales)) for scales in (double, odd)]
-    cases += [Case("Resize", {"mode": mode, "coordinate_transformation_mode": how}, (empty, scales))
-              for mode in ("linear", "cubic") for how in ("half_pixel", "align_corners", "pytorch_half_pixel")
-              for scales in (double, odd)]  # fmt: skip
+    cases += [
+        Case("Resize", {"mode": mode, "coordinate_transformation_mode": how}, (empty, scales))
+        for mode in ("linear", "cubic")
+        for how in ("half_pixel", "align_corners", "pytorch_half_pixel")
+        for scales in (double, odd)
+    ]
     return cases
 
 
@@ -179,8 +182,12 @@ CASES += _resizes()
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{case.op}" for i, case in enumerate(CASES)])
 def test_an_operator_is_as_in_onnx_runtime(case: Case, tmp_path: Path) -> None:
     names = [f"c{i}" for i in range(len(case.constants))]
-    proto = model([node(case.op, "x", *names, **case.attrs)], ("n", *case.shape),
-                  dict(zip(names, case.constants, strict=True)), case.opset)  # fmt: skip
+    proto = model(
+        [node(case.op, "x", *names, **case.attrs)],
+        ("n", *case.shape),
+        dict(zip(names, case.constants, strict=True)),
+        case.opset,
+    )
     path = written(proto, tmp_path)
     engine = fastfer.compile(path, fallback="torch")
     x = images(3, *case.shape)

@@ -39,19 +39,30 @@ class _Gate(nn.Module):
 
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU, "hardswish": nn.Hardswish, "silu": nn.SiLU, "mish": nn.Mish,
-    "group_norm": lambda: nn.GroupNorm(2, 8), "layer_norm": _Last,
-    "log_sigmoid": nn.LogSigmoid, "softplus": nn.Softplus,
-}  # fmt: skip
+    "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "group_norm": lambda: nn.GroupNorm(2, 8),
+    "layer_norm": _Last,
+    "log_sigmoid": nn.LogSigmoid,
+    "softplus": nn.Softplus,
+}
 
 
 def _names(network: nn.Module, path: Path, opset: int) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network, (torch.zeros(2, 8, 6, 6),), str(path), dynamo=False, opset_version=opset, input_names=["x"],
-            output_names=["y"], dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
-        )  # fmt: skip
+            network,
+            (torch.zeros(2, 8, 6, 6),),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+        )
     return [call.name.removeprefix("aten.") for call in program_of(read(path), (8, 6, 6)).calls]
 
 

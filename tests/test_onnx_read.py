@@ -125,7 +125,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "absurd constant": (_large, r"\(ConstantOfShape\): expected constants of at most"),
     "text": (lambda: model([node("Relu", "x")], dtype=_TENSOR.STRING), "expected floats or uint8"),
     "a weight as input": (lambda: _changed(_weight_as_input), "one number of images for all"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

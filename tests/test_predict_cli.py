@@ -74,9 +74,16 @@ def test_inputs_of_every_kind(folder: Path) -> None:
     items, problems = expanded(given, standard)
     assert not problems
     assert [(item.kind, Path(item.name).name) for item in items] == [
-        ("picture", "face0.png"), ("picture", "face2.png"), ("picture", "face1.png"), ("picture", "face3.png"),
-        ("picture", "face4.png"), ("stream", "clip.mp4"), ("stream", "0"), ("stream", "3"), ("stream", "a"),
-    ]  # fmt: skip
+        ("picture", "face0.png"),
+        ("picture", "face2.png"),
+        ("picture", "face1.png"),
+        ("picture", "face3.png"),
+        ("picture", "face4.png"),
+        ("stream", "clip.mp4"),
+        ("stream", "0"),
+        ("stream", "3"),
+        ("stream", "a"),
+    ]
     assert [item.source for item in items[-3:]] == [0, 3, "rtsp://host/a"]
     assert items[3].place == "deep/face3.png"
 
@@ -87,8 +94,10 @@ def test_inputs_that_are_nothing(tmp_path: Path) -> None:
     items, problems = expanded(given, io.BytesIO())
     assert not items
     assert [problem.message for problem in problems] == [
-        "no pictures or videos in this folder", "nothing matches this pattern", "no such file or folder",
-    ]  # fmt: skip
+        "no pictures or videos in this folder",
+        "nothing matches this pattern",
+        "no such file or folder",
+    ]
 
 
 def test_lists_with_zero_bytes(tmp_path: Path) -> None:
@@ -133,15 +142,23 @@ def test_bad_pictures_get_a_message_each_and_the_rest_goes_on(engine: Path, tmp_
     printed = capsys.readouterr()
     found = {Path(record["source"]).name: record for record in lines(printed.out)}
     assert {name for name, record in found.items() if record["error"]} == {
-        "zero.jpg", "cut.png", "text.jpg", "line\nbreak\x1b[31m.png", "bomb.png",
-    }  # fmt: skip
+        "zero.jpg",
+        "cut.png",
+        "text.jpg",
+        "line\nbreak\x1b[31m.png",
+        "bomb.png",
+    }
     assert len(found) == 6 + 9
     for message in (
-        "zero.jpg is not a readable image (the file is empty)", "cut.png is not a readable image",
-        "text.jpg is not a readable image (no known format)", "bomb.png is not a readable image (20001x10 pixels",
-        r"line\nbreak\x1b[31m.png", "gone.png: no such file or folder", "moving.gif: an animation: its first picture",
+        "zero.jpg is not a readable image (the file is empty)",
+        "cut.png is not a readable image",
+        "text.jpg is not a readable image (no known format)",
+        "bomb.png is not a readable image (20001x10 pixels",
+        r"line\nbreak\x1b[31m.png",
+        "gone.png: no such file or folder",
+        "moving.gif: an animation: its first picture",
         "15 pictures, 10 faces, 6 failed",
-    ):  # fmt: skip
+    ):
         assert message in printed.err
     assert "\x1b" not in printed.err + printed.out
     whole = found["whole.png"]["faces"][0]["probabilities"]

@@ -37,16 +37,23 @@ def maps() -> dict[str, np.ndarray[Any, Any]]:
 
 
 def put(
-    into: dict[str, np.ndarray[Any, Any]], stride: int, column: int, row: int, scores: tuple[float, float],
+    into: dict[str, np.ndarray[Any, Any]],
+    stride: int,
+    column: int,
+    row: int,
+    scores: tuple[float, float],
     box: tuple[float, float, float, float],
-) -> None:  # fmt: skip
+) -> None:
     """A face of box (centre x, centre y, width, height) in that cell, its points at the centre and 1 to 4 right."""
     at = row * (SIZE[1] // stride) + column
     x, y, width, height = box
     into[f"cls_{stride}"][at], into[f"obj_{stride}"][at] = scores
     into[f"bbox_{stride}"][at] = [
-        x / stride - column, y / stride - row, math.log(width / stride), math.log(height / stride),
-    ]  # fmt: skip
+        x / stride - column,
+        y / stride - row,
+        math.log(width / stride),
+        math.log(height / stride),
+    ]
     into[f"kps_{stride}"][at] = [v for i in range(5) for v in ((x + i) / stride - column, y / stride - row)]
 
 

@@ -91,9 +91,16 @@ def conv2d(d: Draw) -> Call:
     if min(rows, out_size(w, (left, right), kernel[1], stride[1])) < 2:
         pool = None
     return lambda t: ops.conv2d(
-        t["x"], t["weight"], t.get("bias"), norm=t.norm("norm"), act=act, stride=stride, padding=padding, pool=pool,
+        t["x"],
+        t["weight"],
+        t.get("bias"),
+        norm=t.norm("norm"),
+        act=act,
+        stride=stride,
+        padding=padding,
+        pool=pool,
         training=train,
-    )  # fmt: skip
+    )
 
 
 def depthwise_conv2d(d: Draw) -> Call:

@@ -33,9 +33,7 @@ def leaves_of(layer: Layer, dtype: torch.dtype, seed: int = 0) -> tuple[list[Ten
 def run(layer: Layer, leaves: list[Tensor], running: list[Tensor], act: str | None, training: bool) -> Tensor:
     x, weight, bias, n_weight, n_bias = leaves
     norm = ops.Norm(n_weight, n_bias, *running)
-    return ops.depthwise_conv2d(
-        x, weight, bias, layer.stride, layer.padding, norm=norm, act=act, training=training
-    )  # fmt: skip
+    return ops.depthwise_conv2d(x, weight, bias, layer.stride, layer.padding, norm=norm, act=act, training=training)
 
 
 def oracle(layer: Layer, leaves: list[Tensor], running: list[Tensor], act: str | None, training: bool) -> Tensor:

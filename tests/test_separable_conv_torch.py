@@ -78,10 +78,17 @@ def block_arguments(case: Case, dtype: torch.dtype, grad: bool) -> list[Any]:
 
     return [
         leaves["x"],
-        leaves["dw_weight"], leaves.get("dw_bias"), *norm("norm1"), act_code("test", case.block.act1, "act1"),
-        leaves["pw_weight"], leaves.get("pw_bias"), *norm("norm2"), act_code("test", case.block.act2, "act2"),
-        list(case.layer.stride), list(case.layer.padding),
-    ]  # fmt: skip
+        leaves["dw_weight"],
+        leaves.get("dw_bias"),
+        *norm("norm1"),
+        act_code("test", case.block.act1, "act1"),
+        leaves["pw_weight"],
+        leaves.get("pw_bias"),
+        *norm("norm2"),
+        act_code("test", case.block.act2, "act2"),
+        list(case.layer.stride),
+        list(case.layer.padding),
+    ]
 
 
 def test_opcheck_unfused(cpu_backend: Variant) -> None:

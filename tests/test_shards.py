@@ -74,9 +74,15 @@ def test_all_that_a_split_says_is_kept(tmp_path: Path) -> None:
     planes = np.random.default_rng(1).integers(0, 256, (3, 3, 5, 4), dtype=np.uint8)
     soft = np.array([[0.5, 0.5], [0.25, 0.75], [1, 0]], np.float32)
     split = SimpleNamespace(
-        names=NAMES, labels=np.array([0, 1, 0]), load=lambda i: planes[i], ids=("a", "b", "c"),
-        subjects=("x", "x", "y"), soft=soft, soft_mode="probability", protocol="some, well shuffled",
-    )  # fmt: skip
+        names=NAMES,
+        labels=np.array([0, 1, 0]),
+        load=lambda i: planes[i],
+        ids=("a", "b", "c"),
+        subjects=("x", "x", "y"),
+        soft=soft,
+        soft_mode="probability",
+        protocol="some, well shuffled",
+    )
     shards = write_shards(tmp_path, split)
     (batch,) = whole(shards)
     np.testing.assert_array_equal(batch.images.numpy(), planes)

@@ -90,17 +90,24 @@ def test_no_path_of_the_machine_leaves_with_the_weights(finished: Path, tmp_path
     weights = hidden / "start.safetensors"
     weights.write_bytes((finished / "best.safetensors").read_bytes())
     config = TrainConfig(
-        data="raf_db", root=str(root), out=str(hidden / "run"), epochs=1, batch_size=16, threads=1,
+        data="raf_db",
+        root=str(root),
+        out=str(hidden / "run"),
+        epochs=1,
+        batch_size=16,
+        threads=1,
         data_options=DataOptions(size=48, channels=1, subset=str(listed), validation="test"),
-        from_weights=str(weights), teacher=str(weights),
-    )  # fmt: skip
+        from_weights=str(weights),
+        teacher=str(weights),
+    )
     report = train(config)
     header = read_metadata(hidden / "run" / "best.safetensors")
     for entry in (report, header, json.loads((hidden / "run" / "report.json").read_text())):
         assert "secret folder" not in json.dumps(entry)
         assert entry["config"]["data_options"]["subset"] == {
-            "name": "names.txt", "sha256": hashlib.sha256(listed.read_bytes()).hexdigest(),
-        }  # fmt: skip
+            "name": "names.txt",
+            "sha256": hashlib.sha256(listed.read_bytes()).hexdigest(),
+        }
         assert entry["config"]["teacher"]["name"] == "start.safetensors"
         assert entry["config"]["from_weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert "secret folder" not in (hidden / "run" / "best.safetensors").read_bytes().decode("latin-1")

@@ -175,5 +175,10 @@ def test_a_release_from_run_to_card(tmp_path: Path) -> None:
     assert "A note." in text
     assert f"temperature {row.temperature:g}" in text
     assert {path.name for path in folder.iterdir()} == {
-        "model_card.md", "report.json", "confusion.png", "confusion.csv", "reliability.png", "curves.png",
-    }  # fmt: skip
+        "model_card.md",
+        "report.json",
+        "confusion.png",
+        "confusion.csv",
+        "reliability.png",
+        "curves.png",
+    }

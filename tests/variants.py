@@ -35,9 +35,15 @@ _VGG_STAGES = ((64, 2, 3), (128, 2, 5), (256, 3, 5), (512, 3, 5), (512, 3, 5))
 def _vgg_attention(kind: str, c: int, kernel: int) -> int:
     squeeze = conv(c, c // 16) + conv(c // 16, c)
     return {
-        "none": 0, "ca": kernel, "eca": kernel, "sa": 3, "csa": kernel + 3, "se": squeeze,
-        "cbam": squeeze + conv(2, 1, 7, bias=False) + 2, "scse": conv(c, c // 2) + conv(c // 2, c) + conv(c, 1),
-    }[kind]  # fmt: skip
+        "none": 0,
+        "ca": kernel,
+        "eca": kernel,
+        "sa": 3,
+        "csa": kernel + 3,
+        "se": squeeze,
+        "cbam": squeeze + conv(2, 1, 7, bias=False) + 2,
+        "scse": conv(c, c // 2) + conv(c // 2, c) + conv(c, 1),
+    }[kind]
 
 
 def _vgg() -> Iterator[Row]:

@@ -42,9 +42,16 @@ class Augment:
 
     def __post_init__(self) -> None:
         limits = {
-            "flip": 1.0, "degrees": 180.0, "shift": 1.0, "zoom": 0.9, "contrast": 1.0, "erase": 1.0,
-            "crop": 0.9, "image_contrast": 1.0, "noise": 10.0,
-        }  # fmt: skip
+            "flip": 1.0,
+            "degrees": 180.0,
+            "shift": 1.0,
+            "zoom": 0.9,
+            "contrast": 1.0,
+            "erase": 1.0,
+            "crop": 0.9,
+            "image_contrast": 1.0,
+            "noise": 10.0,
+        }
         for name, limit in limits.items():
             value = getattr(self, name)
             if not 0 <= value <= limit:

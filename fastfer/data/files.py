@@ -16,9 +16,15 @@ LFS_MARK = b"version https://git-lfs"
 
 
 __all__ = [
-    "file_inside", "printable", "reference", "refuse_lfs_pointer", "replace_atomically", "terminal", "warn",
+    "file_inside",
+    "printable",
+    "reference",
+    "refuse_lfs_pointer",
+    "replace_atomically",
+    "terminal",
+    "warn",
     "write_text",
-]  # fmt: skip
+]
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -151,7 +151,7 @@ def input_size(header: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _guessed(
     header: Mapping[str, Any], preprocess: Preprocess, said: tuple[int, int] | None
-) -> tuple[int, int, int] | None:  # fmt: skip
+) -> tuple[int, int, int] | None:
     """The form of the training images where the header, of an older file, does not name it: from what it does say."""
     grey = preprocess.colour == "grey" or preprocess.equalise
     channels = 1 if grey else len(preprocess.mean)

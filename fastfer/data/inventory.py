@@ -104,11 +104,17 @@ class Inventory:
         """JSON values; paths below the root."""
         paths = ("sources", "untaken", "unread", "outside", "loose", "empty", "dangling")
         return {
-            "root": str(self.root), "place": str(self.place), "read": self.read, "rows": self.rows,
-            "left_out": self.left_out, "others": self.others, "system": self.system, "cut": self.cut,
+            "root": str(self.root),
+            "place": str(self.place),
+            "read": self.read,
+            "rows": self.rows,
+            "left_out": self.left_out,
+            "others": self.others,
+            "system": self.system,
+            "cut": self.cut,
             **{name: [self._name(path) for path in getattr(self, name)] for name in paths},
             "unreadable": {self._name(folder): why for folder, why in self.unreadable.items()},
-        }  # fmt: skip
+        }
 
     def _inside(self, path: Path) -> bool:
         return path == self.place or self.place in path.parents

@@ -25,16 +25,30 @@ CK_EXTENDED_CODES: tuple[str, ...] = (*FER2013_CODES, "contempt")
 """Name of each code in ckextended.csv: those of FER2013, and contempt."""
 
 CK_PLUS_CODES: tuple[str, ...] = (
-    "neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise",
-)  # fmt: skip
+    "neutral",
+    "anger",
+    "contempt",
+    "disgust",
+    "fear",
+    "happiness",
+    "sadness",
+    "surprise",
+)
 """Name of each code in the emotion files of CK+; 0 never occurs there."""
 
 RAF_DB_CODES: tuple[str, ...] = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 """Name of RAF-DB's codes 1 to 7, in that order."""
 
 AFFECTNET_CODES: tuple[str, ...] = (
-    "neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt",
-)  # fmt: skip
+    "neutral",
+    "happiness",
+    "sadness",
+    "surprise",
+    "fear",
+    "disgust",
+    "anger",
+    "contempt",
+)
 """Name of AffectNet's codes 0 to 7; 8 is none, 9 uncertain and 10 no face."""
 
 CODE_TABLES: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -29,14 +29,19 @@ _FER2013 = Published(
     images={"train": 28709, "validation": 3589, "test": 3589},
     classes={
         "train": {
-            "anger": 3995, "disgust": 436, "fear": 4097, "happiness": 7215,
-            "neutral": 4965, "sadness": 4830, "surprise": 3171,
+            "anger": 3995,
+            "disgust": 436,
+            "fear": 4097,
+            "happiness": 7215,
+            "neutral": 4965,
+            "sadness": 4830,
+            "surprise": 3171,
         }
     },
     copies={("train", "validation"): 280, ("train", "test"): 288, ("validation", "test"): 43},
     conflicts=57,
     blank=12,
-)  # fmt: skip
+)
 
 _FERPLUS_COPIES = {("train", "validation"): 279, ("train", "test"): 288, ("validation", "test"): 43}
 
@@ -48,11 +53,16 @@ _CK_PLUS = Published(
     images={"all": 981},
     classes={
         "all": {
-            "anger": 135, "contempt": 54, "disgust": 177, "fear": 75,
-            "happiness": 207, "sadness": 84, "surprise": 249,
+            "anger": 135,
+            "contempt": 54,
+            "disgust": 177,
+            "fear": 75,
+            "happiness": 207,
+            "sadness": 84,
+            "surprise": 249,
         }
     },
-)  # fmt: skip
+)
 
 _PUBLISHED = {
     ("fer2013", ""): _FER2013,

@@ -56,11 +56,15 @@ class Comparison:
         own = self.timings[0]
         rows = [
             [
-                f"{t.name} {t.version}".strip(), f"{1e3 * t.median:.3f}", f"{1e3 * t.p10:.3f}",
-                f"{self.batch / t.median:,.0f}", f"{t.median / own.median:.2f}×", f"{t.error:.0e}",
+                f"{t.name} {t.version}".strip(),
+                f"{1e3 * t.median:.3f}",
+                f"{1e3 * t.p10:.3f}",
+                f"{self.batch / t.median:,.0f}",
+                f"{t.median / own.median:.2f}×",
+                f"{t.error:.0e}",
             ]
             for t in self.timings
-        ]  # fmt: skip
+        ]
         title = f"{self.network}, batch {self.batch}, {self.threads} threads, {self.dtype}"
         return table(title, ("runtime", "median ms", "p10 ms", "images/s", "over engine", "error"), rows)
 

@@ -88,9 +88,17 @@ def _linear(into: Conversion, input: View, weight: Any, bias: Any) -> View:
 
 @covers("aten.batch_norm")
 def _batch_norm(
-    into: Conversion, input: View, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
-    momentum: float, eps: float, cudnn_enabled: bool,
-) -> View:  # fmt: skip
+    into: Conversion,
+    input: View,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> View:
     if training or running_mean is None:
         raise Uncovered("a norm with the statistics of the batch")
     if not views.is_pixelwise(input, 1):
@@ -100,9 +108,15 @@ def _batch_norm(
 
 @covers("aten._native_batch_norm_legit_no_training")
 def _functional_batch_norm(
-    into: Conversion, input: View, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float,
+    into: Conversion,
+    input: View,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: float,
     eps: float,
-) -> Any:  # fmt: skip
+) -> Any:
     """What the functional form of a program has for it; its other results are empty."""
     return _batch_norm(into, input, weight, bias, running_mean, running_var, False, momentum, eps, False)
 
@@ -170,9 +184,15 @@ def _max_pool2d(
 
 @covers("aten.avg_pool2d")
 def _avg_pool2d(
-    into: Conversion, self: View, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool,
+    into: Conversion,
+    self: View,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
     divisor_override: Any,
-) -> View:  # fmt: skip
+) -> View:
     if divisor_override is not None or (ceil_mode and count_include_pad and any(_pair(padding))):
         raise Uncovered("a divisor of its own, or padding both counted and rounded up")
     counted = count_include_pad and not ceil_mode
@@ -200,8 +220,12 @@ def _adaptive_max_pool2d(into: Conversion, self: View, output_size: Any) -> tupl
     return (_adaptive(into, self, output_size, MAX),)
 
 
-_REDUCTIONS = {"C": ("channel_pool", (2,), (3,)), "HW": ("global_pool", (MEAN,), (MAX,)),
-               "W": ("line_pool", (0, MEAN), (0, MAX)), "H": ("line_pool", (1, MEAN), (1, MAX))}  # fmt: skip
+_REDUCTIONS = {
+    "C": ("channel_pool", (2,), (3,)),
+    "HW": ("global_pool", (MEAN,), (MAX,)),
+    "W": ("line_pool", (0, MEAN), (0, MAX)),
+    "H": ("line_pool", (1, MEAN), (1, MAX)),
+}
 
 
 def reduce(into: Conversion, x: View, dims: Sequence[int], keepdim: bool, kind: int) -> View:

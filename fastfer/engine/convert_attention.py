@@ -137,9 +137,16 @@ def _softmax(into: Conversion, self: Any, dim: int, **rest: Any) -> Softmax:
 
 @covers("aten.scaled_dot_product_attention")
 def _scaled_dot_product_attention(
-    into: Conversion, query: View, key: View, value: View, attn_mask: Any, dropout_p: float, is_causal: bool,
-    scale: Any, enable_gqa: bool,
-) -> View:  # fmt: skip
+    into: Conversion,
+    query: View,
+    key: View,
+    value: View,
+    attn_mask: Any,
+    dropout_p: float,
+    is_causal: bool,
+    scale: Any,
+    enable_gqa: bool,
+) -> View:
     if attn_mask is not None or dropout_p or is_causal or len(query.axes) != 3:
         raise Uncovered("attention with a mask, dropout or several heads")
     return attention(into, query, key, value, query.shape.channels**-0.5 if scale is None else float(scale))

@@ -15,8 +15,12 @@ from fastfer.engine.views import Images, Uncovered, View
 
 
 @covers(
-    "aten.contiguous", "aten.clone", "aten.alias", "aten.detach", "aten.lift_fresh_copy",
-)  # fmt: skip
+    "aten.contiguous",
+    "aten.clone",
+    "aten.alias",
+    "aten.detach",
+    "aten.lift_fresh_copy",
+)
 def _same(into: Conversion, self: View, **rest: Any) -> View:
     return self
 

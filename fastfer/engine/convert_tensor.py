@@ -202,8 +202,11 @@ def _flip(into: Conversion, self: Any, dims: Sequence[int]) -> Any_:
 def _roll(into: Conversion, self: Any, shifts: Any, dims: Any = ()) -> Any_:
     if not dims:
         raise Uncovered("a roll of a flattened tensor")
-    return _taken(into, self, {self.dim(d): np.roll(np.arange(self.sizes[self.dim(d)]), n)
-                               for n, d in zip(shifts, dims, strict=True)})  # fmt: skip
+    return _taken(
+        into,
+        self,
+        {self.dim(d): np.roll(np.arange(self.sizes[self.dim(d)]), n) for n, d in zip(shifts, dims, strict=True)},
+    )
 
 
 def _taken(into: Conversion, x: Any, tables: dict[int, Any]) -> Any_:

@@ -164,9 +164,15 @@ def _binary(target: Any) -> Any:
 
 
 for _name, _target in {
-    "Add": aten.add, "Sub": aten.sub, "Mul": aten.mul, "Equal": aten.eq, "Greater": aten.gt, "GreaterOrEqual": aten.ge,
-    "Less": aten.lt, "LessOrEqual": aten.le,
-}.items():  # fmt: skip
+    "Add": aten.add,
+    "Sub": aten.sub,
+    "Mul": aten.mul,
+    "Equal": aten.eq,
+    "Greater": aten.gt,
+    "GreaterOrEqual": aten.ge,
+    "Less": aten.lt,
+    "LessOrEqual": aten.le,
+}.items():
     onnx_op(_name)(_binary(_target))
 
 for _name, _target in {"And": aten.logical_and, "Or": aten.logical_or, "Xor": aten.logical_xor}.items():

@@ -141,9 +141,7 @@ def _model(proto: Any, path: str) -> OnnxModel:
         if name in read_names
     }
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    return OnnxModel(
-        path, opset, proto.producer_name, [_input(v) for v in inputs], outputs, nodes, constants, metadata
-    )  # fmt: skip
+    return OnnxModel(path, opset, proto.producer_name, [_input(v) for v in inputs], outputs, nodes, constants, metadata)
 
 
 def _opset(proto: Any) -> int:
@@ -262,11 +260,13 @@ def _attribute(attribute: Any, where: str, folder: Path) -> Any:
     if attribute.type == kinds.TENSOR:
         return tensor_array(attribute.t, f"{where}: attribute {attribute.name}", folder)
     values: dict[int, Callable[[], Any]] = {
-        kinds.FLOAT: lambda: float(attribute.f), kinds.INT: lambda: int(attribute.i),
-        kinds.STRING: lambda: attribute.s.decode(errors="replace"), kinds.FLOATS: lambda: list(attribute.floats),
+        kinds.FLOAT: lambda: float(attribute.f),
+        kinds.INT: lambda: int(attribute.i),
+        kinds.STRING: lambda: attribute.s.decode(errors="replace"),
+        kinds.FLOATS: lambda: list(attribute.floats),
         kinds.INTS: lambda: list(attribute.ints),
         kinds.STRINGS: lambda: [text.decode(errors="replace") for text in attribute.strings],
-    }  # fmt: skip
+    }
     if attribute.type not in values:
         raise OnnxError(f"{where}: attribute {attribute.name}: expected numbers, text or a tensor, got another kind")
     return values[attribute.type]()
@@ -334,8 +334,13 @@ def _check_amount(tensor: Any, where: str, count: int, item: Any) -> None:
             return
         unit = "bytes"
     else:
-        have = max(len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data), len(tensor.double_data),
-                   len(tensor.uint64_data))  # fmt: skip
+        have = max(
+            len(tensor.float_data),
+            len(tensor.int32_data),
+            len(tensor.int64_data),
+            len(tensor.double_data),
+            len(tensor.uint64_data),
+        )
         want, unit = count, "numbers"
         if packed and have < count <= 8 * have:
             return

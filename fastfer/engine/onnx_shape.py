@@ -18,8 +18,12 @@ from fastfer.engine.views import Uncovered
 
 @onnx_op("Constant")
 def _constant(g: Tracer, node: OnnxNode) -> Tensor:
-    kinds = {"value_int": torch.int64, "value_ints": torch.int64, "value_float": torch.float32,
-             "value_floats": torch.float32}  # fmt: skip
+    kinds = {
+        "value_int": torch.int64,
+        "value_ints": torch.int64,
+        "value_float": torch.float32,
+        "value_floats": torch.float32,
+    }
     for name, dtype in kinds.items():
         if name in node.attrs:
             return torch.tensor(node.attrs[name], dtype=dtype)

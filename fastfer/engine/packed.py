@@ -43,7 +43,8 @@ def several(example: Any) -> list[tuple[int, ...]] | None:
 def names(model: nn.Module, count: int) -> list[str]:
     """The names of a forward's first arguments."""
     known = [
-        p.name for p in inspect.signature(model.forward).parameters.values()
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]  # fmt: skip
+    ]
     return known[:count] if len(known) >= count else [f"input{i}" for i in range(count)]

@@ -89,8 +89,14 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled with the op's name: torch's op itself cannot be pickled."""
-        return _call, (self.target._schema.name, self.target._overloadname, self.args, self.kwargs, self.outputs,
-                       self.where)  # fmt: skip
+        return _call, (
+            self.target._schema.name,
+            self.target._overloadname,
+            self.args,
+            self.kwargs,
+            self.outputs,
+            self.where,
+        )
 
     def __str__(self) -> str:
         return f"{self.name}" + (f" in {self.where}" if self.where else "")

@@ -124,9 +124,10 @@ class _Reader:
         self.out_spec = exported.call_spec.out_spec
         self.state = {**exported.state_dict, **exported.constants}
         self.held = {
-            **signature.inputs_to_parameters, **signature.inputs_to_buffers,
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
-        }  # fmt: skip
+        }
         self.refs: dict[Any, Ref] = {}
         self.parts: dict[Any, dict[int, Ref]] = {}
         self.numbers: dict[Any, Any] = {}
@@ -322,8 +323,10 @@ def for_any_batch(first: Program, second: Program) -> Program:
     first.calls = calls
     for ref, sizes in first.sizes.items():
         pairs = zip(sizes, second.sizes[ref], strict=True)
-        numbers = [a if a == b else Scalar(a // BATCH * symbol) if a and b and a * OTHER_BATCH == b * BATCH else None
-                   for a, b in pairs]  # fmt: skip
+        numbers = [
+            a if a == b else Scalar(a // BATCH * symbol) if a and b and a * OTHER_BATCH == b * BATCH else None
+            for a, b in pairs
+        ]
         first.sizes[ref] = tuple(n.sample() if isinstance(n, Scalar) else n for n in numbers)
     return first
 

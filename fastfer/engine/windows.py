@@ -61,9 +61,17 @@ def adaptive(size: int, new: int) -> Taps:
 
 
 def sliding(
-    size: int, kernel: int, stride: int, before: int, after: int, *, dilation: int = 1, ceiled: bool = False,
-    counted: bool = False, divisor: float | None = None,
-) -> Taps:  # fmt: skip
+    size: int,
+    kernel: int,
+    stride: int,
+    before: int,
+    after: int,
+    *,
+    dilation: int = 1,
+    ceiled: bool = False,
+    counted: bool = False,
+    divisor: float | None = None,
+) -> Taps:
     """Windows of a pooling with padding; weights of its mean, over padding too where it is ``counted``."""
     span = dilation * (kernel - 1) + 1
     room = size + before + after - span

@@ -29,13 +29,18 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     options.add_argument("--root", type=Path, help="where the data set lies; the drawn faces need none")
     options.add_argument("--split", choices=PARTS, default="validation", help="part of it (default: validation)")
     options.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE",
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
         help="option of the data set, as load_dataset takes it, e.g. classes=7; may be repeated",
-    )  # fmt: skip
+    )
     options.add_argument(
-        "--face-model", type=Path, metavar="FILE",
+        "--face-model",
+        type=Path,
+        metavar="FILE",
         help="OpenCV's YuNet, for networks that were trained on faces cut out of whole pictures",
-    )  # fmt: skip
+    )
     options.add_argument("--uncropped", action="store_true", help="the images are such faces already")
     options.add_argument("--out", type=Path, help="output folder (default: WEIGHTS-DATA-SPLIT... beside the weights)")
     options.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
@@ -43,9 +48,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     return options
 
 
-def prepare(
-    args: argparse.Namespace, with_train: bool, purpose: str | None = None
-) -> tuple[Weights, Loaded, Path]:  # fmt: skip
+def prepare(args: argparse.Namespace, with_train: bool, purpose: str | None = None) -> tuple[Weights, Loaded, Path]:
     """Weights, images, and the output folder, checked and not yet made. ValueError, OSError."""
     if args.threads is not None:
         if args.threads < 1:
@@ -104,16 +107,25 @@ def _run(args: argparse.Namespace) -> int:
     if args.groups is not None:
         groups |= read_groups(args.groups, split.ids)
     found = evaluate(
-        weights.model, split, weights.preprocess,
-        train=loaded.train, groups=groups, flip=args.flip_test, batch_size=args.batch_size,
-    )  # fmt: skip
+        weights.model,
+        split,
+        weights.preprocess,
+        train=loaded.train,
+        groups=groups,
+        flip=args.flip_test,
+        batch_size=args.batch_size,
+    )
     shape = tuple(weights.preprocess(torch.from_numpy(split.images[:1])).shape[1:])
     cost = measure_cost(weights.model, shape, args.weights.stat().st_size, args.seconds)  # type: ignore[arg-type]
     protocol = {
-        "data": args.data, "split": args.split, "protocol": split.protocol,
-        "notes": list(loaded.notes), "image_shape": list(split.images.shape[1:]), "flip": args.flip_test,
+        "data": args.data,
+        "split": args.split,
+        "protocol": split.protocol,
+        "notes": list(loaded.notes),
+        "image_shape": list(split.images.shape[1:]),
+        "flip": args.flip_test,
         "batch_size": args.batch_size,
-    }  # fmt: skip
+    }
     paths = files.write(out, files.content(weights, found, cost, protocol))
     lines = [("all images", found.metrics)]
     if found.without_duplicates is not None:

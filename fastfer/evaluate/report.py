@@ -65,9 +65,14 @@ def write_confusion(out: Path, confusion: Sequence[Sequence[int]], names: Sequen
         figure.supxlabel(labels.note, fontsize=8)
     for (row, column), value in np.ndenumerate(share):
         axes.text(
-            column, row, f"{value:.1%}\n{counts[row, column]}", ha="center", va="center", fontsize=9,
+            column,
+            row,
+            f"{value:.1%}\n{counts[row, column]}",
+            ha="center",
+            va="center",
+            fontsize=9,
             color="white" if value > 0.55 else "black",
-        )  # fmt: skip
+        )
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
     with replace_atomically(out / CONFUSION_FILE) as temporary:
         figure.savefig(temporary, format="png")

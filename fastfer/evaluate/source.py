@@ -68,10 +68,14 @@ def face_crop(weights: Weights, face_model: Path | None) -> Transform | None:
     """
     crop = weights.preprocess.crop
     if (crop is None) != (face_model is None):
-        expected = "none, as the network was trained on images as they are stored" if crop is None else (
-            "the file of a face detector, as the network was trained on faces cut out of whole pictures; --uncropped "
-            "says that the images are such faces already"
-        )  # fmt: skip
+        expected = (
+            "none, as the network was trained on images as they are stored"
+            if crop is None
+            else (
+                "the file of a face detector, as the network was trained on faces cut out of whole pictures; "
+                "--uncropped says that the images are such faces already"
+            )
+        )
         raise ValueError(f"face-model: expected {expected}; got {face_model or 'none'}")
     if crop is None or face_model is None:
         return None
@@ -80,9 +84,14 @@ def face_crop(weights: Weights, face_model: Path | None) -> Transform | None:
 
 
 def load_parts(
-    weights: Weights, data: str, root: Path | None, part: str, asked: Mapping[str, Any], with_train: bool,
+    weights: Weights,
+    data: str,
+    root: Path | None,
+    part: str,
+    asked: Mapping[str, Any],
+    with_train: bool,
     transform: Transform | None = None,
-) -> Loaded:  # fmt: skip
+) -> Loaded:
     """The split ``part``, in the form of the training images, and what was trained on. DataError as `load_dataset`.
 
     Options not ``asked`` for are those of the training where it was on the same data set, so that a network that was

@@ -27,13 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"right, seed: expected 1, 0 or more, got {args.right}, {args.seed}")
         weights, loaded, out = prepare(args, with_train=False, purpose="explained")
         split = loaded.split
-        found = explain(
-            weights.model, split, weights.preprocess, right=args.right, seed=args.seed, layer=args.layer
-        )  # fmt: skip
+        found = explain(weights.model, split, weights.preprocess, right=args.right, seed=args.seed, layer=args.layer)
         about = {
-            "model": weights.model.name, "weights": args.weights.name, "data": args.data, "split": args.split,
-            "right": args.right, "seed": args.seed,
-        }  # fmt: skip
+            "model": weights.model.name,
+            "weights": args.weights.name,
+            "data": args.data,
+            "split": args.split,
+            "right": args.right,
+            "seed": args.seed,
+        }
         paths = write(out, found, split, about, split.ids)
     except ImportError as error:
         text = str(error)

@@ -52,9 +52,10 @@ def choose(logits: Tensor, labels: Tensor, right: int = 5, seed: int = 0) -> lis
         wrong = [
             max(
                 (e for e in examples if e.truth == truth and e.predicted == other and not e.right),
-                key=lambda e: e.confidence, default=None,
+                key=lambda e: e.confidence,
+                default=None,
             )
             for other in range(classes)
-        ]  # fmt: skip
+        ]
         rows.append(Row(tuple(shown), tuple(wrong)))
     return rows

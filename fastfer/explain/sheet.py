@@ -65,7 +65,7 @@ class _Canvas:
 
     def __init__(
         self, columns: int, rows: int, stacked: int, breaks: Sequence[int] = (), font: str | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._breaks = tuple(breaks)
         self._cell = (_SIDE + _GAP, stacked * _SIDE + _CAPTION + 2 * _GAP)
         width = self.left(columns) + _GAP
@@ -104,8 +104,12 @@ class _Canvas:
 
 
 def example_sheet(
-    title: str, rows: Sequence[Row], names: Sequence[str], faces: Pixels, heat: Mapping[int, NDArray[np.float32]],
-) -> Image.Image:  # fmt: skip
+    title: str,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    faces: Pixels,
+    heat: Mapping[int, NDArray[np.float32]],
+) -> Image.Image:
     """A row per class: recognised images on the left, on the right the surest mistake for each class that it has.
 
     faces (N, H, W) or (N, C, H, W); ``heat`` has the map (h, w), in 0..1, of each image shown, by index.
@@ -142,9 +146,12 @@ def _draw(canvas: _Canvas, row: int, place: int, example: Example, faces: Pixels
 
 
 def layer_sheet(
-    title: str, rows: Sequence[Row], names: Sequence[str], faces: Pixels,
+    title: str,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    faces: Pixels,
     layers: Mapping[str, Mapping[int, NDArray[np.float32]]],
-) -> Image.Image:  # fmt: skip
+) -> Image.Image:
     """A row per class, its surest recognised image shown: the face, then the map of each layer by itself."""
     labels = shown(names)
     names, title = labels.names, f"{title}; {labels.note}" if labels.note else title

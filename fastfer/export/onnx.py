@@ -37,8 +37,12 @@ class ExportError(RuntimeError):
 
 
 def to_onnx(
-    model: FerModel, path: str | Path, metadata: Mapping[str, Any] | None = None, *, pixels: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    model: FerModel,
+    path: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    pixels: bool = False,
+) -> dict[str, Any]:
     """Write ``model`` to ``path`` in ONNX, checked against ONNX Runtime; the file appears whole or not at all.
 
     ``metadata`` are JSON values by name, as `read_metadata` gives them; its "input" ends in the images' (H, W), by
@@ -63,9 +67,14 @@ def to_onnx(
         program = to_program(model, inside, size=taken[1:])
         images = example(model, smallest_batch(model) + 1, taken, pixels)
         exported = torch.onnx.export(
-            program, (images,), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=["images"], output_names=["logits"],
-        )  # fmt: skip
+            program,
+            (images,),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+        )
     assert exported is not None
     proto = exported.model
     simplify(proto)
@@ -108,9 +117,7 @@ def _spec(model: FerModel, metadata: Mapping[str, Any]) -> InputSpec | None:
     return spec
 
 
-def _header(
-    model: FerModel, metadata: Mapping[str, Any], spec: InputSpec | None, pixels: bool
-) -> dict[str, Any]:  # fmt: skip
+def _header(model: FerModel, metadata: Mapping[str, Any], spec: InputSpec | None, pixels: bool) -> dict[str, Any]:
     if spec is None:
         shape = (model.in_chans, *(input_size(metadata) or model.input_size))
     else:
@@ -152,9 +159,7 @@ def _name(proto: Any, header: Mapping[str, Any]) -> None:
         value.metadata_props.clear()
 
 
-def _compare(
-    model: FerModel, module: nn.Module, path: Path, draw: Callable[[int], Tensor]
-) -> tuple[float, list[int]]:  # fmt: skip
+def _compare(model: FerModel, module: nn.Module, path: Path, draw: Callable[[int], Tensor]) -> tuple[float, list[int]]:
     """Largest relative error of ONNX Runtime against the network, for two sizes of batch."""
     import onnxruntime
 

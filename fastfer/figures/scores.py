@@ -104,9 +104,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def _counts(folder: Path) -> tuple[list[str], Counts]:
     report = read_json(folder / "report.json")
     classes = report.get("classes")
-    confusion = report.get("confusion") or _dict(report.get("best")).get("confusion") or _dict(
-        report.get("metrics")
-    ).get("confusion")  # fmt: skip
+    confusion = (
+        report.get("confusion")
+        or _dict(report.get("best")).get("confusion")
+        or _dict(report.get("metrics")).get("confusion")
+    )
     try:
         counts = np.asarray(confusion, np.int64)
     except (TypeError, ValueError, OverflowError):

@@ -78,9 +78,12 @@ def _points(table: Table, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
                 yield {"label": row.label, "data": data, "accuracy": accuracy, "facts": row.facts, "ours": False}
     for cell in cells:
         yield {
-            "label": f"{cell.row}, ours", "data": cell.data, "accuracy": 100 * _score(cell), "facts": cell.facts,
+            "label": f"{cell.row}, ours",
+            "data": cell.data,
+            "accuracy": 100 * _score(cell),
+            "facts": cell.facts,
             "ours": True,
-        }  # fmt: skip
+        }
 
 
 def _score(cell: Cell) -> float:

@@ -44,9 +44,9 @@ class ExternalModel(FerModel):
         super().__init__(num_classes, in_chans)
         self.name = network  # type: ignore[misc]  # one class serves all their names
         package, _, kind = network.partition("/")
-        self.network = _timm(kind, num_classes, in_chans) if package == "timm" else _torchvision(
-            kind, num_classes, in_chans
-        )  # fmt: skip
+        self.network = (
+            _timm(kind, num_classes, in_chans) if package == "timm" else _torchvision(kind, num_classes, in_chans)
+        )
         self.embedding_dim = num_classes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,9 +91,13 @@ def _replace_stem(network: nn.Module, in_chans: int) -> None:
         if isinstance(stem, nn.Conv2d) and stem.in_channels == 3:
             parent, _, child = name.rpartition(".")
             other = nn.Conv2d(
-                in_chans, stem.out_channels, cast(Any, stem.kernel_size), cast(Any, stem.stride),
-                cast(Any, stem.padding), bias=stem.bias is not None,
-            )  # fmt: skip
+                in_chans,
+                stem.out_channels,
+                cast(Any, stem.kernel_size),
+                cast(Any, stem.stride),
+                cast(Any, stem.padding),
+                bias=stem.bias is not None,
+            )
             setattr(network.get_submodule(parent), child, other)
             return
     raise ValueError("no convolution of three channels to replace")

@@ -85,9 +85,14 @@ class MobileNetV3Cpsca(FerModel):
         dropout: float = 0.4,
     ) -> None:
         super().__init__(
-            num_classes, in_chans,
-            attention=attention, high_attention=high_attention, act=act, halved=halved, dropout=dropout,
-        )  # fmt: skip
+            num_classes,
+            in_chans,
+            attention=attention,
+            high_attention=high_attention,
+            act=act,
+            halved=halved,
+            dropout=dropout,
+        )
         one_of(self.name, "attention", attention, _ATTENTIONS)
         one_of(self.name, "high_attention", high_attention, _ATTENTIONS)
         one_of(self.name, "act", act, ("relu", "hardswish"))

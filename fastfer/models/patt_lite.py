@@ -157,9 +157,14 @@ class PattLite(FerModel):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(
-            num_classes, in_chans,
-            attention=attention, extraction=extraction, depth=depth, keras_padding=keras_padding, dropout=dropout,
-        )  # fmt: skip
+            num_classes,
+            in_chans,
+            attention=attention,
+            extraction=extraction,
+            depth=depth,
+            keras_padding=keras_padding,
+            dropout=dropout,
+        )
         one_of(self.name, "attention", attention, _ATTENTIONS)
         one_of(self.name, "extraction", extraction, (_SEPARABLE, *_KERNELS, _PATCH_ATTENTION, _NO_EXTRACTION))
         if not 6 <= positive(self.name, "depth", depth) <= 11:

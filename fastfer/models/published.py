@@ -19,7 +19,8 @@ class Paper:
 
 PAPERS: dict[str, Paper] = {
     "fgw_fer": Paper(
-        "FGW-FER: Lightweight Facial Expression Recognition with Attention", "Dinh et al. 2023",
+        "FGW-FER: Lightweight Facial Expression Recognition with Attention",
+        "Dinh et al. 2023",
         "A file of 0.32 MB and 64,176 parameters; 0.004 s an image.",
     ),
     "patt_lite": Paper(
@@ -30,7 +31,8 @@ PAPERS: dict[str, Paper] = {
         'attention runs over the patches of each image; attention="batch" rebuilds what was published.',
     ),
     "mobilenetv3_cpsca": Paper(
-        "A lightweight method for face expression recognition based on improved MobileNetV3", "Liang et al. 2023",
+        "A lightweight method for face expression recognition based on improved MobileNetV3",
+        "Liang et al. 2023",
         "1.3 M parameters and 0.19 GMAC published.",
     ),
     "vgg16_csa": Paper(
@@ -43,13 +45,18 @@ PAPERS: dict[str, Paper] = {
         "Yengikand et al. 2023",
         "Trained on FER2013 and fine-tuned on CK+ and on JAFFE.",
     ),
-}  # fmt: skip
+}
 
 _NO_SE = {"attention": "none", "high_attention": "se"}
 _VGG16 = {  # attention: CK+, RaFD; the paper's Tables 3 and 4
-    "none": (96.81, 95.62), "ca": (98.35, 97.26), "sa": (98.57, 96.89), "se": (98.46, 97.01), "eca": (98.35, 97.26),
-    "cbam": (98.35, 97.43), "scse": (98.34, 97.13),
-}  # fmt: skip
+    "none": (96.81, 95.62),
+    "ca": (98.35, 97.26),
+    "sa": (98.57, 96.89),
+    "se": (98.46, 97.01),
+    "eca": (98.35, 97.26),
+    "cbam": (98.35, 97.43),
+    "scse": (98.34, 97.13),
+}
 
 _ACCURACIES: dict[str, list[tuple[Mapping[str, Any], Mapping[str, float]]]] = {
     "fgw_fer": [

@@ -73,9 +73,16 @@ class InvertedBottleneck(nn.Module):
         self.expand = conv1x1(in_channels, hidden, act) if hidden != in_channels else nn.Identity()
         if attention is None:
             self.body: nn.Module = SeparableConv2d(
-                hidden, out_channels, kernel_size, stride, padding, norm1=norm(hidden), act1=act,
-                norm2=norm(out_channels), **factory,
-            )  # fmt: skip
+                hidden,
+                out_channels,
+                kernel_size,
+                stride,
+                padding,
+                norm1=norm(hidden),
+                act1=act,
+                norm2=norm(out_channels),
+                **factory,
+            )
         else:
             self.body = nn.Sequential(
                 DepthwiseConv2d(
@@ -120,9 +127,14 @@ class InvertedBottleneck(nn.Module):
         depthwise = steps[1][0]
         arguments: list[Any] = [v for conv, norm in steps for v in (tensor(conv, "weight"), norm.step())]
         return inverted_bottleneck(
-            x, *arguments, act=self.act, stride=depthwise.stride, padding=depthwise.padding, residual=residual,
+            x,
+            *arguments,
+            act=self.act,
+            stride=depthwise.stride,
+            padding=depthwise.padding,
+            residual=residual,
             training=steps[0][1].training,
-        )  # fmt: skip
+        )
 
     def extra_repr(self) -> str:
         return f"act={self.act!r}, residual={self.residual}"

@@ -91,9 +91,14 @@ class Conv2d(nn.Module):
     def linked(self, x: Tensor) -> Linked:
         """In training, with the normalisation left to the next op: see `Chain`."""
         return linked_conv2d(
-            x, tensor(self, "weight"), tensor(self, "bias"), child(self, "norm").step(), self.act, self.stride,
+            x,
+            tensor(self, "weight"),
+            tensor(self, "bias"),
+            child(self, "norm").step(),
+            self.act,
+            self.stride,
             self.padding,
-        )  # fmt: skip
+        )
 
     def extra_repr(self) -> str:
         return (

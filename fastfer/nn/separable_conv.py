@@ -70,9 +70,14 @@ class DepthwiseConv2d(nn.Module):
     def linked(self, x: Linked) -> Tensor:
         """In training, after a normalisation that was left to this op: see `Chain`."""
         return linked_depthwise_conv2d(
-            x, tensor(self, "weight"), tensor(self, "bias"), child(self, "norm").step(), self.act, self.stride,
+            x,
+            tensor(self, "weight"),
+            tensor(self, "bias"),
+            child(self, "norm").step(),
+            self.act,
+            self.stride,
             self.padding,
-        )  # fmt: skip
+        )
 
     def extra_repr(self) -> str:
         return (

@@ -102,10 +102,20 @@ def _check_weights(
 
 
 def inverted_bottleneck(
-    x: Tensor, expand_weight: Tensor, norm1: Norm, dw_weight: Tensor, norm2: Norm,
-    project_weight: Tensor | None = None, norm3: Norm | None = None, *, act: str | None = None,
-    stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, residual: bool = False, training: bool = False,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    expand_weight: Tensor,
+    norm1: Norm,
+    dw_weight: Tensor,
+    norm2: Norm,
+    project_weight: Tensor | None = None,
+    norm3: Norm | None = None,
+    *,
+    act: str | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    residual: bool = False,
+    training: bool = False,
+) -> Tensor:
     """norm3(project(a)) (+ x with ``residual``), a = act(norm2(depthwise(act(norm1(expand(x)))))); a without project.
 
     x (N, C, H, W) float32 or float64; expand_weight (E, C, 1, 1), dw_weight (E, 1, KH, KW), project_weight

@@ -121,9 +121,19 @@ def cpsca_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def coordinate_attention(
-    x: Tensor, weight: Tensor, bias: Tensor, norm: Norm, h_weight: Tensor, h_bias: Tensor, w_weight: Tensor,
-    w_bias: Tensor, *, kind: str = "ca", act: str | None = "hardswish", training: bool = False,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: Norm,
+    h_weight: Tensor,
+    h_bias: Tensor,
+    w_weight: Tensor,
+    w_bias: Tensor,
+    *,
+    kind: str = "ca",
+    act: str | None = "hardswish",
+    training: bool = False,
+) -> Tensor:
     """x · g_h · g_w, gates of rows and columns, as one op with one backward: (N, C, H, W) -> the same, channels_last.
 
     The H rows and W columns of an image are pooled and go through one 1×1 convolution, weight (M, C, 1, 1) and bias

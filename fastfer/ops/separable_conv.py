@@ -146,9 +146,12 @@ depthwise_norm_linked = _library.define(
     "depthwise_norm_linked", _FAMILY, DepthwiseNormLinked, DepthwiseNormTrained, _fake_depthwise_norm_train
 )
 _depthwise_norm_linked_backward = _library.define(
-    "depthwise_norm_linked_backward", _FAMILY, DepthwiseNormLinkedBackward, DepthwiseNormLinkedGradients,
+    "depthwise_norm_linked_backward",
+    _FAMILY,
+    DepthwiseNormLinkedBackward,
+    DepthwiseNormLinkedGradients,
     _fake_depthwise_norm_linked_backward,
-)  # fmt: skip
+)
 _pointwise = _library.define("pointwise_conv2d", _FAMILY, Pointwise, Tensor, _fake_pointwise)
 _pointwise_backward = _library.define(
     "pointwise_conv2d_backward", _FAMILY, PointwiseBackward, ConvGradients, _fake_conv_backward
@@ -164,14 +167,15 @@ separable_linked = _library.define(
     "separable_conv2d_linked", _FAMILY, SeparableLinked, SeparableTrained, _fake_separable_train
 )
 _separable_linked_backward = _library.define(
-    "separable_conv2d_linked_backward", _FAMILY, SeparableLinkedBackward, SeparableLinkedGradients,
+    "separable_conv2d_linked_backward",
+    _FAMILY,
+    SeparableLinkedBackward,
+    SeparableLinkedGradients,
     _fake_separable_linked_backward,
-)  # fmt: skip
+)
 
 
-def _kept_of_linked(
-    fields: SeparableLinked, trained: SeparableTrained
-) -> tuple[SeparableLinked, SeparableTrained]:  # fmt: skip
+def _kept_of_linked(fields: SeparableLinked, trained: SeparableTrained) -> tuple[SeparableLinked, SeparableTrained]:
     """Where the last norm is left to the next op, y2 is the output."""
     return fields, trained._replace(y2=trained.out) if fields.leaves else trained
 
@@ -182,8 +186,16 @@ _library.autograd(depthwise_norm_linked, _depthwise_norm_linked_backward)
 _library.autograd(_pointwise, _pointwise_backward)
 _library.autograd(_separable_train, _separable_backward)
 _library.autograd(separable_linked, _separable_linked_backward, kept=_kept_of_linked)
-for _op in (_depthwise, _depthwise_norm, _depthwise_norm_train, depthwise_norm_linked, _pointwise, _separable,
-            _separable_train, separable_linked):  # fmt: skip
+for _op in (
+    _depthwise,
+    _depthwise_norm,
+    _depthwise_norm_train,
+    depthwise_norm_linked,
+    _pointwise,
+    _separable,
+    _separable_train,
+    separable_linked,
+):
     _library.autocast(_op, lower=True)
 
 
@@ -209,9 +221,14 @@ def _check_pointwise(op: str, x: Tensor, weight: Tensor, name: str) -> None:
 
 
 def depthwise_fields(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, act: str | None, stride: int | Sequence[int],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    act: str | None,
+    stride: int | Sequence[int],
     padding: int | Sequence[int],
-) -> tuple[DepthwiseNorm, int, int]:  # fmt: skip
+) -> tuple[DepthwiseNorm, int, int]:
     """The signature of a depthwise convolution with a norm, checked, and the output's height and width."""
     plain, height, width = _plain_depthwise(x, weight, bias, stride, padding)
     code = _checks.act_code("depthwise_conv2d", act)
@@ -232,9 +249,16 @@ def _plain_depthwise(
 
 
 def depthwise_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0, *, norm: Norm | None = None, act: str | None = None, training: bool = False,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    *,
+    norm: Norm | None = None,
+    act: str | None = None,
+    training: bool = False,
+) -> Tensor:
     """act(norm(y)), y depthwise: y[n,c,i,j] = bias[c] + sum_kl x[n,c,i·s+k-top,j·s+l-left] · weight[c,0,k,l].
 
     x (N, C, H, W) float32 or float64; weight (C, 1, KH, KW); bias (C,); stride int or (vertical, horizontal); padding
@@ -272,10 +296,18 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def separable_fields(
-    x: Tensor, dw_weight: Tensor, pw_weight: Tensor, dw_bias: Tensor | None, norm1: Norm | None, act1: str | None,
-    pw_bias: Tensor | None, norm2: Norm | None, act2: str | None, stride: int | Sequence[int],
+    x: Tensor,
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    dw_bias: Tensor | None,
+    norm1: Norm | None,
+    act1: str | None,
+    pw_bias: Tensor | None,
+    norm2: Norm | None,
+    act2: str | None,
+    stride: int | Sequence[int],
     padding: int | Sequence[int],
-) -> tuple[Separable, int, int]:  # fmt: skip
+) -> tuple[Separable, int, int]:
     """The signature of a separable block, checked, and the output's height and width."""
     op = "separable_conv2d"
     _checks.image(op, "x", x)
@@ -302,10 +334,20 @@ def separable_fields(
 
 
 def separable_conv2d(
-    x: Tensor, dw_weight: Tensor, pw_weight: Tensor, *, dw_bias: Tensor | None = None, norm1: Norm | None = None,
-    act1: str | None = None, pw_bias: Tensor | None = None, norm2: Norm | None = None, act2: str | None = None,
-    stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, training: bool = False,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    *,
+    dw_bias: Tensor | None = None,
+    norm1: Norm | None = None,
+    act1: str | None = None,
+    pw_bias: Tensor | None = None,
+    norm2: Norm | None = None,
+    act2: str | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    training: bool = False,
+) -> Tensor:
     """act2(norm2(pointwise(act1(norm1(depthwise(x)))))) as one op with one backward.
 
     x (N, C, H, W) float32 or float64; dw_weight (C, 1, KH, KW); pw_weight (O, C, 1, 1); biases (C,) and (O,); each norm

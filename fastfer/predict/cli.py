@@ -30,9 +30,11 @@ Inferring emotions of persons is restricted by law in places, such as at work an
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fastfer.predict", description="Expressions of the faces in pictures, videos and cameras.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m fastfer.predict",
+        description="Expressions of the faces in pictures, videos and cameras.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see below")
     parser.add_argument("--weights", default="fgw_fer", help="engine file (.ffe), weight file, or a shipped network")
     parser.add_argument("--faces", choices=("detect", "whole"), default="detect", help="whole: pictures are faces")
@@ -46,9 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotate", action="store_true", help="pictures and videos with boxes, in --out")
     parser.add_argument("--track", action="store_true", help="number the persons of a video")
     parser.add_argument(
-        "--smooth", type=float, nargs="?", const=0.7, default=0.0, metavar="SHARE",
+        "--smooth",
+        type=float,
+        nargs="?",
+        const=0.7,
+        default=0.0,
+        metavar="SHARE",
         help="average a person's probabilities over time: the share of the past that stays (default: 0.7)",
-    )  # fmt: skip
+    )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="look at each N-th frame")
     parser.add_argument("--show", action="store_true", help="in a window; q or Escape ends")
     parser.add_argument("--null", "-0", action="store_true", help="names on standard input end with a zero byte")
@@ -88,9 +95,13 @@ def _check(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     recognizer = Recognizer(
-        args.weights, faces=args.faces, detector=args.detector, threads=args.threads, precision=args.precision,
+        args.weights,
+        faces=args.faces,
+        detector=args.detector,
+        threads=args.threads,
+        precision=args.precision,
         min_score=args.min_score,
-    )  # fmt: skip
+    )
     items, problems = inputs.expanded(args.inputs, sys.stdin.buffer, args.null)
     with ExitStack() as stack:
         file, done, header = _opened(args, stack)
@@ -100,9 +111,13 @@ def _run(args: argparse.Namespace) -> int:
         if done:
             messages.note(str(args.out), f"{len(items) - len(left)} of {len(items)} inputs are done already")
         plan = Plan(
-            args.out / "annotated" if args.annotate else None, args.track, args.smooth, args.every, args.show,
+            args.out / "annotated" if args.annotate else None,
+            args.track,
+            args.smooth,
+            args.every,
+            args.show,
             min(4, _environment.cpus()) if args.workers is None else args.workers,
-        )  # fmt: skip
+        )
         sheets = None if args.out is None else summary.Sheets()
         run = Run(recognizer, plan, records.Writer(file, args.form, recognizer.classes, header), messages, sheets)
         for problem in problems:
@@ -122,7 +137,7 @@ def _run(args: argparse.Namespace) -> int:
     messages.note(
         "done" if args.out is None else str(args.out),
         f"{run.pictures} pictures, {run.faces} faces, {run.failed} failed",
-    )  # fmt: skip
+    )
     return code or (1 if run.failed else 0)
 
 

@@ -106,9 +106,13 @@ class Recognizer:
         return list(self.map(image, bgr=bgr, errors=errors))
 
     def map(
-        self, images: Iterable[ImageLike], *, bgr: bool = False, errors: Literal["raise", "keep"] = "raise",
+        self,
+        images: Iterable[ImageLike],
+        *,
+        bgr: bool = False,
+        errors: Literal["raise", "keep"] = "raise",
         workers: int = 0,
-    ) -> Iterator[Result]:  # fmt: skip
+    ) -> Iterator[Result]:
         """A result for each of any number of pictures, in their order, faces batched over pictures.
 
         ``workers`` threads decode a few pictures ahead of the others; 0 decodes in the caller's thread. The other
@@ -147,9 +151,7 @@ class Recognizer:
         """
         from fastfer.predict.stream import stream
 
-        return stream(
-            self, source, bgr=bgr, track=track, smooth=smooth, every=every, batch=batch, live=live
-        )  # fmt: skip
+        return stream(self, source, bgr=bgr, track=track, smooth=smooth, every=every, batch=batch, live=live)
 
     def detect(self, picture: Picture) -> list[Face]:
         """The faces of one picture, best first, without their expressions; the picture itself with faces="whole"."""
@@ -213,7 +215,7 @@ class Recognizer:
         score = None if self._detector is None else face.score
         return RecognizedFace(
             face.box, face.points, score, self.classes[best], float(values[best]), self.classes, values
-        )  # fmt: skip
+        )
 
 
 def _temperature(metadata: Mapping[str, Any]) -> np.float32:

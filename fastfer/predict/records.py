@@ -47,9 +47,16 @@ class Writer:
         for number, face in enumerate(result.faces):
             known = face.to_dict()
             yield [
-                *place, number, face.track or "", *known["box"], _or(known["detection"]), known["label"],
-                known["score"], *known["probabilities"].values(), "",
-            ]  # fmt: skip
+                *place,
+                number,
+                face.track or "",
+                *known["box"],
+                _or(known["detection"]),
+                known["label"],
+                known["score"],
+                *known["probabilities"].values(),
+                "",
+            ]
         if not result.faces:
             yield [*place, *[""] * (len(_COLUMNS) - 3 + len(self._classes)), printable(result.error or "")]
 

@@ -102,9 +102,7 @@ class Tracker:
             return replace(face, track=person.number)
         best = int(values.argmax())
         shares = values.astype(np.float32)
-        return replace(
-            face, track=person.number, values=shares, label=face.classes[best], score=float(shares[best])
-        )  # fmt: skip
+        return replace(face, track=person.number, values=shares, label=face.classes[best], score=float(shares[best]))
 
 
 def _middle(box: Box) -> tuple[float, float]:

@@ -91,16 +91,26 @@ def _logits(weights: Weights, split: Split) -> Tensor:
 
 
 def _report(
-    weights: Weights, loaded: Loaded, data: str, evaluations: tuple[Evaluation, Evaluation], fit: Calibration,
-    run: Path, notes: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
+    weights: Weights,
+    loaded: Loaded,
+    data: str,
+    evaluations: tuple[Evaluation, Evaluation],
+    fit: Calibration,
+    run: Path,
+    notes: Sequence[str],
+) -> dict[str, Any]:
     single, mirrored = evaluations
     shape = tuple(weights.preprocess(torch.from_numpy(loaded.split.images[:1])).shape[1:])
     cost = measure_cost(weights.model, shape, weights.path.stat().st_size)  # type: ignore[arg-type]
     protocol = {
-        "data": data, "split": "validation", "protocol": loaded.split.protocol, "notes": [*loaded.notes, *notes],
-        "image_shape": list(loaded.split.images.shape[1:]), "flip": False, "batch_size": 256,
-    }  # fmt: skip
+        "data": data,
+        "split": "validation",
+        "protocol": loaded.split.protocol,
+        "notes": [*loaded.notes, *notes],
+        "image_shape": list(loaded.split.images.shape[1:]),
+        "flip": False,
+        "batch_size": 256,
+    }
     images = weights.preprocess(torch.from_numpy(loaded.split.images))
     training = loaded.split if loaded.train is None else loaded.train
     ranges = weights.preprocess(torch.from_numpy(training.images[:512]))

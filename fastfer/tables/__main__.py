@@ -88,9 +88,15 @@ def _run(argv: Sequence[str]) -> int:
             cells = []
             for data, own in _runs(table, args.data, args.root):
                 cells = run_table(
-                    table, data, out, rows=rows, argv=[*options, *own], subsets=_named("subset", args.subset),
-                    overwrite=args.overwrite, display=display,
-                )  # fmt: skip
+                    table,
+                    data,
+                    out,
+                    rows=rows,
+                    argv=[*options, *own],
+                    subsets=_named("subset", args.subset),
+                    overwrite=args.overwrite,
+                    display=display,
+                )
     except (InputError, ValueError) as error:
         return _fail(str(error), 2)
     except (NonFiniteError, OSError) as error:

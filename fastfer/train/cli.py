@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str]) -> Invocation:
 
 def configure(
     recipe: str | None = None, argv: Sequence[str] = (), over: Mapping[str, Any] | None = None, **options: Any
-) -> TrainConfig:  # fmt: skip
+) -> TrainConfig:
     """The configuration of ``options``, nested groups as mappings, over ``recipe``; arguments ``argv`` come first.
 
     ``over`` are values that stand where nothing else gives one, as those of a recipe do.

@@ -161,9 +161,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counts = {
-            "epochs": 1, "batch_size": 2, "threads": 1, "seed": 0, "unfreeze": 0,
-            "train_images": 1, "validation_images": 1,
-        }  # fmt: skip
+            "epochs": 1,
+            "batch_size": 2,
+            "threads": 1,
+            "seed": 0,
+            "unfreeze": 0,
+            "train_images": 1,
+            "validation_images": 1,
+        }
         for name, least in counts.items():
             value = getattr(self, name)
             if value is not None:

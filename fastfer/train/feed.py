@@ -108,10 +108,15 @@ class ShardFeed:
 
     def __init__(self, shards: Shards, config: TrainConfig, placement: Placement) -> None:
         self._loader = ShardLoader(
-            shards, config.batch_size, shuffle=_SHUFFLED, seed=config.seed, rank=placement.rank,
-            world=placement.processes, pin_memory=placement.device.type == "cuda",
+            shards,
+            config.batch_size,
+            shuffle=_SHUFFLED,
+            seed=config.seed,
+            rank=placement.rank,
+            world=placement.processes,
+            pin_memory=placement.device.type == "cuda",
             skip_corrupt=config.data_options.skip_corrupt,
-        )  # fmt: skip
+        )
         self._seed, self._rank, self._mode = config.seed, placement.rank, shards.soft_mode
         self._size, self._batch_size = len(shards), config.batch_size
         self.steps = len(self._loader)

@@ -74,9 +74,13 @@ class Objective(nn.Module):
     centers: Tensor | None
 
     def __init__(
-        self, options: LossOptions, counts: Mapping[str, int], embedding_dim: int, label_smoothing: float = 0.0,
+        self,
+        options: LossOptions,
+        counts: Mapping[str, int],
+        embedding_dim: int,
+        label_smoothing: float = 0.0,
         soft_mode: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``counts``: training images by class, in the order of the logits; ``soft_mode``: of the soft labels."""
         super().__init__()
         self.options = options
@@ -95,9 +99,7 @@ class Objective(nn.Module):
         """Whether the loss looks at the embedding."""
         return bool(self.options.triplet or (self.options.center and self.options.center_on == "embedding"))
 
-    def forward(
-        self, logits: Tensor, embedding: Tensor | None, targets: Targets, batch: int | None = None
-    ) -> Tensor:  # fmt: skip
+    def forward(self, logits: Tensor, embedding: Tensor | None, targets: Targets, batch: int | None = None) -> Tensor:
         """Logits (N, K), embedding (N, D) where `needs_embedding`, targets of N images.
 
         ``batch`` counts the images of all processes (default: N), among which a part's loss is weighed by its share.

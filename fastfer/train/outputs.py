@@ -113,10 +113,13 @@ def content(run: Run) -> dict[str, Any]:
         "fingerprints": run.fingerprints,
         "config": run.public,
         "environment": {
-            **report.environment(), "device": run.placement.device.type, "processes": run.placement.processes,
-            "precision": run.placement.precision, "resident": run.trainer.resident,
+            **report.environment(),
+            "device": run.placement.device.type,
+            "processes": run.placement.processes,
+            "precision": run.placement.precision,
+            "resident": run.trainer.resident,
         },
-    }  # fmt: skip
+    }
 
 
 def write(out: Path, content: dict[str, Any], history: Sequence[dict[str, Any]], new_best: bool) -> None:

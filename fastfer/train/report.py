@@ -13,8 +13,14 @@ from fastfer.data.files import write_text
 from fastfer.evaluate.report import CONFUSION_FILE, REPORT_FILE, csv_text, environment, write_confusion, write_report
 
 __all__ = [
-    "CONFUSION_FILE", "METRICS_FILE", "REPORT_FILE", "environment", "write_confusion", "write_metrics", "write_report",
-]  # fmt: skip
+    "CONFUSION_FILE",
+    "METRICS_FILE",
+    "REPORT_FILE",
+    "environment",
+    "write_confusion",
+    "write_metrics",
+    "write_report",
+]
 
 METRICS_FILE = "metrics.csv"
 

@@ -91,18 +91,19 @@ class _Run:
 
         self.source, self.validation_split = _load(config)
         self.data = dataset_name(config.data, config.root, config.data_options.layout)
-        self.fingerprints = {
-            "train": self.source.fingerprint(), "validation": self.validation_split.fingerprint()
-        }  # fmt: skip
+        self.fingerprints = {"train": self.source.fingerprint(), "validation": self.validation_split.fingerprint()}
         if record and record["fingerprints"] != self.fingerprints:
             raise state.StateError(f"{config.data} at {config.root} is not the data that {self.out} was trained on")
         self.names = self.validation_split.names
         self.preprocess = config.input.preprocess(self.source)
         self.evaluate = Evaluator(self.validation_split, self.preprocess, config.flip_test)
         self.numerics = {
-            "torch": str(torch.__version__), "threads": torch.get_num_threads(), "processes": placement.processes,
-            "device": placement.device.type, **fastfer.backend.plan(),
-        }  # fmt: skip
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "processes": placement.processes,
+            "device": placement.device.type,
+            **fastfer.backend.plan(),
+        }
         self.history: list[dict[str, Any]] = record.get("history", [])
         self.best: dict[str, Any] = record.get("best", {})
         self.last: dict[str, Any] = record.get("last", {})
@@ -149,9 +150,15 @@ class _Run:
         """That of stage ``number``, from 0."""
         begins = sum(row["stage"] <= number for row in self.history)
         return Trainer(
-            self.model, self.source, self.preprocess, self.config, self.stages[number], begins,
-            placement=self.placement, teacher=self.teacher,
-        )  # fmt: skip
+            self.model,
+            self.source,
+            self.preprocess,
+            self.config,
+            self.stages[number],
+            begins,
+            placement=self.placement,
+            teacher=self.teacher,
+        )
 
     def _tell_resumed(self, record: dict[str, Any]) -> None:
         self.display.line(f"continuing {self.out} after epoch {len(self.history)}")
@@ -248,10 +255,15 @@ class _Run:
             return
         metadata = outputs.metadata(self)
         record = {
-            "config": asdict(self.config), "fingerprints": self.fingerprints, "numerics": self.numerics,
-            "history": self.history, "best": self.best, "last": self.last, "start": self.start.source,
+            "config": asdict(self.config),
+            "fingerprints": self.fingerprints,
+            "numerics": self.numerics,
+            "history": self.history,
+            "best": self.best,
+            "last": self.last,
+            "start": self.start.source,
             "best_file": "" if better else self.best_file,  # "": of this epoch, so that it follows from last/
-        }  # fmt: skip
+        }
         state.save(self.out, self.trainer, metadata, record)
         if better:
             save_weights(self.trainer.evaluated, self.out / BEST_FILE, metadata)
@@ -267,9 +279,15 @@ def _load(config: TrainConfig) -> tuple[Source, Split]:
     parts = ("train", "validation") if config.shards is None else ("validation",)
     try:
         splits = load_dataset(
-            config.data, config.root, train_images=config.train_images, validation_images=config.validation_images,
-            parts=parts, options=config.data_options, transform=_face_crop(config), mixed_size=config.input.size,
-        )  # fmt: skip
+            config.data,
+            config.root,
+            train_images=config.train_images,
+            validation_images=config.validation_images,
+            parts=parts,
+            options=config.data_options,
+            transform=_face_crop(config),
+            mixed_size=config.input.size,
+        )
     except DataError as error:
         raise DataError(_with_group(str(error))) from error
     split = splits["validation"]

@@ -33,9 +33,15 @@ from fastfer.train.loop import Trainer
 FOLDER = "last"
 LAYOUT = 3
 _KINDS: dict[str, type] = {
-    "config": dict, "fingerprints": dict, "numerics": dict, "history": list, "best": dict, "last": dict, "start": dict,
+    "config": dict,
+    "fingerprints": dict,
+    "numerics": dict,
+    "history": list,
+    "best": dict,
+    "last": dict,
+    "start": dict,
     "best_file": str,
-}  # fmt: skip
+}
 RECORD_KEYS = tuple(_KINDS)
 
 _NEW, _OLD = "last.new", "last.old"
@@ -199,9 +205,7 @@ def _laid_out_like(key: str, parameter: torch.Tensor, saved: torch.Tensor) -> to
 def _checked(key: str, saved: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """``saved``, of the shape and the dtype of ``like`` and finite."""
     if saved.shape != like.shape or saved.dtype != like.dtype:
-        raise ValueError(
-            f"{key}: expected {like.dtype} {tuple(like.shape)}, got {saved.dtype} {tuple(saved.shape)}"
-        )  # fmt: skip
+        raise ValueError(f"{key}: expected {like.dtype} {tuple(like.shape)}, got {saved.dtype} {tuple(saved.shape)}")
     if not bool(saved.isfinite().all()):
         raise ValueError(f"{key}: expected finite numbers, got NaN or infinity")
     return saved

@@ -115,9 +115,7 @@ def conv2d_backward(launch: Launch, a: Conv2dBackward) -> Conv2dGradients:
     params = a.needs.params
     dy, d_norm = nhwc(a.d_out), (a.x.new_empty(0), a.x.new_empty(0))
     if a.norm is not None or a.act:
-        dy, d_norm_weight, d_norm_bias = norm.normalise_backward(
-            launch, dy, a.y, a.norm, a.stats, a.act, a.batch_stats
-        )  # fmt: skip
+        dy, d_norm_weight, d_norm_bias = norm.normalise_backward(launch, dy, a.y, a.norm, a.stats, a.act, a.batch_stats)
         d_norm = (d_norm_weight, d_norm_bias) if params else d_norm
     needs = ConvNeeds(a.needs.x, params, params)
     grads = convolution_backward(launch, dy, nhwc(a.x), a.weight, a.stride, a.padding, needs)

@@ -110,12 +110,13 @@ def coordinate_attention_train(launch: Launch, a: CoordinateTrain) -> Coordinate
     most = torch.empty_like(pooled) if kind == _CPSCA else pooled
     nothing: _Lines = (0, 0)
     _pool(
-        launch, x,
+        launch,
+        x,
         _split(pooled, x) if kind != _MAXCA else nothing,
         _split(most, x) if kind != _CA else nothing,
         _split(at, x) if kind != _CA else nothing,
         kind == _CPSCA,
-    )  # fmt: skip
+    )
     biases = block.bias * 2 if kind == _CPSCA else block.bias
     y, stats = product_norm(launch, _column(pooled), PLAIN, block.weight, biases, block.norm, a.batch_stats)
     gates = torch.empty_like(pooled)

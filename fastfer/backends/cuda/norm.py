@@ -30,9 +30,15 @@ def rows_per_block(rows: int) -> int:
 
 
 def columns(
-    launch: Launch, kernel: str, words: int, rows: int, channels: int, like: Tensor, *tensors: Tensor | int,
+    launch: Launch,
+    kernel: str,
+    words: int,
+    rows: int,
+    channels: int,
+    like: Tensor,
+    *tensors: Tensor | int,
     more: tuple[int, ...] = (),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Partial results (parts, words, channels) of a kernel on csrc/cuda/columns.cuh."""
     part = rows_per_block(rows)
     partial = torch.empty((-(-rows // part), words, channels), dtype=compute_dtype(like), device=like.device)
@@ -95,9 +101,15 @@ def norm_act(launch: Launch, y: Tensor, weight: Tensor | None, bias: Tensor | No
 
 
 def norm_act_backward(
-    launch: Launch, dz: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Tensor, act: int,
+    launch: Launch,
+    dz: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor,
+    act: int,
     batch_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of y, norm weight and norm bias (empty without norm)."""
     dtype, channels, dy = type_name("norm", y), y.shape[1], torch.empty_like(y)
     d_weight = d_bias = y.new_empty(0)
@@ -150,8 +162,6 @@ def batch_norm(launch: Launch, a: BatchNorm) -> Tensor:
 
 def batch_norm_backward(launch: Launch, a: BatchNormBackward) -> BatchNormGradients:
     """Gradients of x, weight and bias."""
-    d_x, d_weight, d_bias = normalise_backward(
-        launch, nhwc(a.d_out), nhwc(a.x), a.norm, a.stats, a.act, a.batch_stats
-    )  # fmt: skip
+    d_x, d_weight, d_bias = normalise_backward(launch, nhwc(a.d_out), nhwc(a.x), a.norm, a.stats, a.act, a.batch_stats)
     params = (d_weight, d_bias) if a.needs.params else (a.x.new_empty(0), a.x.new_empty(0))
     return BatchNormGradients(d_x if a.needs.x else a.x.new_empty(0), *params)

@@ -87,9 +87,14 @@ def _packed(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def depthwise(
-    launch: Launch, x: Tensor, operand: Operand, weight: Tensor, bias: Tensor | None, stride: list[int],
+    launch: Launch,
+    x: Tensor,
+    operand: Operand,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
     padding: list[int],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Depthwise convolution of act(norm(x)), whose padding is zero; ``x`` NHWC, dense."""
     dtype, kernel = type_name("depthwise_conv2d", x), list(weight.shape[2:])
     images, channels, height, width = x.shape
@@ -112,9 +117,15 @@ def depthwise_conv2d(launch: Launch, a: Depthwise) -> Tensor:
 
 
 def depthwise_backward(
-    launch: Launch, dy: Tensor, x: Tensor, operand: Operand, weight: Tensor, stride: list[int], padding: list[int],
+    launch: Launch,
+    dy: Tensor,
+    x: Tensor,
+    operand: Operand,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
     needs: ConvNeeds,
-) -> ConvGradients:  # fmt: skip
+) -> ConvGradients:
     """Gradients of act(norm(x)), weight and bias; ``dy`` and ``x`` NHWC, dense."""
     run = _backward_tiled if _tiled(x, list(weight.shape[2:]), stride, True) else _backward_any
     dx, dw = run(launch, dy, x, operand, weight, stride, padding, needs)
@@ -138,9 +149,15 @@ def _weight_gradient(launch: Launch, parts: Tensor, weight: Tensor) -> Tensor:
 
 
 def _backward_tiled(
-    launch: Launch, dy: Tensor, x: Tensor, operand: Operand, weight: Tensor, stride: list[int], padding: list[int],
+    launch: Launch,
+    dy: Tensor,
+    x: Tensor,
+    operand: Operand,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
     needs: ConvNeeds,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     images, channels, height, width = x.shape
     grid, k = _tile_grid(height, width, images, channels), weight.shape[2]
     dx = torch.empty_like(x) if needs.x else x.new_empty(0)
@@ -199,9 +216,7 @@ def depthwise_train_backward(
 ) -> DepthwiseNormGradients:
     """`depthwise_norm_backward` for what `Operand` ``x``, NHWC and dense, passes, in place of its own."""
     params = a.needs.params
-    dy, d_weight, d_bias = norm.normalise_backward(
-        launch, nhwc(a.d_out), a.y, a.norm, a.stats, a.act, a.batch_stats
-    )  # fmt: skip
+    dy, d_weight, d_bias = norm.normalise_backward(launch, nhwc(a.d_out), a.y, a.norm, a.stats, a.act, a.batch_stats)
     needs = ConvNeeds(a.needs.x, params, params)
     grads = depthwise_backward(launch, dy, x, operand, a.weight, a.stride, a.padding, needs)
     nothing = x.new_empty(0), x.new_empty(0)
@@ -333,9 +348,7 @@ def separable_backward(launch: Launch, x: Tensor, operand: Operand, a: Separable
     y1 = a.y1 if a.y1.dim() == 4 else depthwise(launch, x, operand, a.dw_weight, None, a.stride, a.padding)
     dy2, d_weight2, d_bias2 = nhwc(a.d_out), x.new_empty(0), x.new_empty(0)
     if a.norm2 is not None or a.act2:
-        dy2, d_weight2, d_bias2 = norm.normalise_backward(
-            launch, dy2, a.y2, a.norm2, a.stats2, a.act2, a.batch_stats
-        )  # fmt: skip
+        dy2, d_weight2, d_bias2 = norm.normalise_backward(launch, dy2, a.y2, a.norm2, a.stats2, a.act2, a.batch_stats)
     between, pw_needs = Operand(a.norm1, a.stats1, a.act1), ConvNeeds(before, needs.pw, needs.pw and needs.biases)
     da1, d_pw, d_pw_bias = product_backward(launch, dy2, y1, between, a.pw_weight, pw_needs)
     pw_side: tuple[Tensor, ...] = (
@@ -347,9 +360,7 @@ def separable_backward(launch: Launch, x: Tensor, operand: Operand, a: Separable
         return SeparableGradients(*(x.new_empty(0) for _ in range(5)), *pw_side)
     dy1, d_weight1, d_bias1 = da1, x.new_empty(0), x.new_empty(0)
     if a.norm1 is not None or a.act1:
-        dy1, d_weight1, d_bias1 = norm.normalise_backward(
-            launch, da1, y1, a.norm1, a.stats1, a.act1, a.batch_stats
-        )  # fmt: skip
+        dy1, d_weight1, d_bias1 = norm.normalise_backward(launch, da1, y1, a.norm1, a.stats1, a.act1, a.batch_stats)
     dw_needs = ConvNeeds(needs.x, needs.dw, needs.dw and needs.biases)
     grads = depthwise_backward(launch, dy1, x, operand, a.dw_weight, a.stride, a.padding, dw_needs)
     norm1 = (d_weight1, d_bias1) if needs.dw else (x.new_empty(0), x.new_empty(0))
@@ -376,8 +387,6 @@ def depthwise_norm_linked(launch: Launch, a: DepthwiseNormLinked) -> DepthwiseNo
     return composed.depthwise_norm_linked(partial(depthwise_norm_train, launch), a)
 
 
-def depthwise_norm_linked_backward(
-    launch: Launch, a: DepthwiseNormLinkedBackward
-) -> DepthwiseNormLinkedGradients:  # fmt: skip
+def depthwise_norm_linked_backward(launch: Launch, a: DepthwiseNormLinkedBackward) -> DepthwiseNormLinkedGradients:
     """As `fastfer.backends.composed` composes it of these kernels."""
     return composed.depthwise_norm_linked_backward(partial(depthwise_norm_backward, launch), a)

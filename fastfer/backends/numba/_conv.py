@@ -33,9 +33,23 @@ def _clear(to: Span, start: int, count: int) -> None:
 
 @piece
 def band(
-    buffer: Span, rows: Span, x: Span, first: int, lines: int, channels: int, height: int, width: int,
-    out_height: int, out_width: int, kh: int, stride_y: int, stride_x: int, top: int, left: int, padded: int,
-) -> None:  # fmt: skip
+    buffer: Span,
+    rows: Span,
+    x: Span,
+    first: int,
+    lines: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_height: int,
+    out_width: int,
+    kh: int,
+    stride_y: int,
+    stride_x: int,
+    top: int,
+    left: int,
+    padded: int,
+) -> None:
     """Input rows of output rows first .. first + lines, ``padded`` pixels each, and the windows' ``rows``.
 
     Rows that windows of one image share are there once. ``top`` and ``left`` may be negative: that much is cut off.
@@ -64,9 +78,17 @@ def band(
 
 @piece
 def windows(
-    rows: Span, first: int, lines: int, channels: int, height: int, width: int, out_height: int, out_width: int,
-    stride_y: int, stride_x: int,
-) -> None:  # fmt: skip
+    rows: Span,
+    first: int,
+    lines: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_height: int,
+    out_width: int,
+    stride_y: int,
+    stride_x: int,
+) -> None:
     """``rows`` for windows that lie wholly in x."""
     compact()
     for r in range(first, first + lines):

@@ -58,9 +58,21 @@ def _largest(v: Register, most: Register, at: Register, c: int, n: int) -> Any:
 
 @inline
 def _measure_at(
-    means: Span, mo: int, x: Span, xo: int, channels: int, weights: Span, c: int, n: int, n1: int, n2: int, n3: int,
-    sums: Registers, most: Registers, at: Registers,
-) -> Any:  # fmt: skip
+    means: Span,
+    mo: int,
+    x: Span,
+    xo: int,
+    channels: int,
+    weights: Span,
+    c: int,
+    n: int,
+    n1: int,
+    n2: int,
+    n3: int,
+    sums: Registers,
+    most: Registers,
+    at: Registers,
+) -> Any:
     v0, v1 = load(x, xo + c, n), load(x, xo + channels + c, n1)
     v2, v3 = load(x, xo + 2 * channels + c, n2), load(x, xo + 3 * channels + c, n3)
     if means.size:
@@ -79,9 +91,17 @@ def _measure_at(
 
 @inline
 def _finish(
-    pixels: Span, i: int, plane: int, x: Span, xo: int, channels: int, linear: int, total: Register, most: Register,
+    pixels: Span,
+    i: int,
+    plane: int,
+    x: Span,
+    xo: int,
+    channels: int,
+    linear: int,
+    total: Register,
+    most: Register,
     at: Register,
-) -> None:  # fmt: skip
+) -> None:
     """Write a pixel's values from its registers."""
     value = across_add(total)
     if linear:
@@ -233,9 +253,19 @@ def _winner(v: Register, place: float, most: Register, winner: Register) -> Any:
 
 @inline
 def _unpool_at(
-    d: Span, dout: Span, do: int, x: Span, xo: int, below: int, channels: int, channel: Span, co: int,
-    gates: Registers, c: int, n: int,
-) -> None:  # fmt: skip
+    d: Span,
+    dout: Span,
+    do: int,
+    x: Span,
+    xo: int,
+    below: int,
+    channels: int,
+    channel: Span,
+    co: int,
+    gates: Registers,
+    c: int,
+    n: int,
+) -> None:
     g, at, zero = load(channel, co + c, n), xo + c, fill(x, 0.0)
     most, winner = _product(x, at, g, gates[0], n), zero
     most, winner = _winner(_product(x, at + channels, g, gates[1], n), 1.0, most, winner)
@@ -301,9 +331,18 @@ def weighted_sums(pointer: Pointer, chunk: int) -> None:
 
 @inline
 def _spread_at(
-    dx: Span, dout: Span, at: int, channel: Span, share: Span, co: int, pixel: Register, each: Register, weights: Span,
-    c: int, n: int,
-) -> None:  # fmt: skip
+    dx: Span,
+    dout: Span,
+    at: int,
+    channel: Span,
+    share: Span,
+    co: int,
+    pixel: Register,
+    each: Register,
+    weights: Span,
+    c: int,
+    n: int,
+) -> None:
     d = fma(load(dout, at + c, n), add(load(channel, co + c, n), pixel), load(share, co + c, n))
     store(dx, at + c, fma(each, load(weights, c, n), d) if weights.size else add(d, each), n)
 

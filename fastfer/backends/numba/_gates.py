@@ -51,9 +51,18 @@ def _first_nan(x: Span, xo: int, gate: Span, channels: int) -> int:
 
 @piece
 def channel_maxima(
-    most: Span, mo: int, mean: Span, ao: int, channel: Span, co: int, x: Span, xo: int, gate: Span, pixels: int,
+    most: Span,
+    mo: int,
+    mean: Span,
+    ao: int,
+    channel: Span,
+    co: int,
+    x: Span,
+    xo: int,
+    gate: Span,
+    pixels: int,
     channels: int,
-) -> None:  # fmt: skip
+) -> None:
     """Planes of the maximum and the mean of x · gate over channels, and the channel of the maximum."""
     compact()
     for p in range(pixels):
@@ -116,9 +125,19 @@ def _du(
 
 @piece
 def gate_sums(
-    sums: Span, dout: Span, x: Span, xo: int, plane: Span, po: int, dmean: Span, dmost: Span, channel: Span, co: int,
-    pixels: int, channels: int,
-) -> None:  # fmt: skip
+    sums: Span,
+    dout: Span,
+    x: Span,
+    xo: int,
+    plane: Span,
+    po: int,
+    dmean: Span,
+    dmost: Span,
+    channel: Span,
+    co: int,
+    pixels: int,
+    channels: int,
+) -> None:
     """sums = sum over pixels of du · x, du as `_du`."""
     compact()
     for c in range(0, channels, lanes(x)):
@@ -134,9 +153,20 @@ def gate_sums(
 
 @piece
 def pixel_grads(
-    dx: Span, dout: Span, xo: int, gate: Span, share: Span, plane: Span, po: int, dmean: Span, dmost: Span,
-    channel: Span, co: int, pixels: int, channels: int,
-) -> None:  # fmt: skip
+    dx: Span,
+    dout: Span,
+    xo: int,
+    gate: Span,
+    share: Span,
+    plane: Span,
+    po: int,
+    dmean: Span,
+    dmost: Span,
+    channel: Span,
+    co: int,
+    pixels: int,
+    channels: int,
+) -> None:
     """dx = du · gate + share, du as `_du`; without gate du."""
     compact()
     for p in range(pixels):
@@ -180,9 +210,21 @@ def mlp_gate(gate: Span, vo: int, hidden: Span, w2: Span, b2: Span) -> None:
 
 @piece
 def mlp_backward(
-    davg: Span, dmost: Span, dz: Span, grads: Span, go: int, hidden: Span, gate: Span, avg: Span, most: Span, vo: int,
-    w1: Span, w2: Span, units: int, channels: int,
-) -> None:  # fmt: skip
+    davg: Span,
+    dmost: Span,
+    dz: Span,
+    grads: Span,
+    go: int,
+    hidden: Span,
+    gate: Span,
+    avg: Span,
+    most: Span,
+    vo: int,
+    w1: Span,
+    w2: Span,
+    units: int,
+    channels: int,
+) -> None:
     """From dz, the gradient of the gate, to those of avg and most; dz is passed through the sigmoid in place.
 
     Adds to ``grads[go:]``, where it is there, float64: w1 (H, C), w2 (H, C), b1 (H,), b2 (C,).

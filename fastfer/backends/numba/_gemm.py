@@ -140,9 +140,23 @@ def _tile(
 
 @inline
 def _tile_narrow(
-    c: Span, co: int, c_row: int, a: Span, rows: Span, r: int, steps: Span, b: Span, bo: int, b_step: int,
-    bias: Span, j: int, depth: int, m: int, n: int, accumulate: int,
-) -> None:  # fmt: skip
+    c: Span,
+    co: int,
+    c_row: int,
+    a: Span,
+    rows: Span,
+    r: int,
+    steps: Span,
+    b: Span,
+    bo: int,
+    b_step: int,
+    bias: Span,
+    j: int,
+    depth: int,
+    m: int,
+    n: int,
+    accumulate: int,
+) -> None:
     """`_tile` of 8 rows by one register: the columns of a narrow matrix, with tables for rows and steps."""
     r0, r1, r2, r3, r4, r5 = _listed(rows, r, m)
     r6, r7 = get(rows, r + min(6, m - 1)), get(rows, r + min(7, m - 1))
@@ -180,9 +194,21 @@ def _tile_narrow(
 
 @piece
 def gather(
-    c: Span, co: int, c_row: int, a: Span, rows: Span, steps: Span, count: int, depth: int, b: Span, b_panel: int,
-    b_step: int, bias: Span, columns: int, accumulate: int,
-) -> None:  # fmt: skip
+    c: Span,
+    co: int,
+    c_row: int,
+    a: Span,
+    rows: Span,
+    steps: Span,
+    count: int,
+    depth: int,
+    b: Span,
+    b_panel: int,
+    b_step: int,
+    bias: Span,
+    columns: int,
+    accumulate: int,
+) -> None:
     """c (count, columns) at ``c[co:]`` = a · b + bias, or c += a · b, where a[r, k] is at ``rows[r] + steps[k]``.
 
     Panels of b are ``b_panel`` apart and their rows ``b_step``; loads of b reach whole registers.

@@ -32,9 +32,21 @@ def _equal(a: Register, b: Register, x: Register) -> Register:
 
 @inline
 def _pool_at(
-    row_mean: Span, row_max: Span, row_at: Span, col_mean: Span, col_max: Span, col_at: Span, x: Span,
-    image: int, i: int, height: int, width: int, channels: int, c: int, n: int,
-) -> None:  # fmt: skip
+    row_mean: Span,
+    row_max: Span,
+    row_at: Span,
+    col_mean: Span,
+    col_max: Span,
+    col_at: Span,
+    x: Span,
+    image: int,
+    i: int,
+    height: int,
+    width: int,
+    channels: int,
+    c: int,
+    n: int,
+) -> None:
     total, most, at = fill(x, 0.0), fill(x, -INFINITY), fill(x, 0.0)
     xo, line, col = ((image * height + i) * width) * channels + c, fill(x, i), image * width * channels + c
     for j in range(width):
@@ -117,9 +129,20 @@ def apply_gates(pointer: Pointer, chunk: int) -> None:
 
 @inline
 def _gradients_at(
-    d_rows: Span, d_cols: Span, x: Span, dout: Span, rows: Span, cols: Span,
-    image: int, i: int, height: int, width: int, channels: int, c: int, n: int,
-) -> None:  # fmt: skip
+    d_rows: Span,
+    d_cols: Span,
+    x: Span,
+    dout: Span,
+    rows: Span,
+    cols: Span,
+    image: int,
+    i: int,
+    height: int,
+    width: int,
+    channels: int,
+    c: int,
+    n: int,
+) -> None:
     row = (image * height + i) * channels + c
     gate, total, one = load(rows, row, n), fill(x, 0.0), fill(x, 1.0)
     at, col = (image * height + i) * width * channels + c, image * width * channels + c
@@ -151,10 +174,24 @@ def gate_gradients(pointer: Pointer, chunk: int) -> None:
 
 @inline
 def _spread_at(
-    dx: Span, dout: Span, rows: Span, cols: Span, row_mean: Span, row_max: Span, row_at: Span,
-    col_mean: Span, col_max: Span, col_at: Span,
-    image: int, i: int, height: int, width: int, channels: int, c: int, n: int,
-) -> None:  # fmt: skip
+    dx: Span,
+    dout: Span,
+    rows: Span,
+    cols: Span,
+    row_mean: Span,
+    row_max: Span,
+    row_at: Span,
+    col_mean: Span,
+    col_max: Span,
+    col_at: Span,
+    image: int,
+    i: int,
+    height: int,
+    width: int,
+    channels: int,
+    c: int,
+    n: int,
+) -> None:
     row, zero, line = (image * height + i) * channels + c, fill(dx, 0.0), fill(dx, i)
     at, col = (image * height + i) * width * channels + c, image * width * channels + c
     gate = load(rows, row, n) if dout.size else zero

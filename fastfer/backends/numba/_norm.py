@@ -97,9 +97,21 @@ def backward(
 
 @inline
 def _sums_at(
-    sums: Span, so: int, dy: Span, do: int, d_row: int, y: Span, yo: int, rows: int, channels: int, norm: Span,
-    act: int, write: int, c: int, n: int,
-) -> None:  # fmt: skip
+    sums: Span,
+    so: int,
+    dy: Span,
+    do: int,
+    d_row: int,
+    y: Span,
+    yo: int,
+    rows: int,
+    channels: int,
+    norm: Span,
+    act: int,
+    write: int,
+    c: int,
+    n: int,
+) -> None:
     total, moment = fill(dy, 0.0), fill(dy, 0.0)
     for r in range(rows):
         g = load(dy, do + r * d_row + c, n)
@@ -118,9 +130,19 @@ def _sums_at(
 
 @piece
 def gradient_sums(
-    sums: Span, so: int, dy: Span, do: int, d_row: int, y: Span, yo: int, rows: int, channels: int, norm: Span,
-    act: int, write: int,
-) -> None:  # fmt: skip
+    sums: Span,
+    so: int,
+    dy: Span,
+    do: int,
+    d_row: int,
+    y: Span,
+    yo: int,
+    rows: int,
+    channels: int,
+    norm: Span,
+    act: int,
+    write: int,
+) -> None:
     """Add sum(g) and, with norm, sum(g · (y - mean)) to ``sums[so:]``, float64 (2, C), for g = dy · act'(z).
 
     ``write`` not 0 puts g in the place of dy. Without norm and activation y is not read.

@@ -34,9 +34,20 @@ def larger(v: Register, best: Register, at: Register, best_at: Register) -> tupl
 
 @inline
 def _window_at(
-    y: Span, yo: int, positions: Span, x: Span, xo: int, width: int, channels: int, kw: int,
-    k0: int, k1: int, l0: int, l1: int, n: int,
-) -> None:  # fmt: skip
+    y: Span,
+    yo: int,
+    positions: Span,
+    x: Span,
+    xo: int,
+    width: int,
+    channels: int,
+    kw: int,
+    k0: int,
+    k1: int,
+    l0: int,
+    l1: int,
+    n: int,
+) -> None:
     best = load(x, xo + (k0 * width + l0) * channels, n)
     at = fill(y, k0 * kw + l0)
     if positions.size:
@@ -54,9 +65,23 @@ def _window_at(
 
 @piece
 def max_row(
-    y: Span, yo: int, positions: Span, x: Span, image: int, i: int, height: int, width: int, channels: int,
-    out_width: int, kh: int, kw: int, sh: int, sw: int, top: int, left: int,
-) -> None:  # fmt: skip
+    y: Span,
+    yo: int,
+    positions: Span,
+    x: Span,
+    image: int,
+    i: int,
+    height: int,
+    width: int,
+    channels: int,
+    out_width: int,
+    kh: int,
+    kw: int,
+    sh: int,
+    sw: int,
+    top: int,
+    left: int,
+) -> None:
     """Output row ``i`` of the image at ``x[image:]``, and the places of its maxima where ``positions`` is there."""
     body, row = channels - channels % lanes(y), i * sh - top
     k0, k1 = max(0, -row), min(kh, height - row)
@@ -87,9 +112,23 @@ def _gather_at(
 
 @piece
 def max_row_backward(
-    dx: Span, xo: int, dy: Span, positions: Span, image: int, row: int, width: int, channels: int,
-    out_height: int, out_width: int, kh: int, kw: int, sh: int, sw: int, top: int, left: int,
-) -> None:  # fmt: skip
+    dx: Span,
+    xo: int,
+    dy: Span,
+    positions: Span,
+    image: int,
+    row: int,
+    width: int,
+    channels: int,
+    out_height: int,
+    out_width: int,
+    kh: int,
+    kw: int,
+    sh: int,
+    sw: int,
+    top: int,
+    left: int,
+) -> None:
     """Row ``row`` of dx: what the windows over each element, at ``dy[image:]``, send to their place."""
     body, q_row = channels - channels % lanes(dx), row + top
     i0 = 0 if q_row < kh else (q_row - kh) // sh + 1

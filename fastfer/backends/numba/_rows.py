@@ -19,9 +19,22 @@ def padded(a: Span, columns: int) -> Any:
 
 @piece
 def product(
-    c: Span, co: int, c_row: int, a: Span, ao: int, a_row: int, a_step: int, b: Span, bo: int, b_row: int, bias: Span,
-    rows: int, columns: int, depth: int, accumulate: int,
-) -> None:  # fmt: skip
+    c: Span,
+    co: int,
+    c_row: int,
+    a: Span,
+    ao: int,
+    a_row: int,
+    a_step: int,
+    b: Span,
+    bo: int,
+    b_row: int,
+    bias: Span,
+    rows: int,
+    columns: int,
+    depth: int,
+    accumulate: int,
+) -> None:
     """c = bias + a · b, or c += a · b: c (rows, columns), a(i, k) at ``i·a_row + k·a_step``, b (depth, columns).
 
     ``b`` is read up to a whole panel beyond its columns; bias has ``columns`` elements or none.

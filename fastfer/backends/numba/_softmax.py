@@ -75,9 +75,20 @@ def _softmax(s: Span, tile: int, keys: int, row: int, rate: Span, state: int) ->
 
 @piece
 def _times(
-    c: Span, co: int, columns: int, s: Span, tile: int, row: int, step: int, b: Span, bo: int, space: int, rows: int,
-    depth: int, accumulate: int,
-) -> None:  # fmt: skip
+    c: Span,
+    co: int,
+    columns: int,
+    s: Span,
+    tile: int,
+    row: int,
+    step: int,
+    b: Span,
+    bo: int,
+    space: int,
+    rows: int,
+    depth: int,
+    accumulate: int,
+) -> None:
     """c (rows, columns) at ``c[co:]`` = a tile, a(i, k) at ``i·row + k·step``, times b (depth, columns) at ``b[bo:]``.
 
     Where the columns do not fill whole panels, b is copied to ``s[space:]`` first.

@@ -129,9 +129,16 @@ def conv2d_train(a: Conv2dTrain) -> Conv2dTrained:
 
 
 def _weight_gradient(
-    dy: Tensor, dout: Tensor, y: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry,
-    norm: Tensor | None, coef: Tensor | None, act: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    dout: Tensor,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    geometry: _Geometry,
+    norm: Tensor | None,
+    coef: Tensor | None,
+    act: int,
+) -> tuple[Tensor, Tensor]:
     """Gradients of weight and bias, and of y into ``dy`` where that has elements."""
     outputs, depth = geometry.outputs, geometry.depth
     width = fitted(x, outputs)

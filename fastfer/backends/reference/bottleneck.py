@@ -47,9 +47,7 @@ def inverted_bottleneck_train(a: BottleneckTrain) -> BottleneckTrained:
     z = pointwise_conv2d(Pointwise(x, b.expand_weight, None))
     stats1 = norm_statistics(z, b.norm1, a.batch_stats)
     crossed = kept_covariance(x, b.expand_weight, a.batch_stats)
-    y1 = depthwise_conv2d(
-        Depthwise(normalise(z, b.norm1, stats1, b.act), b.dw_weight, None, b.stride, b.padding)
-    )  # fmt: skip
+    y1 = depthwise_conv2d(Depthwise(normalise(z, b.norm1, stats1, b.act), b.dw_weight, None, b.stride, b.padding))
     stats2 = norm_statistics(y1, b.norm2, a.batch_stats)
     a2 = normalise(y1, b.norm2, stats2, b.act)
     if b.project_weight is None:
@@ -80,9 +78,7 @@ def inverted_bottleneck_backward(a: BottleneckBackward) -> BottleneckGradients:
     dy1, d_weight2, d_bias2 = normalise_backward(da2, a.y1, a.norm2, a.stats2, a.act, a.batch_stats)
     da1, d_dw, _ = depthwise_conv2d_backward(DepthwiseBackward(dy1, a1, a.dw_weight, a.stride, a.padding, needs))
     dz, d_weight1, d_bias1 = normalise_backward(da1, z, a.norm1, a.stats1, a.act, a.batch_stats)
-    d_x, d_expand, _ = pointwise_conv2d_backward(
-        PointwiseBackward(dz, x, a.expand_weight, needs._replace(x=a.needs.x))
-    )  # fmt: skip
+    d_x, d_expand, _ = pointwise_conv2d_backward(PointwiseBackward(dz, x, a.expand_weight, needs._replace(x=a.needs.x)))
     if a.residual and a.needs.x:
         d_x = nhwc(d_x + a.d_out)
     params = (d_expand, d_weight1, d_bias1, d_dw, d_weight2, d_bias2, *third)

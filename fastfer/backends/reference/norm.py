@@ -115,6 +115,4 @@ def batch_norm(a: BatchNorm) -> Tensor:
 def batch_norm_backward(a: BatchNormBackward) -> BatchNormGradients:
     """Gradients of x, weight and bias."""
     d_x, d_weight, d_bias = normalise_backward(a.d_out, a.x, a.norm, a.stats, a.act, a.batch_stats)
-    return BatchNormGradients(
-        nhwc(d_x) if a.needs.x else a.x.new_empty(0), *wanted(a.needs.params, d_weight, d_bias)
-    )  # fmt: skip
+    return BatchNormGradients(nhwc(d_x) if a.needs.x else a.x.new_empty(0), *wanted(a.needs.params, d_weight, d_bias))

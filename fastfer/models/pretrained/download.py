@@ -146,9 +146,13 @@ def _open(url: str) -> Iterator[Iterator[bytes]]:
     _check_address(url)
     opener = urllib.request.OpenerDirector()  # without the handlers of files and ftp that urlopen has
     for handler in (
-        urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(), _Redirects(),
-        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
-    ):  # fmt: skip
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        _Redirects(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
         opener.add_handler(handler)
     end = time.monotonic() + _DEADLINE
     request = urllib.request.Request(url, headers={"User-Agent": "fastfer"})

@@ -98,9 +98,14 @@ def _torchvision(model: FerModel) -> Pairs:
 _HALF = (0.5, 0.5, 0.5)
 LAYOUTS = (
     Layout(
-        "torchvision mobilenet_v3_large", MobileNetV3Cpsca, "features.0.0.weight", 1e-3,
-        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _torchvision,
+        "torchvision mobilenet_v3_large",
+        MobileNetV3Cpsca,
+        "features.0.0.weight",
+        1e-3,
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        _torchvision,
     ),
     Layout("Keras MobileNet", PattLite, "conv_dw_1.weight", 1e-3, _HALF, _HALF, _keras, keras_padding=True),
     Layout("timm mobilenetv1_100", PattLite, "conv_stem.weight", 1e-5, _HALF, _HALF, _timm, keras_padding=False),
-)  # fmt: skip
+)
