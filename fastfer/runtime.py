@@ -86,6 +86,7 @@ class Engine:
         self.class_names = fields.class_names(known, self.output_shapes)
         self._structure = fields.structure(known, self.output_shapes)
         self._classes = dict(classes or {})
+        self._dtypes = fields.output_dtypes(known, len(self.output_shapes))
         self._kinds = ("float32", "uint8") if scale else ("float32",)
         _ = self.inputs  # checked while the file is read
 
@@ -148,6 +149,8 @@ class Engine:
         kind, images = self._kind(x.dtype.name, x.shape), _memory.dense_array(x)
         outputs = [np.empty((len(x), *shape), np.float32) for shape in self.output_shapes]
         self._plan.run(images.ctypes.data, kind, len(x), [output.ctypes.data for output in outputs])
+        if self._dtypes:
+            outputs = [y.astype(dtype, copy=False) for y, dtype in zip(outputs, self._dtypes, strict=True)]
         return self._answer(outputs, len(x))
 
     def _with_torch(self, torch: Any, x: Any) -> Any:
@@ -155,6 +158,8 @@ class Engine:
         kind, count = self._kind(str(x.dtype)[6:], x.shape), x.shape[0]
         outputs = [_memory.empty(torch, "engine", (count, *shape)) for shape in self.output_shapes]
         self._plan.run(images.data_ptr(), kind, count, [output.data_ptr() for output in outputs])
+        if self._dtypes:
+            outputs = [y.to(getattr(torch, dtype)) for y, dtype in zip(outputs, self._dtypes, strict=True)]
         return self._answer(outputs, count)
 
     def _answer(self, outputs: Sequence[Any], count: int) -> Any:
@@ -195,6 +200,16 @@ class Engine:
         self._called(np.zeros((batch, *self.input_shape), np.float32))
         return self
 
+    def plan(self) -> str:
+        """The steps of the plan in order as a table: what each makes, and what it takes on one image."""
+        import numpy as np
+
+        from fastfer.engine.profile import steps_table
+
+        image = np.zeros((1, *self.input_shape), np.float32)
+        rows = self._plan.profile(image.ctypes.data, "float32", 1)
+        return steps_table(rows, repr(self), self.memory)
+
     def profile(self, x: Any = None, repeats: int = 20) -> Profile:
         """The time of each step on one image: ``x`` (1, C, H, W), by default zeros; medians of ``repeats`` runs.
 
@@ -229,7 +244,7 @@ class Engine:
 
     def _state(self) -> dict[str, Any]:
         """What a pickle holds beside the arguments."""
-        return {} if self.sizes is None else {"sizes": self.sizes}
+        return {"sizes": self.sizes} if self.sizes is not None and self.sizes.is_picklable() else {}
 
     def __repr__(self) -> str:
         name = self.metadata.get("model") or "network"

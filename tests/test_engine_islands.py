@@ -63,7 +63,7 @@ def test_islands(tmp_path: Path) -> None:
             call()
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"expected shape \(N, 3, 9, 7\)"):
-        engine(torch.zeros(1, 3, 9, 8))
+        engine(torch.zeros(1, 4, 9, 7))
 
 
 def test_islands_are_not_calibrated() -> None:

@@ -38,7 +38,13 @@ def test_shapes_are_those_of_torch(name: str) -> None:
 @pytest.mark.parametrize(
     ("op", "inputs", "attrs", "weights", "message"),
     [
-        ("conv", [(4, 6, 5)], [3, 3, 1, 1, 0, 0, 0, 0, 2, 0], [36, 4], "conv: groups: expected 1, or the channels of"),
+        (
+            "conv",
+            [(4, 6, 5)],
+            [3, 3, 1, 1, 0, 0, 0, 0, 3, 0],
+            [36, 4],
+            "conv: groups: expected a divisor of the channels of",
+        ),
         ("conv", [(4, 6, 5)], [3, 3, 1, 1, 0, 0, 0, 0, 1, 0], [36, 4], "conv: weight: expected 144 floats, got 36"),
         ("add", [(4, 6, 5), (4, 6, 4)], [0], [], r"add: second input: expected the first one's axes \(4, 6, 5\) or 1"),
         ("add", [(4, 6, 5)], [0], [], "add: number of inputs: expected 2, got 1"),

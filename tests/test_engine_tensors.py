@@ -146,6 +146,12 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Any]] = {
     "dilated maximum": lambda net, x: F.max_pool2d(x, 2, 1, dilation=2),
     "pools of lines": lambda net, x: F.max_pool1d(x.flatten(2), 3, 2) + F.avg_pool1d(x.flatten(2), 3, 2),
     # convolutions
+    "groups": lambda net, x: F.conv2d(x, net.weight(4, 3, 3, 3), groups=2, padding=1),
+    "many groups": lambda net, x: F.conv2d(x.repeat(1, 8, 1, 1), net.weight(96, 4, 3, 3), net.weight(96), groups=12),
+    "transposed odd": lambda net, x: F.conv_transpose2d(x, net.weight(6, 2, 5, 4), net.weight(4), 3, (2, 1), (1, 2), 2),
+    "far apart": lambda net, x: F.conv2d(x, net.weight(6, 1, 3, 3), dilation=3, padding=3, groups=6),
+    "padded before": lambda net, x: F.conv2d(F.pad(x, (1, 2, 0, 3)), net.weight(5, 6, 3, 3), padding=1),
+    "largest": lambda net, x: x.topk(3, 1)[0] + x.sort(2, descending=True)[0][:, :3],
     "dilation": lambda net, x: F.conv2d(x, net.weight(5, 6, 2, 3), dilation=(2, 3), padding=2),
     "several filters a channel": lambda net, x: F.conv2d(x, net.weight(12, 1, 3, 3), groups=6),
     "transposed": lambda net, x: F.conv_transpose2d(x, net.weight(6, 3, 2, 2), stride=2),

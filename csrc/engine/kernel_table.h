@@ -64,10 +64,16 @@ struct Epilogue {
   Pools pools;
 };
 
-// A convolution's geometry. Output pixel (i, j) reads input rows from i·sh - top and columns from j·sw - left on.
+// A convolution's geometry. Output pixel (i, j) reads input rows from i·sh - top and columns from j·sw - left on, each
+// dh rows and dw columns after the one before; only conv and depthwise know other distances than 1.
 struct Window {
   int kh, kw, sh, sw, top, left;
+  int dh = 1, dw = 1;
 };
+
+// Pixels that a window covers along each axis.
+constexpr int span_height(const Window& w) { return (w.kh - 1) * w.dh + 1; }
+constexpr int span_width(const Window& w) { return (w.kw - 1) * w.dw + 1; }
 
 // conv: dense convolution of any window, 1×1 included. x needs a border that covers what the window reads outside it.
 // depthwise: one filter a channel, y.channels = x.channels; border as conv, `panel` unused. x and y must not overlap.

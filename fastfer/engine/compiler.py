@@ -61,20 +61,21 @@ def compile(
 
     ``model`` is any fastfer model, or a torch module made of ops that a plan has (`convert_aten` and its neighbours),
     taken in evaluation mode, later changes of it do not reach the engine; or the path of an ONNX file (opset 7 or
-    later), whose several outputs come as a dict by name. ``example`` is an input or its shape, (N, C, H, W) or
-    (C, H, W), or for several inputs a tuple of them or of their shapes (N, ...); by default the published size of a
-    fastfer model and what an ONNX file fixes. Of a file, ``input_size`` (H, W) chooses another. With ``sizes="any"``
-    the engine takes images of every size that the network does: the first call with one makes a plan for it, of which
-    `recipe.MOST_SIZES` are kept; that is usual for a file, while a module, of which it needs a copy, is by default for
-    one size. ``threads`` defaults to `runtime.default_threads`. ``strict`` keeps to plain float32 sums: within 1e-5 of
-    torch, relative to the largest output, otherwise within 1e-4. ``dtype`` "int8" takes the ranges of its tensors from
-    ``calibration``: float32 batches as the network takes them, or pairs with such a batch first, as loaders give.
-    ``mean`` and ``std``, one number a channel on the scale 0 to 1, allow uint8 images, which are normalised inside; not
-    for a network whose pixels are equalised first, as a record in ``metadata["preprocess"]`` may say.
-    ``fallback="torch"`` runs ops that no plan has in torch, between plans of the rest: the engine's ``islands`` names
-    them, and it cannot be saved; "onnxruntime" leaves a file with such ops to ONNX Runtime as a whole. ``class_names``
-    default to those that a fastfer model, or its ONNX file, brings along; ``metadata`` are further JSON values to
-    keep. Outputs come as the model gives them: tensors, numbers and None in tuples, lists and dicts.
+    later), whose several outputs come as a dict by name. ``example`` is an input or its shape, (N, C, H, W) or (C, H,
+    W), or for several inputs a tuple of them or of their shapes (N, ...); by default the published size of a fastfer
+    model and what an ONNX file fixes. Of a file, ``input_size`` (H, W) chooses another. With ``sizes="any"`` the
+    engine takes images of every size that the network does: the first call with one makes a plan for it, of which
+    `recipe.MOST_SIZES` are kept; of a module it keeps a copy for that, which a pickle holds, too, where it can. With
+    "fixed", the default of fastfer's own models, it takes one size. ``threads`` defaults to `runtime.default_threads`.
+    ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the largest output, otherwise within
+    1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``: float32 batches as the network takes
+    them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``, one number a channel on the scale 0
+    to 1, allow uint8 images, which are normalised inside; not for a network whose pixels are equalised first, as a
+    record in ``metadata["preprocess"]`` may say. ``fallback="torch"`` runs ops that no plan has in torch, between
+    plans of the rest: the engine's ``islands`` names them, and it cannot be saved; "onnxruntime" leaves a file with
+    such ops to ONNX Runtime as a whole. ``class_names`` default to those that a fastfer model, or its ONNX file,
+    brings along; ``metadata`` are further JSON values to keep. Outputs come as the model gives them: tensors, numbers
+    and None in tuples, lists and dicts.
 
     Raises TypeError or ValueError naming the argument, `UncoveredError` naming an op that no plan has.
     """
@@ -85,10 +86,14 @@ def compile(
     kinds = "'error' or 'torch'" if isinstance(model, nn.Module) else "'error', 'torch' or 'onnxruntime'"
     if repr(fallback) not in kinds:
         raise ValueError(f"compile: fallback: expected {kinds}, got {fallback!r}")
-    sizes = ("fixed" if isinstance(model, nn.Module) else "any") if sizes is None else sizes
-    if sizes not in ("any", "fixed"):
+    if sizes not in (None, "any", "fixed"):
         raise ValueError(f"compile: sizes: expected 'any' or 'fixed', got {sizes!r}")
-    subject = _subject(model, example, input_size, sizes == "any")
+    sizes = ("fixed" if isinstance(model, FerModel) else "any") if sizes is None else sizes
+    if isinstance(model, nn.Module):
+        check_tensors(model)
+        twin = _twin(model) if sizes == "any" and packed.several(example) is None else None
+        model, sizes = (model, "fixed") if twin is None else (twin, sizes)
+    subject = _subject(model, example, input_size)
     known = subject.known
     names = known.get("classes") if class_names is None else class_names
     if mean is None and std is None:
@@ -120,8 +125,17 @@ def compile(
     return engine
 
 
-def _subject(model: Any, example: Any, input_size: Any, copied: bool) -> Subject:
-    """The network, a module ``copied`` if it is to be traced again later."""
+def _twin(model: nn.Module) -> nn.Module | None:
+    """A copy of a model, which later changes do not reach; None where it cannot be copied."""
+    try:
+        with evaluating(model):  # while no other thread has other tensors in it
+            return copy.deepcopy(model)
+    except Exception:  # a module's own, of any kind
+        return None
+
+
+def _subject(model: Any, example: Any, input_size: Any) -> Subject:
+    """The network as a program."""
     known: dict[str, Any]
     is_path = isinstance(model, (str, os.PathLike))
     if is_path and (os.fspath(model).endswith(".onnx") or os.path.exists(model)):
@@ -133,7 +147,6 @@ def _subject(model: Any, example: Any, input_size: Any, copied: bool) -> Subject
         raise TypeError(f"compile: model: expected a torch.nn.Module, got {type(model).__name__}{also}")
     if input_size is not None:
         raise ValueError(f"compile: input_size: expected None for a module, which takes an example, got {input_size!r}")
-    check_tensors(model)
     shapes = packed.several(example)
     if shapes is not None:
         known = {"input_names": packed.names(model, len(shapes)), "inputs": [list(shape) for shape in shapes]}
@@ -145,9 +158,6 @@ def _subject(model: Any, example: Any, input_size: Any, copied: bool) -> Subject
     own = model if isinstance(model, FerModel) else None  # attributes of other models are their own matter
     known = {} if own is None else {"options": own.options, "classes": own.class_names}
     name = type(model).__name__ if own is None else own.name
-    if copied:
-        with evaluating(model):  # while no other thread has other tensors in it
-            model = copy.deepcopy(model)
     return Subject(name, size, partial(program_of, model), known, partial(_in_float32, model))
 
 

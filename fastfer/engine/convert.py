@@ -209,7 +209,7 @@ def converted(program: Program) -> Graph:
     results = [ref for ref in program.outputs if ref not in program.scalars]
     conversion.graph.outputs = tuple(output_value(conversion, conversion.known[ref]) for ref in results)
     for ref in results:
-        if program.dtypes[ref] not in (torch.float32, conversion.dtype):
+        if program.dtypes[ref] not in (torch.float32, conversion.dtype, torch.int64, torch.int32, torch.bool):
             raise UncoveredError(f"compile: output: expected dtype float32, got {program.dtypes[ref]}")
     return conversion.graph
 

@@ -50,6 +50,8 @@ def convolution(
     into: Conversion, x: View, weight: Array, bias: Array | None, stride: Any, padding: Any, groups: int, act: int = 0
 ) -> View:
     """A convolution with four-sided padding; a pointwise one takes channels and pixels in any dimensions."""
+    if groups == x.shape.channels > 1 and len(weight) != groups:
+        raise Uncovered("several filters a channel")
     kh, kw = weight.shape[2:]
     bias = np.zeros(weight.shape[0]) if bias is None else bias
     attrs = (kh, kw, *stride, *padding, groups, act)

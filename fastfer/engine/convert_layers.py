@@ -68,11 +68,11 @@ def convolution(
         pixels = shape.height * shape.width
         rows = [(channels, pixels), (np.arange(shape.height), shape.width), (np.arange(shape.width), 1)]
         value, groups = strided.gathered(into.graph, value, wide, rows), outputs
-    kernel = _spread(weight, dilation)
-    kh, kw = kernel.shape[2:]
     offset = np.zeros(outputs) if bias is None else bias
-    attrs = (kh, kw, *stride, *sides, groups, 0)
-    return into.graph.add("conv", [value], attrs, [vector(kernel), vector(offset)])
+    apart = (1, 1) if weight.shape[2:] == (1, 1) else tuple(dilation)
+    attrs = (*weight.shape[2:], *stride, *sides, groups, 0, *(() if apart == (1, 1) else apart))
+    op = "conv" if apart == (1, 1) else "dilated_conv"
+    return into.graph.add(op, [value], attrs, [vector(weight), vector(offset)])
 
 
 def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:

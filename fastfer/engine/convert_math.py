@@ -251,17 +251,21 @@ generally("aten.logical_or")(
 
 @generally("aten.where")
 def _where(into: Conversion, condition: Any, self: Any, other: Any) -> Any_:
-    parts = [tensors.constant(into.graph, t) if isinstance(t, (int, float)) else tensor(into, t)
+    parts = [_infinite(into, t) if isinstance(t, float) and abs(t) == inf
+             else tensors.constant(into.graph, t) if isinstance(t, (int, float)) else tensor(into, t)
              for t in (condition, self, other)]  # fmt: skip
     return tensors.select(into.graph, *parts)
 
 
+def _infinite(into: Conversion, value: float) -> Any_:
+    """Infinity, which no file holds: computed when the plan runs."""
+    least = tensors.unary(into.graph, tensors.constant(into.graph, 0.0), "log")
+    return least if value < 0 else into.scaled(least, -1.0, 0.0)
+
+
 @generally("aten.masked_fill")
 def _masked_fill(into: Conversion, self: Any, mask: Any, value: Any) -> Any_:
-    value = _number(value)
-    if isinstance(value, float) and abs(value) == inf:
-        raise Uncovered("a mask filled with infinity")
-    return _where(into, mask, value, self)  # type: ignore[no-any-return]
+    return _where(into, mask, _number(value), self)  # type: ignore[no-any-return]
 
 
 @generally("aten.lerp")
@@ -403,17 +407,14 @@ def _attention(
     return tensors.matmul(into.graph, tensors.softmax(into.graph, scores, -1), tensor(into, value))
 
 
-_LEAST = -3e38
-
-
 def _masked(into: Conversion, scores: Any_, mask: Any) -> Any_:
-    """Scores with a mask of booleans, or of what is added, in which minus infinity is the least number there is."""
+    """Scores with a mask of booleans, or of what is added to them."""
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-        if not bool(mask.any(-1).all()):
-            raise Uncovered("an attention mask that leaves nothing to attend to")
-        return _where(into, mask, scores, _LEAST)  # type: ignore[no-any-return]
-    if isinstance(mask, Tensor):
-        mask = mask.clamp(min=_LEAST)
+        return _where(into, mask, scores, -inf)  # type: ignore[no-any-return]
+    if isinstance(mask, Tensor):  # a file has no infinity
+        hidden = mask == -inf
+        scores = _where(into, hidden, -inf, scores)
+        mask = mask.masked_fill(hidden, 0.0)
     return binary(into, "add", scores, mask)
 
 
@@ -461,3 +462,43 @@ def _contracted(into: Conversion, a: Any_, one: str, b: Any_, two: str, kept: se
     y = tensors.matmul(into.graph, stacked(a, one, rows, inner), stacked(b, two, inner, columns))
     own = [*batch, *rows, *columns]
     return strided.seen(reshaped(into, strided.strided(y), [size[c] for c in own])), "".join(own)
+
+
+_MOST_PLACES = 16
+
+
+@generally("aten.topk")
+def _topk(
+    into: Conversion, self: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Any_, Any_]:
+    """The largest, then the largest of the others, and so on."""
+    at = self.dim(dim)
+    if k > _MOST_PLACES:
+        raise Uncovered(f"more than the {_MOST_PLACES} largest of a dimension")
+    names = ("maximum", "argmax", -inf) if largest else ("minimum", "argmin", inf)
+    shape = [self.sizes[at] if i == at else 1 for i in range(len(self.sizes))]
+    numbered = tensors.constant(into.graph, torch.arange(self.sizes[at]).reshape(shape).numpy())
+    gone = _infinite(into, float(names[2]))
+    values, places, left = [], [], self
+    for _ in range(k):
+        values.append(tensors.reduce(into.graph, left, str(names[0]), [at], keepdim=True))
+        places.append(tensors.reduce(into.graph, left, str(names[1]), [at], keepdim=True))
+        left = tensors.select(into.graph, tensors.binary(into.graph, "equal", numbered, places[-1]), gone, left)
+    return tensors.joined(into.graph, values, at), tensors.joined(into.graph, places, at)
+
+
+@generally("aten.sort")
+def _sort(into: Conversion, self: Any, dim: int = -1, descending: bool = False, stable: Any = None) -> Any:
+    return _topk(into, self, self.sizes[self.dim(dim)], dim, descending)
+
+
+@generally("aten.to", "aten._to_copy", "aten.type_as")
+def _to(into: Conversion, self: Any, dtype: Any = None, other: Any = None, **rest: Any) -> Any_:
+    """Whole numbers are cut off; they are exact up to 2^24."""
+    if dtype is torch.bool:
+        return unary(into, self, "not_equal", 0.0)
+    if dtype in (torch.int64, torch.int32):
+        return unary(into, self, "trunc")
+    if dtype not in (None, torch.float32, into.dtype) or isinstance(other, Tensor):
+        raise Uncovered(f"a conversion to {dtype}")
+    return tensor(into, self)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastfer.engine.graph import MEAN, Graph, Node
+from fastfer.engine.graph import MEAN, Graph, Node, Shape
 
-_ACTIVATED = ("conv", "add", "mul", "affine")
+_ACTIVATED = ("conv", "dilated_conv", "add", "mul", "affine")
 
 
 def fused(graph: Graph) -> Graph:
@@ -44,6 +44,8 @@ def _pair(graph: Graph) -> Graph:
     for node in graph.nodes:
         first = writers.get(node.inputs[0]) if node.inputs else None
         rule = _RULES.get((first.op, node.op)) if first is not None and uses[first.output] == 1 else None
+        if first is not None and first.op == "gather" and _pads(first, graph.values[first.inputs[0]]) is None:
+            rule = None
         joined = rule(first, node) if rule is not None and first is not None else None
         if joined is None or first is None:
             writers[node.output] = node
@@ -63,7 +65,7 @@ def _conv_affine(conv: Node, affine: Node) -> Node | None:
     weight, bias = conv.weights
     wide = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
     attrs = conv.having(act=affine.attr("act"))
-    return Node("conv", conv.inputs, affine.output, attrs, (wide, bias * scale + shift))
+    return Node(conv.op, conv.inputs, affine.output, attrs, (wide, bias * scale + shift))
 
 
 def _affine_affine(first: Node, second: Node) -> Node | None:
@@ -83,11 +85,41 @@ def _affine_conv(affine: Node, conv: Node) -> Node | None:
     weight, bias = conv.weights
     outputs = bias.size
     by_channel = weight.reshape(outputs, -1, conv.attr("kh") * conv.attr("kw"))
+    if conv.attr("groups") > 1 and by_channel.shape[:2] != (conv.attr("groups"), 1):
+        return None
     if conv.attr("groups") == 1:
         wide, offset = by_channel * scale[None, :, None], np.einsum("ock,c->o", by_channel, shift)
     else:
         wide, offset = by_channel * scale[:, None, None], by_channel.sum((1, 2)) * shift
     return Node("conv", affine.inputs, conv.output, conv.attrs, (wide.reshape(weight.shape), bias + offset))
+
+
+def _pads(gather: Node, shape: Shape) -> dict[str, int] | None:
+    """The rows and columns of zeros that a gather puts around an image; None where it does something else."""
+    lengths, strides = gather.attrs[3:11], gather.attrs[11:19]
+    index, fill = gather.weights
+    if fill[0] != 0 or any(n != 1 for n in lengths[3:]) or index[sum(lengths[:3]) :].any():
+        return None
+    if strides[:3] != (shape.height * shape.width, shape.width, 1):
+        return None
+    sides = []
+    for part, size in zip(np.split(index[: sum(lengths[:3])], np.cumsum(lengths[:2])), shape, strict=True):
+        there = np.flatnonzero(part >= 0)
+        if len(there) != size or not np.array_equal(part[there[0] : there[-1] + 1], np.arange(size)):
+            return None
+        sides.append((int(there[0]), int(len(part) - 1 - there[-1])))
+    (front, back), (top, bottom), (left, right) = sides
+    return None if front or back else {"top": top, "left": left, "bottom": bottom, "right": right}
+
+
+def _pad_conv(pad: Node, conv: Node) -> Node | None:
+    """Zeros around the image as padding of the convolution that reads it."""
+    rows, columns = np.split(pad.weights[0], np.cumsum(pad.attrs[3:6]))[1:3]
+    more = _pads(pad, Shape(pad.attr("channels"), int(rows.max()) + 1, int(columns.max()) + 1))
+    if more is None:
+        return None
+    attrs = conv.having(**{side: conv.attr(side) + count for side, count in more.items()})
+    return Node(conv.op, pad.inputs, conv.output, attrs, conv.weights)
 
 
 def _with_act(first: Node, act: Node) -> Node | None:
@@ -106,6 +138,9 @@ def _attention_mean(attention: Node, pool: Node) -> Node | None:
 
 _RULES: dict[tuple[str, str], Callable[[Node, Node], Node | None]] = {
     ("conv", "affine"): _conv_affine,
+    ("dilated_conv", "affine"): _conv_affine,
+    ("gather", "conv"): _pad_conv,
+    ("gather", "dilated_conv"): _pad_conv,
     ("affine", "affine"): _affine_affine,
     ("affine", "conv"): _affine_conv,
     ("dot_attention", "global_pool"): _attention_mean,

@@ -148,6 +148,7 @@ class Islands(Engine):
         scale, shift = (torch.tensor(v, dtype=torch.float32, device="cpu").view(1, -1, 1, 1) for v in normalisation)
         self._scale, self._shift = scale, shift
         self._kinds = ("float32", "uint8") if scale.numel() else ("float32",)
+        self._dtypes = ()
         self._structure, self._classes = program.structure or usual(len(program.outputs)), program.classes
         constants = {ref: t.detach().cpu().clone() for ref, t in program.constants.items()}
         self._program = program = replace(program, constants=constants)
@@ -222,6 +223,13 @@ class Islands(Engine):
                     _run_call(part, values, program)
             kept = program.constants.keys() | {program.input}
             return [values[ref].clone() if ref in kept else values[ref] for ref in program.outputs]
+
+    def plan(self) -> str:
+        """The plans and the calls of torch between them, in order."""
+        return "\n\n".join(
+            f"torch: {part}" if isinstance(part, Call) else part.engine.plan() if part.engine is not None else ""
+            for part in self.parts
+        )
 
     def save(self, path: Any) -> None:
         """Raises ValueError: the calls of torch have no place in a file."""

@@ -86,6 +86,17 @@ def output_shapes(metadata: dict[str, Any], maps: Sequence[Sequence[int]]) -> Sh
     return tuple(tuple(shape) for shape in shapes)
 
 
+def output_dtypes(metadata: dict[str, Any], count: int) -> tuple[str, ...]:
+    """What the outputs, which a plan computes as float32, are turned into; empty where all stay so."""
+    dtypes = metadata.get("dtypes")
+    if dtypes is None:
+        return ()
+    known = ("float32", "int64", "int32", "bool")
+    if not isinstance(dtypes, list) or len(dtypes) != count or any(dtype not in known for dtype in dtypes):
+        raise ValueError(f"dtypes: expected {count} of {', '.join(known)}, got {dtypes!r}")
+    return tuple(dtypes)
+
+
 def structure(metadata: dict[str, Any], outputs: Shapes) -> Structure | None:
     """How the outputs are put together; None for one alone, or for a tuple of several."""
     if "structure" not in metadata:

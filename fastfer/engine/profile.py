@@ -99,6 +99,17 @@ class Profile:
             figure.savefig(temporary, format=suffix)
 
 
+def steps_table(rows: Sequence[tuple[Any, ...]], title: str, memory: dict[str, int]) -> str:
+    """The rows of the native plan without their times, which do not repeat."""
+    steps = [Step(*row) for row in rows]
+    cells = [[s.name, str(s.node) if s.node >= 0 else "", f"{s.macs / 1e6:.3f}", f"{s.bytes / 1024:.0f}", str(s.tasks)]
+             for s in steps]  # fmt: skip
+    macs, moved = sum(s.macs for s in steps), sum(s.bytes for s in steps)
+    cells.append(["all", "", f"{macs / 1e6:.3f}", f"{moved / 1024:.0f}", ""])
+    sizes = ", ".join(f"{name} {count / 1024:.0f} KiB" for name, count in memory.items())
+    return table(f"{title}; {sizes}", ("step", "node", "MMAC", "KiB", "tasks"), cells)
+
+
 def measured_peak(threads: int, size: int = 768, seconds: float = 0.03) -> float:
     """float32 multiply-adds a second of ``threads``, from the best of numpy's matrix products, which use all CPUs."""
     import numpy as np

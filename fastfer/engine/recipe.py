@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -53,6 +54,8 @@ class Recipe:
         try:
             program = self.subject.traced(size)
             graph = fused(converted(program))
+            described = dict(header)
+            _describe_outputs(described, program)
         except UncoveredError:
             if self.fallback == "error":
                 raise
@@ -63,13 +66,12 @@ class Recipe:
             return self._fallen_back(header, size)
         if not graph.outputs:
             raise ValueError("compile: model: expected a tensor among its outputs, got none")
-        _describe_outputs(header, program)
         if calibration is not None:
             self.ranges = calibrated(graph, calibration, default_threads(self.threads))
             self.ops = _ops(graph)
         elif self.ranges is not None and self.ops != _ops(graph):
             raise ValueError(f"compile: dtype: expected a network whose int8 ranges hold at any size, got it at {size}")
-        data = to_bytes(graph, header, self.ranges)
+        data = to_bytes(graph, described, self.ranges)
         return Engine(data, threads=self.threads, classes=program.classes)
 
     def _fallen_back(self, header: dict[str, Any], size: Size) -> Engine:
@@ -100,6 +102,14 @@ class Sizes:
     def __getstate__(self) -> dict[str, Any]:
         return {"recipe": self.recipe, "engines": OrderedDict()}
 
+    def is_picklable(self) -> bool:
+        """Whether the network is; modules of functions written in place are not."""
+        try:
+            pickle.dumps(self.recipe)
+        except Exception:  # of any kind, by what a module holds
+            return False
+        return True
+
     def at(self, size: Size) -> Engine:
         """The engine for images of ``size``, planned at the first call. Raises ValueError where there is none."""
         with _planning:
@@ -124,6 +134,10 @@ def _describe_outputs(header: dict[str, Any], program: Program) -> None:
     """Into the metadata: the shapes of the outputs, and what holds them where that is not one tensor or a tuple."""
     tensors = [ref for ref in program.outputs if ref not in program.scalars]
     header["outputs"] = [list(program.sizes[ref][1:]) for ref in tensors]
+    dtypes = [str(program.dtypes[ref]).removeprefix("torch.") for ref in tensors]
+    whole = [dtype if dtype in ("int64", "int32", "bool") else "float32" for dtype in dtypes]
+    if whole != ["float32"] * len(whole):
+        header["dtypes"] = whole
     leaves: list[list[Any]] = []
     for ref in program.outputs:
         if ref in program.scalars:

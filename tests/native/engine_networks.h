@@ -88,6 +88,24 @@ class Networks {
     return add(Op::conv, {x}, {s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right, y.channels, activation},
                {weights(y.channels * s.kh * s.kw, s.kh * s.kw), weights(y.channels, 16)}, y);
   }
+  // Several groups, and pixels between the taps.
+  uint32_t grouped(uint32_t x, Sides s, int activation) {
+    const int c = shape(x).channels, dh = 1 + below(3), dw = below(2) ? dh : 1 + below(3);
+    int groups = 1 + below(c);
+    while (c % groups) --groups;
+    const int outputs = groups * (1 + below(below(2) ? 3 : 20)), each = c / groups * s.kh * s.kw;
+    Sides wide = s;
+    wide.kh = (s.kh - 1) * dh + 1, wide.kw = (s.kw - 1) * dw + 1;
+    Shape y{outputs, 0, 0};
+    if (!fits(wide, shape(x), false, y) || elements(y) > most_) return x;
+    if (static_cast<double>(each) * static_cast<double>(elements(y)) > 450. * static_cast<double>(most_)) return x;
+    const bool apart = dh * dw > 1 && below(3);
+    if (!apart && (dh * dw > 1)) return x;
+    std::vector<int32_t> attrs{s.kh, s.kw, s.sh, s.sw, s.top, s.left, s.bottom, s.right, groups, activation};
+    if (apart) attrs.push_back(dh), attrs.push_back(dw);
+    return add(apart ? Op::dilated_conv : Op::conv, {x}, attrs, {weights(outputs * each, each), weights(outputs, 16)},
+               y);
+  }
   uint32_t point(uint32_t x, int outputs, int activation) {
     return conv(x, outputs, {1, 1, 1, 1, 0, 0, 0, 0}, activation);
   }
@@ -263,7 +281,10 @@ class Networks {
     static const ReduceOp kSmooth[] = {ReduceOp::sum,   ReduceOp::mean,  ReduceOp::maximum,  ReduceOp::minimum,
                                        ReduceOp::norm1, ReduceOp::norm2, ReduceOp::variance, ReduceOp::log_sum_exp};
     const Shape s = shape(x);
-    switch (below(11)) {
+    switch (below(14)) {
+      case 11:
+      case 12:
+      case 13: grouped(x, sides(), act()); break;
       case 0:
       case 1: gather(x); break;
       case 2: function(x); break;

@@ -45,7 +45,8 @@ class NetOp {
 
   Values run() const {
     switch (node_.op) {
-      case Op::conv: return conv();
+      case Op::conv:
+      case Op::dilated_conv: return conv();
       case Op::max_pool:
       case Op::avg_pool: return window_pool();
       case Op::global_pool: return pooled(0, x_.height, 0, x_.width, attr(0) == 1, true, true);
@@ -111,16 +112,16 @@ class NetOp {
   }
 
   Values conv() const {
-    const bool depthwise = attr(8) > 1;
-    const int kh = attr(0), kw = attr(1), each = depthwise ? 1 : x_.channels;
+    const int kh = attr(0), kw = attr(1), groups = attr(8), each = x_.channels / groups, outputs = y_.channels / groups;
+    const int dh = node_.op == Op::dilated_conv ? attr(10) : 1, dw = node_.op == Op::dilated_conv ? attr(11) : 1;
     return made([&](int o, int i, int j) {
       double sum = weight(1, o);
       for (int c = 0; c < each; ++c)
         for (int p = 0; p < kh; ++p)
           for (int q = 0; q < kw; ++q) {
-            const int row = i * attr(2) + p - attr(4), column = j * attr(3) + q - attr(5);
+            const int row = i * attr(2) + p * dh - attr(4), column = j * attr(3) + q * dw - attr(5);
             if (row < 0 || row >= x_.height || column < 0 || column >= x_.width) continue;
-            sum += in(depthwise ? o : c, row, column) * weight(0, ((o * each + c) * kh + p) * kw + q);
+            sum += in(o / outputs * each + c, row, column) * weight(0, ((o * each + c) * kh + p) * kw + q);
           }
       return act(9, sum);
     });

@@ -98,7 +98,10 @@ graph::AnyOp make_op(uint32_t code, const std::vector<int>& attrs, const std::ve
     T op{};
     Filler filler{attrs, weights, whole};
     op.fields(filler);
-    made = std::move(op);
+    if constexpr (std::is_same_v<T, graph::DilatedConv>)
+      made = std::move(op.conv);
+    else
+      made = std::move(op);
   });
   if (!made) throw std::invalid_argument(where + ": op: expected a known code, got " + std::to_string(code));
   return *std::move(made);

@@ -52,10 +52,11 @@ struct Inputs {
   Shape slide(const Sliding& s, int channels) const {
     const Shape& x = shapes[0];
     const Window& w = s.window;
-    const int h = x.height + w.top + s.bottom - w.kh, v = x.width + w.left + s.right - w.kw;
+    const idx h = idx{x.height} + w.top + s.bottom - span_height(w),
+              v = idx{x.width} + w.left + s.right - span_width(w);
     if (h < 0 || v < 0)
       fail("kernel", "at most the padded image", std::to_string(w.kh) + "x" + std::to_string(w.kw) + " on " + text(x));
-    return {channels, h / w.sh + 1, v / w.sw + 1};
+    return {channels, static_cast<int>(h / w.sh + 1), static_cast<int>(v / w.sw + 1)};
   }
   Shape repeated() const {
     const Shape &a = shapes[0], &b = shapes[1];

@@ -21,7 +21,8 @@ namespace ff::engine {
 
 namespace graph {
 
-// act(convolution + bias); weight (O, C / groups, kh, kw), bias (O); groups 1, or C = O: depthwise.
+// act(convolution + bias); weight (O, C / groups, kh, kw), bias (O); one channel of input and output a group:
+// depthwise.
 struct Conv {
   static constexpr Op kOp = Op::conv;
   static constexpr const char* kName = "conv";
@@ -35,7 +36,24 @@ struct Conv {
     sliding.fields(v, false), v.number("groups", groups, 1, kMostChannels), v.act("act", act),
         v.weights("weight", weight), v.weights("bias", bias);
   }
-  bool depthwise() const { return groups > 1; }
+  bool depthwise() const {
+    return groups > 1 && groups == bias.count && weight.count == bias.count * sliding.window.kh * sliding.window.kw;
+  }
+  bool grouped() const { return groups > 1 && !depthwise(); }
+  bool dilated() const { return sliding.window.dh > 1 || sliding.window.dw > 1; }
+};
+
+// The same with dh and dw pixels from tap to tap; a graph has it as Conv.
+struct DilatedConv {
+  static constexpr Op kOp = Op::dilated_conv;
+  static constexpr const char* kName = "dilated_conv";
+  static constexpr int kInputs = 1;
+  Conv conv;
+  template <class V>
+  void fields(V& v) {
+    conv.fields(v);
+    v.number("dh", conv.sliding.window.dh, 1, kMostTaps), v.number("dw", conv.sliding.window.dw, 1, kMostTaps);
+  }
 };
 
 struct MaxPool {
@@ -332,7 +350,7 @@ struct OpList {
 };
 using FileOps = OpList<Conv, MaxPool, AvgPool, GlobalPool, Add, Mul, Activate, Affine, Concat, ChannelPool, LinePool,
                        Cbam, Se, Eca, Scse, Sa, Csa, Coordinate, DotAttention, AdditiveAttention, Gather, Constant,
-                       Join, Unary, Binary, Select, Reduce, Softmax, Resample, Normalise, MatMul>;
+                       Join, Unary, Binary, Select, Reduce, Softmax, Resample, Normalise, MatMul, DilatedConv>;
 using AnyOp = FileOps::Any;
 
 }  // namespace graph

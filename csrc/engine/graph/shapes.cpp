@@ -11,15 +11,15 @@ namespace {
 Shape shape_of(const Conv& op, const Inputs& in) {
   const Shape& x = in[0];
   const idx outputs = in.length("bias", op.bias);
-  if (op.groups != 1 && (op.groups != x.channels || outputs != op.groups))
-    in.fail("groups", "1, or the channels of input and output",
+  if (x.channels % op.groups || outputs % op.groups)
+    in.fail("groups", "a divisor of the channels of input and output",
             std::to_string(op.groups) + " for " + std::to_string(x.channels) + " and " + std::to_string(outputs));
   const Shape y = in.slide(op.sliding, static_cast<int>(outputs));
-  in.count("weight", op.weight,
-           outputs * (op.groups == 1 ? x.channels : 1) * op.sliding.window.kh * op.sliding.window.kw);
+  in.count("weight", op.weight, outputs * (x.channels / op.groups) * op.sliding.window.kh * op.sliding.window.kw);
   return y;
 }
 
+Shape shape_of(const DilatedConv& op, const Inputs& in) { return shape_of(op.conv, in); }
 Shape shape_of(const MaxPool& op, const Inputs& in) { return in.slide(op.sliding, in[0].channels); }
 Shape shape_of(const AvgPool& op, const Inputs& in) { return in.slide(op.sliding, in[0].channels); }
 Shape shape_of(const GlobalPool&, const Inputs& in) { return {in[0].channels, 1, 1}; }

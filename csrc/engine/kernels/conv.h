@@ -58,8 +58,8 @@ FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const f
   const idx pixels = flat ? static_cast<idx>(part.y1 - part.y0) * c.y.width : c.y.width;
   ConvTiles t{nullptr,
               w.sw * kPixel,
-              c.x.row / kPack,
-              kPixel,
+              w.dh * c.x.row / kPack,
+              w.dw * kPixel,
               c.x.block / kPack,
               1,
               w.kh,
@@ -81,7 +81,7 @@ FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const f
     t.bias = e.bias + b * L;
     t.scale = offset(scale, b * L), t.total = offset(total, b * L);
     for (idx y = part.y0; y < part.y1; ++y) {
-      t.x = x + y * w.sh * t.row;
+      t.x = x + y * w.sh * (c.x.row / kPack);
       finish_at(t.finish, e, c.y, b, y);
       run_tiles(s, first, t, pixels);
       if (flat) break;

@@ -24,7 +24,7 @@ static void pack_depthwise(float* packed, const float* w, int channels, const Wi
 // Rows of one channel block, from output column 0 on.
 struct DepthwiseRows {
   const void* x;  // first tap of the first output
-  idx x_row, kh, kw, sh, sw;
+  idx x_row, kh, kw, sh, sw, dh, dw;
   const float *weights, *bias;
   Quant x_quant;
   idx rows, y_row, residual_row;  // bytes between rows of outputs
@@ -105,8 +105,9 @@ FF_NOINLINE void depthwise_any(const DepthwiseRows& d, idx x0, idx pixels) {
       vecf acc[1][1] = {{load(bias)}};
       for (idx k = 0; k < d.kh; ++k)
         for (idx l = 0; l < d.kw; ++l)
-          acc[0][0] = fma(load_raw(static_cast<const X*>(d.x) + (i * d.sh + k) * d.x_row + (j * d.sw + l) * L),
-                          weight_of<X>(d, k * d.kw + l), acc[0][0]);
+          acc[0][0] =
+              fma(load_raw(static_cast<const X*>(d.x) + (i * d.sh + k * d.dh) * d.x_row + (j * d.sw + l * d.dw) * L),
+                  weight_of<X>(d, k * d.kw + l), acc[0][0]);
       finish_tile<1, 1>(acc, f, j * L);
     }
 }
@@ -133,7 +134,7 @@ FF_INLINE const DepthwiseSizes& depthwise_tiles(const Window& w) {
   static constexpr DepthwiseSizes k5s1 = depthwise_sizes<X, 5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
   static constexpr DepthwiseSizes k5s2 = depthwise_sizes<X, 5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
   static constexpr DepthwiseSizes k4s4 = depthwise_sizes<X, 4, 4, 4, 1>(), k2s2 = depthwise_sizes<X, 2, 2, 4, 2, 1>();
-  if (w.kh != w.kw || w.sh != w.sw) return any;
+  if (w.kh != w.kw || w.sh != w.sw || w.dh != 1 || w.dw != 1) return any;
   if (w.kh == 3) return w.sw == 1 ? k3s1 : w.sw == 2 ? k3s2 : any;
   if (w.kh == 5) return w.sw == 1 ? k5s1 : w.sw == 2 ? k5s2 : any;
   if (w.kh == 4 && w.sw == 4) return k4s4;
@@ -164,6 +165,8 @@ FF_NOINLINE void depthwise_of(const Conv& c, Part part) {
                   w.kw,
                   w.sh,
                   w.sw,
+                  w.dh,
+                  w.dw,
                   nullptr,
                   nullptr,
                   c.x_quant,

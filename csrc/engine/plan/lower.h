@@ -7,6 +7,7 @@ namespace ff::engine {
 
 // lower_conv.cpp
 void lower(Lowering& l, const Node& node, const graph::Conv& op);
+void lower(Lowering& l, const Node& node, const graph::DilatedConv& op);
 void lower(Lowering& l, const Node& node, const graph::Strips& op);
 void lower(Lowering& l, const Node& node, const graph::MeanConv& op);
 

@@ -69,7 +69,8 @@ Conv describe(Lowering& l, const ConvStage& s, Method method) {
 Method method_of(const Lowering& l, const ConvStage& s, const Slot& x, const Slot& other) {
   const Window& w = s.op.sliding.window;
   const Shape& y = l.shape(s.output);
-  if (l.target().strict || is_low(l, s) || w.sh != 1 || w.sw != 1 || s.op.groups != 1) return Method::direct;
+  if (l.target().strict || is_low(l, s) || w.sh != 1 || w.sw != 1 || s.op.groups != 1 || s.op.dilated())
+    return Method::direct;
   if (w.kh == 3 && w.kw == 3 && x.channels >= 16 && y.channels >= 16 && y.height >= 8 && y.width >= 8)
     return Method::winograd;
   const bool close = x.row == x.width * l.kernels().lanes && x.type == Type::float32 && other.buffer < 0;
@@ -105,11 +106,62 @@ void stem(Lowering& l, const Node& node, const graph::Conv& op) {
   step.bytes += 4. * (static_cast<double>(op.weight.count) + 1. * s.channels * s.height * s.width);
 }
 
+// As few groups at a time as fill whole vectors of inputs and of outputs; where none do, all of them.
+int groups_together(int groups, int inputs, int outputs, int lanes) {
+  for (int n = 1; n < groups; ++n)
+    if (groups % n == 0 && inputs / groups * n % lanes == 0 && outputs / groups * n % lanes == 0) return n;
+  return groups;
+}
+
+// Several groups: each few of them a dense convolution of their own channels, with zeros between the groups.
+void groups(Lowering& l, const Node& node, const graph::Conv& op) {
+  const Slot x = l.input(node), y = l.output(node), other = l.residual(node);
+  const Kernels& k = l.kernels();
+  const Window window = op.sliding.window;
+  const int each_in = x.channels / op.groups, each_out = y.channels / op.groups, taps = window.kh * window.kw;
+  const int together = groups_together(op.groups, x.channels, y.channels, k.lanes), parts = op.groups / together;
+  const int in = each_in * together, out = each_out * together, in_blocks = l.blocks(in), out_blocks = l.blocks(out);
+  Conv c{};
+  c.window = window, c.panel = k.conv_panel(in, out, y.height, y.width, window);
+  c.epilogue.bias = l.padded(op.bias), c.epilogue.act = op.act, c.epilogue.after = node.after;
+  const size_t each = k.conv_packed(in, out, window), lines = each / 16 * 16 + 16;
+  float* packed = l.packed(lines * static_cast<size_t>(parts));
+  c.weights = packed;
+  std::vector<float> dense(static_cast<size_t>(out) * static_cast<size_t>(in * taps));
+  for (int p = 0; p < parts; ++p) {
+    std::fill(dense.begin(), dense.end(), 0.f);
+    for (int o = 0; o < out; ++o)
+      std::copy_n(op.weight.data + (idx{p} * out + o) * each_in * taps, each_in * taps,
+                  dense.data() + (idx{o} * in + o / each_out * each_in) * taps);
+    k.pack_conv(packed + static_cast<size_t>(p) * lines, dense.data(), in, out, window, c.panel);
+  }
+  Step& step = l.add("grouped", x, y, {other}, [=, &k](const Frame& f, const Map& from, const Map& to, Part part) {
+    for (int p = 0; p < parts; ++p) {
+      const int first = p * out_blocks;
+      const Part own{part.y0, part.y1, std::max(part.b0 - first, 0), std::min(part.b1 - first, out_blocks)};
+      if (own.b0 >= own.b1) continue;
+      Conv call = c;
+      call.x = from, call.y = to, call.epilogue.residual = f.map(other);
+      call.x.channels = in, call.x.data += p * in_blocks * from.block;
+      for (Map* m : {&call.y, &call.epilogue.residual})
+        if (m->data) m->channels = out, m->data += first * m->block;
+      call.weights += static_cast<size_t>(p) * lines, call.epilogue.bias += first * k.lanes;
+      k.conv(call, own);
+    }
+  });
+  step.panel = parts > 1 ? out_blocks : c.panel;
+  step.macs = 1. * y.height * y.width * static_cast<double>(op.weight.count), step.products = step.macs * together;
+  step.bytes += 4. * static_cast<double>(op.weight.count);
+}
+
 }  // namespace
+
+void lower(Lowering& l, const Node& node, const graph::DilatedConv& op) { lower(l, node, op.conv); }
 
 void lower(Lowering& l, const Node& node, const graph::Conv& op) {
   const ConvStage s{op, node.inputs[0], node.output, node.origin};
-  if (l.takes_image(s.input) && !op.depthwise()) return stem(l, node, op);
+  if (op.grouped()) return groups(l, node, op);
+  if (l.takes_image(s.input) && !op.depthwise() && !op.dilated()) return stem(l, node, op);
   const Slot x = l.read(s.input, reads(l, s)), y = l.output(node), other = l.residual(node, y.type);
   const Method how = method_of(l, s, x, other);
   const Kernels& k = l.kernels();

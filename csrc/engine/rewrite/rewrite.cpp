@@ -36,8 +36,9 @@ const graph::Conv* plane_conv(const Graph& graph, int index, int lanes) {
   const Node& node = graph.nodes[static_cast<size_t>(index)];
   const Shape &x = graph.shape(node.inputs[0]), &y = graph.shape(node.output);
   const Window& w = conv->sliding.window;
-  const bool fits = w.sh == 1 && w.sw == 1 && conv->groups == 1 && std::max(x.channels, y.channels) <= kFewChannels &&
-                    y.width >= 2 * lanes && std::max(w.left, conv->sliding.right) <= kMostSide && node.residual < 0;
+  const bool fits = w.sh == 1 && w.sw == 1 && conv->groups == 1 && !conv->dilated() &&
+                    std::max(x.channels, y.channels) <= kFewChannels && y.width >= 2 * lanes &&
+                    std::max(w.left, conv->sliding.right) <= kMostSide && node.residual < 0;
   return fits ? conv : nullptr;
 }
 
@@ -152,7 +153,8 @@ Graph take_means(Graph graph, const Target& target) {
     if (!pool || pool->maximum) continue;
     const int maker = uses.maker(node.inputs[0]);
     const auto* conv = as<graph::Conv>(graph, maker);
-    if (!conv || uses.only_reader(node.inputs[0]) < 0 || conv->groups != 1 || conv->act != Act::none) continue;
+    if (!conv || uses.only_reader(node.inputs[0]) < 0 || conv->groups != 1 || conv->dilated() || conv->act != Act::none)
+      continue;
     const Node& before = graph.nodes[static_cast<size_t>(maker)];
     if (before.residual >= 0) continue;
     const auto stage = stage_of<graph::Conv>(before);

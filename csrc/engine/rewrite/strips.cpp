@@ -31,6 +31,7 @@ class StripFinder {
       const int reader = uses_.only_reader(at(i).output);
       if (!free_point(reader) || at(i).residual >= 0) continue;
       const auto* conv = as<graph::Conv>(graph_, i);
+      if (conv && conv->depthwise() && conv->dilated()) continue;
       if (conv && conv->depthwise())
         separable(i, reader);
       else if (graph_.shape(at(i).output).height >= kGatedRows && leave_product(at(i)))
