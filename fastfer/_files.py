@@ -27,7 +27,9 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+        # A library's own kind, URLError for one, takes other arguments, and is not about the file.
+        builtin = type(error).__module__ == "builtins"
+        if builtin and isinstance(error, OSError) and error.filename in (None, str(temporary)):
             raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
         raise
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import importlib.util
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -350,6 +352,17 @@ def test_augment_checks_its_ranges(name: str, value: float) -> None:
 
 
 # files
+
+
+def test_a_failed_write_names_the_file_and_leaves_other_errors_alone(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as full, replace_atomically(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(tmp_path / "a.txt")
+    lost = URLError("no route")  # an OSError, too, whose arguments are others
+    with pytest.raises(URLError) as failed, replace_atomically(tmp_path / "a.txt"):
+        raise lost
+    assert failed.value is lost
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

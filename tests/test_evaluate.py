@@ -18,11 +18,12 @@ from torch import Tensor
 pytest.importorskip("torchmetrics", reason="the packages of evaluation are not installed")
 pytest.importorskip("matplotlib", reason="the packages of evaluation are not installed")
 
+from fastfer._lawful_use import LAWFUL_USE
 from fastfer.data import BASIC_NAMES, DataError, Preprocess, Split, load_dataset
 from fastfer.data.options import parse_options
 from fastfer.evaluate import evaluate, measure, measure_cost, predict
 from fastfer.evaluate.__main__ import main
-from fastfer.evaluate.card import LAWFUL_USE, model_card
+from fastfer.evaluate.card import model_card
 from fastfer.evaluate.groups import groups_of, read_groups
 from fastfer.evaluate.metrics import BINS, wilson
 from fastfer.models import create_model, model_info, save_weights

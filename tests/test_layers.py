@@ -13,7 +13,7 @@ import pytest
 import fastfer
 
 ROOT = Path(fastfer.__file__).resolve().parent
-BASE = {"fastfer", "_environment", "_files", "_isa", "_memory", "_types", "_version"}
+BASE = {"fastfer", "_environment", "_files", "_isa", "_lawful_use", "_memory", "_types", "_version"}
 """Modules that any room may import; ``fastfer`` itself loads what it offers at the first use of it."""
 PLUGINS = {"backends.cuda", "backends.native", "backends.numba", "backends.reference"}
 
@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"_library", "_signature", "models", "runtime", "signatures", "weights"},
     "data": set(),
     "predict": {"data", "runtime", "weights"},
+    "web": {"data", "predict", "runtime", "weights"},
     "info": {"backend"},
     "evaluate": {"data", "info", "models", "weights"},
     "explain": {"_checks", "backends.reference", "data", "evaluate", "models", "nn", "signatures"},

@@ -8,16 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastfer._lawful_use import LAWFUL_USE
 from fastfer.data.files import printable
 from fastfer.evaluate.report import CONFUSION_FILE, CONFUSION_TABLE, REPORT_FILE
 from fastfer.models.published import PAPERS
 
-LAWFUL_USE = (
-    "Inferring emotions of people is restricted by law. In the European Union, Article 5(1)(f) of the AI Act has "
-    "prohibited it at the workplace and in education since 2 February 2025 (medical and safety reasons excepted), and "
-    "other uses count as high-risk. Facial expressions are weak evidence of what a person feels, and a network learns "
-    "the errors and biases of its labels. Check the law that applies to you, and do not decide about people with this."
-)
 _SMALL_GROUP = 50
 _CLASS_SCORES = ("precision", "recall", "f1")
 
