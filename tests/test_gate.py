@@ -229,9 +229,13 @@ def test_drawn_cases(variant: Variant, batch: int) -> None:
         draw = random.Random(seed)
         kind, dtype = draw.choice(list(KINDS)), draw.choice(DTYPES)
         shape = Shape(
-            draw.randint(1, 6), draw.randint(1, 90), draw.randint(2, 9), draw.randint(2, 9), draw.randint(1, 24),
+            draw.randint(1, 6),
+            draw.randint(1, 90),
+            draw.randint(2, 9),
+            draw.randint(2, 9),
+            draw.randint(1, 24),
             draw.choice((1, 3, 5, 7)),
-        )  # fmt: skip
+        )
         try:
             check(safe(shape, kind, seed), kind, dtype)
         except Exception as error:

@@ -150,8 +150,14 @@ def special(*shape: int, seed: int = 0) -> Tensor:
     return values[torch.randint(len(values), shape, generator=torch.Generator().manual_seed(seed))]
 
 
-@pytest.mark.parametrize("case", [Window(3, 19, 9, 8), Window(3, 17, 6, 8, (2, 2), padding=(0,) * 4),
-                                  Window(2, 5, 7, 7, (5, 3), (1, 2), (2, 1, 2, 1))])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [
+        Window(3, 19, 9, 8),
+        Window(3, 17, 6, 8, (2, 2), padding=(0,) * 4),
+        Window(2, 5, 7, 7, (5, 3), (1, 2), (2, 1, 2, 1)),
+    ],
+)
 def test_ties_nan_and_infinities_as_torch(variant: Variant, case: Window) -> None:
     top, left = case.padding[:2]
     for seed in range(4):

@@ -223,8 +223,10 @@ def test_gradients_of_the_linked_tensors(variant: Variant, kind: str, dtype: tor
     assert_close(got, want, "chain", 64, name="out")
     for name, grad, expected in zip(
         ("y", "stats", "weight", "bias", "first", "second", "third"),
-        torch.autograd.grad(got, [*leaves, *weights], upstream.to(dtype)), grads, strict=False,
-    ):  # fmt: skip
+        torch.autograd.grad(got, [*leaves, *weights], upstream.to(dtype)),
+        grads,
+        strict=False,
+    ):
         assert_close(grad, expected, "chain", 128, name=name)
 
 

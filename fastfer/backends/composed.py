@@ -102,7 +102,7 @@ def conv2d_linked(train: Callable[[Conv2dTrain], Conv2dTrained], a: Conv2dLinked
 
 def conv2d_linked_backward(
     backward: Callable[[Conv2dBackward], Conv2dGradients], a: Conv2dLinkedBackward
-) -> ConvGradients:  # fmt: skip
+) -> ConvGradients:
     """The op ``conv2d_linked_backward``; ``backward`` is the backend's `conv2d_backward`."""
     nothing = a.y.new_empty(0)
     grads = backward(Conv2dBackward(
@@ -136,15 +136,13 @@ def conv2d_pool_backward(
     """The op ``conv2d_pool_backward``, of the backend's `conv2d_backward` and `max_pool2d_backward`."""
     d_out = pool_backward(MaxPoolBackward(a.d_out, a.positions, list(a.y.shape[2:]), a.pool))
     return backward(
-        Conv2dBackward(
-            d_out, a.x, a.y, a.weight, a.norm, a.stats, a.act, a.stride, a.padding, a.batch_stats, a.needs
-        )
-    )  # fmt: skip
+        Conv2dBackward(d_out, a.x, a.y, a.weight, a.norm, a.stats, a.act, a.stride, a.padding, a.batch_stats, a.needs)
+    )
 
 
 def separable_conv2d_linked(
     train: Callable[[SeparableTrain], SeparableTrained], a: SeparableLinked
-) -> SeparableTrained:  # fmt: skip
+) -> SeparableTrained:
     """The op ``separable_conv2d_linked``; ``train`` is the backend's `separable_conv2d_train`."""
     block = a.block._replace(x=normalised(a.block.x, a.link))
     trained = train(SeparableTrain(block, True))

@@ -33,9 +33,14 @@ class Linked(NamedTuple):
 
 
 def linked_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, act: str | None, stride: int | Sequence[int],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    act: str | None,
+    stride: int | Sequence[int],
     padding: int | Sequence[int],
-) -> Linked:  # fmt: skip
+) -> Linked:
     """`conv2d` in training, its normalisation and activation left to the next op; arguments and errors as there."""
     block, height, width = conv_fields(x, weight, bias, norm, act, stride, padding)
     check_batch("conv2d", (x.shape[0], weight.shape[0], height, width))
@@ -50,10 +55,20 @@ def _left(norm: Norm) -> LeftNorm:
 
 
 def linked_separable_conv2d(
-    x: Tensor | Linked, dw_weight: Tensor, pw_weight: Tensor, *, norm1: Norm | None, act1: str | None,
-    norm2: Norm | None, act2: str | None, stride: int | Sequence[int], padding: int | Sequence[int],
-    dw_bias: Tensor | None, pw_bias: Tensor | None, leaves: bool,
-) -> Tensor | Linked:  # fmt: skip
+    x: Tensor | Linked,
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    *,
+    norm1: Norm | None,
+    act1: str | None,
+    norm2: Norm | None,
+    act2: str | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dw_bias: Tensor | None,
+    pw_bias: Tensor | None,
+    leaves: bool,
+) -> Tensor | Linked:
     """`separable_conv2d` in training, of a linked input, or with its last normalisation left to the next op.
 
     Arguments and errors as there; where it ``leaves`` its norm2, the result is a `Linked`.
@@ -78,9 +93,14 @@ def linked_separable_conv2d(
 
 
 def linked_depthwise_conv2d(
-    x: Linked, weight: Tensor, bias: Tensor | None, norm: Norm, act: str | None, stride: int | Sequence[int],
+    x: Linked,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm,
+    act: str | None,
+    stride: int | Sequence[int],
     padding: int | Sequence[int],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`depthwise_conv2d` with a norm in training, of a linked input; arguments and errors as there."""
     block, height, width = depthwise_fields(x.y, weight, bias, norm, act, stride, padding)
     check_batch("depthwise_conv2d", (x.y.shape[0], x.y.shape[1], height, width))

@@ -81,9 +81,7 @@ def _fake_linked_backward(a: Conv2dLinkedBackward) -> ConvGradients:
 _conv2d = _library.define("conv2d", _FAMILY, Conv2d, Tensor, _fake)
 _conv2d_train = _library.define("conv2d_train", _FAMILY, Conv2dTrain, Conv2dTrained, _fake_train)
 _conv2d_backward = _library.define("conv2d_backward", _FAMILY, Conv2dBackward, Conv2dGradients, _fake_backward)
-_conv2d_pool_train = _library.define(
-    "conv2d_pool_train", _FAMILY, Conv2dPoolTrain, Conv2dPoolTrained, _fake_pool_train
-)  # fmt: skip
+_conv2d_pool_train = _library.define("conv2d_pool_train", _FAMILY, Conv2dPoolTrain, Conv2dPoolTrained, _fake_pool_train)
 _conv2d_pool_backward = _library.define(
     "conv2d_pool_backward", _FAMILY, Conv2dPoolBackward, Conv2dGradients, _fake_backward
 )
@@ -109,9 +107,14 @@ def _check_weight(op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:
 
 
 def conv_fields(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm | None, act: str | None, stride: int | Sequence[int],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm | None,
+    act: str | None,
+    stride: int | Sequence[int],
     padding: int | Sequence[int],
-) -> tuple[Conv2d, int, int]:  # fmt: skip
+) -> tuple[Conv2d, int, int]:
     """The signature of a convolution, checked, and its height and width."""
     op = "conv2d"
     _checks.image(op, "x", x)

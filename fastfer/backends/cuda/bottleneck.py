@@ -54,9 +54,7 @@ def inverted_bottleneck_train(launch: Launch, a: BottleneckTrain) -> BottleneckT
         depthwise = DepthwiseNorm(z, b.dw_weight, None, b.norm2, b.act, b.stride, b.padding)
         out, y1, stats2 = depthwise_train(launch, z, expanded, DepthwiseNormTrain(depthwise, a.batch_stats))
         return BottleneckTrained(out, y1, x.new_empty(0), covariance, stats1, stats2, stats2.new_empty(0))
-    pair = Separable(
-        z, b.dw_weight, None, b.norm2, b.act, b.project_weight, None, b.norm3, 0, b.stride, b.padding
-    )  # fmt: skip
+    pair = Separable(z, b.dw_weight, None, b.norm2, b.act, b.project_weight, None, b.norm3, 0, b.stride, b.padding)
     out, y1, y2, stats2, stats3 = separable_train(launch, z, expanded, SeparableTrain(pair, a.batch_stats))
     return BottleneckTrained(out.add_(x) if b.residual else out, y1, y2, covariance, stats1, stats2, stats3)
 

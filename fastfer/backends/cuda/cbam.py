@@ -144,9 +144,14 @@ def cbam(launch: Launch, a: Cbam) -> Tensor:
 
 
 def _backward_image(
-    launch: Launch, dout: Tensor, x: Tensor, channel: _Channel | None, pixels: _Pixels | None, need_x: bool,
+    launch: Launch,
+    dout: Tensor,
+    x: Tensor,
+    channel: _Channel | None,
+    pixels: _Pixels | None,
+    need_x: bool,
     need_mlp: bool,
-) -> ChannelGateGradients:  # fmt: skip
+) -> ChannelGateGradients:
     """Gradients of x and of the MLP."""
     n, c, h, w = x.shape
     none = x.new_empty(0)
@@ -172,9 +177,17 @@ def _backward_image(
 
 
 def _backward_planes(
-    launch: Launch, dout: Tensor, x: Tensor, gates: Tensor | None, planes: Tensor, stats: Tensor, weight: Tensor,
-    affine: Affine, batch_stats: bool, need_params: bool,
-) -> SpatialGateGradients:  # fmt: skip
+    launch: Launch,
+    dout: Tensor,
+    x: Tensor,
+    gates: Tensor | None,
+    planes: Tensor,
+    stats: Tensor,
+    weight: Tensor,
+    affine: Affine,
+    batch_stats: bool,
+    need_params: bool,
+) -> SpatialGateGradients:
     """Gradients of the two planes (2, N, H, W), in place of x's; weight, norm weight, norm bias."""
     n, c, h, w = x.shape
     dots = torch.empty((n, 1, h, w), dtype=planes.dtype, device=x.device)
@@ -202,9 +215,7 @@ def channel_gate_backward(launch: Launch, a: ChannelGateBackward) -> ChannelGate
 def spatial_gate_backward(launch: Launch, a: SpatialGateBackward) -> SpatialGateGradients:
     """Gradients of x, of the convolution and of the norm."""
     dout, x, dx = nhwc(a.d_out), nhwc(a.x), a.x.new_empty(0)
-    made = _backward_planes(
-        launch, dout, x, None, a.planes, a.stats, a.weight, a.norm, a.batch_stats, a.needs.params
-    )  # fmt: skip
+    made = _backward_planes(launch, dout, x, None, a.planes, a.stats, a.weight, a.norm, a.batch_stats, a.needs.params)
     if a.needs.x:
         pixels = _Pixels(_spatial(launch, a.planes[2], a.norm, a.stats), a.channels, made.d_x)
         dx = _backward_image(launch, dout, x, None, pixels, True, False).d_x

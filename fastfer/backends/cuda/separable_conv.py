@@ -171,9 +171,15 @@ def _backward_tiled(
 
 
 def _backward_any(
-    launch: Launch, dy: Tensor, x: Tensor, operand: Operand, weight: Tensor, stride: list[int], padding: list[int],
+    launch: Launch,
+    dy: Tensor,
+    x: Tensor,
+    operand: Operand,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
     needs: ConvNeeds,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     dtype, kernel = type_name("depthwise_conv2d", x), list(weight.shape[2:])
     channels, height, width = x.shape[1:]
     dx = torch.empty_like(x) if needs.x else x.new_empty(0)

@@ -91,9 +91,15 @@ def _forward(
 
 
 def _backward(
-    kernel: _Kernel, dout: Tensor, x: Tensor, kept: KeptGates, batch_stats: bool, need_x: bool, need_mlp: bool,
+    kernel: _Kernel,
+    dout: Tensor,
+    x: Tensor,
+    kept: KeptGates,
+    batch_stats: bool,
+    need_x: bool,
+    need_mlp: bool,
     need_spatial: bool,
-) -> GatesGradients:  # fmt: skip
+) -> GatesGradients:
     n, c, h, w = x.shape
     mlp, weight, norm = kept.mlp, kept.weight, kept.norm
     dx = empty_nhwc(x, c, h, w) if need_x else None

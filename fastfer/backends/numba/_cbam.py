@@ -117,8 +117,12 @@ def backward(pointer: Pointer, chunk: int) -> None:
     vectors = np.empty(room(x, 2 * units), np.uint8)
     border = np.zeros(room(x, border_size(x, height, width, size)) if weight.size else 64, np.uint8)
     plane0, plane1 = np.empty(room(x, pixels), np.uint8), np.empty(room(x, pixels), np.uint8)
-    memory = (np.empty(room(x, channels), np.uint8), np.empty(room(x, channels), np.uint8),
-              np.empty(room(x, channels), np.uint8), np.empty(room(x, channels), np.uint8))  # fmt: skip
+    memory = (
+        np.empty(room(x, channels), np.uint8),
+        np.empty(room(x, channels), np.uint8),
+        np.empty(room(x, channels), np.uint8),
+        np.empty(room(x, channels), np.uint8),
+    )
     local = area(x, memory[0]) if w1.size else absent(x)
     dz, davg, dmost = area(x, memory[1]), area(x, memory[2]), area(x, memory[3])
     hidden, padded, dmean, dlargest = area(x, vectors), area(x, border), area(x, plane0), area(x, plane1)

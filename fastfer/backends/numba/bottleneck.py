@@ -53,9 +53,7 @@ def _depthwise(b: Bottleneck, a1: Tensor) -> DepthwiseNorm:
 
 
 def _pair(b: Bottleneck, a1: Tensor, project_weight: Tensor) -> Separable:
-    return Separable(
-        a1, b.dw_weight, None, b.norm2, b.act, project_weight, None, b.norm3, 0, b.stride, b.padding
-    )  # fmt: skip
+    return Separable(a1, b.dw_weight, None, b.norm2, b.act, project_weight, None, b.norm3, 0, b.stride, b.padding)
 
 
 def inverted_bottleneck_train(a: BottleneckTrain) -> BottleneckTrained:
@@ -66,9 +64,7 @@ def inverted_bottleneck_train(a: BottleneckTrain) -> BottleneckTrained:
     if b.project_weight is None:
         out, y1, stats2 = depthwise_norm_train(DepthwiseNormTrain(_depthwise(b, a1), a.batch_stats))
         return BottleneckTrained(out, y1, x.new_empty(0), covariance, stats1, stats2, x.new_empty(0))
-    out, y1, y2, stats2, stats3 = separable_conv2d_train(
-        SeparableTrain(_pair(b, a1, b.project_weight), a.batch_stats)
-    )  # fmt: skip
+    out, y1, y2, stats2, stats3 = separable_conv2d_train(SeparableTrain(_pair(b, a1, b.project_weight), a.batch_stats))
     return BottleneckTrained(out.add_(x) if b.residual else out, y1, y2, covariance, stats1, stats2, stats3)
 
 

@@ -85,13 +85,15 @@ def coordinate_attention_train(a: CoordinateTrain) -> CoordinateTrained:
     y, moments, counts = pointwise(pooled[:, :, None, None], block.weight, bias, moments=batch_stats)
     stats = batch(moments, counts, eps, y) if batch_stats else running(n_mean, n_var, eps, x)
     norm = affine(n_weight, n_bias, stats)
-    gates = torch.cat([
-        pointwise(part, matrix, vector, norm, block.act).y
-        for part, matrix, vector in (
-            (y[:rows], block.h_weight, block.h_bias),
-            (y[rows:], block.w_weight, block.w_bias),
-        )
-    ])  # fmt: skip
+    gates = torch.cat(
+        [
+            pointwise(part, matrix, vector, norm, block.act).y
+            for part, matrix, vector in (
+                (y[:rows], block.h_weight, block.h_bias),
+                (y[rows:], block.w_weight, block.w_bias),
+            )
+        ]
+    )
     gates = activation(Activation(gates.view(pooled.shape), _SIGMOID))
     out = image(x, c, h, w)
     if n:
@@ -139,9 +141,16 @@ def coordinate_attention_backward(a: CoordinateBackward) -> CoordinateGradients:
         row_at, col_at = (at[:rows], at[rows:]) if kind else (None, None)
         mean, most = kind != 1, kind != 0
         _spread(
-            dx, dout, *(gates[half] for half in halves), d_rows if mean else None, d_rows if most else None, row_at,
-            d_cols if mean else None, d_cols if most else None, col_at,
-        )  # fmt: skip
+            dx,
+            dout,
+            *(gates[half] for half in halves),
+            d_rows if mean else None,
+            d_rows if most else None,
+            row_at,
+            d_cols if mean else None,
+            d_cols if most else None,
+            col_at,
+        )
     if not need_params:
         return CoordinateGradients(dx, *(x.new_empty(0) for _ in range(8)))
     d_bias = pooled.d_bias * 2 if kind == 2 else pooled.d_bias

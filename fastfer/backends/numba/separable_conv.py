@@ -87,9 +87,11 @@ class _Geometry:
     def taps_backward(self) -> tuple[Array, Array, Array, Array]:
         (out_h, height, *vertical), (out_w, width, *horizontal) = self.axes
         return (
-            taps(*self.axes[0], False), tiles(*self.axes[1], False, False),
-            taps(height, out_h, *vertical, True), tiles(width, out_w, *horizontal, True),
-        )  # fmt: skip
+            taps(*self.axes[0], False),
+            tiles(*self.axes[1], False, False),
+            taps(height, out_h, *vertical, True),
+            tiles(width, out_w, *horizontal, True),
+        )
 
 
 class Product(NamedTuple):

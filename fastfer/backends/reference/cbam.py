@@ -150,10 +150,17 @@ def cbam_backward(a: CbamBackward) -> CbamGradients:
     u = a.x * a.pooled[2, :, :, None, None]
     du, *d_spatial = spatial_gate_backward(
         SpatialGateBackward(
-            a.d_out, u, a.planes, a.channels, a.stats, a.weight, a.norm, a.batch_stats,
+            a.d_out,
+            u,
+            a.planes,
+            a.channels,
+            a.stats,
+            a.weight,
+            a.norm,
+            a.batch_stats,
             SpatialGateNeeds(True, a.needs.spatial),
         )
-    )  # fmt: skip
+    )
     needs = ChannelGateNeeds(a.needs.x, a.needs.channel)
     channel = channel_gate_backward(ChannelGateBackward(du, a.x, a.pooled, a.positions, a.mlp, needs))
     return CbamGradients(*channel, *d_spatial)

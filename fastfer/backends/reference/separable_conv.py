@@ -143,9 +143,7 @@ def separable_conv2d_backward(a: SeparableBackward) -> SeparableGradients:
         return SeparableGradients(*(a.x.new_empty(0) for _ in range(5)), *pw_side)
     dy1, d_weight1, d_bias1 = normalise_backward(da1, y1, a.norm1, a.stats1, a.act1, a.batch_stats)
     dw_needs = ConvNeeds(needs.x, needs.dw, needs.dw and needs.biases)
-    dw_side = depthwise_conv2d_backward(
-        DepthwiseBackward(dy1, a.x, a.dw_weight, a.stride, a.padding, dw_needs)
-    )  # fmt: skip
+    dw_side = depthwise_conv2d_backward(DepthwiseBackward(dy1, a.x, a.dw_weight, a.stride, a.padding, dw_needs))
     return SeparableGradients(*dw_side, *wanted(needs.dw, d_weight1, d_bias1), *pw_side)
 
 
