@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,3 +182,19 @@ def host_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     cache = getattr(request.config, "cache", None)
     folder = cache.mkdir("cuda_host") if cache else tmp_path_factory.mktemp("cuda")
     return cuda_host.HostLibrary(folder, sorted(cuda_host.CSRC.glob("*/cuda.cu")), cuda_host.FAMILIES)
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes folders of a name unreadable; root, who runs tests in containers, may read all that chmod forbids."""
+    scandir = os.scandir
+
+    def forbid(name: str) -> None:
+        def refuse(path: object) -> object:
+            if Path(str(path)).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)  # type: ignore[call-overload]
+
+        monkeypatch.setattr("os.scandir", refuse)
+
+    return forbid

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from properties import draw_case
-from test_properties import ROWS
+from property_rows import ROWS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

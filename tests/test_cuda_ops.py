@@ -9,7 +9,7 @@ import pytest
 import torch
 from half_cases import assert_fakes_agree, compare, drawn, output_dtype
 from properties import Row
-from test_properties import ROWS
+from property_rows import ROWS
 
 import fastfer
 from fastfer.backends.cuda import loader

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from properties import Case, Row, Values, draw_case
-from test_properties import ROWS
+from property_rows import ROWS
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Variant
 from properties import Row, draw_case
-from test_properties import ROWS
+from property_rows import ROWS
 from torch import Tensor
 
 import fastfer

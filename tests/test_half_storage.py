@@ -15,7 +15,7 @@ import torch
 from cuda_host import HostLibrary, active, families
 from half_cases import assert_fakes_agree, compare, drawn, output_dtype
 from properties import Row
-from test_properties import ROWS
+from property_rows import ROWS
 from torch import Tensor, nn
 
 from fastfer import backend, ops
