@@ -88,6 +88,14 @@ def test_inputs_of_every_kind(folder: Path) -> None:
     assert items[3].place == "deep/face3.png"
 
 
+def test_two_pictures_of_one_name(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "x.png")
+    items, _ = expanded([str(tmp_path / name) for name in "abca"], io.BytesIO())
+    assert [item.place for item in items] == ["x.png", "x-2.png", "x-3.png"]
+
+
 def test_inputs_that_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     given = [str(tmp_path / "empty"), str(tmp_path / "*.png"), str(tmp_path / "gone.png")]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -313,6 +314,10 @@ def test_photographs_of_any_size(model: Path, cached: Path, monkeypatch: Any) ->
         assert overlap([v / scale for v in found[0].box], box) > 0.85
     grey = np.asarray(Image.fromarray(astronaut).convert("L"))
     assert overlap(detector(grey)[0].box, box) > 0.85
+    copied = pickle.loads(pickle.dumps(detector))
+    assert copied(grey) == detector(grey)
+    quick = YuNetEngine(model, threads=1, longest=320)
+    assert overlap(quick(astronaut)[0].box, box) > 0.8
     for tiny in ((1, 1), (3, 2000), (2000, 3), (31, 33)):
         assert detector(np.zeros(tiny, np.uint8)) == []
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import io
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,42 @@ def test_exif_turns_the_picture(recognizer: Recognizer, tmp_path: Path) -> None:
     assert turned.size == (320, 240)
     assert turned.faces[0].box == upright.faces[0].box
     np.testing.assert_array_equal(turned.faces[0].values, upright.faces[0].values)
+
+
+def test_recognizers_are_pickled(recognizer: Recognizer, whole: Recognizer) -> None:
+    picture = scene(drawn_faces(2), [(10, 20), (100, 40)])
+    for each in (recognizer, whole):
+        again = pickle.loads(pickle.dumps(each))(picture)
+        assert [face.label for face in again.faces] == [face.label for face in each(picture).faces]
+        np.testing.assert_array_equal(again.faces[0].values, each(picture).faces[0].values)
+
+
+def test_pictures_one_after_the_other(whole: Recognizer, tmp_path: Path) -> None:
+    faces, read = drawn_faces(150), []
+
+    def images() -> Iterator[Any]:
+        for index, face in enumerate(faces):
+            read.append(index)
+            yield face if index != 3 else tmp_path / "missing.png"
+
+    alone = [whole(face).faces[0].values for face in faces]
+    for workers in (0, 2):
+        read.clear()
+        results = whole.map(images(), errors="keep", workers=workers)
+        next(results)
+        assert len(read) < 80  # not all at once
+        found = [None, *results]
+        assert len(found) == 150
+        assert found[3] is not None
+        assert "missing" in str(found[3].error)
+        for index in (1, 2, 4, 70, 149):
+            result = found[index]
+            assert result is not None
+            np.testing.assert_array_equal(result.faces[0].values, alone[index])
+    with pytest.raises(DataError, match="missing"):
+        list(whole.map(images(), workers=2))
+    with pytest.raises(ValueError, match="workers"):
+        whole.map([], workers=-1)
 
 
 def test_no_face_and_small_ones(weights: Path) -> None:

@@ -40,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faces", choices=("detect", "whole"), default="detect", help="whole: pictures are faces")
     parser.add_argument("--detector", metavar="FILE", help="YuNet's file (default: where it is found)")
     parser.add_argument("--min-score", type=float, default=0.7, help="of a detection (default: 0.7)")
+    parser.add_argument(
+        "--longest", type=int, default=640, metavar="N",
+        help="side that larger pictures are shrunk to for the detector (default: 640; 320 is quicker)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results and a summary")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="lines of JSON (the default)")
@@ -101,6 +105,7 @@ def _run(args: argparse.Namespace) -> int:
         threads=args.threads,
         precision=args.precision,
         min_score=args.min_score,
+        longest=args.longest,
     )
     items, problems = inputs.expanded(args.inputs, sys.stdin.buffer, args.null)
     with ExitStack() as stack:
@@ -155,6 +160,7 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
         "faces": args.faces,
         "every": args.every,
         "min_score": args.min_score,
+        "longest": args.longest,
     }
 
 

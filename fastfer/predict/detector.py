@@ -70,6 +70,13 @@ class YuNetEngine:
         scale = width / small.shape[1], height / small.shape[0]
         return found if scale == (1, 1) else [_scaled(face, *scale) for face in found]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled and copied without the engines, which are made again where they are needed."""
+        return {key: value for key, value in vars(self).items() if key not in ("_engines", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _engines=OrderedDict(), _lock=threading.Lock())
+
     def _engine(self, size: tuple[int, int]) -> Engine:
         """For pictures of that size; the one used longest ago makes room."""
         from fastfer.engine.resized import resized
@@ -98,10 +105,12 @@ class Adapted:
         return sorted(faces, key=lambda face: -face.score)
 
 
-def as_detector(detector: Detector | str | Path | None, *, score: float, threads: int | None) -> Detector:
+def as_detector(
+    detector: Detector | str | Path | None, *, score: float, threads: int | None, longest: int
+) -> Detector:  # fmt: skip
     """What finds faces: YuNet from a path or from where it is found, or the callable itself."""
     if detector is None or isinstance(detector, str | Path):
-        return YuNetEngine(detector, score=score, threads=threads)
+        return YuNetEngine(detector, score=score, threads=threads, longest=longest)
     if isinstance(detector, YuNetEngine):
         return detector
     if not callable(detector):

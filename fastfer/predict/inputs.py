@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -21,7 +21,7 @@ class Item:
 
     kind   "picture", or "stream" for videos, cameras and addresses
     name   the path or address, or the camera's number as text
-    place  where it stands below the input that named it, for files that are made of it
+    place  where it stands below the input that named it, for files that are made of it; no two have the same
     """
 
     kind: Literal["picture", "stream"]
@@ -61,7 +61,21 @@ def expanded(inputs: Sequence[str], standard: BinaryIO, null: bool = False) -> t
             continue
         if not found:
             problems.append(Problem(name, _missing(name)))
-    return list(items.values()), problems
+    return _placed(items.values()), problems
+
+
+def _placed(items: Iterable[Item]) -> list[Item]:
+    """The items, each with a place of its own: of several with one name the later ones get a number."""
+    taken: set[str] = set()
+    placed = []
+    for item in items:
+        place, number = item.place, 2
+        while place in taken:
+            path = Path(item.place)
+            place, number = str(path.with_name(f"{path.stem}-{number}{path.suffix}")), number + 1
+        taken.add(place)
+        placed.append(replace(item, place=place))
+    return placed
 
 
 def _listed(inputs: Sequence[str], standard: BinaryIO, null: bool) -> Iterator[str]:

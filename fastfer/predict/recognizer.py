@@ -49,6 +49,7 @@ class Recognizer:
         margin: float | None = None,
         min_score: float = 0.7,
         min_size: float = 10.0,
+        longest: int = 640,
     ) -> None:
         """Load the network and the detector.
 
@@ -63,6 +64,8 @@ class Recognizer:
             margin: around a face's box as a fraction of its longer side; by default that of the training
             min_score: of a detection
             min_size: of the shorter side of a face's box, in pixels
+            longest: side that larger pictures are shrunk to for YuNet; 320 takes a quarter of the time, and misses
+                faces below some 3 hundredths of the picture's side
 
         Raises FileNotFoundError, ImportError, TypeError or ValueError, naming what was expected.
         """
@@ -82,7 +85,7 @@ class Recognizer:
         self.classes = self.engine.class_names or tuple(str(index) for index in range(count))
         self._detector: Detector | None = None
         if faces == "detect":
-            self._detector = as_detector(detector, score=min_score, threads=threads)
+            self._detector = as_detector(detector, score=min_score, threads=threads, longest=longest)
         self.faces, self.min_score, self.min_size = faces, min_score, min_size
 
     @overload

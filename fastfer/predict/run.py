@@ -125,8 +125,7 @@ class Run:
                 self._messages.note(item.name, "an animation: its first picture alone was looked at")
             self._keep(result, picture)
             if picture is not None and self._plan.annotated is not None:
-                place = self._plan.annotated / f"{item.place}.jpg"
-                draw.save(draw.annotated(picture, result.faces), _free(place))
+                draw.save(draw.annotated(picture, result.faces), self._plan.annotated / f"{item.place}.jpg")
             if self._plan.show and picture is not None:
                 _show(draw.annotated(picture, result.faces), wait=0)
 
@@ -143,7 +142,7 @@ class Run:
         with ExitStack() as stack:
             video = None
             if plan.annotated is not None:
-                place = _free(plan.annotated / f"{item.place}.mp4")
+                place = plan.annotated / f"{item.place}.mp4"
                 video = stack.enter_context(draw.VideoWriter(place, (reader.fps or _UNKNOWN_FPS) / plan.every))
             try:
                 for result in frames(self._recognizer, reader, tracker):
@@ -184,15 +183,6 @@ def _is_animated(name: str) -> bool:
     with suppress(Exception), open_image(Path(name)) as image:
         return bool(getattr(image, "n_frames", 1) > 1)
     return False
-
-
-def _free(path: Path) -> Path:
-    """The path, or where another input had the same name in this run or an earlier one, the next that is free."""
-    number, free = 2, path
-    while free.exists():
-        free = path.with_name(f"{path.name.removesuffix(path.suffix)}-{number}{path.suffix}")
-        number += 1
-    return free
 
 
 def _show(image: Image.Image, wait: int) -> None:
