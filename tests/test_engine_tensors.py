@@ -191,3 +191,45 @@ def test_against_torch_on_every_instruction_set(name: str) -> None:
         near(engine(x[:count]), want[:count])
     for isa in _C.isas(only_supported=True):
         near(on(isa, engine, x), want)
+
+
+INF, NAN = float("inf"), float("nan")
+SPECIAL = [
+    0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.0, 1e-30, -1e-30, 1e-38, 20.5, -20.5, 100.0, -100.0, 1e6, -1e6, 3e38, INF, -INF,
+    NAN,
+]  # fmt: skip
+ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "abs": torch.abs, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal, "exp": torch.exp,
+    "log": torch.log, "square": torch.square, "power": lambda x: x**1.7, "odd power": lambda x: x**5,
+    "negative power": lambda x: x**-3, "tanh": torch.tanh, "erf": torch.erf, "gelu": F.gelu, "elu": F.elu,
+    "leaky relu": F.leaky_relu, "mish": F.mish, "softplus": F.softplus, "softsign": F.softsign,
+    "log sigmoid": F.logsigmoid, "clamp": lambda x: x.clamp(-0.5, 2), "at least": lambda x: x.clamp(min=0.25),
+    "at most": lambda x: x.clamp(max=0.25), "threshold": lambda x: F.threshold(x, 0.1, 7.0),
+    "hard shrink": F.hardshrink, "soft shrink": F.softshrink, "sign": torch.sign, "floor": torch.floor,
+    "ceil": torch.ceil, "round": torch.round, "trunc": torch.trunc, "is nan": lambda x: torch.isnan(x).float(),
+    "equal": lambda x: (x == 1).float(), "less": lambda x: (x < 0.5).float(), "at": lambda x: (x >= 0.5).float(),
+    "maximum": lambda x: torch.maximum(x, x.flip(3)), "minimum": lambda x: torch.minimum(x, x.flip(3)),
+    "quotient": lambda x: x / x.flip(3), "where": lambda x: torch.where(x > 0, x, x.flip(3)),
+    "softmax": lambda x: x.softmax(3), "largest": lambda x: x.amax(3, keepdim=True),
+    "first of the largest": lambda x: x.argmax(3).float(), "sum": lambda x: x.sum(3), "hardtanh": F.hardtanh,
+}  # fmt: skip
+
+
+class Only(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_special_numbers(name: str) -> None:
+    """NaN and infinities as torch has them; what is finite within a few roundings."""
+    model = Only(ELEMENTWISE[name])
+    x = torch.tensor(SPECIAL).repeat(3).view(1, 1, 3, -1)
+    engine = fastfer.compile(model, x.shape, threads=1)
+    want = model(x.double()).float()
+    for isa in _C.isas(only_supported=True):
+        torch.testing.assert_close(on(isa, engine, x), want, rtol=3e-6, atol=2e-7, equal_nan=True)

@@ -7,6 +7,7 @@
 
 #include "engine/plan/plan.h"
 #include "engine_file.h"
+#include "engine_networks.h"
 
 namespace {
 
@@ -97,6 +98,12 @@ bool runs(const std::vector<uint8_t>& file, int type) {
   }
 }
 
+// A file of operations that only random networks have.
+std::vector<uint8_t> some_network(uint64_t seed) {
+  const Net net = Networks(seed).next(false);
+  return file_of(net, std::vector<engine::Range>(net.values.size(), engine::Range{-2.f, 2.f}));
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -110,7 +117,7 @@ int main(int count, char** arguments) {
     }
   long accepted = 0;
   for (long i = 0; i < files; ++i) {
-    std::vector<uint8_t> file = good;
+    std::vector<uint8_t> file = i % 2 ? some_network(1 + static_cast<uint64_t>(i) / 32) : good;
     for (size_t changes = 1 + mutator.below(3); changes > 0; --changes)
       if (!file.empty()) mutator.change(file);
     if (mutator.below(16) && file.size() >= 32) EngineFile::seal(file);
