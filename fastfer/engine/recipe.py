@@ -17,6 +17,7 @@ from fastfer.engine.file import Ranges, to_bytes
 from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Graph
 from fastfer.engine.outputs import placed, usual
+from fastfer.engine.paddings import paddings
 from fastfer.engine.program import Program
 from fastfer.engine.subject import Size, Subject
 from fastfer.runtime import Engine, default_threads
@@ -52,7 +53,7 @@ class Recipe:
         """The engine for images of ``size``. Raises as `compile`."""
         header = dict(self.header)
         try:
-            program = self.subject.traced(size)
+            program = paddings(self.subject.traced(size))
             graph = fused(converted(program))
             described = dict(header)
             _describe_outputs(described, program)
