@@ -171,6 +171,10 @@ def test_a_release_from_run_to_card(tmp_path: Path) -> None:
     assert row.images == 28
     assert row.drawn == drawn_answers(load(file))
     folder = tmp_path / "cards" / "fgw_fer"
+    page = (folder.parent / "README.md").read_text()
+    assert f"| [fgw_fer](fgw_fer/model_card.md) | fer2013 | {row.parameters:,} |" in page
+    assert f"{row.accuracy:.2%}" in page
+    assert (folder.parent / "accuracy.svg").stat().st_size > 1000
     text = (folder / "model_card.md").read_text()
     assert "A note." in text
     assert f"temperature {row.temperature:g}" in text

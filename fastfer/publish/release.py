@@ -28,6 +28,7 @@ from fastfer.models import read_metadata, save_weights
 from fastfer.publish.agreement import agreement
 from fastfer.publish.calibration import Calibration, calibrate, reliability
 from fastfer.publish.card import card
+from fastfer.publish.overview import write_overview
 
 BEST_FILE = "best.safetensors"
 DRAWN = 10
@@ -67,6 +68,7 @@ def release(run: Path, root: Path, folder: Path, cards: Path, notes: Sequence[st
     report = _report(weights, loaded, data, (single, mirrored), fit, run, notes)
     _write_card(cards / name, report, run, logits, labels, fit)
     row = _row(weights, data, target, single, fit)
+    write_overview(cards)
     _update_table(folder, row)
     return row
 
