@@ -103,7 +103,7 @@ def test_depthwise_norm(case: Case, contender: str, compare: Compare) -> None:
 
 
 def _pair(network: str, channels: int, size: int, between: bool, act: str) -> Problem:
-    """Two blocks behind each other in training, in a `Chain`: natively the first leaves its norm to the second."""
+    """Two blocks one after the other in training, in a `Chain`: natively the first leaves its norm to the second."""
     generator, batch = seeded(), layers.TRAIN_BATCH[network]
     norms = ("a2", "b2", *(("a1", "b1") if between else ()))
     weights = {f"{block}_dw": torch.randn((channels, 1, 3, 3), generator=generator) / 3 for block in "ab"}

@@ -235,7 +235,7 @@ Build = Callable[[Network], Any]
 
 
 def cases() -> Iterator[tuple[str, tuple[int, int, int], Build]]:
-    """Name, input shape, and what is built behind a first convolution, which is value 1."""
+    """Name, input shape, and what is built after a first convolution, which is value 1."""
     for number, (channels, out, k, s, pad) in enumerate(
         [
             (3, 5, (1, 1), (1, 1), (0, 0, 0, 0)),
@@ -331,7 +331,7 @@ def _planes_cbam(net: Network) -> int:
 
 
 def _inverted(net: Network, hidden: int, out: int, stride: int, gate: Build | None) -> int:
-    """Expansion, depthwise convolution, gate, projection behind value 1, and the sum with it where shapes agree."""
+    """Expansion, depthwise convolution, gate, projection after value 1, and the sum with it where shapes agree."""
     wide = conv(net, 1, hidden, (1, 1), code=3)
     deep = conv(net, wide, hidden, (3, 3), (stride, stride), (1, 1, 1, 1), True, 3)
     gated = deep if gate is None else gate(net)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense convolution with a norm and a max pooling behind it, on every backend and ISA, against the two ops apart."""
+"""Dense convolution with a norm and a max pooling after it, on every backend and ISA, against the two ops apart."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Maxima(nn.Module):
-    """A maximum of a convolution with one tap, so that only a NaN itself is a NaN behind it."""
+    """A maximum of a convolution with one tap, so that only a NaN itself is a NaN after it."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], channels: int) -> None:
         super().__init__()

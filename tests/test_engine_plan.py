@@ -174,7 +174,7 @@ def test_bytes_are_normalised_while_they_are_read(whole: Any) -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_affine_first(padded: bool) -> None:
-    """An affine map on the image costs no step, and padding behind it is zero."""
+    """An affine map on the image costs no step, and padding after it is zero."""
     net = Network(3, 12, 13)
     scaled = affine(net, 0, 0)
     pad = (1, 1, 1, 1) if padded else (0, 0, 0, 0)

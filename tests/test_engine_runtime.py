@@ -346,7 +346,7 @@ def test_strict() -> None:
 
 
 def test_a_short_network_answers_the_same_at_any_pace() -> None:
-    """Runs close behind each other are tried on one thread and on two; after a pause there is one again."""
+    """Runs that follow each other closely are tried on one thread and on two; after a pause there is one again."""
     model, x = network("fgw_fer")
     engine = fastfer.compile(model, threads=2)
     want = engine(x[:1])

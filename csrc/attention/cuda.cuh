@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dot-product attention with a streaming softmax (Milakov and Gimelshein 2018; Dao et al. 2022): no matrix of scores in
-// memory, backward makes them again from the row statistics. Additive attention: a product with tanh behind it, and a
+// memory, backward makes them again from the row statistics. Additive attention: a product with tanh after it, and a
 // softmax over the steps. Parameters and what is kept are in the compute type.
 #pragma once
 

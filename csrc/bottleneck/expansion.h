@@ -110,7 +110,7 @@ struct Expansion {
 // First input row that output row oy and those below it read, of [0, h].
 FF_INLINE idx input_row(const DepthwiseShape& s, idx oy) { return max_idx(0, min_idx(s.h, oy * s.sh - s.top)); }
 
-// The row behind the last that output row oy reads.
+// The row after the last that output row oy reads.
 FF_INLINE idx input_end(const DepthwiseShape& s, idx oy) { return max_idx(0, min_idx(s.h, oy * s.sh - s.top + s.kh)); }
 
 }  // namespace

@@ -13,7 +13,7 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-constexpr idx kChunkBytes = 128 << 10;  // activations behind one partial sum
+constexpr idx kChunkBytes = 128 << 10;  // activations that one partial sum is of
 constexpr idx kMostChunks = 32;
 
 template <class T>

@@ -21,7 +21,7 @@ struct Band {
 
   explicit Band(const ConvShape& s)
       : h(s.h), w(s.w), c(s.c), width((s.ow - 1) * s.sw + s.kw), line(width * s.c), top(s.top), left(s.left) {}
-  // Elements of so many rows, and room for a whole vector behind them.
+  // Elements of so many rows, and room for a whole vector after them.
   template <class T>
   FF_CLASS_INLINE idx size(idx rows) const {
     return rows * line + 2 * lanes<T>;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Max pooling behind the normalisation of a convolution in training: neither act(norm(y)) nor its gradient is ever
+// Max pooling after the normalisation of a convolution in training: neither act(norm(y)) nor its gradient is ever
 // written in full. Forward computes them window by window and keeps the largest; backward spreads the pooled gradient
 // over a block of pixels just before the block goes through the norm's backward.
 #pragma once

@@ -154,8 +154,8 @@ FF_NOINLINE void measure_products(const GateParams& p, const T* x, const T* pixe
   flush();
 }
 
-// A band's logit gradients from its pixels' sums, in place, and the sums behind d_sw and d_sb: [0] bias, then [1]
-// maximum and [2] mean, or, linear, d_weights [c] += logit gradient · x.
+// A band's logit gradients from its pixels' sums, in place, and the sums that d_sw and d_sb are made of: [0] bias, then
+// [1] maximum and [2] mean, or, linear, d_weights [c] += logit gradient · x.
 template <class T>
 FF_NOINLINE void pixel_backward(const GateParams& p, const T* x, const T* values, idx plane, const T* gates, idx count,
                                 T* d, double* sums, T* d_weights) {

@@ -36,7 +36,7 @@ template <class T>
 struct Gemm {
   const T* a;             // [rows][lda], or for multiply_transposed [depth][lda]
   idx lda;
-  const T* b;             // packed, or [depth][ldb] with ldb > 0 and room for a whole panel behind the last column
+  const T* b;             // packed, or [depth][ldb] with ldb > 0 and room for a whole panel after the last column
   idx ldb = 0;            // 0: packed
   T* c;                   // [rows][ldc]
   idx ldc;

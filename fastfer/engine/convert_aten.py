@@ -157,7 +157,7 @@ def _dropout(into: Conversion, input: View, p: float, train: bool) -> View:
 
 
 def _ceiled(size: int, kernel: int, stride: int, before: int) -> int:
-    """Padding behind that gives the rounded-up number of windows, the last of which starts within the image."""
+    """Padding at the end that gives the rounded-up number of windows, the last of which starts within the image."""
     count = -(-(size + 2 * before - kernel) // stride) + 1
     count -= (count - 1) * stride >= size + before
     return max((count - 1) * stride + kernel - size - before, before)

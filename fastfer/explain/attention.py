@@ -78,7 +78,7 @@ def _extremes(x: Tensor) -> Tensor:
 
 
 def _cbam(module: CBAM, x: Tensor) -> Tensor:
-    """The spatial gate behind the channel gate (Woo et al. 2018)."""
+    """The spatial gate after the channel gate (Woo et al. 2018)."""
     spatial = module.spatial
     y = F.conv2d(_extremes(module.channel(x)), spatial.weight, padding=spatial.weight.shape[-1] // 2)
     return torch.sigmoid(spatial.norm(y))[:, 0]

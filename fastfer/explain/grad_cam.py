@@ -15,7 +15,7 @@ LAYERS = {
     "vgg16_csa": "stages.4.2",
     "sepconv_attention": "separable.2",
 }
-"""The last map of each network that is finer than 2×2; behind FGW-FER's all is linear."""
+"""The last map of each network that is finer than 2×2; after FGW-FER's all is linear."""
 
 
 def grad_cam(model: FerModel, x: Tensor, classes: Tensor, layer: str | None = None) -> Tensor:

@@ -65,7 +65,7 @@ def _cut_concat(graph: Any) -> None:
 
 
 def _fold_affine(graph: Any) -> None:
-    """Additions and multiplications of a constant a channel behind a convolution go into its weight and bias."""
+    """Additions and multiplications of a constant a channel after a convolution go into its weight and bias."""
     for conv in list(graph):
         weight = _constant(conv.inputs[1]) if conv.op_type == "Conv" else None
         if weight is None:

@@ -145,7 +145,7 @@ def conv2d(
 
     float32 or float64; bias (O,); stride an int or (vertical, horizontal); padding zeros as an int,
     (vertical, horizontal) or (top, left, bottom, right); norm a `Norm` or None, ``training`` as in `batch_norm`;
-    pool the windows of a `max_pool2d` behind it, or None.
+    pool the windows of a `max_pool2d` after it, or None.
     Raises TypeError or ValueError naming the argument.
     """
     block, height, width = conv_fields(x, weight, bias, norm, act, stride, padding)

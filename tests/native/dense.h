@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense convolution and normalisation on the ISA in use, and convolution with max pooling behind it in training.
+// Dense convolution and normalisation on the ISA in use, and convolution with max pooling after it in training.
 #pragma once
 #include "pool.h"
 

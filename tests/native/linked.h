@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The self-test of normalisations that one op leaves to the next: a separable block between two others, the convolution
-// before it, and the gate behind it.
+// before it, and the gate after it.
 #pragma once
 #include "harness.h"
 
@@ -141,7 +141,7 @@ void linked_conv(const std::string& isa, const ConvShape& s) {
             });
 }
 
-// CSA behind a normalisation against the same gate, which has tests of its own, of what the normalisation gives.
+// CSA after a normalisation against the same gate, which has tests of its own, of what the normalisation gives.
 template <class T>
 void linked_gate(const std::string& isa, idx n, idx h, idx w, idx c, int act, bool pool) {
   Random random(static_cast<uint32_t>(c + h));

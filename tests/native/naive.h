@@ -91,7 +91,7 @@ inline double largest_sum(Values g, idx channels) {
 }
 
 // Gradients, and the largest sum of the sizes of the terms of dw and db: what rounding is measured by where terms
-// cancel, as behind batch statistics, where a bias has no gradient at all.
+// cancel, as with batch statistics, where a bias has no gradient at all.
 struct Grads {
   Values dx, dw, db;
   double dw_terms, db_terms;

@@ -121,7 +121,7 @@ def _panel(x: Tensor) -> int:
 
 
 def _padded(x: Tensor) -> Tensor:
-    """``x`` dense, with zeros behind its last dimension up to whole panels."""
+    """``x`` dense, with zeros after its last dimension up to whole panels."""
     return F.pad(x, (0, -x.shape[-1] % _panel(x))).contiguous()
 
 
