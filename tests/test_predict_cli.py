@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,27 @@ def test_a_run_goes_on_where_it_was_ended(engine: Path, folder: Path, tmp_path: 
     assert run(engine, folder, "--out", out, f"--{form}", "--quiet", "--resume") == 0
     assert file.read_bytes() == (whole / file.name).read_bytes()
     assert json.loads((out / "summary.json").read_text())["faces"] == 5
+
+
+@pytest.mark.full
+def test_a_killed_run_has_lost_nothing(engine: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "many", tmp_path / "out"
+    root.mkdir()
+    for index, face in enumerate(drawn_faces(200)):
+        Image.fromarray(face).resize((300, 300)).save(root / f"{index:03}.png")
+    command = [sys.executable, "-m", "fastfer.predict", str(root), "--out", str(out), "--weights", str(engine)]
+    process = subprocess.Popen([*command, "--faces", "whole", "--threads", "1", "--annotate", "--quiet"])
+    file = out / "results.jsonl"
+    while process.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < 20):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    before = file.read_bytes()
+    assert 20 <= before.count(b"\n") < 200
+    assert run(engine, root, "--out", out, "--annotate", "--quiet", "--resume") == 0
+    after = file.read_bytes()
+    assert after.startswith(before[: before.rindex(b"\n") + 1])
+    assert [Path(record["source"]).name for record in lines(after.decode())] == [f"{i:03}.png" for i in range(200)]
 
 
 def test_going_on_with_other_arguments_is_refused(engine: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:

@@ -343,3 +343,13 @@ def test_files_that_are_no_yunet(nowhere: Path) -> None:
     damaged.write_bytes(b"FFENGINE")
     with pytest.raises(ValueError, match="engine file"):
         YuNetEngine(damaged)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_first_time_without_torch_says_what_it_needs(nowhere: Path, given: bool) -> None:
+    (nowhere / "yunet.onnx").write_bytes(b"x")
+    path = str(nowhere / "yunet.onnx") if given else None
+    code = f"import sys; sys.modules['torch'] = None\nfrom fastfer.predict import YuNetEngine\nYuNetEngine({path!r})\n"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError" in ended.stderr
+    assert "its first use needs torch and onnx (pip install 'fastfer[onnx]')" in ended.stderr

@@ -65,7 +65,7 @@ class YuNetEngine:
         size = yunet.input_size(*small.shape[:2])
         x = np.empty((1, 3, *size), np.uint8)
         yunet.to_input(small, x[0])
-        maps = _named(self._engine(size)(x))
+        maps = _named(self.engine(size)(x))
         found = yunet.faces({name: value[0] for name, value in maps.items()}, size, self.score, self.overlap)
         scale = width / small.shape[1], height / small.shape[0]
         return found if scale == (1, 1) else [_scaled(face, *scale) for face in found]
@@ -77,7 +77,7 @@ class YuNetEngine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _engines=OrderedDict(), _lock=threading.Lock())
 
-    def _engine(self, size: tuple[int, int]) -> Engine:
+    def engine(self, size: tuple[int, int]) -> Engine:
         """For pictures of that size; the one used longest ago makes room."""
         from fastfer.engine.resized import resized
         from fastfer.runtime import Engine
@@ -106,7 +106,7 @@ class Adapted:
 
 
 def as_detector(
-    detector: Detector | str | Path | None, *, score: float, threads: int | None, longest: int
+    detector: Detector | str | Path | None, *, score: float, threads: int | None, longest: int = 640
 ) -> Detector:  # fmt: skip
     """What finds faces: YuNet from a path or from where it is found, or the callable itself."""
     if detector is None or isinstance(detector, str | Path):

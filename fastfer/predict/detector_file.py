@@ -24,6 +24,7 @@ DIGEST = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 """sha256 of the published file, 232,589 bytes."""
 _HUB = f"https://huggingface.co/opencv/face_detection_yunet/resolve/main/{NAME}"
 
+_FIRST = "its first use needs torch and onnx (pip install 'fastfer[onnx]'), which later ones do without"
 _SIDE = 640
 """Of the square that the network is compiled for; `fastfer.engine.resized` makes other sizes of it."""
 
@@ -110,8 +111,10 @@ def _checked(data: bytes, path: Path) -> bytes:
 
 def _compiled(file: Path) -> Engine:
     """From the ONNX file. Its input are pixels 0 to 255 as they are."""
-    from fastfer.engine.compiler import compile
-
+    try:
+        from fastfer.engine.compiler import compile
+    except ImportError as error:
+        raise ImportError(f"{printable(str(file))}: {_FIRST}: {error}") from error
     engine = compile(file, (1, 3, _SIDE, _SIDE), mean=[0.0] * 3, std=[1 / 255] * 3)
     _checked(bytes(engine._data), file)
     return engine
@@ -133,8 +136,10 @@ def _installed() -> Path | None:
 
 
 def _fetched() -> Path:
-    from fastfer.models.pretrained import DownloadError, Source, cached_file  # the first time alone: it takes torch
-
+    try:
+        from fastfer.models.pretrained import DownloadError, Source, cached_file
+    except ImportError as error:
+        raise ImportError(f"no face detector in the cache ({_kept(DIGEST)}), and {_FIRST}: {error}") from error
     try:
         return cached_file("opencv/face_detection_yunet", Source(_HUB, f"sha256:{DIGEST}"))
     except DownloadError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fastfer._files import replace_atomically, reserved_name
+from fastfer._files import reserved_name
 from fastfer.data.face import Picture
 from fastfer.predict.results import RecognizedFace
 from fastfer.predict.source import SourceError, opencv
@@ -75,8 +75,14 @@ def _font(size: int) -> Any:
 def save(image: Image.Image, path: Path) -> None:
     """As JPEG, which appears whole or not at all; folders are made. OSError where that is not possible."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_atomically(path) as temporary:
+    # Not forced to the disk, as `replace_atomically` does: that takes longer than all else, and they can be made again.
+    temporary = reserved_name(path)
+    try:
         image.save(temporary, format="JPEG", quality=92)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class VideoWriter:

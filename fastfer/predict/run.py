@@ -135,7 +135,7 @@ class Run:
             reader = Reader(item.source, every=plan.every)
         except (ImportError, SourceError) as error:
             self.fail(item.name, str(error))
-            self._write(FrameResult((), None, item.name, str(error)))
+            self._write(FrameResult((), None, shown(item.name), str(error)))
             return
         tracker = Tracker(smooth=plan.smooth) if plan.track or plan.smooth else None
         index = -1
