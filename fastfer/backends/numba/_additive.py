@@ -56,13 +56,13 @@ def tanh(v: Register) -> Register:
 def hidden_forward(pointer: Pointer, chunk: int) -> None:
     """u = tanh(x·wx + h·wh + bias), scores = u·v + v_bias of rows ``starts[chunk] ..``; w (2, dim, hidden padded)."""
     u, scores, x, h, w, bias, v, v_bias, starts, dim, hidden = arguments(pointer, "FFFFFFFFLii")
-    wide = padded(x, hidden)
+    pitch = padded(x, hidden)
     memory = np.empty(room(x, lanes(x)), np.uint8)
     s = area(x, memory)
     for first in range(get(starts, chunk), get(starts, chunk + 1), BLOCK):
         rows, at = min(BLOCK, get(starts, chunk + 1) - first), first * dim
-        product(u, first * hidden, hidden, x, at, dim, ONE, w, ZERO, wide, bias, rows, hidden, dim, ZERO)
-        product(u, first * hidden, hidden, h, at, dim, ONE, w, dim * wide, wide, absent(x), rows, hidden, dim, ONE)
+        product(u, first * hidden, hidden, x, at, dim, ONE, w, ZERO, pitch, bias, rows, hidden, dim, ZERO)
+        product(u, first * hidden, hidden, h, at, dim, ONE, w, dim * pitch, pitch, absent(x), rows, hidden, dim, ONE)
         for r in range(first, first + rows):
             total = fill(x, 0.0)
             for c in range(0, hidden, lanes(x)):
@@ -131,10 +131,10 @@ def hidden_backward(pointer: Pointer, chunk: int) -> None:
     `hidden_forward`; gradients that are not wanted have no elements.
     """
     dx, dh, parts, sums, de, u, x, h, w, v, starts, dim, hidden = arguments(pointer, "FFFDFFFFFFLii")
-    wide, none = padded(x, dim), absent(x)
-    half = hidden * wide
+    pitch, none = padded(x, dim), absent(x)
+    half = hidden * pitch
     space = BLOCK * hidden
-    memory = np.empty(room(x, space + BLOCK * wide), np.uint8)
+    memory = np.empty(room(x, space + BLOCK * pitch), np.uint8)
     s = area(x, memory)
     for first in range(get(starts, chunk), get(starts, chunk + 1), BLOCK):
         rows, at = min(BLOCK, get(starts, chunk + 1) - first), first * dim
@@ -149,14 +149,28 @@ def hidden_backward(pointer: Pointer, chunk: int) -> None:
                 add_to(sums, 2 * hidden * chunk + c, total, n)
                 add_to(sums, 2 * hidden * chunk + hidden + c, moment, n)
         if dx.size:
-            product(dx, at, dim, s, ZERO, hidden, ONE, w, ZERO, wide, none, rows, dim, hidden, ONE)
+            product(dx, at, dim, s, ZERO, hidden, ONE, w, ZERO, pitch, none, rows, dim, hidden, ONE)
         if dh.size:
-            product(dh, at, dim, s, ZERO, hidden, ONE, w, half, wide, none, rows, dim, hidden, ZERO)
+            product(dh, at, dim, s, ZERO, hidden, ONE, w, half, pitch, none, rows, dim, hidden, ZERO)
         if parts.size:
-            copy(s, space, wide, x, at, rows, dim)
-            product(parts, 2 * half * chunk, wide, s, ZERO, ONE, hidden, s, space, wide, none, hidden, dim, rows, ONE)
-            copy(s, space, wide, h, at, rows, dim)
+            copy(s, space, pitch, x, at, rows, dim)
+            product(parts, 2 * half * chunk, pitch, s, ZERO, ONE, hidden, s, space, pitch, none, hidden, dim, rows, ONE)
+            copy(s, space, pitch, h, at, rows, dim)
             product(
-                parts, 2 * half * chunk + half, wide, s, ZERO, ONE, hidden, s, space, wide, none, hidden, dim, rows, ONE
+                parts,
+                2 * half * chunk + half,
+                pitch,
+                s,
+                ZERO,
+                ONE,
+                hidden,
+                s,
+                space,
+                pitch,
+                none,
+                hidden,
+                dim,
+                rows,
+                ONE,
             )
     keep(memory)

@@ -94,12 +94,12 @@ def _times(
     Where the columns do not fill whole panels, b is copied to ``s[space:]`` first.
     """
     compact()
-    wide = padded(s, columns)
-    if wide == columns:
+    pitch = padded(s, columns)
+    if pitch == columns:
         product(c, co, columns, s, tile, row, step, b, bo, columns, absent(c), rows, columns, depth, accumulate)
     else:
-        copy(s, space, wide, b, bo, depth, columns)
-        product(c, co, columns, s, tile, row, step, s, space, wide, absent(c), rows, columns, depth, accumulate)
+        copy(s, space, pitch, b, bo, depth, columns)
+        product(c, co, columns, s, tile, row, step, s, space, pitch, absent(c), rows, columns, depth, accumulate)
 
 
 @kernel
