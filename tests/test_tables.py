@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from fastfer.tables import list_tables, load_table, papers, run_table
 from fastfer.tables.__main__ import main
 from fastfer.tables.run import _config
 from fastfer.train import InputError, configure
+from fastfer.train.folder import FolderLock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -231,6 +235,36 @@ def test_bad_input_writes_nothing(
     assert main([*argv, "--out", str(tmp_path / "out")]) == 2
     assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_commands_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    command = ["fgw-1", "--data", "drawn", "--rows", "2", "--out", str(out), *SMALL]
+    with FolderLock(out, "running a table"):
+        held = sorted(path.name for path in out.iterdir())
+        assert main(command) == 2
+        assert sorted(path.name for path in out.iterdir()) == held
+    assert (
+        f"out: process {os.getpid()} on {socket.gethostname()} is running a table in {out}" in capsys.readouterr().err
+    )
+
+
+def test_a_row_that_another_command_ran_in_between(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder was empty at the first look and holds the row when the lock is had."""
+    out, enter = tmp_path / "fgw", FolderLock.__enter__
+
+    def late(self: FolderLock) -> FolderLock:
+        shutil.copytree(ran, out, dirs_exist_ok=True)
+        return enter(self)
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise AssertionError("a finished row was run again")
+
+    monkeypatch.setattr(FolderLock, "__enter__", late)
+    monkeypatch.setattr("fastfer.tables.run.train", fail)
+    cells = run_table(load_table("fgw-1"), "drawn", out, rows=["2"], argv=SMALL)
+    assert "FGW-FER" in [cell.row for cell in cells]
 
 
 def test_foreign_results_are_refused(tmp_path: Path) -> None:

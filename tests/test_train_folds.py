@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fastfer.data import DataOptions, load_dataset
 from fastfer.train import InputError, TrainConfig, train_folds
 from fastfer.train.__main__ import main
 from fastfer.train.cli import parse_args
+from fastfer.train.folder import FolderLock
 from fastfer.train.folds import fold_configs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +86,20 @@ def test_an_interrupted_fold_goes_on(csv: Path, tmp_path: Path) -> None:
     assert resumed["best"] == whole["best"]
     for fold in ("fold-01", "fold-02"):
         assert read_metrics(tmp_path / "parts" / fold) == read_metrics(tmp_path / "whole" / fold)
+
+
+def test_two_commands_do_not_share_a_folder(csv: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with FolderLock(out, "training folds"):
+        held = sorted(path.name for path in out.iterdir())
+        for resume in (False, True):
+            with pytest.raises(
+                InputError, match=rf"out: process {os.getpid()} on .* is training folds in|holds no folds"
+            ):
+                train_folds(config(csv, out), resume=resume)
+        assert sorted(path.name for path in out.iterdir()) == held
+        assert main(["--data", "fer2013", "--root", str(csv), "--folds", "2", "--epochs", "1", "--out", str(out)]) == 2
 
 
 def test_bad_folds(csv: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastfer.tables.render import to_markdown
 from fastfer.tables.table import Row, Table
 from fastfer.train import InputError, TrainConfig, configure, train, train_folds
 from fastfer.train.config import CONFIG_FILE
-from fastfer.train.folder import BEST_FILE
+from fastfer.train.folder import BEST_FILE, claimed
 from fastfer.train.placement import is_main_process
 from fastfer.train.progress import Display, Silent
 
@@ -73,7 +74,8 @@ def run_table(
     files of a table of subsets. A table with a ``start`` takes each row's weights from its run there, which is then
     wanted first. Finished rows are kept,
     interrupted ones continued; ``overwrite`` begins them again. After each row table.json and table.md are replaced.
-    Raises InputError, before anything is written, for unknown rows and bad options, and for finished rows of others.
+    Raises InputError, before anything is written, for unknown rows and bad options, for finished rows of others, and
+    where another process is running a table in ``out``.
     """
     display = display or Silent()
     cells = read_cells(out)
@@ -86,15 +88,20 @@ def run_table(
     except ValueError as error:
         raise InputError(str(error)) from error
     missing = [row for row in chosen if overwrite or not _is_done(cells, configs[row.label])]
-    for row in chosen:
-        config = configs[row.label]
-        display.line(f"{table.title}: {row.label} on {config.data}" + ("" if row in missing else ": done"))
-        if row not in missing:
-            continue
-        cell = _run(table, row, config, subsets, overwrite, display)
-        cells = [*(c for c in cells if (c.row, c.data) != (cell.row, cell.data)), cell]
-        if is_main_process():
-            _write(out, table, cells)
+    with ExitStack() as stack:
+        if missing:
+            stack.enter_context(claimed(out, "running a table", (RESULTS_FILE, MARKDOWN_FILE)))
+            cells = read_cells(out)  # as another may have been here before the folder was ours
+        for row in chosen:
+            config = configs[row.label]
+            wanted = row in missing and (overwrite or not _is_done(cells, config))
+            display.line(f"{table.title}: {row.label} on {config.data}" + ("" if wanted else ": done"))
+            if not wanted:
+                continue
+            cell = _run(table, row, config, subsets, overwrite, display)
+            cells = [*(c for c in cells if (c.row, c.data) != (cell.row, cell.data)), cell]
+            if is_main_process():
+                _write(out, table, cells)
     return cells
 
 

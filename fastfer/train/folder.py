@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from fastfer._files import remove_temporaries
 from fastfer.train import report, state
-from fastfer.train.config import CONFIG_FILE
+from fastfer.train.config import CONFIG_FILE, InputError
+from fastfer.train.placement import is_main_process
 
 try:
     import fcntl
@@ -52,15 +55,37 @@ def remove_run(out: Path) -> None:
     state.remove(out)
 
 
+@contextmanager
+def claimed(out: Path, doing: str, files: tuple[str, ...] = _FILES) -> Iterator[None]:
+    """`FolderLock` of a folder of runs, made where it is not there. InputError where another process has it.
+
+    Of several processes of one training the first alone holds it. A folder that nothing was written to is not left.
+    """
+    made = [path for path in (out, *out.absolute().parents) if not path.exists()]
+    try:
+        with ExitStack() as stack:
+            if is_main_process():
+                out.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(FolderLock(out, doing, files))
+                except ValueError as error:
+                    raise InputError(str(error)) from error
+            yield
+    finally:
+        with suppress(OSError):  # the first that is not empty
+            for path in made:
+                path.rmdir()
+
+
 class FolderLock:
     """One run at a time in ``out``: a context manager. ValueError where another process holds the folder.
 
     The lock is the kernel's, on the open file ``.lock``: it ends with the process, however that ends. Whoever gets it
-    clears what a killed run has left half written.
+    clears what a killed run has left half written of ``files``. ``doing`` is what the holder does, in the error.
     """
 
-    def __init__(self, out: Path) -> None:
-        self._path = out / LOCK_FILE
+    def __init__(self, out: Path, doing: str = "training", files: tuple[str, ...] = _FILES) -> None:
+        self._path, self._doing, self._files = out / LOCK_FILE, doing, files
         self._handle: int | None = None
 
     def __enter__(self) -> FolderLock:
@@ -76,8 +101,9 @@ class FolderLock:
             else:  # the run before removed the file between our opening and our locking of it
                 os.close(handle)
         os.truncate(self._handle, 0)
-        os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        remove_temporaries(self._path.parent, _FILES)
+        holder = f"process {os.getpid()} on {socket.gethostname()} is {self._doing}"
+        os.pwrite(self._handle, holder.encode(), 0)
+        remove_temporaries(self._path.parent, self._files)
         state.remove_unfinished(self._path.parent)
         return self
 
@@ -93,8 +119,8 @@ class FolderLock:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.pread(handle, 200, 0).decode("utf-8", "replace") or "another process"
-            raise ValueError(f"out: {holder} is training in {self._path.parent}") from None
+            holder = os.pread(handle, 200, 0).decode("utf-8", "replace") or f"another process is {self._doing}"
+            raise ValueError(f"out: {holder} in {self._path.parent}") from None
 
     def _is_current(self, handle: int) -> bool:
         try:

@@ -19,7 +19,7 @@ from fastfer.data import load_folds
 from fastfer.data.files import write_text
 from fastfer.train import report
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig, to_yaml
-from fastfer.train.folder import check_folder
+from fastfer.train.folder import check_folder, claimed
 from fastfer.train.placement import is_main_process
 from fastfer.train.progress import Display, Silent
 from fastfer.train.public import public_config
@@ -40,10 +40,16 @@ def train_folds(
     _check_count(config)
     runs = fold_configs(config)
     out = Path(str(config.out))
-    if not resume:
-        _check_folders(out, runs, overwrite)
-    elif not any((Path(str(run.out)) / CONFIG_FILE).exists() for run in runs):
-        raise InputError(f"resume: {out} holds no folds")
+    _check_folders(out, runs, resume, overwrite)
+    with claimed(out, "training folds"):
+        _check_folders(out, runs, resume, overwrite)  # as another may have been here before the folder was ours
+        return _train_folds(config, runs, resume, overwrite, display)
+
+
+def _train_folds(
+    config: TrainConfig, runs: Sequence[TrainConfig], resume: bool, overwrite: bool, display: Display
+) -> dict[str, Any]:
+    out = Path(str(config.out))
     reports = []
     for number, run in enumerate(runs, start=1):
         begun = (Path(str(run.out)) / CONFIG_FILE).exists()
@@ -120,7 +126,11 @@ def _check_count(config: TrainConfig) -> None:
         )
 
 
-def _check_folders(out: Path, runs: Sequence[TrainConfig], overwrite: bool) -> None:
+def _check_folders(out: Path, runs: Sequence[TrainConfig], resume: bool, overwrite: bool) -> None:
+    if resume:
+        if not any((Path(str(run.out)) / CONFIG_FILE).exists() for run in runs):
+            raise InputError(f"resume: {out} holds no folds")
+        return
     try:
         for folder in (out, *(Path(str(run.out)) for run in runs)):
             check_folder(folder, resume=False, overwrite=overwrite)
