@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import http.server
+import pickle
 import threading
 import time
 import zipfile
@@ -351,11 +353,60 @@ def nested(file: object, other: Path) -> None:
         file = file.create_group("a")  # type: ignore[attr-defined]
 
 
+REPEATED = b"})" + b"q\x01h\x01\x86" * 60 + b"K\x01s"
+"""A dictionary whose key is a tuple that holds a tuple twice, and so on: 2 to the 60th parts."""
+DEEP = b"})" + b"\x85" * 500_000 + b"K\x01s"
+"""One whose key is a tuple in a tuple, and so on: hash() leaves the stack of C."""
+MANY = b"](" + b"]" * (1 << 20) + b"e"
+"""A list of a million lists, of 56 bytes each."""
+LARGE = b"cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x01\x85R"
+"""bytearray(1 << 40), which torch's reader would make."""
+
+
+def legacy(body: bytes) -> Callable[[Path], None]:
+    """A file as older releases of torch wrote them, with this object."""
+    before = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    return lambda to: write(to, before + b"\x80\x02" + body + b"." + pickle.dumps([], 2))
+
+
+def archive(body: bytes) -> Callable[[Path], None]:
+    """A zip archive as torch writes them, with this object."""
+
+    def make(to: Path) -> None:
+        with zipfile.ZipFile(to, "w") as target:
+            target.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
+            target.writestr("archive/version", "3\n")
+
+    return make
+
+
+def write(to: Path, content: bytes) -> None:
+    to.write_bytes(content)
+
+
+def shared(to: Path) -> None:
+    """An archive in which 100 storages are the same megabyte."""
+    with zipfile.ZipFile(to, "w") as target:
+        target.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        target.writestr("archive/data/0", bytes(1 << 20))
+        for number in range(1, 100):
+            again = copy.copy(target.filelist[-1])
+            again.filename = f"archive/data/{number}"
+            target.filelist.append(again)
+
+
 HARM: dict[str, tuple[Callable[[Path], None], str]] = {
     "stride 0": (
         lambda to: torch.save({"features.0.0.weight": torch.zeros(1).expand(1 << 40)}, to), "repeated by strides",
     ),
     "deflated": (deflated, "compressed members"),
+    "shared": (shared, "members that share their bytes"),
+    **{f"{name} in {kind.__name__}": (kind(body), message) for kind in (legacy, archive) for name, body, message in (
+        ("repeated", REPEATED, "expected tuples of at most 4,096 parts and 64 deep"),
+        ("deep", DEEP, "expected tuples of at most 4,096 parts and 64 deep"),
+        ("many", MANY, "expected at most 1,048,576 instructions"),
+        ("large", LARGE, "builtins.bytearray, which a state dict does not hold"),
+    )},
     "sparse": (lambda to: torch.save({"a": torch.zeros(2, 2).to_sparse()}, to), "expected a plain tensor"),
     "external": (
         h5(lambda file, other: file.create_group("conv1").create_dataset(  # type: ignore[attr-defined]
@@ -376,6 +427,23 @@ HARM: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "nested": (h5(nested), "groups nested deeper than 16"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_ordinary_checkpoints_are_within_the_bounds(tmp_path: Path, zipped: bool) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(200)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 8)).sum().backward()
+    optimizer.step()
+    content = {
+        "state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 7,
+        "args": argparse.Namespace(rates=(0.1, (1, 2))), "seen": {1, 2},
+    }  # fmt: skip
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    tensors, notes = read_tensors(tmp_path / "w.pth")
+    assert tensors.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensors[key], value) for key, value in model.state_dict().items())
+    assert notes[0].startswith("state_dict of a checkpoint")
 
 
 @pytest.mark.parametrize(("make", "message"), HARM.values(), ids=HARM)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import mmap
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -22,10 +23,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastfer.models.pretrained.keras_files import keras_tensors
+from fastfer.models.pretrained.pickles import Budget
 
 LARGEST = 1 << 30
 """Bytes of a file, and of all its tensors as float32; the networks' files have 17 to 22 million."""
 
+_LEGACY_PICKLES = 5
+"""In files of older releases of torch: a magic number, its version, the machine, the object, the storages' keys."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _KERAS_ARCHIVE = "model.weights.h5"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
@@ -73,7 +77,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _torch(path: Path) -> Any:
     """What ``torch.save`` wrote, by torch's reader that knows tensors, containers and numbers alone."""
     try:
-        _check_archive(path)
+        _check_structure(path)
         with torch.serialization.safe_globals(_INERT):
             return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or made-up file can raise anything inside of torch's reader, whose message then is of no more use.
@@ -83,13 +87,26 @@ def _torch(path: Path) -> Any:
         ) from None
 
 
-def _check_archive(path: Path) -> None:
-    """ValueError for an archive whose members unpack to more than they take; torch stores, and never compresses."""
-    if not zipfile.is_zipfile(path):
-        return
+def _check_structure(path: Path) -> None:
+    """ValueError for a file of ``torch.save`` whose reading would take more than its size lets expect."""
+    budget = Budget()
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            file.seek(0)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                for _ in range(_LEGACY_PICKLES):
+                    budget.follow(content)
+            return
     with zipfile.ZipFile(path) as archive:
-        if any(member.file_size > member.compress_size for member in archive.infolist()):
+        members = archive.infolist()
+        # torch stores, and never compresses, each member once.
+        if any(member.file_size > member.compress_size for member in members):
             raise ValueError("compressed members, which torch.save does not write")
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("members that share their bytes, which torch.save does not write")
+        for member in members:
+            if member.filename.lower().endswith(".pkl"):
+                budget.follow(io.BytesIO(archive.read(member)))
 
 
 def _keras_archive(path: Path) -> bytes | None:
