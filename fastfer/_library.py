@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -26,7 +27,8 @@ from torch import Tensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.autograd.function import once_differentiable
 
-from fastfer import _checks, _raw, _transforms, backend
+from fastfer import _checks, _memory, _raw, _transforms, backend
+from fastfer._shapes import Shapes
 from fastfer._signature import Gradient, Results, Signature
 
 _LIB: Any = torch.library.Library("fastfer", "DEF")  # type: ignore[no-untyped-call]
@@ -88,12 +90,24 @@ class Op(Generic[Fields, Result]):
     """A registered op: ``registered`` is torch's, calling this object takes the shorter way where it can."""
 
     __slots__ = (
-        *("differentiate", "family", "name", "ordinary", "reference", "registered", "requires_grad", "results"),
-        "signature",
+        *(
+            "differentiate",
+            "family",
+            "name",
+            "native",
+            "ordinary",
+            "reference",
+            "registered",
+            "requires_grad",
+            "results",
+        ),
+        *("shapes", "signature"),
     )
 
     def __init__(self, name: str, family: str, signature: Signature, results: Results) -> None:
         self.name, self.family, self.signature, self.results = name, family, signature, results
+        self.shapes = Shapes(name, signature)
+        self.native = f"fastfer.backends.native.{family}"
         self.ordinary, self.requires_grad = signature.ordinary, signature.requires_grad
         self.registered: Any = getattr(torch.ops.fastfer, name).default
         self.differentiate: Any = None
@@ -137,8 +151,17 @@ class Op(Generic[Fields, Result]):
 
     def run(self, x: Tensor, fields: Fields) -> Result:
         """The active backend's function; ``x`` is the first tensor."""
-        result: Result = getattr(backend.implementation(self.family, "cpu" if x.is_cpu else "cuda"), self.name)(fields)
+        functions = backend.implementation(self.family, "cpu" if x.is_cpu else "cuda")
+        if x.is_cpu and type(functions) is ModuleType and functions.__name__ != self.native:
+            self._look_at_memory(fields)
+        result: Result = getattr(functions, self.name)(fields)
         return self.typed(result) if x.dtype in _HALF else result
+
+    def _look_at_memory(self, fields: Fields) -> None:
+        """ValueError for a tensor whose storage was freed: torch and Numba read from it. The extension looks itself."""
+        for leaf, t in zip(self.signature.tensor_leaves, self.signature.tensors(fields), strict=True):
+            if t is not None:
+                _memory.check_address(self.name, leaf.name, t)
 
     def typed(self, result: Any) -> Result:
         """Results of 16-bit activations: those that are not `Stored` in float32, empty ones, too."""
@@ -171,11 +194,10 @@ def define(
     _LIB.define(f"{name}({signature.schema}) -> {results.schema}", tags=(torch.Tag.pt2_compliant_tag,))
     op: Op[Fields, Result] = Op(name, family, signature, results)
 
-    check = _raw.checker(name, op.registered._schema)
+    check = _raw.checker(name, signature, op.shapes)
 
     def body(*args: Any) -> Any:
-        check(args)
-        return op.run(args[0], signature.unflatten(*args))
+        return op.run(args[0], check(args))
 
     def typed_fake(*args: Any) -> Any:
         result = fake(signature.unflatten(*args))
@@ -205,6 +227,7 @@ def autograd(
     """
     if isinstance(backward, Op):
         takes, returns = backward.signature.cls, backward.results.cls
+        backward.shapes.kept |= frozenset(op.results.names)
     signature, gradient = op.signature, Gradient(op.signature, op.results, Signature(takes), Results(returns))
     save = gradient.save(kept)
     below: Any = _C._AutoDispatchBelowAutograd

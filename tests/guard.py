@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _MARK = -777.0
 _WIDTH = 64
-_EMPTY = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided"}
+EMPTY = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided"}
 
 
 class Guarded(TorchDispatchMode):
@@ -30,7 +30,7 @@ class Guarded(TorchDispatchMode):
     ) -> Any:
         result: Any = func(*args, **(kwargs or {}))
         name: Callable[[], str] = func.name
-        if name().partition(".")[0] not in _EMPTY or not result.dtype.is_floating_point:
+        if name().partition(".")[0] not in EMPTY or not result.dtype.is_floating_point:
             return result
         size = result.numel()
         storage = torch.full((size + 2 * _WIDTH,), _MARK, dtype=result.dtype)

@@ -12,6 +12,9 @@ namespace ff {
 namespace bind {
 namespace {
 
+// Where libraries, threads and large blocks lie on every 64-bit system; lower addresses may be memory as well.
+constexpr std::uintptr_t kLowestMemory = std::uintptr_t{1} << 40;
+
 char* params_of(PyObject* self) { return reinterpret_cast<char*>(self) + kParamsAt; }
 
 PyObject** held_by(const ParamsType& info, PyObject* self) {
@@ -36,6 +39,25 @@ void put(char* at, T value) {
   std::memcpy(at, &value, sizeof value);
 }
 
+// Raises where a tensor has elements and no memory for them: of a tensor whose storage was freed data_ptr() is the
+// offset alone, as of one without elements. Python knows how to look; here is only who is looked at.
+bool has_memory(const ParamsType& info, const Field& field, PyObject* value) {
+  PyObject* const elements = PyObject_CallMethod(value, "numel", nullptr);
+  if (!elements) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return false;
+    PyErr_Clear();  // no torch tensor
+    return true;
+  }
+  const bool empty = PyObject_Not(elements) == 1;
+  Py_DECREF(elements);
+  if (empty) return true;
+  PyObject* const memory = PyImport_ImportModule("fastfer._memory");
+  PyObject* const checked =
+      memory ? PyObject_CallMethod(memory, "check", "sOO", info.name, field.name, value) : nullptr;
+  Py_XDECREF(memory), Py_XDECREF(checked);
+  return checked != nullptr;
+}
+
 bool put_tensor(const ParamsType& info, const Field& field, char* at, PyObject* value) {
   static PyObject* const method = PyUnicode_InternFromString("data_ptr");
   if (value == Py_None) return true;
@@ -45,9 +67,11 @@ bool put_tensor(const ParamsType& info, const Field& field, char* at, PyObject* 
     PyErr_Clear();
     return refuse(info, field, "a tensor or None", value);
   }
-  put(at, PyLong_AsVoidPtr(address));
+  void* const pointer = PyLong_AsVoidPtr(address);
   Py_DECREF(address);
-  return !PyErr_Occurred();
+  if (PyErr_Occurred()) return false;
+  put(at, pointer);
+  return reinterpret_cast<std::uintptr_t>(pointer) >= kLowestMemory || has_memory(info, field, value);
 }
 
 bool put_integer(const ParamsType& info, const Field& field, char* at, PyObject* value) {

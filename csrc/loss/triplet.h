@@ -95,7 +95,7 @@ FF_INLINE void triplet_backward(const TripletParams& p) {
   for_columns(p.count, p.dim, p.threads, [&](idx first, idx columns) {
     for (idx n = 0; n < p.count; ++n) fill_zero(grads + n * p.dim + first, columns);
     for (idx n = 0; n < 2 * p.count; ++n) {
-      if (slopes[n] == 0) continue;
+      if (slopes[n] == 0 || p.pairs[n] < 0) continue;
       const vec<T> slope = splat<T>(n % 2 ? -dloss * slopes[n] : dloss * slopes[n]);
       const idx anchor = n / 2 * p.dim + first, other = p.pairs[n] * p.dim + first;
       for_lanes<T>(columns, [&](idx c, idx lanes_left) {

@@ -8,8 +8,10 @@ from typing import Annotated, NamedTuple
 from torch import Tensor
 
 from fastfer.signatures.fields import Stored
+from fastfer.signatures.shapes import shapes
 
 
+@shapes(q="b t d", k="b s d", v="b s e", scale="|1")
 class DotProduct(NamedTuple):
     """softmax(factor · scale · q kᵀ) v: q (B, T, D), k (B, S, D), v (B, S, E) -> (B, T, E); scale has one element."""
 
@@ -36,6 +38,7 @@ class DotProductNeeds(NamedTuple):
     scale: bool
 
 
+@shapes(d_out="b t e", q="b t d", k="b s d", v="b s e", scale="|1", out="b t e", stats="2 b t")
 class DotProductBackward(NamedTuple):
     """Backward of `DotProduct`."""
 
@@ -59,6 +62,7 @@ class DotProductGradients(NamedTuple):
     d_scale: Tensor
 
 
+@shapes(x="b t d", h="b t d", weight="a 2*d", bias="a", v="a|1 a", v_bias="1")
 class Additive(NamedTuple):
     """sum_t softmax_t(v · tanh(weight·[x_t; h_t] + bias) + v_bias) · x_t.
 
@@ -89,6 +93,7 @@ class AdditiveNeeds(NamedTuple):
     params: Annotated[bool, "weight", "bias", "v", "v_bias"]
 
 
+@shapes(d_out="b d", x="b t d", h="b t d", weight="a 2*d", v="a|1 a", u="b t a", weights="b t")
 class AdditiveBackward(NamedTuple):
     """Backward of `Additive`."""
 

@@ -3,13 +3,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from fastfer.signatures.fields import Affine, Pair, RunningNorm, Sides, Stored
+from fastfer.signatures.shapes import shapes
 
 
+def _norm3(a: Bottleneck | BottleneckBackward) -> str:
+    return "-" if a.project_weight is None else "!o"
+
+
+def _kept_out(a: BottleneckBackward) -> str:
+    return "n i oh ow" if a.project_weight is None else "n o oh ow"
+
+
+def _kept_y2(a: BottleneckBackward) -> str:
+    return "0" if a.project_weight is None else "n o oh ow"
+
+
+def _kept_stats3(a: BottleneckBackward) -> str:
+    return "0" if a.project_weight is None else "3 o"
+
+
+def _kept_covariance(a: BottleneckBackward) -> str:
+    return "i+1 c" if a.batch_stats and a.x.is_cpu else "0"
+
+
+def _adds_alike(a: Bottleneck | BottleneckBackward, sizes: Mapping[str, int]) -> str:
+    s = sizes
+    alike = a.project_weight is not None and (s["o"], s["oh"], s["ow"]) == (s["c"], s["h"], s["w"])
+    return "" if alike or not a.residual else "residual: expected a projection of x's shape"
+
+
+@shapes(
+    _adds_alike,
+    x="n c h w",
+    expand_weight="i+ c+ 1 1",
+    norm1="i",
+    dw_weight="i 1 p+ q+",
+    norm2="i",
+    project_weight="o+ i 1 1",
+    norm3=_norm3,
+)
 class Bottleneck(NamedTuple):
     """norm3(project(a)) (+ x with ``residual``), a = act(norm2(depthwise(act(norm1(expand(x)))))); a without project.
 
@@ -60,6 +98,23 @@ class BottleneckNeeds(NamedTuple):
     params: Annotated[bool, "expand_weight", "norm1", "dw_weight", "norm2", "project_weight", "norm3"]
 
 
+@shapes(
+    _adds_alike,
+    d_out=_kept_out,
+    x="n c h w",
+    y1="n i oh ow",
+    y2=_kept_y2,
+    covariance=_kept_covariance,
+    expand_weight="i+ c+ 1 1",
+    norm1="i",
+    stats1="3 i",
+    dw_weight="i 1 p+ q+",
+    norm2="i",
+    stats2="3 i",
+    project_weight="o+ i 1 1",
+    norm3=_norm3,
+    stats3=_kept_stats3,
+)
 class BottleneckBackward(NamedTuple):
     """Backward of `BottleneckTrain`."""
 

@@ -3,13 +3,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastfer.signatures.fields import Affine, RunningNorm, Stored
+from fastfer.signatures.shapes import Index, shapes
+
+_PIXEL = Index("n c", torch.int32, "h*w")
+_CHANNEL = Index("n h w", torch.int32, "c")
 
 
+def _odd_window(a: Any, sizes: Mapping[str, int]) -> str:
+    """The rule that a square window has a middle."""
+    return "" if sizes["k"] % 2 else "weight: expected a window of odd size"
+
+
+@shapes(w1="m+ c", b1="m", w2="c m", b2="c")
 class Mlp(NamedTuple):
     """w2 · relu(w1 · v + b1) + b2: w1 (H, C), b1 (H,), w2 (C, H), b2 (C,), H hidden units."""
 
@@ -19,6 +31,7 @@ class Mlp(NamedTuple):
     b2: Tensor
 
 
+@shapes(w1="m+ c", b1="m", w2="c m")
 class MlpKept(NamedTuple):
     """What backward needs of an `Mlp`."""
 
@@ -34,6 +47,7 @@ class SpatialLayers(NamedTuple):
     norm: RunningNorm
 
 
+@shapes(x="n c+ h+ w+")
 class ChannelGate(NamedTuple):
     """x · g, g = sigmoid(mlp(mean) + mlp(max)): x (N, C, H, W)."""
 
@@ -41,6 +55,7 @@ class ChannelGate(NamedTuple):
     mlp: Mlp
 
 
+@shapes(_odd_window, x="n c+ h+ w+", weight="1 2 k k", norm="1")
 class SpatialGate(NamedTuple):
     """x · s, s = sigmoid(norm(conv([max_c; mean_c]))): x (N, C, H, W), weight (1, 2, K, K), a norm of one channel."""
 
@@ -49,6 +64,7 @@ class SpatialGate(NamedTuple):
     norm: RunningNorm
 
 
+@shapes(_odd_window, x="n c+ h+ w+", weight="1 2 k k", norm="1")
 class Cbam(NamedTuple):
     """The channel gate, then the spatial gate."""
 
@@ -125,6 +141,7 @@ class CbamNeeds(NamedTuple):
     spatial: Annotated[bool, "weight", "norm"]
 
 
+@shapes(d_out="n c h w", x="n c+ h+ w+", pooled="3 n c", positions=_PIXEL)
 class ChannelGateBackward(NamedTuple):
     """Backward of `ChannelGate`."""
 
@@ -136,6 +153,16 @@ class ChannelGateBackward(NamedTuple):
     needs: ChannelGateNeeds
 
 
+@shapes(
+    _odd_window,
+    d_out="n c h w",
+    x="n c+ h+ w+",
+    planes="3 n h w",
+    channels=_CHANNEL,
+    stats="3 1",
+    weight="1 2 k k",
+    norm="1",
+)
 class SpatialGateBackward(NamedTuple):
     """Backward of `SpatialGateTrain`."""
 
@@ -150,6 +177,18 @@ class SpatialGateBackward(NamedTuple):
     needs: SpatialGateNeeds
 
 
+@shapes(
+    _odd_window,
+    d_out="n c h w",
+    x="n c+ h+ w+",
+    pooled="3 n c",
+    positions=_PIXEL,
+    planes="3 n h w",
+    channels=_CHANNEL,
+    stats="3 1",
+    weight="1 2 k k",
+    norm="1",
+)
 class CbamBackward(NamedTuple):
     """Backward of `CbamTrain`."""
 

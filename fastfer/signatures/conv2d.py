@@ -7,13 +7,30 @@ asked for are empty.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastfer.signatures.fields import Affine, LeftNorm, Pair, RunningNorm, Sides, Stored, Window
+from fastfer.signatures.shapes import Index, shapes
 
 
+def _kept_y(a: Conv2dBackward) -> str:
+    return "n o oh ow" if a.norm is not None or a.act else "0"
+
+
+def _kept_stats(a: Conv2dBackward) -> str:
+    return "0" if a.norm is None else "3 o"
+
+
+def _small_pool(a: Conv2dPoolTrain | Conv2dPoolBackward, sizes: Mapping[str, int]) -> str:
+    kernel = a.pool.kernel
+    return "" if kernel[0] * kernel[1] <= 256 else f"pool_kernel: expected at most 256 elements in {tuple(kernel)}"
+
+
+@shapes(x="n c h w", weight="o+ c+ p+ q+", bias="o", norm="o")
 class Conv2d(NamedTuple):
     """act(norm(convolution(x) + bias)) with running statistics: weight (O, C, KH, KW), bias (O,)."""
 
@@ -48,6 +65,7 @@ class Conv2dNeeds(NamedTuple):
     params: Annotated[bool, "weight", "bias", "norm"]
 
 
+@shapes(d_out="n o oh ow", x="n c h w", y=_kept_y, weight="o+ c+ p+ q+", norm="o", stats=_kept_stats)
 class Conv2dBackward(NamedTuple):
     """Backward of `Conv2dTrain`."""
 
@@ -74,6 +92,7 @@ class Conv2dGradients(NamedTuple):
     d_norm_bias: Tensor
 
 
+@shapes(_small_pool, norm_weight="!o")
 class Conv2dPoolTrain(NamedTuple):
     """`Conv2dTrain` with max pooling after the activation, windows of at most 256 elements; the norm is never None."""
 
@@ -92,6 +111,17 @@ class Conv2dPoolTrained(NamedTuple):
     stats: Tensor
 
 
+@shapes(
+    _small_pool,
+    d_out="n o ph pw",
+    x="n c h w",
+    y="n o oh ow",
+    best="n o ph pw",
+    positions=Index("n o ph pw", torch.uint8),
+    weight="o+ c+ p+ q+",
+    norm="o",
+    stats="3 o",
+)
 class Conv2dPoolBackward(NamedTuple):
     """Backward of `Conv2dPoolTrain`."""
 
@@ -111,6 +141,7 @@ class Conv2dPoolBackward(NamedTuple):
     needs: Conv2dNeeds
 
 
+@shapes(x="n c h w", weight="o+ c+ p+ q+", bias="o", left="o")
 class Conv2dLinked(NamedTuple):
     """The convolution in training, whose norm and activation are left to the next op."""
 
@@ -137,6 +168,7 @@ class Conv2dLinkedNeeds(NamedTuple):
     bias: bool
 
 
+@shapes(d_y="n o oh ow", d_stats="3 o", x="n c h w", y="n o oh ow", weight="o+ c+ p+ q+", stats="3 o")
 class Conv2dLinkedBackward(NamedTuple):
     """Backward of `Conv2dLinked`."""
 

@@ -11,8 +11,14 @@ from typing import Annotated, NamedTuple
 from torch import Tensor
 
 from fastfer.signatures.fields import Affine, RunningNorm, Stored
+from fastfer.signatures.shapes import shapes
 
 
+def _places(a: CoordinateBackward) -> str:
+    return "n*(h+w) c" if a.kind else "0"
+
+
+@shapes(x="n c h+ w+")
 class LinePool(NamedTuple):
     """Means and maxima of the rows and columns of x (N, C, H, W)."""
 
@@ -28,6 +34,7 @@ class LinePooled(NamedTuple):
     col_max: Stored
 
 
+@shapes(d_row_mean="n c h", d_row_max="n c h", d_col_mean="n c w", d_col_max="n c w", x="n c h+ w+")
 class LinePoolBackward(NamedTuple):
     """Backward of `LinePool`: the gradient of x."""
 
@@ -38,6 +45,16 @@ class LinePoolBackward(NamedTuple):
     x: Stored
 
 
+@shapes(
+    x="n c+ h+ w+",
+    weight="m+ c 1 1",
+    bias="m",
+    norm="m",
+    h_weight="c m 1 1",
+    h_bias="c",
+    w_weight="c m 1 1",
+    w_bias="c",
+)
 class Coordinate(NamedTuple):
     """x · g_h · g_w, g = sigmoid(w · act(norm(weight · pooled + bias)) + b) for rows and for columns.
 
@@ -83,6 +100,19 @@ class CoordinateNeeds(NamedTuple):
     params: Annotated[bool, "weight", "bias", "norm", "h_weight", "h_bias", "w_weight", "w_bias"]
 
 
+@shapes(
+    d_out="n c h w",
+    x="n c+ h+ w+",
+    pooled="n*(h+w) c",
+    at=_places,
+    y="n*(h+w) m",
+    gates="n*(h+w) c",
+    stats="3 m",
+    weight="m+ c 1 1",
+    norm="m",
+    h_weight="c m 1 1",
+    w_weight="c m 1 1",
+)
 class CoordinateBackward(NamedTuple):
     """Backward of `CoordinateTrain`."""
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastfer.signatures.fields import Stored
+from fastfer.signatures.shapes import shapes
 
 
+@shapes(x="*")
 class Activation(NamedTuple):
     """act(x), as one tensor with the strides of ``torch.empty_like(x)``."""
 
@@ -15,6 +17,7 @@ class Activation(NamedTuple):
     act: int
 
 
+@shapes(d_out="*", x="*")
 class ActivationBackward(NamedTuple):
     """d_out · act'(x), as one tensor with the strides of ``torch.empty_like(x)``."""
 

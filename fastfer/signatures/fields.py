@@ -15,6 +15,8 @@ from typing import Annotated, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from fastfer.signatures.shapes import shapes
+
 Stored: TypeAlias = Annotated[Tensor, "stored"]
 """Activations and their gradients. Autocast keeps them in 16 bits where the backend takes them so."""
 
@@ -34,6 +36,7 @@ class Window(NamedTuple):
     padding: Sides
 
 
+@shapes(weight="_", bias="_", mean="_", var="_")
 class RunningNorm(NamedTuple):
     """A batch normalisation with its running statistics: tensors (C,)."""
 
@@ -44,6 +47,7 @@ class RunningNorm(NamedTuple):
     eps: float
 
 
+@shapes(weight="_", bias="_")
 class Affine(NamedTuple):
     """What backward needs of a normalisation besides its statistics: tensors (C,)."""
 
@@ -51,6 +55,7 @@ class Affine(NamedTuple):
     bias: Tensor
 
 
+@shapes(mean="_", var="_")
 class LeftNorm(NamedTuple):
     """A normalisation in training that an op leaves to the next: it computes the statistics alone. Tensors (C,)."""
 
@@ -59,6 +64,7 @@ class LeftNorm(NamedTuple):
     eps: float
 
 
+@shapes(stats="3 _", weight="_", bias="_")
 class Link(NamedTuple):
     """A normalisation that the op before left to this one: its input is act((x - mean)·invstd·weight + bias).
 

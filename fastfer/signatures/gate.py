@@ -6,13 +6,55 @@ Gradients that are not asked for, or are of a gate that is not there, are empty.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from fastfer.signatures.fields import Link, Stored
+from fastfer.signatures.shapes import Index, Line, shapes
 
 
+def _channel_weight(a: ChannelSide) -> str:
+    return "1 1 k+" if a.w2 is None else "m+ c|m+ c 1 1"
+
+
+def _hidden(line: str) -> Callable[[ChannelSide], str]:
+    """The line of a tensor that there is only with hidden units."""
+    return lambda a: "-" if a.w2 is None else f"!{line}"
+
+
+def _pixel_weight(a: PixelSide) -> str:
+    return "1 c 1 1" if a.linear else "1 2 1 1"
+
+
+def _odd_taps(a: ChannelSide, sizes: Mapping[str, int]) -> str:
+    return "" if sizes.get("k", 1) % 2 else "w1: expected an odd number of taps"
+
+
+def _halves(a: Gates, sizes: Mapping[str, int]) -> str:
+    if not a.pool:
+        return "" if a.channel or a.pixel else "w1, sw: expected a gate"
+    if a.channel is None or a.pixel is None or a.pixel.linear:
+        return "pool: expected a channel gate and a pixel gate that is not linear"
+    return "" if min(sizes["h"], sizes["w"]) > 1 else "x: expected height and width of at least 2"
+
+
+def _kept_out(a: GateBackward | GateLinkedBackward) -> str:
+    return "n c h//2 w//2" if a.gates.pool else "n c h w"
+
+
+def _kept_means(a: GateBackward | GateLinkedBackward) -> str:
+    return "0" if a.gates.channel is None else "n c"
+
+
+def _kept_pixels(a: GateBackward | GateLinkedBackward) -> Line:
+    if a.gates.pixel is None:
+        return "0"
+    return "n 1 h w" if a.gates.pixel.linear else Index("n 3 h w", None, "c", plane=2)
+
+
+@shapes(_odd_taps, w1=_channel_weight, b1=_hidden("m"), w2=_hidden("c m|c m 1 1"), b2=_hidden("c"))
 class ChannelSide(NamedTuple):
     """gate_act(w2 · act(w1 · m + b1) + b2), m the means of an image; without w2 gate_act(w1 * m) over the channels.
 
@@ -33,6 +75,7 @@ class ChannelSide(NamedTuple):
         return self.w1.shape[2] if self.w2 is None else self.w1.shape[0]
 
 
+@shapes(sw=_pixel_weight, sb="1")
 class PixelSide(NamedTuple):
     """sigmoid(sw · [max_c x; mean_c x] + sb), or when ``linear`` sigmoid(sw · x + sb).
 
@@ -44,6 +87,7 @@ class PixelSide(NamedTuple):
     linear: bool
 
 
+@shapes(_halves)
 class Gates(NamedTuple):
     """What x is multiplied by: the sum of the gates that there are. ``pool``: then its 2×2 maximum, stride 2."""
 
@@ -52,6 +96,7 @@ class Gates(NamedTuple):
     pool: bool
 
 
+@shapes(x="n c+ h+ w+")
 class Gate(NamedTuple):
     """x (N, C, H, W) times its gates."""
 
@@ -78,6 +123,7 @@ class GateNeeds(NamedTuple):
     pixel: bool
 
 
+@shapes(d_out=_kept_out, x="n c+ h+ w+", means=_kept_means, pixels=_kept_pixels)
 class GateBackward(NamedTuple):
     """Backward of `Gate`."""
 
@@ -101,6 +147,7 @@ class GateGradients(NamedTuple):
     d_sb: Tensor
 
 
+@shapes(x="n c+ h+ w+", link="c")
 class GateLinked(NamedTuple):
     """`Gate` in training, of an input whose norm the op before left to this one."""
 
@@ -109,6 +156,7 @@ class GateLinked(NamedTuple):
     gates: Annotated[Gates, "inline"]
 
 
+@shapes(d_out=_kept_out, x="n c+ h+ w+", link="c", means=_kept_means, pixels=_kept_pixels)
 class GateLinkedBackward(NamedTuple):
     """Backward of `GateLinked`."""
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastfer.signatures.fields import Stored
+from fastfer.signatures.shapes import Index, Line, shapes
 
 
+def _target(a: Entropy) -> Line:
+    return "n k" if a.target.is_floating_point() else Index("n", torch.int64)
+
+
+@shapes(features="n d", labels=Index("n", torch.int64), centers="k d")
 class Center(NamedTuple):
     """Centre loss: features (N, D), labels (N,) int64, centers (K, D)."""
 
@@ -25,6 +32,7 @@ class CenterNeeds(NamedTuple):
     centers: bool
 
 
+@shapes(d_out="", features="n d", labels=Index("n", torch.int64), centers="k d")
 class CenterBackward(NamedTuple):
     """Backward of `Center`."""
 
@@ -42,6 +50,7 @@ class CenterGradients(NamedTuple):
     d_centers: Tensor
 
 
+@shapes(features="n d", labels=Index("n", torch.int64))
 class Triplet(NamedTuple):
     """Batch-hard triplet loss: features (N, D), labels (N,) int64."""
 
@@ -63,6 +72,7 @@ class TripletTrained(NamedTuple):
     slopes: Tensor
 
 
+@shapes(d_loss="", features="n d", pairs=Index("n 2", torch.int64, "n", -1), slopes="n 2")
 class TripletBackward(NamedTuple):
     """Backward of `Triplet`: the gradient of the features."""
 
@@ -72,6 +82,7 @@ class TripletBackward(NamedTuple):
     slopes: Tensor
 
 
+@shapes(logits="n k", target=_target, weight="k")
 class Entropy(NamedTuple):
     """Cross-entropy: logits (N, K), target (N,) int64 or soft (N, K), weight (K,)."""
 

@@ -8,8 +8,10 @@ from typing import Annotated, NamedTuple
 from torch import Tensor
 
 from fastfer.signatures.fields import Affine, RunningNorm, Stored
+from fastfer.signatures.shapes import shapes
 
 
+@shapes(x="n c h w", norm="c")
 class BatchNorm(NamedTuple):
     """act((x - mean) / sqrt(var + eps) · weight + bias), channel by channel, with running statistics: channels_last."""
 
@@ -39,6 +41,7 @@ class BatchNormNeeds(NamedTuple):
     params: Annotated[bool, "norm"]
 
 
+@shapes(d_out="n c h w", x="n c h w", norm="c", stats="3 c")
 class BatchNormBackward(NamedTuple):
     """Backward of `BatchNormTrain`."""
 

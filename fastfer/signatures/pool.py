@@ -9,11 +9,21 @@ from __future__ import annotations
 
 from typing import Annotated, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastfer.signatures.fields import Size, Stored, Window
+from fastfer.signatures.shapes import Index, shapes
+
+_PIXEL = Index("n c", torch.int32, "h*w")
 
 
+def _places(a: MaxPoolBackward) -> Index:
+    kernel = a.window.kernel
+    return Index("n c oh ow", torch.uint8 if kernel[0] * kernel[1] <= 256 else torch.int32)
+
+
+@shapes(x="n c h w")
 class MaxPool(NamedTuple):
     """The largest element of each window of x (N, C, H, W), which is minus infinity outside."""
 
@@ -33,6 +43,7 @@ class MaxPoolTrained(NamedTuple):
     positions: Tensor
 
 
+@shapes(d_out="n c oh ow", positions=_places)
 class MaxPoolBackward(NamedTuple):
     """Backward of `MaxPool`: the gradient of x."""
 
@@ -42,6 +53,7 @@ class MaxPoolBackward(NamedTuple):
     window: Annotated[Window, "inline"]
 
 
+@shapes(x="n c h w")
 class GlobalPool(NamedTuple):
     """A pooling of x (N, C, H, W) over H and W."""
 
@@ -53,6 +65,7 @@ class GlobalPool(NamedTuple):
         return list(self.x.shape[2:])
 
 
+@shapes(d_out="n c")
 class GlobalAvgBackward(NamedTuple):
     """Backward of the mean: the gradient of x."""
 
@@ -67,6 +80,7 @@ class GlobalMaxTrained(NamedTuple):
     positions: Tensor
 
 
+@shapes(d_max="n c", positions=_PIXEL)
 class GlobalMaxBackward(NamedTuple):
     """Backward of the maximum: the gradient of x."""
 
@@ -83,6 +97,7 @@ class GlobalAvgMaxTrained(NamedTuple):
     positions: Tensor
 
 
+@shapes(d_avg="n c", d_max="n c", positions=_PIXEL)
 class GlobalAvgMaxBackward(NamedTuple):
     """Backward of mean and maximum together: the gradient of x."""
 

@@ -7,11 +7,13 @@ asked for are empty.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from fastfer.signatures.fields import Affine, LeftNorm, Link, Pair, RunningNorm, Sides, Stored
+from fastfer.signatures.shapes import shapes
 
 
 def output_size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> tuple[int, int]:
@@ -23,6 +25,37 @@ def output_size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]
     )
 
 
+def _kept_y1(a: SeparableBackward) -> str:
+    return "n c oh ow" if a.norm1 is not None or a.act1 else "n c oh ow|0"
+
+
+def _kept_y2(a: SeparableBackward) -> str:
+    return "n o oh ow" if a.norm2 is not None or a.act2 else "0"
+
+
+def _kept_stats1(a: SeparableBackward) -> str:
+    return "0" if a.norm1 is None else "3 c"
+
+
+def _kept_stats2(a: SeparableBackward) -> str:
+    return "0" if a.norm2 is None else "3 o"
+
+
+def _linked_y2(a: SeparableLinkedBackward) -> str:
+    return "n o oh ow" if a.leaves else _kept_y2(a.block)
+
+
+def _linked_stats2(a: SeparableLinkedBackward) -> str:
+    return "3 o" if a.leaves else _kept_stats2(a.block)
+
+
+def _one_last_norm(a: SeparableLinked | SeparableLinkedBackward, sizes: Mapping[str, int]) -> str:
+    block = a.block
+    bare = block.norm2 is None and block.act2 == 0
+    return "" if bare or not a.leaves else "norm2, act2: expected none, since the last norm is left to the next op"
+
+
+@shapes(x="n c h w", weight="c 1 p+ q+", bias="c")
 class Depthwise(NamedTuple):
     """Depthwise convolution: weight (C, 1, KH, KW), bias (C,)."""
 
@@ -41,6 +74,7 @@ class ConvNeeds(NamedTuple):
     bias: bool
 
 
+@shapes(d_out="n c oh ow", x="n c h w", weight="c 1 p+ q+")
 class DepthwiseBackward(NamedTuple):
     """Backward of `Depthwise`."""
 
@@ -60,6 +94,7 @@ class ConvGradients(NamedTuple):
     d_bias: Tensor
 
 
+@shapes(x="n c h w", weight="c 1 p+ q+", bias="c", norm="c")
 class DepthwiseNorm(NamedTuple):
     """act(norm(depthwise(x))) with running statistics."""
 
@@ -94,6 +129,7 @@ class DepthwiseNormNeeds(NamedTuple):
     params: Annotated[bool, "weight", "bias", "norm"]
 
 
+@shapes(d_out="n c oh ow", x="n c h w", y="n c oh ow", weight="c 1 p+ q+", norm="c", stats="3 c")
 class DepthwiseNormBackward(NamedTuple):
     """Backward of `DepthwiseNormTrain`."""
 
@@ -120,6 +156,7 @@ class DepthwiseNormGradients(NamedTuple):
     d_norm_bias: Tensor
 
 
+@shapes(link="c")
 class DepthwiseNormLinked(NamedTuple):
     """`DepthwiseNormTrain` with the batch's statistics, of an input whose norm the op before left to this one."""
 
@@ -132,6 +169,7 @@ class DepthwiseNormLinked(NamedTuple):
         return True
 
 
+@shapes(link="c")
 class DepthwiseNormLinkedBackward(NamedTuple):
     """Backward of `DepthwiseNormLinked`."""
 
@@ -152,6 +190,7 @@ class DepthwiseNormLinkedGradients(NamedTuple):
     d_link_bias: Tensor
 
 
+@shapes(x="n c h w", weight="o c 1 1", bias="o")
 class Pointwise(NamedTuple):
     """1×1 convolution: weight (O, C, 1, 1), bias (O,)."""
 
@@ -160,6 +199,7 @@ class Pointwise(NamedTuple):
     bias: Tensor | None
 
 
+@shapes(d_out="n o h w", x="n c h w", weight="o c 1 1")
 class PointwiseBackward(NamedTuple):
     """Backward of `Pointwise`."""
 
@@ -169,6 +209,7 @@ class PointwiseBackward(NamedTuple):
     needs: ConvNeeds
 
 
+@shapes(x="n c h w", dw_weight="c 1 p+ q+", dw_bias="c", norm1="c", pw_weight="o c 1 1", pw_bias="o", norm2="o")
 class Separable(NamedTuple):
     """act2(norm2(pointwise(act1(norm1(depthwise(x)))))) with running statistics, either norm or None."""
 
@@ -226,6 +267,18 @@ class SeparableNeeds(NamedTuple):
     biases: Annotated[bool, "dw_bias", "pw_bias"]
 
 
+@shapes(
+    d_out="n o oh ow",
+    x="n c h w",
+    y1=_kept_y1,
+    y2=_kept_y2,
+    dw_weight="c 1 p+ q+",
+    norm1="c",
+    stats1=_kept_stats1,
+    pw_weight="o c 1 1",
+    norm2="o",
+    stats2=_kept_stats2,
+)
 class SeparableBackward(NamedTuple):
     """Backward of `SeparableTrain`."""
 
@@ -261,6 +314,7 @@ class SeparableGradients(NamedTuple):
     d_norm2_bias: Tensor
 
 
+@shapes(_one_last_norm, link="c", left="o")
 class SeparableLinked(NamedTuple):
     """`SeparableTrain` with the batch's statistics, linked to the op before, the op after, or both.
 
@@ -283,6 +337,7 @@ class SeparableLinked(NamedTuple):
         return self.left is not None
 
 
+@shapes(_one_last_norm, y2=_linked_y2, stats2=_linked_stats2, d_stats2="3 o", link="c")
 class SeparableLinkedBackward(NamedTuple):
     """Backward of `SeparableLinked`; where it ``leaves``, y2 is the output, and ``d_stats2`` of its statistics."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastfer import _C, _environment
+from fastfer import _C, _environment, _memory
 
 _SETTING = _environment.variable("FASTFER_HUGE_PAGES") or "1"
 if _SETTING not in ("0", "1"):
@@ -36,7 +36,10 @@ def flat(t: Tensor | None) -> Tensor | None:
 
 
 def nhwc(x: Tensor) -> Tensor:
-    """Dense channels_last."""
+    """Dense channels_last; an error for a tensor whose storage was freed, which torch would copy from nowhere."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x  # the extension looks at its address
+    _memory.check_address("fastfer", "input", x)
     return x.contiguous(memory_format=torch.channels_last)
 
 

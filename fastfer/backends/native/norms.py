@@ -59,7 +59,7 @@ def norm_gradients(norm: Affine | None, needed: bool = True) -> NormGradients:
 
 def dense_link(link: Link) -> Link:
     """The link with dense tensors."""
-    return Link(link.stats, link.weight.contiguous(), link.bias.contiguous(), link.act)
+    return Link(link.stats.contiguous(), link.weight.contiguous(), link.bias.contiguous(), link.act)
 
 
 def link_gradients(link: Link) -> LinkGradients:

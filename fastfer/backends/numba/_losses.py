@@ -104,7 +104,7 @@ def triplet_backward(pointer: Pointer, chunk: int) -> None:
     """Adds to the gradient by the columns ``starts[chunk] ..``; slopes (N, 2) are signed."""
     grads, features, slopes, pairs, starts, dim = arguments(pointer, "FFFLLi")
     for n in range(pairs.size):
-        if get(slopes, n) == 0:
+        if get(slopes, n) == 0 or get(pairs, n) < 0:
             continue
         slope, back = fill(features, get(slopes, n)), fill(features, -get(slopes, n))
         for c in range(get(starts, chunk), get(starts, chunk + 1), lanes(features)):

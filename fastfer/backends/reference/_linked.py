@@ -9,7 +9,7 @@ torch derives them from these two lines, so that a fault in the formulas is no f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from fastfer.backends.reference.norm import normalise
 from fastfer.signatures.fields import Affine, Link
 
 _DIMS = (0, 2, 3)
+_C: Any = torch._C
+_PLAIN_KEYS = _C._dispatch_tls_local_include_set(), _C._dispatch_tls_local_exclude_set()
+"""The dispatch keys that a thread adds and takes away where nothing listens."""
 
 
 class LinkedGradients(NamedTuple):
@@ -37,10 +40,10 @@ def normalised(y: Tensor, link: Link | None) -> Tensor:
 
 def _derived(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], d_out: Tensor) -> tuple[Tensor, ...]:
     """Gradients of the ``inputs`` of a function."""
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    with torch.enable_grad():
-        out = function(*leaves)
-    return torch.autograd.grad(out, leaves, d_out)
+    # Called through torch's dispatcher, an op's body runs below autograd.
+    with _C._ForceDispatchKeyGuard(*_PLAIN_KEYS), torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(function(*leaves), leaves, d_out)
 
 
 def link_gradients(dz: Tensor, y: Tensor, link: Link) -> LinkedGradients:
