@@ -139,7 +139,7 @@ def shipped(engine: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name, data = "fgw_fer-ferplus", fitted(engine.parent, "other", seed=5).read_bytes()
     row = weights.Shipped(
         "fgw_fer", "ferplus", "other.ffe", hashlib.sha256(data).hexdigest(), 0, BASIC_NAMES, 0, 0, 0, 1, ()
-    )  # fmt: skip
+    )
     monkeypatch.setattr(weights, "FOLDER", engine.parent)
     monkeypatch.setattr(weights, "table", lambda: (row,))
     return name
@@ -199,7 +199,7 @@ def test_a_camera_numbers_and_smooths(url: str) -> None:
         ('{"smooth": 1' + "0" * 400 + "}", "smooth: expected a number"),
         ('{"weights": "\\u001b[2J"}', "weights: expected one of fitted.ffe, got '\\x1b[2J'"),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings_change_nothing(url: str, message: str | dict[str, object], expected: str) -> None:
     picture = encoded(scene(drawn_faces(1)))
     before, error, after = ask(url, picture, message, picture)

@@ -157,9 +157,13 @@ def test_a_camera(url: str, engine: Path, tmp_path: Path, shots: Path) -> None:
         assert await tab.run("document.getElementById('camera').textContent") == "Open the camera"
 
     browse(
-        url, tmp_path, steps, "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+        url,
+        tmp_path,
+        steps,
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-video-capture={video}",
-    )  # fmt: skip
+    )
 
 
 def test_the_page_says_what_is_missing(engine: Path, tmp_path: Path) -> None:
@@ -170,8 +174,9 @@ def test_the_page_says_what_is_missing(engine: Path, tmp_path: Path) -> None:
         assert await tab.run("document.getElementById('faces-mode').value") == "whole"
         await tab.run("document.getElementById('camera').click()")
         assert await tab.wait("document.getElementById('message').textContent") in (
-            "There is no camera.", "The browser does not allow the camera.",
-        )  # fmt: skip
+            "There is no camera.",
+            "The browser does not allow the camera.",
+        )
         await tab.run(drop(buffer.getvalue(), "face.png", "image/png"))
         await tab.wait("document.getElementById('count').textContent === '1 face'")
 

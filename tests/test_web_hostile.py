@@ -27,7 +27,14 @@ from fastfer.web.limits import Limits
 from fastfer.web.recognizers import Recognizers
 
 LIMITS = Limits(
-    message_bytes=200_000, pixels=500_000, faces=2, connections=24, sessions=6, first_seconds=1.0, idle_seconds=60.0
+    message_bytes=200_000,
+    pixels=500_000,
+    faces=2,
+    connections=24,
+    sessions=6,
+    first_seconds=1.0,
+    idle_seconds=60.0,
+    send_seconds=2.0,
 )
 
 
@@ -99,8 +106,17 @@ def test_other_origins_are_refused(url: str) -> None:
 
 def test_names_that_were_made_to_point_here_are_refused(url: str) -> None:
     port = urlsplit(url).port
-    for host in (f"evil.example:{port}", "evil.example", f"127.0.0.1.evil.example:{port}", f"192.168.0.1:{port}",
-                 "a@127.0.0.1", "127.0.0.1/", "[::1", "127.0.0.1:x", "127.0.0.1:99999999"):  # fmt: skip
+    for host in (
+        f"evil.example:{port}",
+        "evil.example",
+        f"127.0.0.1.evil.example:{port}",
+        f"192.168.0.1:{port}",
+        "a@127.0.0.1",
+        "127.0.0.1/",
+        "[::1",
+        "127.0.0.1:x",
+        "127.0.0.1:99999999",
+    ):
         assert status(url, Host=host) == 403, host
         assert joined(url, Host=host, Origin=f"http://{host}") == 403, host
     for host in (f"localhost:{port}", "localhost", f"[::1]:{port}", "LOCALHOST", "127.0.0.1:9000"):  # a forwarded port
@@ -116,15 +132,30 @@ def test_which_names_a_server_has() -> None:
     assert names(Guard("192.168.0.7"), "192.168.0.7", "localhost", "192.168.0.8") == [True, False, False]
     assert names(Guard("0.0.0.0", ["My.Host"]), "192.168.0.7", "my.host", "evil") == [True, True, False]
     assert [is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "a.b")] == [
-        True, True, True, True, False, False,
-    ]  # fmt: skip
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/../cli.py", "/static/index.html", "/%2e%2e/cli.py", "/..%2fcli.py", "//etc/passwd", "/app.js/..", "/index.html",
-     "/app.js%00", "/%ff", "/" + "a" * 5000],
-)  # fmt: skip
+    [
+        "/../cli.py",
+        "/static/index.html",
+        "/%2e%2e/cli.py",
+        "/..%2fcli.py",
+        "//etc/passwd",
+        "/app.js/..",
+        "/index.html",
+        "/app.js%00",
+        "/%ff",
+        "/" + "a" * 5000,
+    ],
+)
 def test_there_are_no_other_files(url: str, path: str) -> None:
     answer = raw(url, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     assert answer.split()[1] in (b"404", b"400"), answer[:200]
@@ -161,9 +192,18 @@ def bomb(side: int) -> bytes:
 def test_pictures_that_are_none(url: str) -> None:
     good, random = encoded(scene(drawn_faces(1)), "JPEG"), np.random.default_rng(1)
     wrong = [
-        b"", b"\0", b"abc", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"%!PS-Adobe-3.0 EPSF-3.0\n",
-        b"GIF89a", random.bytes(5000), good[:100], b"\xff\xd8" + random.bytes(1000), b"RIFF\0\0\0\0WEBPVP8 ",
-    ]  # fmt: skip
+        b"",
+        b"\0",
+        b"abc",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"GIF89a",
+        random.bytes(5000),
+        good[:100],
+        b"\xff\xd8" + random.bytes(1000),
+        b"RIFF\0\0\0\0WEBPVP8 ",
+    ]
     for answer in ask(url, *wrong):
         assert answer["type"] == "error"
         assert "image" in answer["message"]
@@ -304,9 +344,7 @@ def test_idle_pages_are_closed(recognizers: Recognizers) -> None:
         assert asyncio.run(run(url)) == 1001
 
 
-def test_a_fault_of_the_server_is_an_error_and_no_end(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+def test_a_fault_of_the_server_is_an_error_and_no_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def broken(picture: object) -> list[object]:
         raise RuntimeError("a secret path")
 

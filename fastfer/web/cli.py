@@ -26,9 +26,11 @@ only. Exit code: 0, 1 where the address cannot be had, 2 for wrong arguments.
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fastfer.web", description="A page that shows the expressions of faces.", epilog=_EPILOG,
+        prog="python -m fastfer.web",
+        description="A page that shows the expressions of faces.",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8321, help="0 takes a free one (default: 8321)")
     parser.add_argument("--name", action="append", default=[], help="a further name of this server; may be repeated")

@@ -35,6 +35,9 @@ FILES = {
 }
 """All that there is to get; names from outside never meet the file system."""
 
+_CLOSE_SECONDS = 2.0
+"""For a page to say goodbye: one that reads nothing never does."""
+
 
 class _Server:
     """The handlers, and what they share."""
@@ -49,7 +52,9 @@ class _Server:
     async def socket(self, request: web.Request) -> web.WebSocketResponse:
         """The session of a page, to its end."""
         # No compression: pictures are compressed, and a small message could unpack to a huge one.
-        socket = web.WebSocketResponse(max_msg_size=self._limits.message_bytes, heartbeat=30.0, compress=False)
+        socket = web.WebSocketResponse(
+            max_msg_size=self._limits.message_bytes, heartbeat=30.0, compress=False, timeout=_CLOSE_SECONDS
+        )
         await socket.prepare(request)
         if self._sessions >= self._limits.sessions:
             await socket.send_json({"type": "error", "message": f"{self._sessions} pages are open, try again later"})
@@ -88,9 +93,13 @@ def application(recognizers: Recognizers, guard: Guard, limits: Limits | None = 
 
 @asynccontextmanager
 async def serving(
-    recognizers: Recognizers, *, host: str = "127.0.0.1", port: int = 0, names: Iterable[str] = (),
+    recognizers: Recognizers,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    names: Iterable[str] = (),
     limits: Limits | None = None,
-) -> AsyncIterator[str]:  # fmt: skip
+) -> AsyncIterator[str]:
     """Serve while the context lasts; yields the page's address. ``port`` 0 takes a free one.
 
     OSError where the address cannot be had.
