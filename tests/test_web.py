@@ -197,7 +197,7 @@ def test_a_camera_numbers_and_smooths(url: str) -> None:
         ('{"smooth": NaN}', "smooth: expected a number"),
         ('{"smooth": 1e999}', "smooth: expected a number"),
         ('{"smooth": 1' + "0" * 400 + "}", "smooth: expected a number"),
-        ('{"weights": "\\u001b[2J"}', "weights: expected one of fitted.ffe, got '\\x1b[2J'"),
+        ('{"weights": "\\u001b[2J"}', "weights: expected one of fitted.ffe"),
     ],
 )
 def test_wrong_settings_change_nothing(url: str, message: str | dict[str, object], expected: str) -> None:
@@ -205,7 +205,8 @@ def test_wrong_settings_change_nothing(url: str, message: str | dict[str, object
     before, error, after = ask(url, picture, message, picture)
     assert error["type"] == "error"
     assert error["message"].startswith(expected)
-    assert len(error["message"]) < 300
+    assert len(error["message"]) <= 500
+    assert error["message"].isprintable()
     assert after["faces"] == before["faces"]
 
 

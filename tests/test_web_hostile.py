@@ -261,10 +261,10 @@ def test_bytes_that_are_no_frames_end_the_session(url: str) -> None:
         assert answer.startswith(b"HTTP/1.1 101")
 
 
-def test_a_page_that_sends_without_reading_waits(url: str) -> None:
+def test_a_page_that_sends_without_reading_waits(recognizers: Recognizers) -> None:
     picture = encoded(scene(drawn_faces(1)))
 
-    async def run() -> None:
+    async def run(url: str) -> None:
         async with client(url) as rude, client(url) as kind:
 
             async def flood() -> None:
@@ -277,8 +277,10 @@ def test_a_page_that_sends_without_reading_waits(url: str) -> None:
                 assert (await kind.ask(picture))["type"] == "faces"
             assert time.perf_counter() - start < 20
             task.cancel()
+            rude.socket._response.close()  # a goodbye would stand behind all that was sent
 
-    asyncio.run(run())
+    with running(recognizers, LIMITS) as address:
+        asyncio.run(run(address))
 
 
 def test_messages_come_no_faster_than_the_rate(recognizers: Recognizers) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastfer import weights as shipped
 from fastfer.data.files import printable
-from fastfer.predict.detector import Detector, as_detector
+from fastfer.predict.detector import Detector, YuNetEngine
 from fastfer.predict.detector_file import DetectorNotFoundError
 from fastfer.predict.recognizer import Recognizer
 from fastfer.runtime import native
@@ -103,7 +103,10 @@ class Recognizers:
     def _find(self, detector: Detector | str | Path | None) -> None:
         """The detector that was given, or the one that is found."""
         try:
-            self._detector = as_detector(detector, score=0.7, threads=self._threads)
+            if detector is None or isinstance(detector, str | Path):
+                self._detector = YuNetEngine(detector, threads=self._threads)
+            else:
+                self._detector = detector
         except (DetectorNotFoundError, ImportError) as error:
             if detector is not None:
                 raise

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from fastfer.data.files import printable
 from fastfer.data.split import DataError
 from fastfer.predict.recognizer import Recognizer
 from fastfer.predict.track import Tracker
@@ -75,7 +74,7 @@ class Session:
             answer: dict[str, Any] = await task(data)
             return answer
         except (DataError, ImportError, OSError, TypeError, ValueError) as error:
-            return {"type": "error", "message": printable(str(error))[:500]}
+            return {"type": "error", "message": str(error)[:500]}
         except Exception:
             _LOG.exception("a page's message could not be answered")
             return {"type": "error", "message": "the server failed on this; its log says why"}

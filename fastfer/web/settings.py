@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastfer.data.files import printable
-
 FACES = ("detect", "whole")
 
 
@@ -66,4 +64,4 @@ def parsed(text: str, present: Settings, offers: Mapping[str, tuple[str | None, 
 
 def _shown(value: Any) -> str:
     """What came, short enough for a message."""
-    return printable(repr(value)[:60])
+    return repr(value)[:60]
