@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from fastfer import weights
 from fastfer.data.files import printable
 
 if TYPE_CHECKING:
@@ -34,13 +35,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8321, help="0 takes a free one (default: 8321)")
     parser.add_argument("--name", action="append", default=[], help="a further name of this server; may be repeated")
-    parser.add_argument("--weights", default="fgw_fer", help="engine file (.ffe), weight file, or a shipped network")
+    parser.add_argument("--weights", default=_usual(), help="engine file (.ffe), weight file, or a shipped network")
     parser.add_argument("--precision", help="float32 or bfloat16 (default: as compiled)")
     parser.add_argument("--faces", choices=("detect", "whole"), default="detect", help="whole: pictures are faces")
     parser.add_argument("--detector", metavar="FILE", help="YuNet's file (default: where it is found)")
     parser.add_argument("--threads", type=int, help="threads of the network")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     return parser
+
+
+def _usual() -> str:
+    """The smallest network, or the first of those that ship."""
+    names = weights.list()
+    return names[0] if names and "fgw_fer" not in names else "fgw_fer"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
