@@ -86,9 +86,9 @@ FF_INLINE vecf power(vecf x, vecf a) {
   const vecf y = exp<float>(a * logarithm(size));
   const veci odd = towards_zero(whole * splat(0.5f)) * splat(2.f) != whole;
   const vecf of_negative = whole == a ? (odd ? -y : y) : splat(__builtin_nanf(""));
-  const vecf signed_y =
-      (veci)x < veci{} ? ((x == zero) | (size == splat(__builtin_inff())) ? (odd & (whole == a) ? -y : y) : of_negative)
-                       : y;
+  const veci at_the_ends = (x == zero) | (size == splat(__builtin_inff())), negates = odd & (whole == a);
+  const vecf of_the_ends = negates ? -y : y;
+  const vecf signed_y = (veci)x < veci{} ? (at_the_ends ? of_the_ends : of_negative) : y;
   return ((a == zero) | (x == one)) ? one : (x != x ? x : signed_y);
 }
 
