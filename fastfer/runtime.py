@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastfer import _memory
@@ -68,6 +67,7 @@ class Engine:
         Raises ValueError for other bytes.
         """
         from fastfer.engine import metadata as fields
+        from fastfer.engine.inputs import shapes_of
 
         extension = native()
         if not isinstance(data, bytes):
@@ -88,7 +88,7 @@ class Engine:
         self._classes = dict(classes or {})
         self._dtypes = fields.output_dtypes(known, len(self.output_shapes))
         self._kinds = ("float32", "uint8") if scale else ("float32",)
-        _ = self.inputs  # checked while the file is read
+        self.inputs = shapes_of(known, self.input_shape[0])
 
     @property
     def threads(self) -> int:
@@ -100,6 +100,9 @@ class Engine:
         """Bytes of the packed weights and of what one caller's activations take."""
         return {"weights": self._plan.weight_bytes, "activations": self._plan.arena_bytes}
 
+    inputs: tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] | None = None
+    """Names and shapes, without N, of several inputs; None where there is one, an image. No cached property: one of Python
+    3.11 holds a lock, and a child forked meanwhile would wait for it for ever."""
     sizes: Any = None
     """What makes plans of other sizes (`fastfer.engine.recipe.Sizes`); None where images have one size."""
 
@@ -122,18 +125,11 @@ class Engine:
             (x,) = given
         return self._called(x)
 
-    @cached_property
-    def inputs(self) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] | None:
-        """Names and shapes, without N, of several inputs; None where there is one, an image."""
-        from fastfer.engine.inputs import shapes_of
-
-        return shapes_of(self.metadata, self.input_shape[0])
-
     def _called(self, x: Any) -> Any:
         """For images or vectors, an array or a tensor."""
         torch = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(x, torch.Tensor)
-        if self.sizes is not None and (is_tensor or _is_array(x)):
+        if self.sizes is not None and (not x.is_nested if is_tensor else _is_array(x)):
             size = tuple(x.shape)[1:]
             if len(size) == 3 and size[0] == self.input_shape[0] and size != self.input_shape and min(size) > 0:
                 return self.sizes.at(size)(x)

@@ -333,7 +333,12 @@ def test_bad_files(whole: Any) -> None:
 @pytest.mark.parametrize(
     ("op", "attrs", "weights", "message"),
     [
-        ("conv", [3, 3, 1, 1, 0, 0, 0, 0, 2, 0], [36, 4], "groups: expected 1, or the channels of input and output"),
+        (
+            "conv",
+            [3, 3, 1, 1, 0, 0, 0, 0, 3, 0],
+            [36, 4],
+            "groups: expected a divisor of the channels of input and output",
+        ),
         ("conv", [3, 3, 1, 1, 0, 0, 0, 0, 1, 0], [143, 4], "weight: expected 144 floats, got 143"),
         ("conv", [9, 9, 1, 1, 0, 0, 0, 0, 1, 0], [1296, 4], "kernel: expected at most the padded image, got 9x9"),
         ("conv", [1, 1, 0, 1, 0, 0, 0, 0, 1, 0], [16, 4], "sh: expected 1 to 1024, got 0"),
