@@ -101,8 +101,9 @@ class Engine:
         return {"weights": self._plan.weight_bytes, "activations": self._plan.arena_bytes}
 
     inputs: tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] | None = None
-    """Names and shapes, without N, of several inputs; None where there is one, an image. No cached property: one of Python
-    3.11 holds a lock, and a child forked meanwhile would wait for it for ever."""
+    """Names and shapes, without N, of several inputs; None where there is one, an image.
+
+    No cached property: one of Python 3.11 holds a lock, and a child forked meanwhile would wait for it for ever."""
     sizes: Any = None
     """What makes plans of other sizes (`fastfer.engine.recipe.Sizes`); None where images have one size."""
 
