@@ -258,9 +258,12 @@ void lower(Lowering& l, const Node& node, const graph::Normalise& op) {
   const Slot x = l.input(node), y = l.output(node);
   const float *scale = l.padded(op.scale), *shift = l.padded(op.shift), eps = *op.eps.data;
   if (op.by_pixel) {
-    l.add(op.kName, x, y, {}, [=, &t = l.tensors()](const Frame&, const Map& from, const Map& to, Part part) {
-      t.pixel_norm({from, to, eps, scale, shift}, part);
-    });
+    // A part is rows: a pixel's statistics are those of all its channels, and whoever has them writes them all.
+    Step& step =
+        l.add(op.kName, x, y, {}, [=, &t = l.tensors()](const Frame&, const Map& from, const Map& to, Part part) {
+          t.pixel_norm({from, to, eps, scale, shift}, part);
+        });
+    step.by_blocks = false;
     return;
   }
   const Slot stats = l.lines(x.channels, 2);
