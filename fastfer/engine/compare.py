@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,17 @@ from fastfer.runtime import Engine
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
 """Largest error of a runtime that is timed, relative to the largest output; float32 sums stay far below it."""
+
+
+class Runtime(Protocol):
+    """A runtime with a network and its images."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def run(self) -> Callable[[], Any]: ...
 
 
 @dataclass(frozen=True)
@@ -135,9 +147,25 @@ def compare(
         want = copy.deepcopy(model).cpu().eval().double()(torch.from_numpy(images).double()).numpy()
     runtimes = [Peer("fastfer engine", engine.dtype, lambda: engine(images))]
     runtimes += [peers.PEERS[name](subject) for name in others]
-    errors, limit = {}, TOLERANCE[engine.dtype]
+    return timed(engine, batch, runtimes, lambda got: largest_error(got, want), rounds, seconds)
+
+
+def timed(
+    engine: Engine,
+    batch: int,
+    runtimes: Sequence[Runtime],
+    error_of: Callable[[Any], float],
+    rounds: int,
+    seconds: float,
+    tolerance: float | None = None,
+) -> Comparison:
+    """Time the runtimes, the engine's first, after a look at what each gives.
+
+    RuntimeError for one whose ``error_of`` its outputs is above ``tolerance``, by default `TOLERANCE`.
+    """
+    errors, limit = {}, TOLERANCE[engine.dtype] if tolerance is None else tolerance
     for runtime in runtimes:
-        error = errors[runtime.name] = largest_error(runtime.run(), want)
+        error = errors[runtime.name] = error_of(runtime.run())
         if not error <= limit:
             raise RuntimeError(f"compare: {runtime.name}: expected outputs within {limit}, got {error:.1e}")
     readings = interleaved({runtime.name: runtime.run for runtime in runtimes}, rounds, seconds)

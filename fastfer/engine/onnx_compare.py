@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastfer.engine.compare import TOLERANCE, Comparison, Timing, images_for, interleaved
+from fastfer.engine.compare import Comparison, images_for, timed
 from fastfer.engine.graph import Array
 from fastfer.engine.onnx_peer import session, sized
 from fastfer.runtime import Engine
@@ -18,6 +17,14 @@ USUAL = ("onnxruntime", "openvino")
 _SMALL = 1e-2
 """ONNX Runtime's sigmoid near 0 is right to about 1e-7, not to so much of its value."""
 Run = Callable[[], list[Array]]
+
+
+class Runtime(NamedTuple):
+    """A runtime, and a call of it that gives the file's outputs in their order."""
+
+    name: str
+    version: str
+    run: Run
 
 
 def runners(path: str, images: Array, threads: int, others: Sequence[str] = USUAL) -> dict[str, tuple[str, Run]]:
@@ -88,24 +95,12 @@ def compare(
     """Time ``engine`` and ``others`` on ``batch`` images, all with the engine's threads.
 
     Raises as `runners`, and RuntimeError, before anything is timed, where outputs differ from ONNX Runtime's by more
-    than ``tolerance``, by default `TOLERANCE`, relative to the largest element of each.
+    than ``tolerance``, by default `compare.TOLERANCE`, relative to the largest element of each.
     """
     images = images_for(engine, batch)
     peers = runners(path, images, engine.threads, USUAL if others is None else others)
-    runs: dict[str, tuple[str, Run]] = {"fastfer engine": (engine.dtype, lambda: outputs_of(engine(images))), **peers}
-    limit = TOLERANCE[engine.dtype] if tolerance is None else tolerance
-    want = [np.array(part) for part in _MAKERS["onnxruntime"](
-        sized(path, images.shape[1:], batch), images, engine.threads)[1]()]  # fmt: skip
-    errors = {name: largest_error(run(), want) for name, (_, run) in runs.items()}
-    for name, error in errors.items():
-        if not error <= limit:
-            raise RuntimeError(f"compare: {name}: expected outputs within {limit}, got {error:.1e}")
-    readings = interleaved({name: run for name, (_, run) in runs.items()}, rounds, seconds)
-    timings = []
-    for name, (version, _) in runs.items():
-        taken = sorted(t for one in readings[name] for t in one)
-        medians = tuple(statistics.median(one) for one in readings[name])
-        median = statistics.median(medians)
-        timings.append(Timing(name, version, median, taken[len(taken) // 10], medians, errors[name]))
-    name = str(engine.metadata.get("model", "network"))
-    return Comparison(name, batch, engine.threads, tuple(timings), engine.dtype)
+    reference = peers if "onnxruntime" in peers else runners(path, images, engine.threads, ("onnxruntime",))
+    want = [np.array(part) for part in reference["onnxruntime"][1]()]
+    runtimes = [Runtime("fastfer engine", engine.dtype, lambda: outputs_of(engine(images)))]
+    runtimes += [Runtime(name, version, run) for name, (version, run) in peers.items()]
+    return timed(engine, batch, runtimes, lambda got: largest_error(got, want), rounds, seconds, tolerance)
