@@ -90,18 +90,17 @@ class Op(Generic[Fields, Result]):
     """A registered op: ``registered`` is torch's, calling this object takes the shorter way where it can."""
 
     __slots__ = (
-        *(
-            "differentiate",
-            "family",
-            "name",
-            "native",
-            "ordinary",
-            "reference",
-            "registered",
-            "requires_grad",
-            "results",
-        ),
-        *("shapes", "signature"),
+        "differentiate",
+        "family",
+        "name",
+        "native",
+        "ordinary",
+        "reference",
+        "registered",
+        "requires_grad",
+        "results",
+        "shapes",
+        "signature",
     )
 
     def __init__(self, name: str, family: str, signature: Signature, results: Results) -> None:

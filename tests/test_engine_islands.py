@@ -76,6 +76,8 @@ def test_a_covered_model_has_no_islands() -> None:
     assert not isinstance(engine, Islands)
     with pytest.raises(ValueError, match="fallback: expected 'error' or 'torch', got 'numpy'"):
         fastfer.compile(create_model("fgw_fer"), fallback="numpy")
+    with pytest.raises(ValueError, match="fallback: expected 'error' or 'torch', got ' or '"):
+        fastfer.compile(create_model("fgw_fer"), fallback=" or ")
 
 
 def test_pixels_and_torch_first() -> None:

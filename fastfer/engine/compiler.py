@@ -83,9 +83,10 @@ def compile(
         raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if (dtype == "int8") != (calibration is not None):
         raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
-    kinds = "'error' or 'torch'" if isinstance(model, nn.Module) else "'error', 'torch' or 'onnxruntime'"
-    if repr(fallback) not in kinds:
-        raise ValueError(f"compile: fallback: expected {kinds}, got {fallback!r}")
+    kinds = ("error", "torch") if isinstance(model, nn.Module) else ("error", "torch", "onnxruntime")
+    if fallback not in kinds:
+        *first, last = map(repr, kinds)
+        raise ValueError(f"compile: fallback: expected {', '.join(first)} or {last}, got {fallback!r}")
     if sizes not in (None, "any", "fixed"):
         raise ValueError(f"compile: sizes: expected 'any' or 'fixed', got {sizes!r}")
     sizes = ("fixed" if isinstance(model, FerModel) else "any") if sizes is None else sizes
