@@ -67,7 +67,7 @@ def test_real_faces_are_answered_as_the_card_says(row: weights.Shipped, real_dat
     assert found.accuracy == pytest.approx(row.accuracy, abs=1e-3)
 
 
-def test_names_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"weights: expected one of .*, got 'resnet'"):
         weights.path("resnet")
     with pytest.raises(ValueError, match="got 'fgw_fer' for 'jaffe'"):
@@ -79,6 +79,10 @@ def test_names_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert weights.resolve(own) == own
     assert fastfer.load(own).name == "fgw_fer"
     assert weights.beside(own) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    for name in weights.list():  # a folder of that name, such as one of results, hides nothing
+        (tmp_path / name).mkdir()
+        assert weights.resolve(name) == weights.path(name)
     assert main(["no-*"]) == 1
     assert main([]) == (0 if weights.table() else 1)
     assert len(capsys.readouterr().out.splitlines()) == len(weights.table())

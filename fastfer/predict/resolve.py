@@ -25,25 +25,18 @@ def resolved(weights: Weights, threads: int | None, precision: str | None) -> tu
         return weights, _spec(weights, repr(weights))
     if not isinstance(weights, str | Path):
         raise TypeError(f"weights: expected a name, a path or an Engine, got {type(weights).__name__}")
-    path = Path(weights)
+    path = shipped.resolve(weights)
     if not path.is_file():
-        path = _named(str(weights))
+        names = ", ".join(shipped.list()) or "none in this version"
+        raise FileNotFoundError(
+            "weights: expected the file of an engine (.ffe) or of weights (.safetensors), got "
+            f"{printable(str(weights))!r}, which is no file, nor the name of weights that ship ({names})"
+        )
     if path.suffix == ".ffe":
         engine = load(path, threads=threads, dtype=precision)
     else:
         engine = _compiled(path, threads, precision)
     return engine, _spec(engine, printable(str(path)))
-
-
-def _named(name: str) -> Path:
-    """The file of the shipped weights ``name``."""
-    if name in shipped.list():
-        return shipped.path(name)
-    names = ", ".join(shipped.list()) or "none in this version"
-    raise FileNotFoundError(
-        f"weights: expected the file of an engine (.ffe) or of weights (.safetensors), got {printable(name)!r}, which "
-        f"is no file, nor the name of weights that ship ({names})"
-    )
 
 
 def _compiled(path: Path, threads: int | None, precision: str | None) -> Engine:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastfer import weights as shipped
-from fastfer.data import Split, load_dataset
+from fastfer.data import load_dataset
 from fastfer.data.files import replace_atomically, write_text
 from fastfer.evaluate import files
 from fastfer.evaluate.cost import measure_cost
@@ -46,50 +46,40 @@ def release(run: Path, root: Path, folder: Path, cards: Path, notes: Sequence[st
     The accuracy is of the file as it ships, in float16, on the validation part of the run's data set, one view.
     ValueError or OSError for a run that has no weights, or data that are not there.
     """
-    source = run / BEST_FILE
-    metadata = read_metadata(source)
-    data = metadata["data"]
+    data = read_metadata(run / BEST_FILE).get("data")
     if data not in LICENCE:
         raise ValueError(f"run: expected one on {' or '.join(LICENCE)}, got {data}")
-    name = metadata["model"] if data == shipped.DEFAULT_DATA else f"{metadata['model']}-{data}"
+    trained = load(run / BEST_FILE)
+    name = trained.model.name if data == shipped.DEFAULT_DATA else f"{trained.model.name}-{data}"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.safetensors"
-    loaded = load_parts(load(source), data, root, "validation", {}, with_train=True)
+    loaded = load_parts(trained, data, root, "validation", {}, with_train=True)
     labels = torch.from_numpy(loaded.split.labels)
-    _write_half(source, target, metadata, data, None)
-    logits = _logits(load(target), loaded.split)
-    fit = calibrate(logits, labels)
-    _write_half(source, target, metadata, data, fit.temperature)
+    _write_half(trained, target, {"licence": LICENCE[data]})
     weights = load(target)
     single, mirrored = (
         evaluate(weights.model, loaded.split, weights.preprocess, train=loaded.train, flip=flip)
         for flip in (False, True)
     )
+    fit = calibrate(single.logits, labels)
+    _write_half(trained, target, {"licence": LICENCE[data], "temperature": fit.temperature})
     report = _report(weights, loaded, data, (single, mirrored), fit, run, notes)
-    _write_card(cards / name, report, run, logits, labels, fit)
+    _write_card(cards / name, report, run, single.logits, labels, fit)
     row = _row(weights, data, target, single, fit)
     write_overview(cards)
     _update_table(folder, row)
     return row
 
 
-def _write_half(source: Path, target: Path, metadata: dict[str, Any], data: str, temperature: float | None) -> None:
+def _write_half(trained: Weights, target: Path, more: dict[str, Any]) -> None:
     """The weights in float16, which halves the file: 11 bits of every number, where training's noise is far above."""
-    kept = {key: value for key, value in metadata.items() if key not in ("fastfer", "model", "options")}
-    model = load(source).model
-    for key, tensor in model.state_dict().items():
+    kept = {key: value for key, value in trained.metadata.items() if key not in ("fastfer", "model", "options")}
+    for key, tensor in trained.model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.half().isfinite().all()):
             raise ValueError(
-                f"{source}: {key}: expected numbers that float16 holds, got up to {float(tensor.abs().max())}"
+                f"{trained.path}: {key}: expected numbers that float16 holds, got up to {float(tensor.abs().max())}"
             )
-    extra = {"licence": LICENCE[data]} | ({} if temperature is None else {"temperature": temperature})
-    save_weights(model.half(), target, kept | extra)
-
-
-def _logits(weights: Weights, split: Split) -> Tensor:
-    """(N, K) in the order of the split's classes, one view."""
-    found = predict(weights.model, torch.from_numpy(split.images), weights.preprocess)
-    return found[:, class_order(weights.model, split.names)]
+    save_weights(trained.model.half(), target, kept | more)
 
 
 def _report(
@@ -116,7 +106,7 @@ def _report(
     images = weights.preprocess(torch.from_numpy(loaded.split.images))
     training = loaded.split if loaded.train is None else loaded.train
     ranges = weights.preprocess(torch.from_numpy(training.images[:512]))
-    logits = predict(weights.model, torch.from_numpy(loaded.split.images), weights.preprocess)
+    order = class_order(weights.model, loaded.split.names)
     duplicates = mirrored.without_duplicates
     return files.content(weights, single, cost, protocol) | {
         "mirrored": {
@@ -125,7 +115,7 @@ def _report(
             "without_duplicates": None if duplicates is None else duplicates.accuracy,
         },
         "calibration": fit.record(),
-        "agreement": agreement(weights.model, images, ranges, logits),
+        "agreement": agreement(weights.model, images, ranges, single.logits, order),
         "training": json.loads((run / "report.json").read_text()),
     }
 

@@ -94,7 +94,7 @@ def path(name: str, data: str | None = None) -> Path:
 def resolve(weights: str | Path) -> Path:
     """The file that ``weights`` names: a path, or the name of weights that ship. A file of that name comes first."""
     text = str(weights)
-    return path(text) if text in list() and not Path(text).exists() else Path(weights)
+    return path(text) if text in list() and not Path(text).is_file() else Path(weights)
 
 
 def argument(text: str) -> Path:
