@@ -88,7 +88,7 @@ class Engine:
         self._classes = dict(classes or {})
         self._dtypes = fields.output_dtypes(known, len(self.output_shapes))
         self._kinds = ("float32", "uint8") if scale else ("float32",)
-        self.inputs = shapes_of(known, self.input_shape[0])
+        shapes_of(known, self.input_shape[0])  # a file's list that is none is refused here
 
     @property
     def threads(self) -> int:
@@ -100,10 +100,18 @@ class Engine:
         """Bytes of the packed weights and of what one caller's activations take."""
         return {"weights": self._plan.weight_bytes, "activations": self._plan.arena_bytes}
 
-    inputs: tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] | None = None
-    """Names and shapes, without N, of several inputs; None where there is one, an image.
+    @property
+    def inputs(self) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] | None:
+        """Names and shapes, without N, of several inputs; None where there is one, an image.
 
-    No cached property: one of Python 3.11 holds a lock, and a child forked meanwhile would wait for it for ever."""
+        No cached property: one of Python 3.11 holds a lock, and a child forked meanwhile would wait for it for ever.
+        """
+        if self.metadata.get("inputs") is None:
+            return None
+        from fastfer.engine.inputs import shapes_of
+
+        return shapes_of(self.metadata, self.input_shape[0])
+
     sizes: Any = None
     """What makes plans of other sizes (`fastfer.engine.recipe.Sizes`); None where images have one size."""
 
@@ -113,12 +121,13 @@ class Engine:
         A network of several inputs, or of one that is no image, takes float32 arrays (N, ...), in order or by name.
         Raises TypeError or ValueError naming what was expected.
         """
-        if self.inputs is None and len(inputs) == 1 and not named:
+        several = self.inputs
+        if several is None and len(inputs) == 1 and not named:
             return self._called(inputs[0])
-        if self.inputs is not None:
+        if several is not None:
             from fastfer.engine.inputs import packed
 
-            x = packed(*self.inputs, inputs, named)
+            x = packed(*several, inputs, named)
         else:
             given = [*inputs, *([named.pop("x")] if "x" in named else [])]
             if named or len(given) != 1:

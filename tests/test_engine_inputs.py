@@ -87,6 +87,18 @@ def test_one_image_takes_no_second_input() -> None:
             engine(*given, **named)
 
 
+def test_several_inputs_with_what_torch_runs() -> None:
+    class Uncovered(nn.Module):
+        def forward(self, image: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+            return torch.special.erfcx(image).mean((2, 3)) + state
+
+    network, image, state = Uncovered(), torch.randn(2, 3, 4, 4), torch.randn(2, 3)
+    engine = fastfer.compile(network, (image, state), fallback="torch")
+    assert engine.islands
+    for copy in (engine, pickle.loads(pickle.dumps(engine))):
+        torch.testing.assert_close(copy(image, state=state), network(image, state))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_of_several_inputs(tmp_path: Path) -> None:
     runtime: Any = pytest.importorskip("onnxruntime")
