@@ -25,6 +25,7 @@ from fastfer.train.options import (
     one_of,
     positive,
 )
+from fastfer.train.resolution import parse_resolution, require_fit, total_epochs
 
 CONFIG_FILE = "config.yaml"
 _EPOCHS = {"drawn": 5, "fer2013": 60}
@@ -73,7 +74,10 @@ class TrainConfig:
         input: how images become the network's input
         face_model: file of OpenCV's YuNet, which finds the faces that input.crop_margin cuts out
         out: output folder (default: runs/MODEL-DATA)
-        epochs: passes over the training images (default: 5 for drawn, 60 for other data)
+        epochs: passes over the training images (default: those of resolution, else 5 for drawn, 60 for other data)
+        resolution: sizes of the training images and epochs with each, such as 112:40,224:10 or 112:40,224 for all that
+            are left; validation and the weights are of the last size, which is input.size; stop counts its epochs
+            alone (default: one size)
         batch_size: images per step
         optimizer: adamw, adam (weight decay as a gradient) or sgd (with Nesterov momentum)
         momentum: momentum of sgd
@@ -125,6 +129,7 @@ class TrainConfig:
     face_model: str | None = None
     out: str | None = None
     epochs: int | None = None
+    resolution: str | None = None
     batch_size: int = 64
     optimizer: OptimizerName = "adamw"
     momentum: float = 0.9
@@ -206,16 +211,26 @@ class TrainConfig:
                 "unfreeze: expected a start from pretrained or from_weights, because frozen layers would keep random "
                 "weights; got neither (null for unfreeze and fine_tune.unfreeze trains everything)"
             )
+        self._check_resolution()
         for schedule in (self.schedule, self.fine_tune.schedule):
             one_of("schedule", schedule, tuple(_LEARNING_RATES))
 
+    def _check_resolution(self) -> None:
+        for stage in (self, self.fine_tune):
+            require_fit(parse_resolution(stage.resolution), stage.epochs, self.input.size)
+        if self.fine_tune.resolution is not None and not self.fine_tune.epochs:
+            raise ValueError("fine_tune.resolution: expected fine_tune.epochs beside it, got 0")
+
     def resolved(self) -> TrainConfig:
         """With the defaults that depend on other options filled in."""
+        sizes = [parse_resolution(stage.resolution) for stage in (self, self.fine_tune)]
+        last = next((phases[-1].size for phases in sizes if phases), None)
         return replace(
             self,
             out=self.out or f"runs/{self.model}-{self.data}",
-            epochs=self.epochs or _EPOCHS.get(self.data, 60),
+            epochs=self.epochs or total_epochs(sizes[0]) or _EPOCHS.get(self.data, 60),
             lr=self.lr or _LEARNING_RATES[self.schedule],
+            input=self.input if last is None else replace(self.input, size=last),
         )
 
     def stages(self) -> tuple[Stage, ...]:

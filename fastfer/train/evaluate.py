@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -58,13 +58,18 @@ class Evaluator:
             images_per_second=len(self._labels) / seconds,
         )
 
-    def probe(self, model: nn.Module) -> None:
-        """ValueError where the model cannot take the split's images or does not give a logit per class."""
+    def probe(self, model: nn.Module, size: int | None = None) -> None:
+        """ValueError where the model cannot take the split's images or does not give a logit per class.
+
+        With ``size``: images of that side instead of the preprocessing's.
+        """
+        preprocess = self._preprocess if size is None else replace(self._preprocess, size=(size, size))
+        what = f"images of {tuple(self._images.shape[1:])}" if size is None else f"images of the resolution {size}"
         model.eval()
         with torch.inference_mode():
             try:
-                logits = model(self._preprocess(self._images[:2]))[:1]  # some networks refuse a single image
+                logits = model(preprocess(self._images[:2]))[:1]  # some networks refuse a single image
             except (RuntimeError, ValueError) as error:
-                raise ValueError(f"the model cannot take images of {tuple(self._images.shape[1:])}: {error}") from error
+                raise ValueError(f"the model cannot take {what}: {error}") from error
         if logits.shape != (1, self._classes):
             raise ValueError(f"the model's logits: expected shape (1, {self._classes}), got {tuple(logits.shape)}")

@@ -28,6 +28,7 @@ from fastfer.train.objective import Objective, Targets, WithEmbedding
 from fastfer.train.optim import Schedule, make_optimizer
 from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
+from fastfer.train.resolution import at_epoch
 from fastfer.train.teacher import Teacher
 
 
@@ -114,12 +115,13 @@ class Trainer:
         seed, rank, device = self.config.seed, self.placement.rank, self.placement.device
         torch.manual_seed(derived_seed(seed, "dropout", epoch, rank))
         augment = generator(seed, "augment", epoch, rank)
+        preprocess = self._preprocess_of(epoch)
         self.modes.train()
         losses = _Losses(on_step)
         start = time.perf_counter()
         for step, portion in enumerate(self._feed.portions(epoch), start=1):
             where = f"epoch {epoch}, step {step} of {self.steps_per_epoch}"
-            x = self.augment(self.preprocess(portion.images.to(device, non_blocking=True)), augment)
+            x = self.augment(preprocess(portion.images.to(device, non_blocking=True)), augment)
             targets = portion.targets.to(device)
             if self.graph is not None and portion.batch == self.config.batch_size:
                 loss: Tensor | None = self.graph(x, targets)
@@ -139,6 +141,14 @@ class Trainer:
             images_per_second=len(self._feed) / seconds,
             lr=float(self.optimizer.param_groups[0]["lr"]),
         )
+
+    def _preprocess_of(self, epoch: int) -> Preprocess:
+        """The conversion at the epoch's size; where that is a new one, a recorded step is of no use any more."""
+        done = epoch - self._begins - 1
+        now, before = (at_epoch(self.preprocess, self.stage.phases, n) for n in (done, done - 1))
+        if self.graph is not None and now != before:
+            self.graph = StepGraph(self._whole_step, self.optimizer)
+        return now
 
     def _step(self, x: Tensor, targets: Targets, where: str, batch: int | None = None) -> Tensor | None:
         """Loss of the whole batch after one update, on the device; None where it was skipped and left no trace.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastfer.data import FaceCrop, Preprocess, Shards, Split
+from fastfer.train.resolution import Phase, parse_resolution
 
 Monitor = Literal["loss", "accuracy"]
 ScheduleName = Literal["onecycle", "cosine", "plateau", "inverse_time", "constant"]
@@ -165,6 +166,7 @@ class Stage:
 
     Args:
         epochs: passes over the training images; 0 for no such stage
+        resolution: sizes of the training images and epochs with each, such as 112:40,224:10 (default: one size)
         lr: learning rate: the peak for onecycle, else the first
         schedule: learning rate over the stage
         plateau: options of the schedule plateau
@@ -178,6 +180,7 @@ class Stage:
     """
 
     epochs: int = 0
+    resolution: str | None = None
     lr: float = 1e-3
     schedule: ScheduleName = "constant"
     plateau: Plateau = field(default_factory=Plateau)
@@ -190,6 +193,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         epoch_count(self.epochs, 0)
+        parse_resolution(self.resolution)
         positive("lr", self.lr)
         number("spatial_dropout", self.spatial_dropout, 0, 1)
         number("attention_dropout", self.attention_dropout, 0, 1)
@@ -197,6 +201,11 @@ class Stage:
             value = getattr(self, name)
             if value is not None:
                 number(name, value, 0, 1 if name == "dropout" else math.inf)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The sizes of `resolution` in order; empty where the images have one size."""
+        return parse_resolution(self.resolution)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from fastfer.train.loop import EpochResult, Trainer
 from fastfer.train.placement import Placement
 from fastfer.train.progress import Display, Silent
 from fastfer.train.public import public_config
+from fastfer.train.resolution import at_epoch
 from fastfer.train.start import Start, start_from, start_imagenet
 from fastfer.train.stopping import position
 from fastfer.train.teacher import Teacher
@@ -115,6 +116,8 @@ class _Run:
         self.evaluate.probe(self.model)
         for stage in self.stages:  # of all stages now, before the first has taken its time
             StageModes(self.model, replace(stage, dropout=None)).undo()
+            for phase in stage.phases:
+                self.evaluate.probe(self.model, phase.size)
         self.start = Start(source=record.get("start", {})) if saved else self._start()
         self.teacher = self._load_teacher()
         self.trainer = self._make_trainer(self.history[-1]["stage"] - 1 if self.history else 0)
@@ -230,6 +233,8 @@ class _Run:
     def _epoch(self, epoch: int, number: int, done: int) -> None:
         stage = self.stages[number]
         title = f"epoch {done + 1}/{stage.epochs}" + (f" of stage {number + 1}" if len(self.stages) > 1 else "")
+        if stage.phases and (size := at_epoch(self.preprocess, stage.phases, done).size):
+            title += f" at {size[0]}×{size[1]}"
         with self.display.epoch(title, self.trainer.steps_per_epoch) as on_step:
             result = self.trainer.train_epoch(epoch, on_step)
             scores = self.placement.agreed(self._scores())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastfer.train.options import EarlyStop, Stage
+from fastfer.train.resolution import last_begins
 
 
 def exhausted(scores: Sequence[float], stop: EarlyStop) -> bool:
@@ -24,7 +25,8 @@ def position(stages: Sequence[Stage], history: Sequence[dict[str, Any]]) -> tupl
     """(number of the stage, from 0, its epochs done) of the next epoch after the rows ``history``; None at the end."""
     for number, stage in enumerate(stages):
         rows = [row for row in history if row["stage"] == number + 1]
-        if len(rows) < stage.epochs and not exhausted([_score(row, stage.stop) for row in rows], stage.stop):
+        scores = [_score(row, stage.stop) for row in rows[last_begins(stage.phases) :]]  # a stop comes at the last size
+        if len(rows) < stage.epochs and not exhausted(scores, stage.stop):
             return number, len(rows)
     return None
 
