@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from bench.machine import cpu
-from fastfer.predict import YuNetEngine, yunet
+from fastfer.predict import YuNet, yunet
 
 
 def overlap(a: Any, b: Any) -> float:
@@ -31,7 +31,7 @@ def overlap(a: Any, b: Any) -> float:
 
 def contenders(model: str, picture: Any) -> dict[str, Callable[[], Any]]:
     """What is timed, by name. ValueError where boxes are not OpenCV's."""
-    detector = YuNetEngine(model, threads=1, longest=max(picture.shape))
+    detector = YuNet(model, threads=1, longest=max(picture.shape))
     found = detector(picture)
     size = yunet.input_size(*picture.shape[:2])
     x = np.empty((1, 3, *size), np.uint8)

@@ -149,6 +149,14 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is compiled during the tests is kept apart from what the user has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real faces: FASTFER_TEST_DATA, or ../shared/data beside the repository."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfer.data import drawn
-from fastfer.data.face import Face
+from fastfer.faces.face import Face
 
 Picture = NDArray[np.uint8]
 FRAME = (255, 0, 255)

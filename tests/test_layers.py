@@ -13,7 +13,18 @@ import pytest
 import fastfer
 
 ROOT = Path(fastfer.__file__).resolve().parent
-BASE = {"fastfer", "_environment", "_files", "_isa", "_lawful_use", "_memory", "_types", "_version"}
+BASE = {
+    "fastfer",
+    "_cache",
+    "_environment",
+    "_files",
+    "_isa",
+    "_lawful_use",
+    "_memory",
+    "_messages",
+    "_types",
+    "_version",
+}
 """Modules that any room may import; ``fastfer`` itself loads what it offers at the first use of it."""
 PLUGINS = {"backends.cuda", "backends.native", "backends.numba", "backends.reference"}
 
@@ -40,15 +51,16 @@ ROOMS: dict[str, set[str]] = {
     "models": {"_library", "nn", "weights"},
     "runtime": set(),
     "engine": {"_library", "_signature", "models", "runtime", "signatures", "weights"},
-    "data": set(),
-    "predict": {"data", "runtime", "weights"},
-    "web": {"data", "predict", "runtime", "weights"},
+    "faces": {"runtime"},
+    "data": {"faces"},
+    "predict": {"data", "faces", "runtime", "weights"},
+    "web": {"data", "faces", "predict", "runtime", "weights"},
     "info": {"backend"},
     "evaluate": {"data", "info", "models", "weights"},
     "explain": {"_checks", "backends.reference", "data", "evaluate", "models", "nn", "signatures"},
     "export": {"data", "models", "weights"},
     "recipes": {"data"},
-    "train": {"_processes", "backend", "data", "evaluate", "models", "nn", "ops", "recipes", "weights"},
+    "train": {"_processes", "backend", "data", "evaluate", "faces", "models", "nn", "ops", "recipes", "weights"},
     "tables": {"data", "evaluate", "models", "train"},
     "figures": {"data", "evaluate", "tables"},
     "publish": {"data", "engine", "evaluate", "figures", "models", "weights"},

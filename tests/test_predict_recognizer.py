@@ -250,6 +250,31 @@ def test_an_engine_file_runs_without_torch(weights: Path, whole: Recognizer, tmp
     assert float(printed[1]) == pytest.approx(wanted.score, abs=1e-6)
 
 
+def test_a_weight_file_is_compiled_once(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFER_CACHE", str(tmp_path))
+    faces = drawn_faces(2)
+    first = [Recognizer(weights, faces="whole", precision=kind)(faces[0]).faces[0] for kind in (None, "bfloat16")]
+    kept = sorted(tmp_path.rglob("*.ffe"))
+    assert len(kept) == 2
+    code = (
+        "import sys; sys.modules['torch'] = None\nimport fastfer\n"
+        f"for kind in (None, 'bfloat16'):\n  print(fastfer.Recognizer({str(weights)!r}, faces='whole', precision=kind)"
+        f"({str(tmp_path / 'face.png')!r}).faces[0].score)\n"
+    )
+    Image.fromarray(faces[0]).save(tmp_path / "face.png")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [float(line) for line in run.stdout.split()] == pytest.approx([face.score for face in first], abs=1e-6)
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])  # damaged: compiled again
+    Recognizer(weights, faces="whole")
+    monkeypatch.setattr("fastfer._cache._code", lambda: "other")  # code that compiles otherwise: the old one goes
+    Recognizer(weights, faces="whole", precision="bfloat16")
+    assert len(sorted(tmp_path.rglob("*.ffe"))) == 2
+    assert any("other" in path.name for path in tmp_path.rglob("*.ffe"))
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("FASTFER_CACHE", str(tmp_path / "file"))  # nothing can be kept there, which is no error
+    assert Recognizer(weights, faces="whole")(faces[0]).faces[0].score == pytest.approx(first[0].score, abs=1e-6)
+
+
 SPECS = [
     InputSpec(Preprocess((0.5,), (0.2,), size=(64, 64), colour="grey"), (64, 64), (1, 48, 48)),
     InputSpec(Preprocess((0.5,), (0.2,), size=(40, 56), colour="grey", equalise=True), (40, 56), (3, 100, 80)),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastfer.data import Face, FaceCrop, FaceNotFoundError, Preprocess, Split, YuNet, drawn, face, pixels
+from fastfer.data import Face, FaceCrop, FaceNotFoundError, Preprocess, Split, drawn, pixels
 from fastfer.models import create_model, read_metadata, save_weights
 
 GREY = {"mean": (0.5,), "std": (0.25,)}
@@ -250,111 +249,3 @@ def test_no_face() -> None:
         settings.picture(picture)
     whole = Preprocess.imagenet(crop=FaceCrop(missing="whole"))
     np.testing.assert_array_equal(whole.picture(picture, lambda _: []).numpy(), picture.transpose(2, 0, 1))
-
-
-class FakeDetector:
-    """Stands for cv2.FaceDetectorYN: finds the brightest pixel's surroundings, and a worse face before it."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-
-    def setInputSize(self, size: tuple[int, int]) -> None:  # noqa: N802 - OpenCV's name
-        self.size = size
-
-    def detect(self, bgr: np.ndarray) -> tuple[int, np.ndarray | None]:
-        assert bgr.shape[1::-1] == self.size
-        if not bgr.any():
-            return 0, None
-        y, x = np.unravel_index(bgr[..., 0].argmax(), bgr.shape[:2])  # blue
-        row = np.array([x - 5, y - 5, 10, 10, *[x, y] * 5, 0.9], np.float32)
-        return 1, np.stack([np.append(row[:14] * 0, np.float32(0.8)), row])
-
-
-def test_yunet_scales_boxes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cv2 = types.SimpleNamespace(
-        FaceDetectorYN=types.SimpleNamespace(create=lambda path, config, size, score: FakeDetector(size)),
-        resize=lambda image, size, interpolation: np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)),
-        INTER_AREA=3,
-        error=RuntimeError,
-        __version__="5",
-    )
-    monkeypatch.setattr(face, "_opencv", lambda: cv2)
-    path = tmp_path / "yunet.onnx"
-    path.write_bytes(b"x")
-    picture = np.zeros((200, 400, 3), np.uint8)
-    picture[80:84, 200:204, 2] = 255  # blue, RGB
-    best, worse = YuNet(path, longest=100)(picture)
-    assert best.box == pytest.approx((180, 60, 40, 40))
-    assert best.points is not None
-    assert best.points[1] == pytest.approx((200, 80))
-    assert (best.score, worse.score) == pytest.approx((0.9, 0.8))
-    assert YuNet(path)(np.zeros_like(picture)) == []
-    with pytest.raises(ValueError, match="picture: expected uint8 of shape"):
-        YuNet(path)(picture[..., 0])
-
-
-def write_bright_spot_model(path: Path) -> None:
-    """An ONNX file with the inputs and outputs of YuNet: a bright cell of 8, 16 or 32 pixels is a face of three."""
-    onnx = pytest.importorskip("onnx")
-    make, kind = onnx.helper, onnx.TensorProto.FLOAT
-    values = {"whole": 1 / 255, "none": 0.0, "half": 0.5, "log3": float(np.log(3))}
-    constants = [make.make_tensor(name, kind, [], [value]) for name, value in values.items()]
-    constants.append(make.make_tensor("column", onnx.TensorProto.INT64, [3], [1, -1, 1]))
-    nodes = [make.make_node("ReduceMean", ["input"], ["grey"], axes=[1], keepdims=1)]
-    outputs = []
-    for cell in (8, 16, 32):
-        steps = (
-            ("AveragePool", ["grey"], "mean", {"kernel_shape": [cell] * 2, "strides": [cell] * 2}),
-            ("Mul", ["mean", "whole"], "light", {}),
-            ("Reshape", ["light", "column"], "cls", {}),
-            ("Add", ["cls", "none"], "obj", {}),
-            ("Mul", ["cls", "none"], "zero", {}),
-            ("Add", ["zero", "half"], "middle", {}),
-            ("Add", ["zero", "log3"], "side", {}),
-            ("Concat", ["middle", "middle", "side", "side"], "bbox", {"axis": 2}),
-            ("Concat", ["middle"] * 10, "kps", {"axis": 2}),
-        )
-        shared = {"grey", "column", *values}
-        for op, inputs, output, attributes in steps:
-            names = [name if name in shared else f"{name}_{cell}" for name in inputs]
-            nodes.append(make.make_node(op, names, [f"{output}_{cell}"], **attributes))
-        for output, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
-            outputs.append(make.make_tensor_value_info(f"{output}_{cell}", kind, [1, None, width]))
-    outputs.sort(key=lambda info: ("cls", "obj", "bbox", "kps").index(info.name.split("_")[0]))
-    image = make.make_tensor_value_info("input", kind, [1, 3, "height", "width"])
-    graph = make.make_graph(nodes, "spots", [image], outputs, constants)
-    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 13)], ir_version=8)
-    onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
-
-
-def test_yunet_in_opencv_itself(tmp_path: Path) -> None:
-    pytest.importorskip("cv2")
-    write_bright_spot_model(tmp_path / "spots.onnx")
-    picture = np.zeros((90, 140, 3), np.uint8)
-    picture[40:48, 104:112] = 255
-    (found,) = YuNet(tmp_path / "spots.onnx")(picture)
-    assert found.box == pytest.approx((108 - 12, 44 - 12, 24, 24), abs=1e-3)
-    assert found.score == pytest.approx(1, abs=1e-3)
-    np.testing.assert_allclose(found.points, [(108, 44)] * 5, atol=1e-3)
-    larger = picture.repeat(10, 0).repeat(10, 1)
-    (found,) = YuNet(tmp_path / "spots.onnx", longest=140)(larger)
-    assert found.box == pytest.approx((960, 320, 240, 240), abs=1e-2)
-    assert YuNet(tmp_path / "spots.onnx")(np.zeros_like(picture)) == []
-    settings = Preprocess.imagenet(size=(24, 24), crop=FaceCrop(0))
-    got = settings.picture(picture, YuNet(tmp_path / "spots.onnx"))
-    np.testing.assert_array_equal(got.numpy(), picture[32:56, 96:120].transpose(2, 0, 1))
-
-
-def test_yunet_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match="no face detection model"):
-        YuNet(tmp_path / "no.onnx")
-    path = tmp_path / "bad.onnx"
-    path.write_bytes(b"not a model")
-    with monkeypatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "cv2", None)
-        with pytest.raises(ImportError, match=r"pip install 'fastfer\[video\]'"):
-            YuNet(path)
-    pytest.importorskip("cv2")
-    with pytest.raises(ValueError, match=r"bad.onnx: OpenCV .* cannot use it as a YuNet model"):
-        YuNet(path)

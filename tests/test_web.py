@@ -29,7 +29,7 @@ from web_cases import ask, client, encoded, fitted, framed, running, scene
 from fastfer import Recognizer, weights
 from fastfer._lawful_use import LAWFUL_USE
 from fastfer.data import BASIC_NAMES
-from fastfer.data.face import Face
+from fastfer.faces.face import Face
 from fastfer.predict import DetectorNotFoundError
 from fastfer.runtime import native
 from fastfer.web import cli
@@ -214,7 +214,7 @@ def test_without_a_detector(engine: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def missing(*args: object, **options: object) -> None:
         raise DetectorNotFoundError("no face detector: here is none")
 
-    monkeypatch.setattr("fastfer.predict.detector.engine_bytes", missing)
+    monkeypatch.setattr("fastfer.faces.detector.engine_bytes", missing)
     recognizers = Recognizers(engine, threads=1)
     assert recognizers.detector_missing == "no face detector: here is none"
     assert recognizers.start.faces == "whole"

@@ -20,7 +20,7 @@ from predict_cases import Picture, drawn_faces
 
 import fastfer
 from fastfer.data import BASIC_NAMES, FaceCrop, Preprocess
-from fastfer.data.face import Face
+from fastfer.faces.face import Face
 from fastfer.models import create_model
 from fastfer.web.limits import Limits
 from fastfer.web.recognizers import Recognizers

@@ -20,7 +20,7 @@ from test_web_browser import LABELS, drop
 from web_cases import encoded, running
 
 from fastfer.data import drawn
-from fastfer.data.face import Face
+from fastfer.faces.face import Face
 from fastfer.web.recognizers import Recognizers
 
 SIDE, PLACES = 180, [(50 + 330 * column, 50 + 235 * row) for row in range(2) for column in range(3)]

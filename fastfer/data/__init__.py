@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fastfer.data import drawn, fer2013
     from fastfer.data.audit import duplicate_mask
     from fastfer.data.augment import Augment
-    from fastfer.data.face import Face, FaceCrop, FaceDetector, FaceNotFoundError, YuNet
     from fastfer.data.folds import fraction_parts, group_folds, stratified_folds
     from fastfer.data.input_spec import InputSpec
     from fastfer.data.labels import BASIC_NAMES, CLASS_NAMES, FER2013_CODES, canonical_name, class_index
@@ -27,44 +26,46 @@ if TYPE_CHECKING:
     from fastfer.data.shard_loader import Batch, ShardLoader
     from fastfer.data.shards import Shards, ShardWriter, index_shards, write_shards
     from fastfer.data.split import DataError, Split
+    from fastfer.faces.detector import YuNet
+    from fastfer.faces.face import Face, FaceCrop, FaceDetector, FaceNotFoundError
 
 _MODULES = ("drawn", "fer2013")
 _NAMES = {
-    "Augment": "augment",
-    "BASIC_NAMES": "labels",
-    "Batch": "shard_loader",
-    "CLASS_NAMES": "labels",
-    "DataError": "split",
-    "DataOptions": "options",
-    "FER2013_CODES": "labels",
-    "Face": "face",
-    "FaceCrop": "face",
-    "FaceDetector": "face",
-    "FaceNotFoundError": "face",
-    "Folds": "loading",
-    "InputSpec": "input_spec",
-    "LazySplit": "lazy",
-    "Manifest": "manifest",
-    "Preprocess": "preprocess",
-    "Sample": "manifest",
-    "ShardLoader": "shard_loader",
-    "ShardWriter": "shards",
-    "Shards": "shards",
-    "Split": "split",
-    "YuNet": "face",
-    "canonical_name": "labels",
-    "class_index": "labels",
-    "duplicate_mask": "audit",
-    "fraction_parts": "folds",
-    "group_folds": "folds",
-    "index_shards": "shards",
-    "list_datasets": "loading",
-    "list_layouts": "loading",
-    "load_dataset": "loading",
-    "load_folds": "loading",
-    "load_lazily": "loading",
-    "stratified_folds": "folds",
-    "write_shards": "shards",
+    "Augment": "data.augment",
+    "BASIC_NAMES": "data.labels",
+    "Batch": "data.shard_loader",
+    "CLASS_NAMES": "data.labels",
+    "DataError": "data.split",
+    "DataOptions": "data.options",
+    "FER2013_CODES": "data.labels",
+    "Face": "faces.face",
+    "FaceCrop": "faces.face",
+    "FaceDetector": "faces.face",
+    "FaceNotFoundError": "faces.face",
+    "Folds": "data.loading",
+    "InputSpec": "data.input_spec",
+    "LazySplit": "data.lazy",
+    "Manifest": "data.manifest",
+    "Preprocess": "data.preprocess",
+    "Sample": "data.manifest",
+    "ShardLoader": "data.shard_loader",
+    "ShardWriter": "data.shards",
+    "Shards": "data.shards",
+    "Split": "data.split",
+    "YuNet": "faces.detector",
+    "canonical_name": "data.labels",
+    "class_index": "data.labels",
+    "duplicate_mask": "data.audit",
+    "fraction_parts": "data.folds",
+    "group_folds": "data.folds",
+    "index_shards": "data.shards",
+    "list_datasets": "data.loading",
+    "list_layouts": "data.loading",
+    "load_dataset": "data.loading",
+    "load_folds": "data.loading",
+    "load_lazily": "data.loading",
+    "stratified_folds": "data.folds",
+    "write_shards": "data.shards",
 }
 
 __all__ = [
@@ -78,7 +79,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        value: Any = getattr(importlib.import_module(f"fastfer.data.{_NAMES[name]}"), name)
+        value: Any = getattr(importlib.import_module(f"fastfer.{_NAMES[name]}"), name)
     elif name in _MODULES:
         return importlib.import_module(f"fastfer.data.{name}")
     else:

@@ -9,7 +9,7 @@ from os.path import isdir
 from pathlib import Path, PurePosixPath
 
 from fastfer._files import replace_atomically
-from fastfer.data.split import DataError
+from fastfer._messages import DataError, printable, terminal
 
 LFS_MARK = b"version https://git-lfs"
 """How Git LFS's stand-in for a file begins."""
@@ -71,13 +71,3 @@ def reference(path: str | Path) -> dict[str, str]:
     file = path / "shards.json" if isdir(path) else path
     with file.open("rb") as content:
         return {"name": path.name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
-
-
-def terminal(text: str) -> str:
-    """`printable`, line by line."""
-    return "\n".join(printable(line) for line in text.split("\n"))
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters and broken letters escaped, so that a name cannot steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

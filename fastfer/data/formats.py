@@ -31,6 +31,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 """Pillow's name of each format that is read, and its suffixes."""
 
+_MARKS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+"""How files of the two commonest begin."""
+
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 MAX_SIDE = 20_000
@@ -45,13 +48,24 @@ def open_image(source: Path | bytes) -> Image.Image:
     Raises OSError, ValueError or nearly anything else that Pillow's readers raise for damaged files; ValueError for an
     image larger than MAX_SIDE and MAX_PIXELS allow.
     """
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_known())
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats(source))
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         image.close()
         raise ValueError(
             f"{image.width}x{image.height} pixels, expected at most {MAX_SIDE} a side and {MAX_PIXELS} in all"
         )
     return image
+
+
+def _formats(source: Path | bytes) -> tuple[str, ...]:
+    """Those to try: the one that the first bytes tell, else all, whose modules take 30 ms to import."""
+    if isinstance(source, bytes):
+        start = source[:8]
+    else:
+        with source.open("rb") as file:
+            start = file.read(8)
+    told = tuple(name for mark, name in _MARKS.items() if start.startswith(mark))
+    return told or _known()
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fastfer.data.files import LFS_MARK
 from fastfer.data.formats import open_image
@@ -42,7 +42,11 @@ def decode(sample: Sample, channels: int | None = None) -> Pixels:
 def upright(image: Image.Image, channels: int | None = None) -> Pixels:
     """An opened image as `decode` gives it, turned as its Exif tag says. Raises nearly anything for a damaged one."""
     # Photographs that a camera held sideways say so; JAFFE and the like carry no such tag.
-    return _convert(ImageOps.exif_transpose(image) if _orientation(image) > 1 else image, channels)
+    if _orientation(image) > 1:
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)
+    return _convert(image, channels)
 
 
 def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:

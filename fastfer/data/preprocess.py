@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fastfer.data import planes
-from fastfer.data.face import FaceCrop, FaceDetector, Picture
 from fastfer.data.split import Split
+from fastfer.faces.face import FaceCrop, FaceDetector, Picture
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastfer.data.face import Picture
 from fastfer.data.shards import Record, Shards
 from fastfer.data.split import DataError
+from fastfer.faces.face import Picture
 
 
 @dataclass(frozen=True)

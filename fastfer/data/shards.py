@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastfer.data.face import Picture
 from fastfer.data.files import replace_atomically, write_text
 from fastfer.data.formats import FORMATS, IMAGE_SUFFIXES, open_image
 from fastfer.data.images import decode
 from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
+from fastfer.faces.face import Picture
 
 INDEX = "shards.json"
 LAYOUT = 1

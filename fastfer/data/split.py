@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fastfer._messages import DataError
+
+__all__ = ["DataError", "SoftMode", "Split"]
+
 SoftMode = Literal["crossentropy", "probability", "multi_target"]
-
-
-class DataError(ValueError):
-    """A data set that cannot be read as asked. The message names the file and the place in it."""
 
 
 @dataclass(frozen=True)

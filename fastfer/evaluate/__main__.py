@@ -39,7 +39,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--face-model",
         type=Path,
         metavar="FILE",
-        help="OpenCV's YuNet, for networks that were trained on faces cut out of whole pictures",
+        help="file of YuNet (.onnx or .ffe), for networks that were trained on faces cut out of whole pictures",
     )
     options.add_argument("--uncropped", action="store_true", help="the images are such faces already")
     options.add_argument("--out", type=Path, help="output folder (default: WEIGHTS-DATA-SPLIT... beside the weights)")

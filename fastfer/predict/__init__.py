@@ -12,10 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastfer.data.face import Face
     from fastfer.data.split import DataError
-    from fastfer.predict.detector import YuNetEngine
-    from fastfer.predict.detector_file import DetectorNotFoundError, find_detector
+    from fastfer.faces.detector import YuNet
+    from fastfer.faces.detector_file import DetectorNotFoundError, find_detector
+    from fastfer.faces.face import Face
     from fastfer.predict.recognizer import Recognizer
     from fastfer.predict.results import FrameResult, RecognizedFace, Result
     from fastfer.predict.source import SourceError
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "DataError": "fastfer.data.split",
-    "DetectorNotFoundError": "fastfer.predict.detector_file",
-    "Face": "fastfer.data.face",
+    "DetectorNotFoundError": "fastfer.faces.detector_file",
+    "Face": "fastfer.faces.face",
     "FrameResult": "fastfer.predict.results",
     "RecognizedFace": "fastfer.predict.results",
     "Recognizer": "fastfer.predict.recognizer",
     "Result": "fastfer.predict.results",
     "SourceError": "fastfer.predict.source",
     "Tracker": "fastfer.predict.track",
-    "YuNetEngine": "fastfer.predict.detector",
-    "find_detector": "fastfer.predict.detector_file",
+    "YuNet": "fastfer.faces.detector",
+    "find_detector": "fastfer.faces.detector_file",
 }
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
     "Result",
     "SourceError",
     "Tracker",
-    "YuNetEngine",
+    "YuNet",
     "find_detector",
 ]
 

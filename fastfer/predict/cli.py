@@ -12,11 +12,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastfer import __version__, _environment
+from fastfer import __version__, _cache, _environment
 from fastfer._files import write_bytes
 from fastfer.data.files import printable
 from fastfer.predict import inputs, records, summary
-from fastfer.predict.detector_file import digest
 from fastfer.predict.recognizer import Recognizer
 from fastfer.predict.run import Messages, Plan, Run, Stopped
 
@@ -156,7 +155,7 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
     weights = Path(args.weights)
     return {
         "weights": weights.name,
-        "sha256": digest(weights) if weights.is_file() else None,
+        "sha256": _cache.digest(weights) if weights.is_file() else None,
         "faces": args.faces,
         "every": args.every,
         "min_score": args.min_score,

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fastfer._files import reserved_name
-from fastfer.data.face import Picture
+from fastfer.faces.face import Picture
 from fastfer.predict.results import RecognizedFace
 from fastfer.predict.source import SourceError, opencv
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastfer.data.face import Picture
 from fastfer.data.files import printable
 from fastfer.data.images import decode, upright
 from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
+from fastfer.faces.face import Picture
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastfer.data import planes
-from fastfer.data.face import Face, FaceCrop, Picture
 from fastfer.data.input_spec import InputSpec
+from fastfer.faces.face import Face, FaceCrop, Picture
 
 
 class Prepare:

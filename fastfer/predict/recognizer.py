@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastfer.data.face import Face, FaceCrop, Picture
+from fastfer.faces.detector import Detector, as_detector
+from fastfer.faces.face import Face, FaceCrop, Picture
 from fastfer.predict import pictures
-from fastfer.predict.detector import Detector, as_detector
 from fastfer.predict.pictures import Read, read_ahead
 from fastfer.predict.prepare import Prepare
 from fastfer.predict.resolve import Weights, resolved

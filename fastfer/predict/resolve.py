@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from fastfer import _cache
 from fastfer import weights as shipped
 from fastfer.data.files import printable
 from fastfer.data.input_spec import InputSpec
@@ -40,15 +42,24 @@ def resolved(weights: Weights, threads: int | None, precision: str | None) -> tu
 
 
 def _compiled(path: Path, threads: int | None, precision: str | None) -> Engine:
+    """The engine of a weight file, compiled at its first use: torch alone takes a second to import."""
     if precision not in (None, "float32", "bfloat16"):
         raise ValueError(f"precision: expected float32 or bfloat16 for a weight file, got {precision!r}")
+    precision = precision or "float32"
+    kept = _cache.compiled("weights", _cache.digest(path), precision)
+    with suppress(OSError, ValueError):  # not there yet, or damaged
+        return load(kept, threads=threads)
     try:
         from fastfer.engine.compiler import compile
         from fastfer.engine.trained import trained
     except ImportError as error:
-        raise ImportError(f"a weight file needs torch, an engine file (.ffe) does not: {error}") from error
+        raise ImportError(
+            f"the first use of a weight file needs torch, an engine file (.ffe) does not: {error}"
+        ) from error
     model, known = trained(path)
-    return compile(model, threads=threads, dtype=precision or "float32", **known)
+    engine = compile(model, threads=threads, dtype=precision, **known)
+    _cache.keep(kept, engine._data)
+    return engine
 
 
 def _spec(engine: Engine, name: str) -> InputSpec:

@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from fastfer.data.face import Picture
 from fastfer.data.files import printable
 from fastfer.data.formats import open_image
+from fastfer.faces.face import Picture
 from fastfer.predict import draw
 from fastfer.predict.inputs import Item, shown
 from fastfer.predict.pictures import read_ahead

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastfer.data.face import Picture
 from fastfer.data.files import printable
 from fastfer.data.split import DataError
+from fastfer.faces.face import Picture
 from fastfer.predict import pictures
 
 Source = str | Path | int | Iterable[Any]

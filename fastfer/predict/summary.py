@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fastfer._files import replace_atomically, write_bytes
-from fastfer.data.face import Face, FaceCrop, Picture
+from fastfer.faces.face import Face, FaceCrop, Picture
 from fastfer.predict import records
 from fastfer.predict.draw import COLOURS
 from fastfer.predict.results import RecognizedFace

@@ -72,7 +72,7 @@ class TrainConfig:
         folds: one run for each of so many folds, in folders of their own, and their mean and standard deviation; the
             split is N-fold unless data_options.split says leave-one-subject-out
         input: how images become the network's input
-        face_model: file of OpenCV's YuNet, which finds the faces that input.crop_margin cuts out
+        face_model: file of YuNet (.onnx or .ffe), which finds the faces that input.crop_margin cuts out
         out: output folder (default: runs/MODEL-DATA)
         epochs: passes over the training images (default: those of resolution, else 5 for drawn, 60 for other data)
         resolution: sizes of the training images and epochs with each, such as 112:40,224:10 or 112:40,224 for all that

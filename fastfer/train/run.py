@@ -20,9 +20,9 @@ import torch
 import fastfer
 from fastfer._processes import synchronised
 from fastfer.data import DataError, DataOptions, FaceCrop, Shards, Split, YuNet, load_dataset
-from fastfer.data.face import Picture
 from fastfer.data.files import write_text
 from fastfer.data.split_record import dataset_name
+from fastfer.faces.face import Picture
 from fastfer.models import FerModel, load_weights, read_metadata, save_weights
 from fastfer.models.external import is_external
 from fastfer.train import outputs, state

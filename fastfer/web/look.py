@@ -6,10 +6,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastfer.data.face import Picture
 from fastfer.data.files import printable
 from fastfer.data.formats import open_image
 from fastfer.data.split import DataError
+from fastfer.faces.face import Picture
 from fastfer.predict import pictures
 from fastfer.predict.recognizer import Recognizer
 from fastfer.predict.track import Tracker

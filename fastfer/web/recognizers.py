@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fastfer import weights as shipped
 from fastfer.data.files import printable
-from fastfer.predict.detector import Detector, YuNetEngine
-from fastfer.predict.detector_file import DetectorNotFoundError
+from fastfer.faces.detector import Detector, YuNet
+from fastfer.faces.detector_file import DetectorNotFoundError
 from fastfer.predict.recognizer import Recognizer
 from fastfer.runtime import native
 from fastfer.web.settings import FACES, Settings
@@ -104,7 +104,7 @@ class Recognizers:
         """The detector that was given, or the one that is found."""
         try:
             if detector is None or isinstance(detector, str | Path):
-                self._detector = YuNetEngine(detector, threads=self._threads)
+                self._detector = YuNet(detector, threads=self._threads)
             else:
                 self._detector = detector
         except (DetectorNotFoundError, ImportError) as error:

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faces in whole pictures: a detector's interface, OpenCV's YuNet behind it, and the crop that networks are shown."""
+"""Faces in whole pictures: what a detector gives, and the crop that networks are shown."""
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastfer.data.split import DataError
+from fastfer._messages import DataError
 
 Picture = NDArray[np.uint8]
 """RGB (H, W, 3) or grey (H, W)."""
@@ -114,63 +112,3 @@ def _window(picture: Picture, left: int, top: int, side: int) -> Picture:
     rows = np.clip(np.arange(top, top + side), 0, picture.shape[0] - 1)
     columns = np.clip(np.arange(left, left + side), 0, picture.shape[1] - 1)
     return picture[rows][:, columns]
-
-
-class YuNet:
-    """OpenCV's detector (Wu et al. 2023) from its ONNX file; larger pictures are shrunk to ``longest`` pixels a side.
-
-    OpenCV 5 needs the file of 2026may, whose input size is free; those of 2023mar are for OpenCV 4. An instance keeps
-    its last input size, so each thread needs its own. Raises FileNotFoundError, ImportError naming the extra to
-    install, or ValueError for a file that OpenCV cannot use.
-    """
-
-    def __init__(self, path: str | Path, score: float = 0.7, longest: int = 640) -> None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no face detection model at {path}")
-        if not 0 <= score <= 1 or longest < 32:
-            raise ValueError(f"score and longest: expected 0 to 1 and 32 or more, got {score} and {longest}")
-        self._cv2 = _opencv()
-        self._path, self._longest = path, longest
-        try:
-            self._detector = self._cv2.FaceDetectorYN.create(str(path), "", (longest, longest), score)
-        except self._cv2.error as error:
-            raise self._unusable(error) from None
-
-    def __call__(self, picture: Picture) -> list[Face]:
-        """Faces of an RGB picture (H, W, 3) uint8, best score first."""
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"picture: expected uint8 of shape (H, W, 3), got {picture.dtype} {picture.shape}")
-        cv2, (height, width) = self._cv2, picture.shape[:2]
-        shrink = min(1.0, self._longest / max(height, width))
-        size = max(1, round(width * shrink)), max(1, round(height * shrink))
-        bgr = np.ascontiguousarray(picture[..., ::-1])
-        if shrink < 1:
-            bgr = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
-        self._detector.setInputSize(size)
-        try:
-            rows = self._detector.detect(bgr)[1]
-        except cv2.error as error:
-            raise self._unusable(error) from None
-        scales = np.tile([width / size[0], height / size[1]], 7)
-        found = [] if rows is None else [(row[:14] * scales, float(row[14])) for row in np.asarray(rows, np.float64)]
-        found.sort(key=lambda item: -item[1])
-        return [
-            Face(tuple(place[:4].tolist()), score, tuple(map(tuple, place[4:].reshape(5, 2).tolist())))
-            for place, score in found
-        ]
-
-    def _unusable(self, error: Exception) -> ValueError:
-        return ValueError(
-            f"{self._path}: OpenCV {self._cv2.__version__} cannot use it as a YuNet model ({str(error).strip()}); "
-            "OpenCV 5 needs face_detection_yunet_2026may.onnx, OpenCV 4 takes that of 2023mar as well"
-        )
-
-
-def _opencv() -> Any:
-    try:
-        cv2: Any = importlib.import_module("cv2")
-    except ImportError as error:
-        raise ImportError(f"YuNet needs OpenCV: pip install 'fastfer[video]' ({error})") from error
-    if not hasattr(cv2, "FaceDetectorYN"):
-        raise ImportError(f"YuNet needs OpenCV 4.5.4 or later, got {cv2.__version__}: pip install 'fastfer[video]'")
-    return cv2

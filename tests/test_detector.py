@@ -20,9 +20,10 @@ from torch import nn
 
 import fastfer
 from fastfer.engine.resized import resized
+from fastfer.faces import detector_file, yunet
+from fastfer.faces.detector import as_face
 from fastfer.models.pretrained import download
-from fastfer.predict import DetectorNotFoundError, YuNetEngine, detector_file, find_detector, yunet
-from fastfer.predict.detector import as_face
+from fastfer.predict import DetectorNotFoundError, YuNet, find_detector
 from fastfer.runtime import Engine
 
 SIZE = (64, 96)
@@ -178,7 +179,7 @@ def test_the_hub_is_asked_once(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_wrong_settings(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="score, overlap, longest"):
-        YuNetEngine("any.onnx", **changes)
+        YuNet("any.onnx", **changes)
 
 
 class Net(nn.Module):
@@ -243,7 +244,7 @@ def cached(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTFER_CACHE", str(cache))
-        YuNetEngine(model)
+        YuNet(model)
     return cache
 
 
@@ -266,7 +267,7 @@ def photographs() -> list[np.ndarray[Any, Any]]:
 def test_boxes_are_those_of_the_network_in_onnx_runtime(model: Path, cached: Path, monkeypatch: Any) -> None:
     runtime = pytest.importorskip("onnxruntime")
     monkeypatch.setenv("FASTFER_CACHE", str(cached))
-    detector = YuNetEngine(model, score=0.6, threads=1, longest=640)
+    detector = YuNet(model, score=0.6, threads=1, longest=640)
     session = runtime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     for picture in [np.random.default_rng(1).integers(0, 256, (640, 640, 3), np.uint8), *photographs()]:
         square = np.zeros((640, 640, 3), np.uint8)  # the only size that the file takes
@@ -287,7 +288,7 @@ def test_boxes_are_those_of_opencv(model: Path, cached: Path, monkeypatch: Any) 
     if cv2.__version__.startswith("5"):
         pytest.skip("OpenCV 5 does not take the file of 2023mar")
     monkeypatch.setenv("FASTFER_CACHE", str(cached))
-    detector = YuNetEngine(model, score=0.6, threads=1)
+    detector = YuNet(model, score=0.6, threads=1)
     counts = []
     for picture in photographs():
         other = cv2.FaceDetectorYN.create(str(model), "", picture.shape[1::-1], 0.6)
@@ -304,7 +305,7 @@ def test_boxes_are_those_of_opencv(model: Path, cached: Path, monkeypatch: Any) 
 def test_photographs_of_any_size(model: Path, cached: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("FASTFER_CACHE", str(cached))
     astronaut = photographs()[0]
-    detector = YuNetEngine(model, threads=1)
+    detector = YuNet(model, threads=1)
     box = detector(astronaut)[0].box
     for scale in (0.5, 2.0, 5.0):
         side = round(512 * scale)
@@ -316,7 +317,7 @@ def test_photographs_of_any_size(model: Path, cached: Path, monkeypatch: Any) ->
     assert overlap(detector(grey)[0].box, box) > 0.85
     copied = pickle.loads(pickle.dumps(detector))
     assert copied(grey) == detector(grey)
-    quick = YuNetEngine(model, threads=1, longest=320)
+    quick = YuNet(model, threads=1, longest=320)
     assert overlap(quick(astronaut)[0].box, box) > 0.8
     for tiny in ((1, 1), (3, 2000), (2000, 3), (31, 33)):
         assert detector(np.zeros(tiny, np.uint8)) == []
@@ -324,8 +325,8 @@ def test_photographs_of_any_size(model: Path, cached: Path, monkeypatch: Any) ->
 
 def test_the_second_time_needs_no_torch(cached: Path) -> None:
     code = (
-        "import sys\nimport numpy as np\nfrom fastfer.predict import YuNetEngine\n"
-        "assert YuNetEngine(threads=1)(np.zeros((48, 64, 3), np.uint8)) == []\n"
+        "import sys\nimport numpy as np\nfrom fastfer.predict import YuNet\n"
+        "assert YuNet(threads=1)(np.zeros((48, 64, 3), np.uint8)) == []\n"
         "assert not {'torch', 'onnx', 'cv2'} & set(sys.modules)\n"
     )
     environment = {**os.environ, "FASTFER_CACHE": str(cached), "FASTFER_OFFLINE": "1"}
@@ -338,18 +339,18 @@ def test_files_that_are_no_yunet(nowhere: Path) -> None:
     file = nowhere / "other.ffe"
     fastfer.compile(Net().eval(), (3, 64, 64), threads=1, mean=[0.0] * 3, std=[1 / 255] * 3).save(file)
     with pytest.raises(ValueError, match=r"other.ffe: expected a YuNet"):
-        YuNetEngine(file)
+        YuNet(file)
     damaged = nowhere / "damaged.ffe"
     damaged.write_bytes(b"FFENGINE")
     with pytest.raises(ValueError, match="engine file"):
-        YuNetEngine(damaged)
+        YuNet(damaged)
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_the_first_time_without_torch_says_what_it_needs(nowhere: Path, given: bool) -> None:
     (nowhere / "yunet.onnx").write_bytes(b"x")
     path = str(nowhere / "yunet.onnx") if given else None
-    code = f"import sys; sys.modules['torch'] = None\nfrom fastfer.predict import YuNetEngine\nYuNetEngine({path!r})\n"
+    code = f"import sys; sys.modules['torch'] = None\nfrom fastfer.predict import YuNet\nYuNet({path!r})\n"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ImportError" in ended.stderr
     assert "its first use needs torch and onnx (pip install 'fastfer[onnx]')" in ended.stderr

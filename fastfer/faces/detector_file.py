@@ -6,18 +6,11 @@ Its ONNX file is compiled once, with torch and onnx; the engine file in the cach
 
 from __future__ import annotations
 
-import hashlib
-import os
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fastfer import __version__, _environment
-from fastfer.data.files import printable
-from fastfer.predict import yunet
-
-if TYPE_CHECKING:
-    from fastfer.runtime import Engine
+from fastfer import _cache, _environment
+from fastfer._messages import printable
+from fastfer.faces import yunet
 
 NAME = "face_detection_yunet_2023mar.onnx"
 DIGEST = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
@@ -31,19 +24,6 @@ _SIDE = 640
 
 class DetectorNotFoundError(FileNotFoundError):
     """No face detector is here, and none could be fetched."""
-
-
-def cache() -> Path:
-    """The folder for what was fetched or compiled: FASTFER_CACHE, or ``fastfer`` in XDG_CACHE_HOME or ~/.cache."""
-    if folder := _environment.variable("FASTFER_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfer"
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_detector(path: str | Path | None = None) -> Path:
@@ -72,19 +52,17 @@ def engine_bytes(path: str | Path | None = None) -> bytes:
     file = find_detector(path)
     if file.suffix == ".ffe":
         return _checked(file.read_bytes(), file)
-    kept = _kept(digest(file))
+    kept = _kept(_cache.digest(file))
     if (known := _read(kept)) is not None:
         return known
-    engine = _compiled(file)
-    with suppress(OSError):  # a cache that cannot be written to costs time, and nothing else
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        engine.save(kept)
-    return bytes(engine._data)
+    data = _compiled(file)
+    _cache.keep(kept, data)
+    return data
 
 
 def _kept(digits: str) -> Path:
     """The place in the cache of what was compiled from the file with that sha256."""
-    return cache() / "detector" / f"{digits[:32]}-{__version__}.ffe"
+    return _cache.compiled("detector", digits)
 
 
 def _read(kept: Path) -> bytes | None:
@@ -109,15 +87,14 @@ def _checked(data: bytes, path: Path) -> bytes:
     return data
 
 
-def _compiled(file: Path) -> Engine:
+def _compiled(file: Path) -> bytes:
     """From the ONNX file. Its input are pixels 0 to 255 as they are."""
     try:
         from fastfer.engine.compiler import compile
     except ImportError as error:
         raise ImportError(f"{printable(str(file))}: {_FIRST}: {error}") from error
     engine = compile(file, (1, 3, _SIDE, _SIDE), mean=[0.0] * 3, std=[1 / 255] * 3)
-    _checked(bytes(engine._data), file)
-    return engine
+    return _checked(bytes(engine._data), file)
 
 
 def _installed() -> Path | None:
@@ -130,7 +107,7 @@ def _installed() -> Path | None:
             continue
         for file in distribution.files or ():
             found = Path(str(file.locate()))
-            if file.name == NAME and found.is_file() and digest(found) == DIGEST:
+            if file.name == NAME and found.is_file() and _cache.digest(found) == DIGEST:
                 return found
     return None
 

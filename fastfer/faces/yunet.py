@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastfer.data.face import Face, Picture
+from fastfer.faces.face import Face, Picture
 
 STRIDES = (8, 16, 32)
 KINDS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}

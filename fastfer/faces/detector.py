@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fastfer.data.face import Face, Picture
-from fastfer.predict import yunet
-from fastfer.predict.detector_file import engine_bytes
+from fastfer.faces import yunet
+from fastfer.faces.detector_file import engine_bytes
+from fastfer.faces.face import Face, Picture
 
 if TYPE_CHECKING:
     from fastfer.runtime import Engine
@@ -25,7 +25,7 @@ _KEPT = 8
 """Sizes of pictures whose engines are kept: each takes memory for its activations."""
 
 
-class YuNetEngine:
+class YuNet:
     """YuNet (Wu et al. 2023) on fastfer's engine; larger pictures are shrunk to ``longest`` pixels a side.
 
     Calls from several threads run side by side.
@@ -110,8 +110,8 @@ def as_detector(
 ) -> Detector:  # fmt: skip
     """What finds faces: YuNet from a path or from where it is found, or the callable itself."""
     if detector is None or isinstance(detector, str | Path):
-        return YuNetEngine(detector, score=score, threads=threads, longest=longest)
-    if isinstance(detector, YuNetEngine):
+        return YuNet(detector, score=score, threads=threads, longest=longest)
+    if isinstance(detector, YuNet):
         return detector
     if not callable(detector):
         raise TypeError(f"detector: expected a path or a callable, got {type(detector).__name__}")
