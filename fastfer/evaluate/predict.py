@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from fastfer.data import Preprocess
-
 
 def predict(
-    model: nn.Module, images: Tensor, preprocess: Preprocess, *, flip: bool = False, batch_size: int = 256
+    model: nn.Module,
+    images: Tensor,
+    preprocess: Callable[[Tensor], Tensor],
+    *,
+    flip: bool = False,
+    batch_size: int = 256,
 ) -> Tensor:
-    """Logits (N, K) on the CPU of uint8 images (N, H, W) or (N, C, H, W), on the model's device, in evaluation.
+    """Logits (N, K) on the CPU of images, on the model's device, in evaluation.
 
+    ``preprocess``, a `Preprocess` of uint8 images (N, H, W) or (N, C, H, W), makes the network's input of a batch.
     ``flip`` averages the logits of each image and its mirror image.
     """
     model.eval()

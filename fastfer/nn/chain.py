@@ -26,11 +26,14 @@ class Chain(nn.Sequential):
     There a `Conv2d` or `SeparableConv2d` before a `SeparableConv2d`, `DepthwiseConv2d` or `CSA` leaves its last
     normalisation and activation to that one: y is written once, and act(norm(y)) never. Results and gradients are
     the same up to rounding. A block that is not plain (see `fastfer.nn._plain`), or whose norm does not train, is
-    called as any module.
+    called as any module. ``entry`` is the block that a call begins with: who has the output of the blocks before it
+    at hand puts that in.
     """
 
+    entry = 0
+
     def forward(self, input: Tensor) -> Tensor:
-        return chained(input, list(self._modules.values()))
+        return chained(input, list(self._modules.values())[self.entry :])
 
 
 def chained(x: Tensor, blocks: Sequence[Any]) -> Tensor:

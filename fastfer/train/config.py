@@ -24,6 +24,7 @@ from fastfer.train.options import (
     number,
     one_of,
     positive,
+    require_features,
 )
 from fastfer.train.resolution import parse_resolution, require_fit, total_epochs
 
@@ -45,6 +46,7 @@ _FREE_ON_RESUME = (
     "resident",
     "on_nan",
     "recipe",
+    "feature_folder",
     "from_weights",
     "pretrained",
     "face_model",
@@ -96,6 +98,11 @@ class TrainConfig:
         distill: how
         unfreeze: train only the last so many layers of the backbone, counted as Keras counts them, 0 for none; its
             norms stay frozen (default: everything trains)
+        feature_copies: compute the frozen layers once for so many augmented copies of each image, which the epochs
+            take in turn, and once for each validation image; 0 computes them in every step
+        feature_folder: keep these features in files of this folder, where later runs with the same images, layers and
+            augmentation find them (default: in memory)
+        feature_precision: bf16 halves their size; with fp32 losses are those of feature_copies 0 up to rounding
         fine_tune: a second stage
         loss: the loss
         label_smoothing: share of the target spread evenly over the classes
@@ -146,6 +153,9 @@ class TrainConfig:
     teacher: str | None = None
     distill: Distill = field(default_factory=Distill)
     unfreeze: int | None = None
+    feature_copies: int = 0
+    feature_folder: str | None = None
+    feature_precision: Literal["bf16", "fp32"] = "bf16"
     fine_tune: Stage = field(default_factory=Stage)
     loss: LossOptions = field(default_factory=LossOptions)
     label_smoothing: float = 0.0
@@ -189,6 +199,7 @@ class TrainConfig:
         one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("feature_precision", self.feature_precision, ("bf16", "fp32"))
         one_of("resident", self.resident, ("auto", "always", "never"))
         one_of("head", self.head, ("keep", "fresh"))
         if self.shards is not None and (self.train_images is not None or self.folds):
@@ -212,6 +223,7 @@ class TrainConfig:
                 "weights; got neither (null for unfreeze and fine_tune.unfreeze trains everything)"
             )
         self._check_resolution()
+        self._check_features()
         for schedule in (self.schedule, self.fine_tune.schedule):
             one_of("schedule", schedule, tuple(_LEARNING_RATES))
 
@@ -220,6 +232,16 @@ class TrainConfig:
             require_fit(parse_resolution(stage.resolution), stage.epochs, self.input.size)
         if self.fine_tune.resolution is not None and not self.fine_tune.epochs:
             raise ValueError("fine_tune.resolution: expected fine_tune.epochs beside it, got 0")
+
+    def _check_features(self) -> None:
+        require_features(self.feature_copies, self.unfreeze, self.resolution)
+        copies = self.feature_copies or self.fine_tune.feature_copies
+        refused = {"shards": self.shards, "teacher": self.teacher}  # of images that are gone, or seen by others, too
+        found = [name for name, value in refused.items() if value is not None]
+        if copies and found:
+            raise ValueError(f"feature_copies: expected 0 beside {' and '.join(found)}, got {copies}")
+        if self.feature_folder is not None and not copies:
+            raise ValueError("feature_folder: expected feature_copies beside it, got 0")
 
     def resolved(self) -> TrainConfig:
         """With the defaults that depend on other options filled in."""

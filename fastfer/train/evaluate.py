@@ -7,11 +7,13 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastfer.data import Preprocess, Split
 from fastfer.evaluate.metrics import measure, require_torchmetrics
 from fastfer.evaluate.predict import predict
+from fastfer.models import FerModel
+from fastfer.train.features import FrozenFeatures
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,17 @@ class Evaluator:
 
     def __init__(self, split: Split, preprocess: Preprocess, flip_test: bool = False, batch_size: int = 256) -> None:
         require_torchmetrics()
-        self._images = torch.from_numpy(split.images)
+        self._split, self._images = split, torch.from_numpy(split.images)
         self._labels = torch.from_numpy(split.labels)
         self._classes = len(split.names)
         self._preprocess = preprocess
         self._flip_test = flip_test
         self._batch_size = batch_size
 
-    def __call__(self, model: nn.Module) -> Scores:
+    def __call__(self, model: FerModel, features: FrozenFeatures | None = None) -> Scores:
+        """Of the images, or of what ``features`` keeps of them."""
         start = time.perf_counter()
-        logits = predict(model, self._images, self._preprocess, flip=self._flip_test, batch_size=self._batch_size)
+        logits = self._logits(model, features)
         seconds = time.perf_counter() - start
         found = measure(logits, self._labels, self._classes)
         return Scores(
@@ -57,6 +60,12 @@ class Evaluator:
             confusion=found.confusion,
             images_per_second=len(self._labels) / seconds,
         )
+
+    def _logits(self, model: FerModel, features: FrozenFeatures | None) -> Tensor:
+        if features is not None:
+            return features.logits(model, self._split, self._flip_test, self._batch_size)
+        images, size = self._images, self._batch_size
+        return predict(model, images, self._preprocess, flip=self._flip_test, batch_size=size)
 
     def probe(self, model: nn.Module, size: int | None = None) -> None:
         """ValueError where the model cannot take the split's images or does not give a logit per class.

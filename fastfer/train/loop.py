@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastfer.data import Augment, Preprocess
+from fastfer.data import Augment, Preprocess, Shards, Split
 from fastfer.models import FerModel
 from fastfer.train.average import WeightAverage
 from fastfer.train.config import TrainConfig
-from fastfer.train.feed import Source, class_counts, derived_seed, generator, make_feed, soft_mode
+from fastfer.train.features import FeatureFeed, FrozenFeatures, as_input, entered_at
+from fastfer.train.feed import Portion, Source, class_counts, derived_seed, generator, make_feed, soft_mode
 from fastfer.train.freezing import StageModes
 from fastfer.train.graph import StepGraph, require_capturable
 from fastfer.train.objective import Objective, Targets, WithEmbedding
@@ -80,7 +82,10 @@ class Trainer:
         ).to(self.placement.device)
         if config.cuda_graph:
             require_capturable(config, self.placement, len(source))
+        self.features = self._frozen_features(source)
         self._feed = make_feed(source, config, self.placement)
+        if self.features is not None and isinstance(source, Split):
+            self._feed = FeatureFeed(source, config, self.placement, self.features)
         self.steps_per_epoch = self._feed.steps
         if model.options.get("attention") == "batch" and self._feed.last_batch < 2 * self.placement.processes:
             raise ValueError("batch_size: expected another one, whose last batch gives each process two images or more")
@@ -121,12 +126,10 @@ class Trainer:
         start = time.perf_counter()
         for step, portion in enumerate(self._feed.portions(epoch), start=1):
             where = f"epoch {epoch}, step {step} of {self.steps_per_epoch}"
-            x = self.augment(preprocess(portion.images.to(device, non_blocking=True)), augment)
-            targets = portion.targets.to(device)
-            if self.graph is not None and portion.batch == self.config.batch_size:
-                loss: Tensor | None = self.graph(x, targets)
-            else:
-                loss = self._step(x, targets, where, portion.batch)
+            images = portion.images.to(device, non_blocking=True)
+            x = self.augment(preprocess(images), augment) if self.features is None else as_input(images)
+            with self._entered():
+                loss = self._loss(x, portion, where)
             self._require_finite(losses.add(loss, portion.batch, where, self._deferred))
             if loss is not None and self.average:
                 self.average.update((epoch - self._begins - 1) * self.steps_per_epoch + step)
@@ -141,6 +144,24 @@ class Trainer:
             images_per_second=len(self._feed) / seconds,
             lr=float(self.optimizer.param_groups[0]["lr"]),
         )
+
+    def _frozen_features(self, source: Source) -> FrozenFeatures | None:
+        copies, processes = self.stage.feature_copies, self.placement.processes
+        if not copies or isinstance(source, Shards):
+            return None
+        if processes > 1:
+            raise ValueError(f"feature_copies: expected one process, got {processes}")
+        return FrozenFeatures(self.model, source, self.preprocess, self.config, copies, self.placement.device)
+
+    def _entered(self) -> AbstractContextManager[None]:
+        """Inside, the network takes features where the stage has them."""
+        return nullcontext() if self.features is None else entered_at(self.model, self.features.blocks)
+
+    def _loss(self, x: Tensor, portion: Portion, where: str) -> Tensor | None:
+        targets = portion.targets.to(self.placement.device)
+        if self.graph is not None and portion.batch == self.config.batch_size:
+            return self.graph(x, targets)
+        return self._step(x, targets, where, portion.batch)
 
     def _preprocess_of(self, epoch: int) -> Preprocess:
         """The conversion at the epoch's size; where that is a new one, a recorded step is of no use any more."""

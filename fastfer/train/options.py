@@ -48,6 +48,14 @@ def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
+def require_features(copies: int, unfreeze: int | None, resolution: str | None) -> None:
+    """ValueError where a stage would keep features of layers that train, or of images of several sizes."""
+    number("feature_copies", copies, 0)
+    if copies and (unfreeze is None or resolution is not None):
+        got = "no unfreeze" if unfreeze is None else "resolution"
+        raise ValueError(f"feature_copies: expected unfreeze and no resolution beside it, got {got}")
+
+
 @dataclass(frozen=True)
 class Input:
     """How stored images become the network's input; the same in training, evaluation and prediction.
@@ -174,6 +182,8 @@ class Stage:
         stop: early end of the stage
         unfreeze: train only the last so many layers of the backbone, counted as Keras counts them; its norms stay
             frozen (default: everything trains)
+        feature_copies: compute the frozen layers once for so many augmented copies of each image, which the epochs
+            take in turn; 0 computes them in every step
         dropout: rate of the network's dropout layers (default: as it was built)
         spatial_dropout: rate of dropping whole channels of the patches
         attention_dropout: rate of dropout after the attention, on the embedding that the last layer reads
@@ -187,6 +197,7 @@ class Stage:
     inverse_time: InverseTime = field(default_factory=InverseTime)
     stop: EarlyStop = field(default_factory=EarlyStop)
     unfreeze: int | None = None
+    feature_copies: int = 0
     dropout: float | None = None
     spatial_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -194,6 +205,7 @@ class Stage:
     def __post_init__(self) -> None:
         epoch_count(self.epochs, 0)
         parse_resolution(self.resolution)
+        require_features(self.feature_copies, self.unfreeze, self.resolution)
         positive("lr", self.lr)
         number("spatial_dropout", self.spatial_dropout, 0, 1)
         number("attention_dropout", self.attention_dropout, 0, 1)

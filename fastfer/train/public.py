@@ -16,7 +16,7 @@ from fastfer.models.pretrained import SOURCES
 from fastfer.train.config import TrainConfig
 from fastfer.weights import resolve
 
-_PLACES = ("out", "root")  # what lay there is told by the data set's name and the fingerprints
+_PLACES = ("out", "root", "feature_folder")  # what lay there is told by the data set's name and the fingerprints
 _FILES = ("shards", "face_model", "from_weights", "pretrained", "teacher")
 
 

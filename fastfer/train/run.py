@@ -247,7 +247,7 @@ class _Run:
         )
 
     def _scores(self) -> Scores | None:
-        return self.evaluate(self.trainer.evaluated) if self.placement.is_main else None
+        return self.evaluate(self.trainer.evaluated, self.trainer.features) if self.placement.is_main else None
 
     def _keep(self, epoch: int, number: int, result: EpochResult, scores: Scores) -> None:
         """Record the epoch and write its files."""
