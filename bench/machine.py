@@ -48,6 +48,11 @@ def _version(package: str) -> str:
         return ""
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of the packages; empty for one that is missing."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
 def describe(ceilings: Ceilings, disturbed: list[str]) -> dict[str, Any]:
     """Processor, threads, allocator, versions, measured ceilings, and the cases that other work disturbed."""
     return {
@@ -58,7 +63,7 @@ def describe(ceilings: Ceilings, disturbed: list[str]) -> dict[str, Any]:
         "allocator": allocator(),
         "isa": isa("fastfer_native"),
         "torch_isa": isa("torch"),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("torch", "numba")},
+        "versions": versions("torch", "numba"),
         "ceilings": asdict(ceilings),
         "disturbed": disturbed,
     }
