@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plots from result files: ``python -m bench.report FILE... --name NAME [--readme README.md]``.
+"""Tables and plots from result files: ``python -m bench.report FILE... --name NAME [--page docs/results.md]``.
 
 Writes ``results/NAME.md``, ``results/NAME.csv`` (every number, one line a contender) and ``results/NAME-*.png``; with
-``--readme`` also the part of that file between ``<!-- results:begin -->`` and ``<!-- results:end -->``.
+``--page`` also the part of that file between ``<!-- results:begin -->`` and ``<!-- results:end -->``.
 """
 
 from __future__ import annotations
@@ -196,18 +196,18 @@ def _csv(results: Results) -> str:
     return buffer.getvalue()
 
 
-def refresh(readme: Path, block: str, name: str = "results") -> None:
+def refresh(page: Path, block: str, name: str = "results") -> None:
     """Replace what stands between the markers of that name; ValueError where they are missing."""
-    text = readme.read_text()
+    text = page.read_text()
     before, after = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     start, end = text.find(before), text.find(after)
     if start < 0 or end < start:
-        raise ValueError(f"{readme}: expected {before} and, after it, {after}")
-    _write(readme, text[: start + len(before)] + "\n" + block + text[end:])
+        raise ValueError(f"{page}: expected {before} and, after it, {after}")
+    _write(page, text[: start + len(before)] + "\n" + block + text[end:])
 
 
-def write(files: list[Path], name: str, readme: Path | None = None) -> None:
-    """Everything in ``results/`` under ``name``, and the block of ``readme`` where one is given."""
+def write(files: list[Path], name: str, page: Path | None = None) -> None:
+    """Everything in ``results/`` under ``name``, and the block of ``page``, a file in ``docs``, where one is given."""
     results = read(files)
     FOLDER.mkdir(exist_ok=True)
     figures = plot(results, FOLDER, name, TARGETS)
@@ -225,9 +225,9 @@ def write(files: list[Path], name: str, readme: Path | None = None) -> None:
     )
     _write(FOLDER / f"{name}.md", text.rstrip() + "\n")
     _write(FOLDER / f"{name}.csv", _csv(results))
-    if readme is not None:
-        link = f"Every shape, error and loss: [bench/results/{name}.md](bench/results/{name}.md).\n"
-        refresh(readme, f"\n{top}{pictures.format(folder='bench/results/')}\n{link}\n")
+    if page is not None:
+        link = f"Every shape, error and loss: [bench/results/{name}.md](../bench/results/{name}.md).\n"
+        refresh(page, f"\n{top}{pictures.format(folder='../bench/results/')}\n{link}\n")
     print(f"wrote {FOLDER / name}.md")
 
 
@@ -235,9 +235,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of pytest-benchmark")
     parser.add_argument("--name", default="cpu")
-    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    write(options.files, options.name, options.readme)
+    write(options.files, options.name, options.page)
 
 
 if __name__ == "__main__":

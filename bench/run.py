@@ -46,7 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("--name", default="cpu", help="name of the result files in bench/results (default: cpu)")
     parser.add_argument("--allocator", choices=("both", "installed", "tuned"), default="both")
-    parser.add_argument("--readme", action="store_true", help="refresh the results in README.md")
+    parser.add_argument("--page", action="store_true", help="refresh the results in docs/results.md")
     options, arguments = parser.parse_known_args()
     folder = ROOT / "build" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def main() -> int:
     if not files:
         print("no results", file=sys.stderr)
         return failed or 1
-    report.write(files, options.name, ROOT / "README.md" if options.readme else None)
+    report.write(files, options.name, ROOT / "docs" / "results.md" if options.page else None)
     return failed
 
 

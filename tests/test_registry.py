@@ -15,6 +15,7 @@ from fastfer import _library, backend, ops
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
+SETTINGS = ROOT / "docs" / "guides" / "settings.md"
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="no csrc beside the tests: not a checkout")
 ROLES = {  # what every family has, and what one with kernels has besides
     "every": ("fastfer/ops/{}.py", "fastfer/backends/reference/{}.py", "tests/test_{}.py"),
@@ -91,20 +92,20 @@ def test_files_of_each_family() -> None:
 
 
 def test_the_families_are_one_list() -> None:
-    """Bindings and launchers expand csrc/families.inc; Python and the README's table have the same families."""
+    """Bindings and launchers expand csrc/families.inc; Python and the table in the docs have the same families."""
     rows = family_rows()
     assert tuple(rows) == backend.FAMILIES
     assert sorted(rows) == native_families()
     on_cuda = {name for name, device in rows.items() if device == "cuda"}
     assert on_cuda == {path.parent.name for path in CSRC.glob("*/cuda.cu")}
-    table = re.findall(r"^\| `(\w+)`:", (ROOT / "README.md").read_text(), re.MULTILINE)
+    table = re.findall(r"^\| `(\w+)`:", SETTINGS.read_text(), re.MULTILINE)
     assert tuple(table) == backend.FAMILIES
 
 
 def test_the_instruction_sets_are_one_list() -> None:
-    """CMake, dispatch and detection expand csrc/isa.inc; the README names each, and each has its header."""
+    """CMake, dispatch and detection expand csrc/isa.inc; the docs name each, and each has its header."""
     rows = re.findall(r"^FF_ISA_ROW\((\w+), (\w+), (\w+), (all|engine), ", (CSRC / "isa.inc").read_text(), re.MULTILINE)
-    variable = re.search(r"^\| `FASTFER_ISA` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    variable = re.search(r"^\| `FASTFER_ISA` \|(.*)\|$", SETTINGS.read_text(), re.MULTILINE)
     assert variable is not None
     assert [name for name, *_ in rows] == [name for name in re.findall(r"`(\w+)`", variable[1]) if name != "auto"]
     assert all((CSRC / "simd" / f"{header}.h").is_file() for _, _, header, _ in rows)
