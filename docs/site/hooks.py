@@ -54,3 +54,8 @@ def on_post_page(output: str, page: Page, **_: Any) -> str:
     """The page asks no other server for a script."""
     folder = posixpath.dirname(page.file.dest_uri) or "."
     return output.replace(_SHIM, posixpath.relpath("site/worker.js", folder))
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """The same of pages that are none of ours: that of a wrong address."""
+    return output_content.replace(_SHIM, "site/worker.js")
