@@ -19,6 +19,8 @@ from fastfer import backend
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU_BACKENDS = ("native", "numba", "reference")
+OPS_OF = {"avxvnni": "avx2", "avx512vnni": "avx512", "avx512bf16": "avx512"}
+"""ISAs that have kernels of their own in the engine alone, and whose ops they run."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -96,8 +98,8 @@ def variants(every_isa: bool = True) -> list[Any]:
         elif name == "native":
             isa = os.environ.get("FASTFER_ISA", "auto")
             every = _extension().isas(True) if every_isa and isa == "auto" else [_extension().isa()]
-            if {"avx512", "avx512bf16"} <= set(every):
-                every.remove("avx512")  # the same op kernels, see csrc/core/dispatch.cpp
+            best = {OPS_OF.get(each, each): each for each in every}  # the same op kernels, see csrc/isa.inc
+            every = [each for each in every if each in best.values()]
             parameters += [pytest.param(Variant(name, each), id=f"native-{each}") for each in every]
         else:
             parameters.append(pytest.param(Variant(name), id=name))

@@ -23,15 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def has_low_precision() -> bool:
-    from fastfer import _C
-
-    return "avx512bf16" in _C.isas(True)
-
-
-LOW = pytest.mark.skipif("not has_low_precision()", reason="this CPU has no AVX-512 BF16")
-
-
 def test_calibration_finds_the_range_of_every_value() -> None:
     model, x = network("mobilenetv3_cpsca")
     graph = graph_of(model, tuple(x.shape[1:]))
@@ -60,7 +51,6 @@ def test_calibration_that_is_refused(images: list[Any], message: str) -> None:
         fastfer.compile(create_model("fgw_fer"), dtype="int8", calibration=images)
 
 
-@LOW
 @pytest.mark.parametrize(("dtype", "limit"), [("bfloat16", 0.05), ("int8", 0.2)])
 def test_low_precision(dtype: str, limit: float, tmp_path: Path) -> None:
     """Logits stay near float32's, relative to the largest, in the file too; float32 again on request."""

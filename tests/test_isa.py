@@ -22,12 +22,17 @@ from fastfer import backend, ops
 pytestmark = pytest.mark.skipif(
     not backend.list_backends()["native"].available, reason=f"native: {backend.list_backends()['native'].reason}"
 )
-ORDER = {"x86_64": ["baseline", "avx2", "avx512", "avx512bf16"], "aarch64": ["baseline", "neon"]}
+ORDER = {
+    "x86_64": ["baseline", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"],
+    "aarch64": ["baseline", "neon"],
+}
 # As Linux names them in /proc/cpuinfo.
 FLAGS = {
     "baseline": set(),
     "avx2": {"avx2", "fma"},
     "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avxvnni": {"avx2", "fma", "avx_vnni"},
+    "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
     "avx512bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"},
 }
 

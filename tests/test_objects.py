@@ -22,11 +22,13 @@ HOT = {
     "primitives/gemm": re.compile(r"::(gemm_tiles)<"),
     "primitives/depthwise": re.compile(r"::(forward|input_grad|weight_grad)(?=_row|_apart)(?!.*Part\)1)\w*<"),
     "engine/cpu": re.compile(r"::(conv_tiles|depthwise_rows|plane_tile)<"),
+    "engine/cpu_bfloat16": re.compile(r"::(low_tile)<"),
+    "engine/cpu_bytes": re.compile(r"::(low_tile)<"),
 }
 """Functions whose innermost loops hold their accumulators in registers; the any_ forms, for any kernel size, do not,
 and those for the rest of the channels (Part 1) have no loop."""
 
-REGISTERS = {"avx2": "ymm", "avx512": "zmm", "avx512bf16": "zmm"}
+REGISTERS = {"avx2": "ymm", "avxvnni": "ymm", "avx512": "zmm", "avx512vnni": "zmm", "avx512bf16": "zmm"}
 
 
 def tool(*names: str) -> str:
@@ -132,7 +134,13 @@ def built_object(isa: str, source: str) -> Path:
         ("avx512", "primitives/depthwise", {"forward", "input_grad", "weight_grad"}),
         ("avx2", "engine/cpu", {"conv_tiles", "depthwise_rows", "plane_tile"}),
         ("avx512", "engine/cpu", {"conv_tiles", "depthwise_rows", "plane_tile"}),
-        ("avx512bf16", "engine/cpu", {"conv_tiles", "depthwise_rows"}),
+        ("avx2", "engine/cpu_bfloat16", {"low_tile"}),
+        ("avx2", "engine/cpu_bytes", {"low_tile"}),
+        ("avxvnni", "engine/cpu_bytes", {"low_tile"}),
+        ("avx512", "engine/cpu_bfloat16", {"low_tile"}),
+        ("avx512", "engine/cpu_bytes", {"low_tile"}),
+        ("avx512vnni", "engine/cpu_bytes", {"low_tile"}),
+        ("avx512bf16", "engine/cpu_bfloat16", {"low_tile"}),
     ],
 )
 def test_hot_loops_keep_their_accumulators_in_registers(isa: str, source: str, expected: set[str]) -> None:
@@ -142,7 +150,7 @@ def test_hot_loops_keep_their_accumulators_in_registers(isa: str, source: str, e
     assert {match[1] for match, _, _ in found_names if match} == expected
     for name, body in hot:
         loops = objdump.innermost_loops(body)
-        assert any(i.name.startswith(("vfmadd", "vdp", "vpdp")) for loop in loops for i in loop), (
+        assert any(i.name.startswith(("vfmadd", "vdp", "vpdp", "vpmadd")) for loop in loops for i in loop), (
             f"{name}: no loop that multiplies and adds"
         )
     found = [spill for name, body in hot for spill in objdump.spills(name, body, REGISTERS[isa])]

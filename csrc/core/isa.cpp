@@ -4,12 +4,22 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace ff {
 namespace {
 
 // The compiler's runtime asks CPUID, and XGETBV whether the operating system saves the wider registers.
 #define cpu(feature) static_cast<bool>(__builtin_cpu_supports(#feature))
+#if defined(__x86_64__)
+// Not all compilers know it by name; its registers are those of AVX2.
+bool cpu_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
 #define FF_NEEDS_any(needs) needs
 #if defined(__x86_64__)
 #define FF_NEEDS_x86_64(needs) needs
@@ -22,7 +32,7 @@ namespace {
 #define FF_NEEDS_aarch64(needs) false
 #endif
 bool cpu_has(const char* isa) {
-#define FF_ISA_ROW(name, machine, header, kernels, flags, needs) \
+#define FF_ISA_ROW(name, machine, base, kernels, flags, needs) \
   if (std::strcmp(isa, #name) == 0) return FF_NEEDS_##machine(needs);
 #include "isa.inc"
 #undef FF_ISA_ROW

@@ -1,18 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of tensors.h of this ISA, for plans to call; AVX-512 BF16 takes them from AVX-512.
+// The kernels of tensors.h of this ISA, for plans to call.
 #include "engine/tensors.h"
-
-#if defined(__AVX512BF16__)
-
-namespace ff {
-namespace FF_ISA {
-
-const engine::tensors::Table& engine_tensors() { return avx512::engine_tensors(); }
-
-}  // namespace FF_ISA
-}  // namespace ff
-
-#else
 
 #include "engine/kernels/elements.h"
 #include "engine/kernels/moves.h"
@@ -33,5 +21,3 @@ const engine::tensors::Table& engine_tensors() { return kEngineTensors; }
 
 }  // namespace FF_ISA
 }  // namespace ff
-
-#endif

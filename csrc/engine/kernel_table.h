@@ -24,10 +24,9 @@ struct Map {
   ptrdiff_t row, block;  // elements between rows, between channel blocks
 };
 
-// What a map holds where it is not float32 (Kernels::low_precision): bfloat16, or bytes that stand for (q -
-// zero)·scale. A border of bytes holds `zero`; row and block are multiples of L. An epilogue then has no silu and no
-// sigmoid; channels that do not exist read as numbers; conv of float32 writes float32 (strips and convert change
-// types).
+// What a map holds where it is not float32: bfloat16, or bytes that stand for (q - zero)·scale. A border of bytes holds
+// `zero`; row and block are multiples of L. An epilogue then has no silu and no sigmoid; channels that do not exist
+// read as numbers; conv of float32 writes float32 (strips and convert change types).
 enum class Type : int { float32, bfloat16, uint8 };
 struct Quant {
   float scale, inverse, zero;  // inverse: 1 / scale; zero is a whole number
@@ -75,6 +74,8 @@ struct Window {
 constexpr int span_height(const Window& w) { return (w.kh - 1) * w.dh + 1; }
 constexpr int span_width(const Window& w) { return (w.kw - 1) * w.dw + 1; }
 
+struct LowTiles;  // of low_tiles.h
+
 // conv: dense convolution of any window, 1×1 included. x needs a border that covers what the window reads outside it.
 // depthwise: one filter a channel, y.channels = x.channels; border as conv, `panel` unused. x and y must not overlap.
 struct Conv {
@@ -83,8 +84,9 @@ struct Conv {
   const float* weights;  // packed
   int panel;  // channel blocks that share a panel of weights: b0 and b1 of a Part must be multiples of it (or the end)
   Epilogue epilogue;
-  Type x_type = Type::float32, y_type = Type::float32;  // the residual is as y; weights of conv are packed for x_type
+  Type x_type = Type::float32, y_type = Type::float32;  // the residual is as y
   Quant x_quant = {}, y_quant = {}, residual_quant = {};
+  const LowTiles* tiles = nullptr;  // what conv of another x_type than float32 multiplies with, and packed its weights
 };
 
 enum class Pixels : int { float32, uint8 };
@@ -187,20 +189,24 @@ struct Kernels {
   void (*planes_gate)(const Planes& x, const float* gate, const Planes& y, const Planes& pixels, int y0, int y1);
   void (*planes_to_map)(const Planes& x, const Planes& gate, const Map& y, int y0, int y1);
 
-  // bfloat16 and int8, where low_precision: conv reads bfloat16 or bytes and weights packed by pack_low; depthwise
-  // reads and both write any type, depthwise with float32 weights; sums are float32, or int32 of bytes. Elsewhere null.
-  // int8 weights have a scale for each output channel.
-  bool low_precision;
-  size_t (*low_packed)(Type type, int in_channels, int out_channels, const Window& window);  // in floats
-  void (*pack_low)(Type type, float* packed, const float* w, int in_channels, int out_channels, const Window& window,
-                   int panel);
+  // conv of bfloat16 and of bytes multiplies by these; depthwise reads and both write any type, depthwise with float32
+  // weights; sums are float32, or int32 of bytes. int8 weights have a scale for each output channel.
+  const LowTiles *bfloat16, *bytes;
+  const LowTiles* tiles(Type type) const {
+    return type == Type::bfloat16 ? bfloat16 : type == Type::uint8 ? bytes : nullptr;
+  }
 };
 
 }  // namespace engine
 
-#define FF_ENGINE_KERNELS(name)            \
-  namespace name {                         \
-  const engine::Kernels& engine_kernels(); \
+// Of each ISA that has its own: float32 kernels (the rest of the table is null); what it has of kernels of any type;
+// products of low precision.
+#define FF_ENGINE_KERNELS(name)                \
+  namespace name {                             \
+  const engine::Kernels& engine_floats();      \
+  void take_engine_low(engine::Kernels& into); \
+  const engine::LowTiles& engine_bfloat16();   \
+  const engine::LowTiles& engine_bytes();      \
   }
 FF_EACH_ISA(FF_ENGINE_KERNELS)
 #undef FF_ENGINE_KERNELS

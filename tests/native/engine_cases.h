@@ -4,20 +4,14 @@
 #pragma once
 #include <algorithm>
 
-#include "engine/kernel_table.h"
+#include "engine/plan/program.h"
 #include "harness.h"
 
 namespace {
 
 using engine::Kernels;
 
-const Kernels& engine_kernels_of(Isa isa) {
-  using Table = const Kernels& (*)();
-#define FF_TABLE(name) ff::name::engine_kernels,
-  static constexpr Table tables[] = {FF_EACH_ISA(FF_TABLE)};
-#undef FF_TABLE
-  return tables[static_cast<int>(isa)]();
-}
+const Kernels& engine_kernels_of(Isa isa) { return engine::kernels_of(isa); }
 
 // As compare, where infinities must be met exactly.
 void near(const std::string& name, std::vector<float> got, Values want, idx length) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine's bfloat16 and int8 kernels against float64 on what their operands stand for after rounding.
 #pragma once
+#include "engine/low_tiles.h"
 #include "engine_kernels.h"
 
 namespace {
@@ -98,19 +99,20 @@ void engine_low(const std::string& isa, const Kernels& kernels, const EngineCase
   const Values want = naive_conv(k, doubles(read), used, d.bias, doubles(added));
   const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()),
             blocks = static_cast<int>(plain_y.blocks());
-  for (int panel : {1, kernels.conv_panel(c, o, rows, int(k.ow()), k.window())}) {
-    Out<float> packed(static_cast<idx>(k.depthwise ? kernels.depthwise_packed(c, k.window())
-                                                   : kernels.low_packed(x_type, c, o, k.window())));
-    k.depthwise ? kernels.pack_depthwise(packed.ptr(), weight.data(), c, k.window())
-                : kernels.pack_low(x_type, packed.ptr(), weight.data(), c, o, k.window(), panel);
+  const engine::LowTiles* tiles = k.depthwise ? nullptr : kernels.tiles(x_type);
+  for (int panel : {1, tiles ? tiles->panel(c, o, rows, int(k.ow()), k.window()) : 1}) {
+    Out<float> packed(
+        static_cast<idx>(tiles ? tiles->packed(c, o, k.window()) : kernels.depthwise_packed(c, k.window())));
+    tiles ? tiles->pack_weights(packed.ptr(), weight.data(), c, o, k.window(), panel)
+          : kernels.pack_depthwise(packed.ptr(), weight.data(), c, k.window());
     std::vector<float> first;
     for (int cut : {0, rows / 2}) {
       const TypedMap y(kernels, plain_y, 1, y_type, kOutputQuant, nullptr);
       EnginePools pools(kernels.lanes, blocks, k.oh(), k.ow());
-      const engine::Conv conv{x.map(),      y.map(),     k.window(),
-                              packed.ptr(), panel,       epilogue(k, bias.data(), residual.map(), pools.pools()),
-                              x_type,       y_type,      kInputQuant,
-                              kOutputQuant, kOutputQuant};
+      const engine::Conv conv{x.map(),      y.map(),      k.window(),
+                              packed.ptr(), panel,        epilogue(k, bias.data(), residual.map(), pools.pools()),
+                              x_type,       y_type,       kInputQuant,
+                              kOutputQuant, kOutputQuant, tiles};
       for (const engine::Part& part : {engine::Part{0, cut, 0, blocks}, engine::Part{cut, rows, 0, blocks}})
         if (part.y0 < part.y1) (k.depthwise ? kernels.depthwise : kernels.conv)(conv, part);
       const std::vector<float> got = y.values(name);
@@ -141,9 +143,11 @@ void engine_low_strips(const std::string& isa, const Kernels& kernels, const Eng
     engine::Conv& c = stages.back().conv;
     c.x_type = c.y_type = type, c.x_quant = stages.size() == 1 ? kInputQuant : kOutputQuant, c.y_quant = kOutputQuant;
     if (k.depthwise) continue;
-    packed[at(i)].resize(kernels.low_packed(type, c.x.channels, c.y.channels, c.window));
-    kernels.pack_low(type, packed[at(i)].data(), EngineData::floats(stages.back().data.weight).data(), c.x.channels,
-                     c.y.channels, c.window, c.panel);
+    c.tiles = kernels.tiles(type),
+    c.panel = c.tiles->panel(c.x.channels, c.y.channels, c.y.height, c.y.width, c.window);
+    packed[at(i)].resize(c.tiles->packed(c.x.channels, c.y.channels, c.window));
+    c.tiles->pack_weights(packed[at(i)].data(), EngineData::floats(stages.back().data.weight).data(), c.x.channels,
+                          c.y.channels, c.window, c.panel);
     c.weights = packed[at(i)].data();
   }
   const EngineCase &first = stages.front().k, &last = stages.back().k;
@@ -183,7 +187,6 @@ void engine_low_strips(const std::string& isa, const Kernels& kernels, const Eng
 
 void engine_low(Isa isa) {
   const Kernels& kernels = engine_kernels_of(isa);
-  if (!kernels.low_precision) return;
   for (const EngineCase& k : kEngineCases) {
     if (k.act > 4 || (k.residual && k.after > 4)) continue;
     for (Type x : kTypes)

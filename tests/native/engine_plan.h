@@ -76,8 +76,7 @@ void engine_plans(Isa isa) {
   const auto ranges = Plan(plain.data(), plain.size(), apart).ranges(images.data(), engine::Pixels::float32, 5);
   const std::vector<uint8_t> file = every_operation(ranges);
   engine_plans(isa, engine::Type::float32, file, images);
-  if (engine::kernels_of(isa).low_precision)
-    for (const engine::Type type : {engine::Type::bfloat16, engine::Type::uint8}) engine_plans(isa, type, file, images);
+  for (const engine::Type type : {engine::Type::bfloat16, engine::Type::uint8}) engine_plans(isa, type, file, images);
   bool raised = false;
   try {
     const Plan plan(file.data(), file.size() - 4, plan_options(isa, 1));

@@ -76,7 +76,7 @@ class Mutator {
 bool runs(const std::vector<uint8_t>& file, int type) {
   engine::PlanOptions options;
   options.isa = active_isa();
-  if (engine::kernels_of(options.isa).low_precision) options.type = static_cast<engine::Type>(type);
+  options.type = static_cast<engine::Type>(type);
   try {
     const engine::Plan plan(file.data(), file.size(), options);
     const engine::Shape& s = plan.input();

@@ -31,9 +31,9 @@ static void pack_conv(float* packed, const float* w, int in_channels, int out_ch
 
 static int conv_panel(int, int out_channels, int out_height, int out_width, const Window& w) {
   const idx blocks = blocks_of(out_channels);
-  if (w.sw != 1) return best_panel<FloatKind, 0, false>(blocks, out_width);
-  if (taps_of(w) > 1) return best_panel<FloatKind, L, false>(blocks, out_width);
-  return best_panel<FloatKind, L, true>(blocks, static_cast<idx>(out_height) * out_width);
+  if (w.sw != 1) return best_panel<0, false>(blocks, out_width);
+  if (taps_of(w) > 1) return best_panel<L, false>(blocks, out_width);
+  return best_panel<L, true>(blocks, static_cast<idx>(out_height) * out_width);
 }
 
 // Rows of the part as one run of pixels, where nothing lies between them.
@@ -44,69 +44,41 @@ FF_INLINE bool is_flat(const Conv& c) {
          (!c.epilogue.residual.data || c.epilogue.residual.row == line);
 }
 
-template <class Kind>
-FF_INLINE idx packed_words(idx in_channels, idx taps) {
-  return ceil_div(in_channels, Kind::kPack) * taps * L;
-}
-
-template <class Kind, int Step, bool Point>
-FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const float* total) {
-  constexpr idx kPack = Kind::kPack, kPixel = L / kPack;
+template <int Step, bool Point>
+FF_NOINLINE void conv_part(const Conv& c, Part part) {
   const Window& w = c.window;
   const Epilogue& e = c.epilogue;
   const bool flat = is_flat(c);
   const idx pixels = flat ? static_cast<idx>(part.y1 - part.y0) * c.y.width : c.y.width;
-  ConvTiles t{nullptr,
-              w.sw * kPixel,
-              w.dh * c.x.row / kPack,
-              w.dw * kPixel,
-              c.x.block / kPack,
-              1,
-              w.kh,
-              w.kw,
-              c.x.channels,
-              nullptr,
-              nullptr,
-              nullptr,
-              nullptr,
-              c.x_quant.zero,
-              0,
-              finish_of(e, c.y, c.y_type, c.y_quant, c.residual_quant)};
-  const float* x = c.x.data - (w.top * c.x.row + w.left * L) / kPack;
+  ConvTiles t{nullptr,      w.sw * L, w.dh * c.x.row, w.dw * L, c.x.block,        1, w.kh, w.kw,
+              c.x.channels, nullptr,  nullptr,        0,        finish_of(e, c.y)};
+  const float* x = c.x.data - w.top * c.x.row - w.left * L;
   for (idx b = part.b0; b < part.b1; b += c.panel) {
     const int panel = static_cast<int>(min_idx(c.panel, part.b1 - b));
-    const TileSizes& s = PanelTiles<Kind, Step, Point>::of(panel);
+    const TileSizes& s = PanelTiles<Step, Point>::of(panel);
     const int first = best_first(s, panel, pixels);
-    t.weights = c.weights + b * packed_words<Kind>(c.x.channels, taps_of(w));
+    t.weights = c.weights + b * L * c.x.channels * taps_of(w);
     t.bias = e.bias + b * L;
-    t.scale = offset(scale, b * L), t.total = offset(total, b * L);
     for (idx y = part.y0; y < part.y1; ++y) {
-      t.x = x + y * w.sh * (c.x.row / kPack);
+      t.x = x + y * w.sh * c.x.row;
       finish_at(t.finish, e, c.y, b, y);
       run_tiles(s, first, t, pixels);
       if (flat) break;
     }
     finish_part(e, c.y, part, b, b + panel);
-    pool_part(e.pools, c.y, part, b, b + panel, c.y_type, c.y_quant);
+    pool_part(e.pools, c.y, part, b, b + panel);
   }
 }
 
-template <class Kind>
-FF_INLINE void conv_of(const Conv& c, Part part, const float* scale, const float* total) {
+static void conv(const Conv& c, Part part) {
   FF_ASSERT(part.b0 % c.panel == 0 && (part.b1 % c.panel == 0 || part.b1 == blocks_of(c.y.channels)));
   if (c.window.sw != 1)
-    conv_part<Kind, 0, false>(c, part, scale, total);
+    conv_part<0, false>(c, part);
   else if (taps_of(c.window) > 1)
-    conv_part<Kind, L / Kind::kPack, false>(c, part, scale, total);
+    conv_part<L, false>(c, part);
   else
-    conv_part<Kind, L / Kind::kPack, true>(c, part, scale, total);
+    conv_part<L, true>(c, part);
 }
-
-#if FF_LOW_PRECISION
-static void conv(const Conv& c, Part part);
-#else
-static void conv(const Conv& c, Part part) { conv_of<FloatKind>(c, part, nullptr, nullptr); }
-#endif
 
 }  // namespace
 }  // namespace FF_ISA

@@ -9,80 +9,52 @@ namespace ff {
 namespace FF_ISA {
 namespace {
 
-// How inputs and weights of one type are multiplied. A word of 4 bytes holds kPack channels of a pixel; kLatency: half
-// cycles from one sum to the next, of which two start in a cycle.
-struct FloatKind {
-  using Acc = vecf;
-  static constexpr int kPack = 1, kLatency = 8;
-  static FF_CLASS_INLINE Acc start(const float* bias) { return load(bias); }
-  static FF_CLASS_INLINE vecf broadcast(const float* a) { return splat(*a); }
-  static FF_CLASS_INLINE vecf weights(const float* w) { return load(w); }
-  static FF_CLASS_INLINE Acc add(Acc sum, vecf a, vecf w) { return fma(a, w, sum); }
-};
-
-// A run of tiles along pixels. Word (pixel p, tap (k, l), channel c) of the input stands at
-// x[p·pixel + k·row + l·column + c / L·block + c % L / kPack·channel]; all strides count words.
+// A run of tiles along pixels. (Pixel p, tap (k, l), channel c) of the input stands at
+// x[p·pixel + k·row + l·column + c / L·block + c % L·channel].
 struct ConvTiles {
   const float* x;
   idx pixel, row, column, block, channel;
   idx kh, kw, channels;
   const float *weights, *bias;
-  const float *scale, *total;  // of bytes alone: of each output channel, and the sum of its weights
-  float x_zero;
   idx at;  // elements from the start of the row to the first tile's output
   Finish finish;
 };
 
 // Step: what `pixel` is, if known when compiled; 0 if not. Point: the window is 1×1.
-template <class Kind, int MR, int NR, int Step, bool Point>
+template <int MR, int NR, int Step, bool Point>
 FF_NOINLINE void conv_tiles(const ConvTiles& t, idx tiles) {
-  constexpr idx kWords = L / Kind::kPack;
   const idx kh = Point ? 1 : t.kh, kw = Point ? 1 : t.kw;
-  const idx step = Step ? Step : t.pixel, in_channel = Step == static_cast<int>(kWords) ? 1 : t.channel;
-  const idx words = ceil_div(t.channels, Kind::kPack);
+  const idx step = Step ? Step : t.pixel, in_channel = Step == L ? 1 : t.channel;
   for (idx tile = 0; tile < tiles; ++tile) {
-    typename Kind::Acc acc[MR][NR];
+    vecf acc[MR][NR];
     FF_UNROLL(8)
     for (int j = 0; j < NR; ++j) {
       FF_UNROLL(16)
-      for (int i = 0; i < MR; ++i) acc[i][j] = Kind::start(t.bias + j * L);
+      for (int i = 0; i < MR; ++i) acc[i][j] = load(t.bias + j * L);
     }
     const float *block = t.x + tile * MR * step, *w = t.weights;
-    for (idx c = 0; c < words; c += kWords, block += t.block) {
-      const idx n = min_idx(kWords, words - c);
+    for (idx c = 0; c < t.channels; c += L, block += t.block) {
+      const idx n = min_idx(L, t.channels - c);
       const float* line = block;
       for (idx k = 0; k < kh; ++k, line += t.row) {
         const float* tap = line;
         for (idx l = 0; l < kw; ++l, tap += t.column) {
           const float* a = tap;
           for (idx q = 0; q < n; ++q, a += in_channel, w += NR * L) {
-            decltype(Kind::weights(w)) w_v[NR];
+            vecf w_v[NR];
             FF_UNROLL(8)
-            for (int j = 0; j < NR; ++j) w_v[j] = Kind::weights(w + j * L);
+            for (int j = 0; j < NR; ++j) w_v[j] = load(w + j * L);
             FF_UNROLL(16)
             for (int i = 0; i < MR; ++i) {
-              const auto a_v = Kind::broadcast(a + i * step);
+              const vecf a_v = splat(a[i * step]);
               FF_UNROLL(8)
-              for (int j = 0; j < NR; ++j) acc[i][j] = Kind::add(acc[i][j], a_v, w_v[j]);
+              for (int j = 0; j < NR; ++j) acc[i][j] = fma(a_v, w_v[j], acc[i][j]);
             }
           }
         }
       }
     }
-    const idx at = t.at + tile * MR * L;
-    if constexpr (Kind::kPack < 4) {
-      finish_tile<MR, NR>(acc, t.finish, at);
-    } else {
-      vecf value[MR][NR];
-      FF_UNROLL(8)
-      for (int j = 0; j < NR; ++j) {
-        const vecf scale = load(t.scale + j * L),
-                   bias = fma(load(t.total + j * L) * splat(-t.x_zero), scale, load(t.bias + j * L));
-        FF_UNROLL(16)
-        for (int i = 0; i < MR; ++i) value[i][j] = fma(Kind::value(acc[i][j]), scale, bias);
-      }
-      finish_tile<MR, NR>(value, t.finish, at);
-    }
+    finish_tile<MR, NR>(acc, t.finish, t.at + tile * MR * L);
   }
 }
 
@@ -91,13 +63,13 @@ using TileRun = void (*)(const ConvTiles&, idx);
 // Sizes of tiles, widest first, ending with 1 so that any number of pixels is a sum of sizes.
 struct TileSizes {
   static constexpr int kMost = 7;
-  int count, latency, pixels[kMost];
+  int count, pixels[kMost];
   TileRun run[kMost];
 };
 
-template <class Kind, int NR, int Step, bool Point, int... MR>
+template <int NR, int Step, bool Point, int... MR>
 constexpr TileSizes sizes() {
-  return {sizeof...(MR), Kind::kLatency, {MR...}, {conv_tiles<Kind, MR, NR, Step, Point>...}};
+  return {sizeof...(MR), {MR...}, {conv_tiles<MR, NR, Step, Point>...}};
 }
 
 // The widest panel, in channel blocks.
@@ -105,25 +77,24 @@ constexpr int kMaxPanel = kRegisters == 32 ? 5 : 3;
 
 // Accumulators, a panel's weights and a broadcast share the registers. Small tiles lose nothing: the end of one runs
 // beside the start of the next. Where the input's pixels are any distance apart, each needs a pointer.
-template <class Kind, int Step, bool Point>
+template <int Step, bool Point>
 struct PanelTiles {
   static const TileSizes& of(int panel) {
     if constexpr (Step == 0) {
       constexpr int wide = kRegisters == 32 ? 4 : 1;
-      static constexpr TileSizes all[] = {sizes<Kind, 1, 0, false, 4, 1>(), sizes<Kind, 2, 0, false, 4, 1>(),
-                                          sizes<Kind, 3, 0, false, wide, 1>(), sizes<Kind, 4, 0, false, wide, 1>(),
-                                          sizes<Kind, 5, 0, false, wide, 1>()};
+      static constexpr TileSizes all[] = {sizes<1, 0, false, 4, 1>(), sizes<2, 0, false, 4, 1>(),
+                                          sizes<3, 0, false, wide, 1>(), sizes<4, 0, false, wide, 1>(),
+                                          sizes<5, 0, false, wide, 1>()};
       return all[panel - 1];
     } else if constexpr (kRegisters == 32) {
       static constexpr TileSizes all[] = {
-          sizes<Kind, 1, Step, Point, 14, 12, 8, 7, 4, 2, 1>(), sizes<Kind, 2, Step, Point, 12, 8, 7, 6, 4, 2, 1>(),
-          sizes<Kind, 3, Step, Point, 9, 7, 6, 4, 2, 1>(), sizes<Kind, 4, Step, Point, Point ? 6 : 5, 4, 3, 2, 1>(),
-          sizes<Kind, 5, Step, Point, 5, 4, 3, 2, 1>()};
+          sizes<1, Step, Point, 14, 12, 8, 7, 4, 2, 1>(), sizes<2, Step, Point, 12, 8, 7, 6, 4, 2, 1>(),
+          sizes<3, Step, Point, 9, 7, 6, 4, 2, 1>(), sizes<4, Step, Point, Point ? 6 : 5, 4, 3, 2, 1>(),
+          sizes<5, Step, Point, 5, 4, 3, 2, 1>()};
       return all[panel - 1];
     } else {
-      static constexpr TileSizes all[] = {sizes<Kind, 1, Step, Point, 8, 4, 2, 1>(),
-                                          sizes<Kind, 2, Step, Point, 6, 4, 2, 1>(),
-                                          sizes<Kind, 3, Step, Point, 4, 2, 1>()};
+      static constexpr TileSizes all[] = {sizes<1, Step, Point, 8, 4, 2, 1>(), sizes<2, Step, Point, 6, 4, 2, 1>(),
+                                          sizes<3, Step, Point, 4, 2, 1>()};
       return all[panel - 1];
     }
   }
@@ -132,18 +103,19 @@ struct PanelTiles {
 // Predicted time of a tile for one channel, in half cycles of a core that starts two fma and two loads a cycle. The fma
 // bound it, or the loads (a broadcast costs a third more), or the latency of a chain; and loads beside fma cost a
 // little. Where registers are short, each fma broadcasts for itself.
-FF_INLINE float tile_cost(int pixels, int panel, int latency) {
+FF_INLINE float tile_cost(int pixels, int panel) {
+  constexpr float kChain = 8;
   const int products = pixels * panel, broadcasts = products + panel < kRegisters ? pixels : products;
   const float fmas = static_cast<float>(products), loads = 1.35f * static_cast<float>(pixels + panel);
-  const float bound = fmas > loads ? fmas : loads, chain = static_cast<float>(latency);
-  return (bound > chain ? bound : chain) + 0.12f * static_cast<float>(broadcasts + panel);
+  const float bound = fmas > loads ? fmas : loads;
+  return (bound > kChain ? bound : kChain) + 0.12f * static_cast<float>(broadcasts + panel);
 }
 
 // Predicted time of `pixels` pixels when tiles are taken from size `first` on.
 FF_INLINE float tiles_cost(const TileSizes& s, int panel, int first, idx pixels) {
   float cost = 0;
   for (int i = first; i < s.count; ++i) {
-    cost += static_cast<float>(pixels / s.pixels[i]) * tile_cost(s.pixels[i], panel, s.latency);
+    cost += static_cast<float>(pixels / s.pixels[i]) * tile_cost(s.pixels[i], panel);
     pixels %= s.pixels[i];
   }
   return cost;
@@ -157,14 +129,13 @@ FF_INLINE int best_first(const TileSizes& s, int panel, idx pixels) {
 }
 
 // Channel blocks of a panel for which `rows` rows of `pixels` pixels take the least time.
-template <class Kind, int Step, bool Point>
+template <int Step, bool Point>
 FF_INLINE int best_panel(idx blocks, idx pixels) {
   int best = 1;
   float least = 0;
   for (int panel = 1; panel <= kMaxPanel; ++panel) {
     const int rest = static_cast<int>(blocks % panel);
-    const TileSizes &s = PanelTiles<Kind, Step, Point>::of(panel),
-                    &last = PanelTiles<Kind, Step, Point>::of(rest ? rest : 1);
+    const TileSizes &s = PanelTiles<Step, Point>::of(panel), &last = PanelTiles<Step, Point>::of(rest ? rest : 1);
     float cost = static_cast<float>(blocks / panel) * tiles_cost(s, panel, best_first(s, panel, pixels), pixels);
     if (rest) cost += tiles_cost(last, rest, best_first(last, rest, pixels), pixels);
     if (panel == 1 || cost < least) best = panel, least = cost;

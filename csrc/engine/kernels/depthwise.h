@@ -23,50 +23,32 @@ static void pack_depthwise(float* packed, const float* w, int channels, const Wi
 
 // Rows of one channel block, from output column 0 on.
 struct DepthwiseRows {
-  const void* x;  // first tap of the first output
+  const float* x;  // first tap of the first output
   idx x_row, kh, kw, sh, sw, dh, dw;
   const float *weights, *bias;
-  Quant x_quant;
-  idx rows, y_row, residual_row;  // bytes between rows of outputs
+  idx rows, y_row, residual_row;  // floats between rows of outputs
   Finish finish;
 };
 
 FF_INLINE void next_row(Finish& f, const DepthwiseRows& d) {
-  f.y = static_cast<char*>(f.y) + d.y_row;
-  if (f.residual) f.residual = static_cast<const char*>(f.residual) + d.residual_row;
-}
-
-// Weights and bias for inputs as stored: those of bytes take what a byte stands for.
-template <class X>
-FF_INLINE vecf weight_of(const DepthwiseRows& d, idx tap) {
-  const vecf w = load(d.weights + tap * L);
-  return sizeof(X) == 1 ? w * splat(d.x_quant.scale) : w;
-}
-// The bias for inputs as stored: `own` is room for it, if it is another than the given one.
-template <class X>
-FF_INLINE const float* bias_of(const DepthwiseRows& d, float* own) {
-  if (sizeof(X) > 1) return d.bias;
-  vecf bias = load(d.bias);
-  for (idx t = 0; t < d.kh * d.kw; ++t) bias = fma(weight_of<X>(d, t), splat(-d.x_quant.zero), bias);
-  store(own, bias);
-  return own;
+  f.y += d.y_row;
+  if (f.residual) f.residual += d.residual_row;
 }
 
 // TX pixels of a K×K filter with stride S.
-template <class X, int K, int S, int TX, bool Held>
-FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, const float* bias, const X* x, const Finish& f,
-                              idx at) {
+template <int K, int S, int TX, bool Held>
+FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, const float* x, const Finish& f, idx at) {
   vecf acc[TX][1];
   FF_UNROLL(16)
-  for (int i = 0; i < TX; ++i) acc[i][0] = load(bias);
+  for (int i = 0; i < TX; ++i) acc[i][0] = load(d.bias);
   FF_UNROLL(5)
   for (int k = 0; k < K; ++k) {
     vecf w[K];
     FF_UNROLL(5)
-    for (int l = 0; l < K; ++l) w[l] = Held ? held[k * K + l] : in_register<float>(weight_of<X>(d, k * K + l));
+    for (int l = 0; l < K; ++l) w[l] = Held ? held[k * K + l] : in_register<float>(load(d.weights + (k * K + l) * L));
     FF_UNROLL(32)
     for (int q = 0; q < (TX - 1) * S + K; ++q) {
-      const vecf v = in_register<float>(load_raw(x + k * d.x_row + q * L));
+      const vecf v = in_register<float>(load(x + k * d.x_row + q * L));
       FF_UNROLL(5)
       for (int l = 0; l < K; ++l) {
         const int i = (q - l) / S;
@@ -77,37 +59,31 @@ FF_INLINE void depthwise_tile(const DepthwiseRows& d, const vecf* held, const fl
   finish_tile<TX, 1>(acc, f, at);
 }
 
-template <class X, int K, int S, int TX>
+template <int K, int S, int TX>
 FF_NOINLINE void depthwise_rows(const DepthwiseRows& d, idx x0, idx tiles) {
-  constexpr bool held = K * K + TX + (FF_LOW_PRECISION ? 10 : 4) <= kRegisters;
-  alignas(64) float own[L];
+  constexpr bool held = K * K + TX + 4 <= kRegisters;
   vecf w[K * K];
   if constexpr (held) {
     FF_UNROLL(25)
-    for (int t = 0; t < K * K; ++t) w[t] = weight_of<X>(d, t);
+    for (int t = 0; t < K * K; ++t) w[t] = load(d.weights + t * L);
   }
-  const float* const bias = bias_of<X>(d, own);
   Finish f = d.finish;
-  const X* x = static_cast<const X*>(d.x) + x0 * S * L;
+  const float* x = d.x + x0 * S * L;
   for (idx i = 0; i < d.rows; ++i, x += S * d.x_row, next_row(f, d))
     for (idx tile = 0; tile < tiles; ++tile)
-      depthwise_tile<X, K, S, TX, held>(d, w, bias, x + tile * TX * S * L, f, (x0 + tile * TX) * L);
+      depthwise_tile<K, S, TX, held>(d, w, x + tile * TX * S * L, f, (x0 + tile * TX) * L);
 }
 
 // Any window, a pixel at a time.
-template <class X>
 FF_NOINLINE void depthwise_any(const DepthwiseRows& d, idx x0, idx pixels) {
-  alignas(64) float own[L];
-  const float* const bias = bias_of<X>(d, own);
   Finish f = d.finish;
   for (idx i = 0; i < d.rows; ++i, next_row(f, d))
     for (idx j = x0; j < x0 + pixels; ++j) {
-      vecf acc[1][1] = {{load(bias)}};
+      vecf acc[1][1] = {{load(d.bias)}};
       for (idx k = 0; k < d.kh; ++k)
         for (idx l = 0; l < d.kw; ++l)
-          acc[0][0] =
-              fma(load_raw(static_cast<const X*>(d.x) + (i * d.sh + k * d.dh) * d.x_row + (j * d.sw + l * d.dw) * L),
-                  weight_of<X>(d, k * d.kw + l), acc[0][0]);
+          acc[0][0] = fma(load(d.x + (i * d.sh + k * d.dh) * d.x_row + (j * d.sw + l * d.dw) * L),
+                          load(d.weights + (k * d.kw + l) * L), acc[0][0]);
       finish_tile<1, 1>(acc, f, j * L);
     }
 }
@@ -118,22 +94,21 @@ struct DepthwiseSizes {
   void (*run[kMost])(const DepthwiseRows&, idx, idx);
 };
 
-template <class X, int K, int S, int... TX>
+template <int K, int S, int... TX>
 constexpr DepthwiseSizes depthwise_sizes() {
-  return {sizeof...(TX), {TX...}, {depthwise_rows<X, K, S, TX>...}};
+  return {sizeof...(TX), {TX...}, {depthwise_rows<K, S, TX>...}};
 }
 
-template <class X>
 FF_INLINE const DepthwiseSizes& depthwise_tiles(const Window& w) {
   static constexpr bool wide = kRegisters == 32;
-  static constexpr DepthwiseSizes any{1, {1}, {depthwise_any<X>}};
+  static constexpr DepthwiseSizes any{1, {1}, {depthwise_any}};
   static constexpr DepthwiseSizes k3s1 =
-      depthwise_sizes<X, 3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
+      depthwise_sizes<3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
   static constexpr DepthwiseSizes k3s2 =
-      depthwise_sizes<X, 3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
-  static constexpr DepthwiseSizes k5s1 = depthwise_sizes<X, 5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
-  static constexpr DepthwiseSizes k5s2 = depthwise_sizes<X, 5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
-  static constexpr DepthwiseSizes k4s4 = depthwise_sizes<X, 4, 4, 4, 1>(), k2s2 = depthwise_sizes<X, 2, 2, 4, 2, 1>();
+      depthwise_sizes<3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
+  static constexpr DepthwiseSizes k5s1 = depthwise_sizes<5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
+  static constexpr DepthwiseSizes k5s2 = depthwise_sizes<5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
+  static constexpr DepthwiseSizes k4s4 = depthwise_sizes<4, 4, 4, 1>(), k2s2 = depthwise_sizes<2, 2, 4, 2, 1>();
   if (w.kh != w.kw || w.sh != w.sw || w.dh != 1 || w.dw != 1) return any;
   if (w.kh == 3) return w.sw == 1 ? k3s1 : w.sw == 2 ? k3s2 : any;
   if (w.kh == 5) return w.sw == 1 ? k5s1 : w.sw == 2 ? k5s2 : any;
@@ -153,11 +128,10 @@ FF_INLINE int best_depthwise(const DepthwiseSizes& s, idx width) {
   return best;
 }
 
-template <class X>
-FF_NOINLINE void depthwise_of(const Conv& c, Part part) {
+static void depthwise(const Conv& c, Part part) {
   const Window& w = c.window;
   const Epilogue& e = c.epilogue;
-  const DepthwiseSizes& sizes = depthwise_tiles<X>(w);
+  const DepthwiseSizes& sizes = depthwise_tiles(w);
   const int first = best_depthwise(sizes, c.y.width);
   DepthwiseRows d{nullptr,
                   c.x.row,
@@ -169,13 +143,12 @@ FF_NOINLINE void depthwise_of(const Conv& c, Part part) {
                   w.dw,
                   nullptr,
                   nullptr,
-                  c.x_quant,
                   part.y1 - part.y0,
-                  c.y.row * size_of(c.y_type),
-                  e.residual.row * size_of(c.y_type),
-                  finish_of(e, c.y, c.y_type, c.y_quant, c.residual_quant)};
+                  c.y.row,
+                  e.residual.row,
+                  finish_of(e, c.y)};
   for (idx b = part.b0; b < part.b1; ++b) {
-    d.x = static_cast<const X*>(place(c.x, c.x_type, b, static_cast<idx>(part.y0) * w.sh - w.top)) - w.left * L;
+    d.x = c.x.data + b * c.x.block + (static_cast<idx>(part.y0) * w.sh - w.top) * c.x.row - w.left * L;
     d.weights = c.weights + b * taps_of(w) * L;
     d.bias = e.bias + b * L;
     finish_at(d.finish, e, c.y, b, part.y0);
@@ -186,15 +159,8 @@ FF_NOINLINE void depthwise_of(const Conv& c, Part part) {
       x += count * sizes.pixels[i];
     }
     finish_part(e, c.y, part, b, b + 1);
-    pool_part(e.pools, c.y, part, b, b + 1, c.y_type, c.y_quant);
+    pool_part(e.pools, c.y, part, b, b + 1);
   }
-}
-
-static void depthwise(const Conv& c, Part part) {
-#if FF_LOW_PRECISION
-  if (c.x_type == Type::float32 && c.y_type == Type::float32) return avx512::engine_kernels().depthwise(c, part);
-#endif
-  with_type(c.x_type, [&](auto tag) { depthwise_of<typename decltype(tag)::type>(c, part); });
 }
 
 }  // namespace

@@ -75,25 +75,17 @@ FF_INLINE bool in_registers(const Epilogue& e) {
 struct Finish {
   Activation act, after;
   bool has_after;
-  Type type;  // of y and residual
-  Quant y_quant, residual_quant;
-  void* y;
+  float* y;
   idx y_block;
-  const void* residual;
+  const float* residual;
   idx residual_block;
 };
 
 // An epilogue that registers cannot do is left to finish_part; then there is no residual in the tiles.
-FF_INLINE Finish finish_of(const Epilogue& e, const Map& y, Type type = Type::float32, Quant y_quant = {},
-                           Quant residual_quant = {}) {
-  const bool here = in_registers(e);
-  FF_ASSERT(here || type == Type::float32);
-  return {activation_of(here ? e.act : Act::none),
+FF_INLINE Finish finish_of(const Epilogue& e, const Map& y) {
+  return {activation_of(in_registers(e) ? e.act : Act::none),
           activation_of(e.after),
           e.after != Act::none,
-          type,
-          y_quant,
-          residual_quant,
           nullptr,
           y.block,
           nullptr,
@@ -101,39 +93,31 @@ FF_INLINE Finish finish_of(const Epilogue& e, const Map& y, Type type = Type::fl
 }
 
 FF_INLINE void finish_at(Finish& f, const Epilogue& e, const Map& y, idx b, idx row) {
-  f.y = place(y, f.type, b, row);
-  f.residual = e.residual.data && in_registers(e) ? place(e.residual, f.type, b, row) : nullptr;
+  f.y = y.data + b * y.block + row * y.row;
+  f.residual =
+      e.residual.data && in_registers(e) ? e.residual.data + b * e.residual.block + row * e.residual.row : nullptr;
 }
 
-// Adds the residual, and stores: pixels from element `at` of the row on, of type T.
-template <class T, int MR, int NR>
-FF_INLINE void put_tile(vecf (&v)[MR][NR], const Finish& f, idx at) {
-  if (f.residual) {
-    const T* from = static_cast<const T*>(f.residual) + at;
-    FF_UNROLL(8)
-    for (int j = 0; j < NR; ++j) {
-      FF_UNROLL(16)
-      for (int i = 0; i < MR; ++i) v[i][j] = v[i][j] + load_as(from + j * f.residual_block + i * L, f.residual_quant);
-    }
-    if (f.has_after) activate_tile<MR, NR>(v, f.after);
-  }
-  T* to = static_cast<T*>(f.y) + at;
-  FF_UNROLL(8)
-  for (int j = 0; j < NR; ++j) {
-    FF_UNROLL(16)
-    for (int i = 0; i < MR; ++i) store_as(to + j * f.y_block + i * L, v[i][j], f.y_quant);
-  }
-}
-
-// No lambda may hold the accumulators: GCC 12 then writes each of them to the stack in every round of the loop before.
+// Activates, adds the residual, and stores: pixels from element `at` of the row on. No lambda may hold the
+// accumulators: GCC 12 then writes each of them to the stack in every round of the loop before.
 template <int MR, int NR>
 FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, idx at) {
   activate_tile<MR, NR>(acc, f.act);
-#if FF_LOW_PRECISION
-  if (f.type == Type::bfloat16) return put_tile<bf16, MR, NR>(acc, f, at);
-  if (f.type == Type::uint8) return put_tile<uint8_t, MR, NR>(acc, f, at);
-#endif
-  put_tile<float, MR, NR>(acc, f, at);
+  if (f.residual) {
+    const float* from = f.residual + at;
+    FF_UNROLL(8)
+    for (int j = 0; j < NR; ++j) {
+      FF_UNROLL(16)
+      for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + load(from + j * f.residual_block + i * L);
+    }
+    if (f.has_after) activate_tile<MR, NR>(acc, f.after);
+  }
+  float* to = f.y + at;
+  FF_UNROLL(8)
+  for (int j = 0; j < NR; ++j) {
+    FF_UNROLL(16)
+    for (int i = 0; i < MR; ++i) store(to + j * f.y_block + i * L, acc[i][j]);
+  }
 }
 
 FF_NOINLINE void activate_row(Act act, float* y, idx width) {

@@ -1,19 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What stands between this ISA's convolutions, for plans to call; AVX-512 BF16 takes it from AVX-512.
+// What stands between this ISA's convolutions, for plans to call.
 #pragma once
 #include "engine/glue.h"
-
-#if defined(__AVX512BF16__)
-
-namespace ff {
-namespace FF_ISA {
-
-const engine::Glue& engine_glue() { return avx512::engine_glue(); }
-
-}  // namespace FF_ISA
-}  // namespace ff
-
-#else
 
 #include "engine/kernels/arithmetic.h"
 #include "engine/kernels/gates.h"
@@ -33,5 +21,3 @@ const engine::Glue& engine_glue() { return kEngineGlue; }
 
 }  // namespace FF_ISA
 }  // namespace ff
-
-#endif

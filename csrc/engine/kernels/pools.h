@@ -25,15 +25,10 @@ struct Pooled {
   }
 };
 
-template <class P>
-FF_INLINE P offset(P p, idx by) {
-  return p ? p + by : nullptr;
-}
-
 // TX columns of `rows` rows at y; `at` points at the first of these columns and rows; `top`, `start`: they are the
 // first of all rows or columns. Returns the sum of everything.
-template <int TX, bool Columns, bool Exact, class T>
-FF_INLINE vecf pool_group(const Pools& at, const T* y, const Quant& quant, idx row, idx rows, bool top, bool start) {
+template <int TX, bool Columns, bool Exact>
+FF_INLINE vecf pool_group(const Pools& at, const float* y, idx row, idx rows, bool top, bool start) {
   Pooled<Exact> column[TX], line;
   vecf total = {};
   FF_UNROLL(8)
@@ -44,7 +39,7 @@ FF_INLINE vecf pool_group(const Pools& at, const T* y, const Quant& quant, idx r
     Pooled<Exact> half = {vecf{}, splat(-__builtin_inff())};
     FF_UNROLL(8)
     for (int i = 0; i < TX; ++i) {
-      const vecf v = load_as(y + i * L, quant);
+      const vecf v = load(y + i * L);
       (i % 2 ? half : line).add(v, v);
       if (Columns) column[i].add(v, v);
     }
@@ -57,8 +52,8 @@ FF_INLINE vecf pool_group(const Pools& at, const T* y, const Quant& quant, idx r
   return total;
 }
 
-template <bool Columns, bool Exact, class T>
-FF_NOINLINE vecf pool_block(const Pools& p, const T* y, const Quant& quant, idx row, idx width, idx y0, idx y1) {
+template <bool Columns, bool Exact>
+FF_NOINLINE vecf pool_block(const Pools& p, const float* y, idx row, idx width, idx y0, idx y1) {
   constexpr int kGroup = kRegisters == 32 ? 7 : 4;
   constexpr idx kLines = Columns ? 1 << 30 : 1;  // lines alone: row by row, as memory goes
   vecf total = {};
@@ -67,36 +62,32 @@ FF_NOINLINE vecf pool_block(const Pools& p, const T* y, const Quant& quant, idx 
     for (idx x = 0; x < width;) {
       const Pools at{offset(p.line_sum, i * L), offset(p.line_max, i * L), offset(p.column_sum, x * L),
                      offset(p.column_max, x * L)};
-      const T* from = y + i * row + x * L;
+      const float* from = y + i * row + x * L;
       if (width - x >= kGroup)
-        total = total + pool_group<kGroup, Columns, Exact>(at, from, quant, row, rows, i == 0, x == 0), x += kGroup;
+        total = total + pool_group<kGroup, Columns, Exact>(at, from, row, rows, i == 0, x == 0), x += kGroup;
       else
-        total = total + pool_group<1, Columns, Exact>(at, from, quant, row, rows, i == 0, x == 0), ++x;
+        total = total + pool_group<1, Columns, Exact>(at, from, row, rows, i == 0, x == 0), ++x;
     }
   }
   return total;
 }
 
 // The pools of rows [part.y0, part.y1) of blocks [b0, b1).
-FF_INLINE void pool_part(const Pools& p, const Map& y, Part part, idx b0, idx b1, Type type = Type::float32,
-                         const Quant& quant = {}) {
+FF_INLINE void pool_part(const Pools& p, const Map& y, Part part, idx b0, idx b1) {
   const bool columns = p.column_sum || p.column_max;
   if (!columns && !p.line_sum && !p.line_max) return;
-  with_type(type, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    for (idx b = b0; b < b1; ++b) {
-      const idx line = b * y.height * L, column = b * y.width * L;
-      const Pools at{offset(p.line_sum, line), offset(p.line_max, line), offset(p.column_sum, column),
-                     offset(p.column_max, column)};
-      const T* from = static_cast<const T*>(place(y, type, b, 0));
-      const auto pass = [&](auto plain, auto exact) {
-        const float total = sum_lanes<float>(plain(at, from, quant, y.row, y.width, part.y0, part.y1));
-        if (total != total) exact(at, from, quant, y.row, y.width, part.y0, part.y1);
-      };
-      columns ? pass(pool_block<true, false, T>, pool_block<true, true, T>)
-              : pass(pool_block<false, false, T>, pool_block<false, true, T>);
-    }
-  });
+  for (idx b = b0; b < b1; ++b) {
+    const idx line = b * y.height * L, column = b * y.width * L;
+    const Pools at{offset(p.line_sum, line), offset(p.line_max, line), offset(p.column_sum, column),
+                   offset(p.column_max, column)};
+    const float* from = y.data + b * y.block;
+    const auto pass = [&](auto plain, auto exact) {
+      const float total = sum_lanes<float>(plain(at, from, y.row, y.width, part.y0, part.y1));
+      if (total != total) exact(at, from, y.row, y.width, part.y0, part.y1);
+    };
+    columns ? pass(pool_block<true, false>, pool_block<true, true>)
+            : pass(pool_block<false, false>, pool_block<false, true>);
+  }
 }
 
 }  // namespace

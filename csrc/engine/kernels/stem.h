@@ -61,14 +61,14 @@ FF_NOINLINE void stem_part(const Stem& s, Part part) {
   const Window& w = s.window;
   const Epilogue& e = s.epilogue;
   const StemBand band = stem_band(s);
-  ConvTiles t{nullptr,    w.sw,    band.row, 1,       L * band.plane, band.plane, w.kh, w.kw,
-              s.channels, nullptr, nullptr,  nullptr, nullptr,        0.f,        0,    finish_of(e, s.y)};
+  ConvTiles t{nullptr,    w.sw,    band.row, 1, L * band.plane,   band.plane, w.kh, w.kw,
+              s.channels, nullptr, nullptr,  0, finish_of(e, s.y)};
   for (idx y0 = part.y0; y0 < part.y1; y0 += band.rows) {
     const idx y1 = min_idx(part.y1, y0 + band.rows), top = y0 * w.sh - w.top;
     s.type == Pixels::uint8 ? stem_lines<uint8_t>(s, band, top) : stem_lines<float>(s, band, top);
     for (idx b = part.b0; b < part.b1; b += s.panel) {
       const int panel = static_cast<int>(min_idx(s.panel, part.b1 - b));
-      const TileSizes& sizes = PanelTiles<FloatKind, Step, false>::of(panel);
+      const TileSizes& sizes = PanelTiles<Step, false>::of(panel);
       const int first = best_first(sizes, panel, s.y.width);
       t.weights = s.weights + b * L * s.channels * taps_of(w);
       t.bias = e.bias + b * L;
@@ -85,9 +85,9 @@ FF_NOINLINE void stem_part(const Stem& s, Part part) {
 
 static int stem_panel(int, int out_channels, int, int out_width, const Window& w) {
   const idx blocks = blocks_of(out_channels);
-  return w.sw == 1   ? best_panel<FloatKind, 1, false>(blocks, out_width)
-         : w.sw == 2 ? best_panel<FloatKind, 2, false>(blocks, out_width)
-                     : best_panel<FloatKind, 0, false>(blocks, out_width);
+  return w.sw == 1   ? best_panel<1, false>(blocks, out_width)
+         : w.sw == 2 ? best_panel<2, false>(blocks, out_width)
+                     : best_panel<0, false>(blocks, out_width);
 }
 
 static void stem(const Stem& s, Part part) {

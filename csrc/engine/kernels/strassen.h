@@ -35,7 +35,7 @@ static int strassen_panel(int in_channels, int out_channels, int height, int wid
   float least = 0;
   for (int panel = 1; panel <= kMaxPanel; ++panel) {
     if (blocks % (2 * panel)) continue;
-    const TileSizes& s = PanelTiles<FloatKind, L, true>::of(panel);
+    const TileSizes& s = PanelTiles<L, true>::of(panel);
     const float cost = static_cast<float>(blocks / panel) * tiles_cost(s, panel, best_first(s, panel, half), half);
     if (!best || cost < least) best = 2 * panel, least = cost;
   }
@@ -127,15 +127,14 @@ static void strassen(const Conv& c, float* scratch, Part part) {
   alignas(64) static const float zeros[kMaxPanel * L] = {};
   const Map products{nullptr, static_cast<int>(panel * L), 1, static_cast<int>(pixels), pixels * L, pixels * L};
   float* m = scratch + kStrassenSums * size;
-  const TileSizes& s = PanelTiles<FloatKind, L, true>::of(static_cast<int>(panel));
+  const TileSizes& s = PanelTiles<L, true>::of(static_cast<int>(panel));
   const int first = best_first(s, static_cast<int>(panel), pixels);
   for (idx y = part.y0; y < part.y1; y += band) {
     const float *x = c.x.data + y * c.x.row, *x12 = x + blocks * c.x.block, *x22 = x12 + pixels * L;
     strassen_sums(x, c.x.block, blocks, pixels, scratch);
     const float* const factors[] = {x, x12, scratch + 3 * size, x22, scratch, scratch + size, scratch + 2 * size};
     for (idx b = part.b0; b < part.b1; b += c.panel) {
-      ConvTiles t{nullptr,          L,       0,     L,       0,       1,   1, 1,
-                  c.x.channels / 2, nullptr, zeros, nullptr, nullptr, 0.f, 0, finish_of({}, products)};
+      ConvTiles t{nullptr, L, 0, L, 0, 1, 1, 1, c.x.channels / 2, nullptr, zeros, 0, finish_of({}, products)};
       t.weights = c.weights + b / c.panel * kStrassenProducts * weights;
       for (int p = 0; p < kStrassenProducts; ++p, t.weights += weights) {
         const bool own = p == 0 || p == 1 || p == 3;  // a quarter of x itself

@@ -2,60 +2,14 @@
 // Convolutions one after another by strips of rows: depthwise → pointwise, expand → depthwise → project, and gates on
 // the way in. What lies between them is written to scratch of about the size of half an L2 cache and read from there.
 #pragma once
-#include "engine/kernels/depthwise.h"
+#include "engine/kernels/low_conv.h"
+#include "engine/kernels/low_depthwise.h"
 
 namespace ff {
 namespace FF_ISA {
 namespace {
 
-using engine::Gates;
 using engine::Strips;
-
-FF_INLINE bool any(const Gates& g) { return g.channel || g.line || g.column || g.pixel; }
-
-template <class X, class Y, bool Line, bool Column>
-FF_NOINLINE void gate_rows(const Map& x, Type x_type, const Quant& x_quant, const Gates& g, const Map& y, Type y_type,
-                           const Quant& y_quant, Part part) {
-  for (idx b = part.b0; b < part.b1; ++b) {
-    const vecf channel = g.channel ? load(g.channel + b * L) : splat(1.f);
-    for (idx i = part.y0; i < part.y1; ++i) {
-      const vecf line = Line ? channel * load(g.line + (b * x.height + i) * L) : channel;
-      const float* column = Column ? g.column + b * x.width * L : nullptr;
-      const float* pixel = g.pixel ? g.pixel + i * x.width : nullptr;
-      const X* from = static_cast<const X*>(place(x, x_type, b, i));
-      Y* to = static_cast<Y*>(place(y, y_type, b, i));
-      for (idx j = 0; j < x.width; ++j) {
-        vecf v = load_as(from + j * L, x_quant) * line;
-        if (Column) v = v * load(column + j * L);
-        if (pixel) v = v * splat(pixel[j]);
-        store_as(to + j * L, v, y_quant);
-      }
-    }
-  }
-}
-
-FF_INLINE void gate_as(const Map& x, Type x_type, const Quant& x_quant, const Gates& g, const Map& y, Type y_type,
-                       const Quant& y_quant, Part part) {
-  with_type(x_type, [&](auto from) {
-    with_type(y_type, [&](auto to) {
-      using X = typename decltype(from)::type;
-      using Y = typename decltype(to)::type;
-      const auto run = g.line     ? g.column ? gate_rows<X, Y, true, true> : gate_rows<X, Y, true, false>
-                       : g.column ? gate_rows<X, Y, false, true>
-                                  : gate_rows<X, Y, false, false>;
-      run(x, x_type, x_quant, g, y, y_type, y_quant, part);
-    });
-  });
-}
-
-static void gate(const Map& x, const Gates& g, const Map& y, Part part) {
-  gate_as(x, Type::float32, {}, g, y, Type::float32, {}, part);
-}
-
-static void convert(const Map& x, Type x_type, const Quant& x_quant, const Map& y, Type y_type, const Quant& y_quant,
-                    Part part) {
-  gate_as(x, x_type, x_quant, {}, y, y_type, y_quant, part);
-}
 
 FF_INLINE const Conv& first_of(const Strips& s) {
   return s.expand ? *s.expand : s.depthwise ? *s.depthwise : *s.project;

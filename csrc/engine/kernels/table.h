@@ -1,37 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of this ISA, for plans to call. AVX-512 BF16 takes float32 from AVX-512: nothing would be gained by
-// compiling the same code again.
+// The kernels of float32 of this ISA, for plans to call.
 #pragma once
-#include "engine/kernels/types.h"
-
-#if FF_LOW_PRECISION
-
-#include "engine/kernels/low.h"
-#include "engine/kernels/strips.h"
-
-namespace ff {
-namespace FF_ISA {
-
-const engine::Kernels& engine_kernels() {
-  static const engine::Kernels all = [] {
-    engine::Kernels k = avx512::engine_kernels();
-    k.conv_panel = conv_panel, k.conv_packed = conv_packed, k.pack_conv = pack_conv, k.conv = conv;
-    k.depthwise_packed = depthwise_packed, k.pack_depthwise = pack_depthwise, k.depthwise = depthwise;
-    k.gate = gate, k.convert = convert, k.strips_scratch = strips_scratch, k.strips = strips;
-    k.low_precision = true, k.low_packed = low_packed, k.pack_low = pack_low;
-    return k;
-  }();
-  return all;
-}
-
-}  // namespace FF_ISA
-}  // namespace ff
-
-#else
-
+#include "engine/kernels/depthwise.h"
 #include "engine/kernels/planar.h"
 #include "engine/kernels/strassen.h"
-#include "engine/kernels/strips.h"
 #include "engine/kernels/winograd.h"
 
 namespace ff {
@@ -61,10 +33,10 @@ constexpr engine::Kernels kEngineKernels = {
     depthwise_packed,
     pack_depthwise,
     depthwise,
-    gate,
-    convert,
-    strips_scratch,
-    strips,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
     plane_conv_packed,
     pack_plane_conv,
     plane_conv,
@@ -72,16 +44,13 @@ constexpr engine::Kernels kEngineKernels = {
     planes_pool,
     planes_gate,
     planes_to_map,
-    false,
     nullptr,
     nullptr,
 };
 
 }  // namespace
 
-const engine::Kernels& engine_kernels() { return kEngineKernels; }
+const engine::Kernels& engine_floats() { return kEngineKernels; }
 
 }  // namespace FF_ISA
 }  // namespace ff
-
-#endif

@@ -68,7 +68,7 @@ static size_t winograd_scratch(const Conv& c) {
 static int winograd_panel(int, int out_channels, int out_height, int out_width) {
   Conv c = {};
   c.y.height = out_height, c.y.width = out_width;
-  return best_panel<FloatKind, L, true>(blocks_of(out_channels), winograd_group(c).tiles);
+  return best_panel<L, true>(blocks_of(out_channels), winograd_group(c).tiles);
 }
 
 // Transforms the 6×6 pixels at x, of which `rows` × `columns` exist; place p goes to v + p·place.
@@ -128,13 +128,12 @@ FF_INLINE void winograd_products(const Conv& c, const WinogradGroup& g, idx tile
                                  float* m) {
   alignas(64) static const float zeros[kMaxPanel * L] = {};
   const Map products{m, c.y.channels, 1, static_cast<int>(tiles), g.tiles * L, g.tiles * L};
-  ConvTiles t{nullptr,      L,       0,     L,       g.tiles * L, 1,   1, 1,
-              c.x.channels, nullptr, zeros, nullptr, nullptr,     0.f, 0, finish_of({}, products)};
+  ConvTiles t{nullptr, L, 0, L, g.tiles * L, 1, 1, 1, c.x.channels, nullptr, zeros, 0, finish_of({}, products)};
   const idx place = winograd_place(c.x.channels, c.y.channels);
   for (idx p = 0; p < kTilePlaces; ++p)
     for (idx b = b0; b < b1; b += c.panel) {
       const int panel = static_cast<int>(min_idx(c.panel, b1 - b));
-      const TileSizes& s = PanelTiles<FloatKind, L, true>::of(panel);
+      const TileSizes& s = PanelTiles<L, true>::of(panel);
       t.x = v + p * g.in_place, t.finish.y = m + p * g.out_place + b * g.tiles * L;
       t.weights = c.weights + p * place + b * L * c.x.channels;
       run_tiles(s, best_first(s, panel, tiles), t, tiles);

@@ -2,6 +2,7 @@
 // Convolutions as steps.
 #include <algorithm>
 
+#include "engine/low_tiles.h"
 #include "engine/plan/lower.h"
 
 namespace ff::engine {
@@ -33,9 +34,9 @@ float* pack(Lowering& l, const ConvStage& s, Method method, int* panel) {
     *panel = 1, packed = l.packed(k.depthwise_packed(in, window));
     k.pack_depthwise(packed, w, in, window);
   } else if (is_low(l, s)) {
-    *panel = k.conv_panel(in, out, y.height, y.width, window),
-    packed = l.packed(k.low_packed(l.target().type, in, out, window));
-    k.pack_low(l.target().type, packed, w, in, out, window, *panel);
+    const LowTiles& tiles = *k.tiles(l.target().type);
+    *panel = tiles.panel(in, out, y.height, y.width, window), packed = l.packed(tiles.packed(in, out, window));
+    tiles.pack_weights(packed, w, in, out, window, *panel);
   } else if (method == Method::winograd) {
     *panel = k.winograd_panel(in, out, y.height, y.width), packed = l.packed(k.winograd_packed(in, out));
     k.pack_winograd(packed, w, in, out, *panel);
@@ -59,7 +60,7 @@ Conv describe(Lowering& l, const ConvStage& s, Method method) {
   c.x = sized(s.input), c.y = sized(s.output), c.window = s.op.sliding.window;
   c.x_type = reads(l, s), c.x_quant = l.quant_of(s.input, c.x_type);
   c.y_type = l.type_of(s.output), c.y_quant = l.quant_of(s.output, c.y_type);
-  c.weights = pack(l, s, method, &c.panel);
+  c.weights = pack(l, s, method, &c.panel), c.tiles = is_low(l, s) ? l.kernels().tiles(c.x_type) : nullptr;
   c.epilogue.bias = l.padded(s.op.bias), c.epilogue.act = s.op.act;
   return c;
 }

@@ -37,21 +37,28 @@ Normalisation both(Normalisation bytes, const Normalisation& image) {
 }  // namespace
 
 const Kernels& kernels_of(Isa isa) {
-#define FF_TABLE(name) name::engine_kernels,
-  static const Kernels& (*const tables[])() = {FF_EACH_ISA(FF_TABLE)};
+  static const auto all = [] {
+    std::vector<Kernels> each;
+#define FF_TABLE(name)                            \
+  each.push_back(FF_OPS_##name::engine_floats()); \
+  FF_LOW_##name::take_engine_low(each.back());    \
+  each.back().bfloat16 = &FF_BFLOAT16_##name::engine_bfloat16(), each.back().bytes = &FF_BYTES_##name::engine_bytes();
+    FF_EACH_ISA(FF_TABLE)
 #undef FF_TABLE
-  return of(isa, tables);
+    return each;
+  }();
+  return all[static_cast<size_t>(isa)];
 }
 
 const Glue& glue_of(Isa isa) {
-#define FF_TABLE(name) name::engine_glue,
+#define FF_TABLE(name) FF_OPS_##name::engine_glue,
   static const Glue& (*const tables[])() = {FF_EACH_ISA(FF_TABLE)};
 #undef FF_TABLE
   return of(isa, tables);
 }
 
 const tensors::Table& tensors_of(Isa isa) {
-#define FF_TABLE(name) name::engine_tensors,
+#define FF_TABLE(name) FF_OPS_##name::engine_tensors,
   static const tensors::Table& (*const tables[])() = {FF_EACH_ISA(FF_TABLE)};
 #undef FF_TABLE
   return of(isa, tables);

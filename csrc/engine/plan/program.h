@@ -39,8 +39,7 @@ struct Program {
 
 struct BuildOptions {
   Isa isa;
-  Type type =
-      Type::float32;  // what dense convolutions compute in; bfloat16 and uint8 (int8) need `low_precision` kernels
+  Type type = Type::float32;  // what dense convolutions compute in; uint8: int8
   bool strict = false;        // no Winograd and no Strassen convolutions
   bool apart = false;         // each value is made by a step of its own
   double strip_bytes = kStripBytes;

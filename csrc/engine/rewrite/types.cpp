@@ -105,10 +105,6 @@ bool writes_low(const graph::Conv& conv, bool computes_low, Act after) {
 
 std::vector<Type> value_types(const Graph& graph, const Target& target) {
   if (target.type == Type::float32) return std::vector<Type>(graph.values.size(), Type::float32);
-  if (!target.kernels.low_precision)
-    throw std::invalid_argument(
-        "EnginePlan: dtype: bfloat16 and int8 need AVX-512 with BF16 and VNNI, which this CPU, or the instruction set "
-        "chosen, does not have");
   if (target.type == Type::uint8 && graph.ranges.empty())
     throw std::invalid_argument(
         "EnginePlan: dtype: int8 needs the ranges of the values, which this file does not have: calibrate first");
