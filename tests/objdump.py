@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
-_INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
+_INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(?:\{\w+\} )?(\S+)\s*(.*)$")
 _TARGET = re.compile(r"^[0-9a-f]+\b")
 _JUMP = re.compile(r"^j\w+$")
 _STOPS = re.compile(r"^(jmp|ret|ud2|hlt)")
