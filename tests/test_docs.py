@@ -25,8 +25,6 @@ from data_trees import ck_official, ck_sequences, fer2013_csv
 from PIL import Image
 from predict_cases import drawn_faces, scene
 
-import fastfer
-
 ROOT = Path(__file__).resolve().parents[1]
 _FOUND = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 PAGES = [page for page in _FOUND if page.is_file()]
@@ -48,9 +46,6 @@ LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
 
 def has(need: str) -> bool:
     """Whether this machine has what a block needs; what is fetched is tested with files of its own."""
-    if need == "bfloat16":
-        native = fastfer.list_backends()["native"]
-        return native.available and __import__("fastfer._C")._C.isa() == "avx512bf16"
     return not need
 
 
