@@ -139,7 +139,7 @@ def _sample(table: Table, number: int, name_of: Callable[[Label], str], part: st
     above = table.path.parent.name
     file = f"{above}/{table.path.name}" if above.lower() in SPLIT_FOLDERS else table.path.name
     try:
-        image = _image(table.images[number], table.path.parent, where)
+        image = row_image(table.images[number], table.path.parent, where)
         return Sample(image, name_of(label), f"{file} row {number}", part)
     except DataError:
         raise
@@ -158,7 +158,7 @@ def _part(table: Table, number: int) -> str | None:
     return next((PART_WORDS[word] for word in (*words, table.path.parent.name.lower()) if word in PART_WORDS), None)
 
 
-def _image(value: Any, folder: Path, where: str) -> Path | bytes | NDArray[np.uint8]:
+def row_image(value: Any, folder: Path, where: str) -> Path | bytes | NDArray[np.uint8]:
     """Encoded bytes, pixels, or where a row has only the path of its image, that file beside the table."""
     if isinstance(value, dict):
         name = value.get("path")

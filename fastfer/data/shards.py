@@ -203,7 +203,7 @@ def index_shards(folder: str | Path, names: Sequence[str], *, protocol: str = ""
         raise DataError(f"{folder} holds shards already ({INDEX})")
     labels, shards = dict.fromkeys(names, 0), []
     for path in sorted(folder.glob("*.tar")):
-        found = [_record(f"{path}, {key}", key, group, names, soft=False).label for key, group in _groups(path)]
+        found = [_record(f"{path}, {key}", key, group, names, soft=False).label for key, group in groups(path)]
         for label in found:
             labels[names[label]] += 1
         shards.append({"file": path.name, "images": len(found), "sha256": _sha256(path)})
@@ -270,7 +270,7 @@ class Shards:
         """
         for index in range(len(self.files)) if order is None else order:
             path, count = self.folder / self.files[index], 0
-            for key, members in _groups(path):
+            for key, members in groups(path):
                 count += 1
                 yield _record(f"{path}, {key}", key, members, self.names, self.has_soft)
             if count != self.counts[index]:
@@ -298,7 +298,7 @@ def _record(place: str, key: str, members: dict[str, bytes], names: Sequence[str
         raise DataError(f"{place}: expected a label of {', '.join(names)}, and soft as listed, got {error!r}") from None
 
 
-def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, {suffix: bytes}) of consecutive members of one key."""
     key = ""
     members: dict[str, bytes] = {}

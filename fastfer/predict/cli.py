@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastfer import __version__, _cache, _environment
-from fastfer._files import write_bytes
+from fastfer._files import remove_temporaries, write_bytes
 from fastfer.data.files import printable
 from fastfer.predict import inputs, records, summary
 from fastfer.predict.recognizer import Recognizer
 from fastfer.predict.run import Messages, Plan, Run, Stopped
 
+_ALONE = ("annotate", "track", "smooth", "show")
+"""Arguments that are of no use with --ray."""
 _EPILOG = """\
 INPUT: pictures, videos, folders (with all folders below), patterns, addresses of streams, camera or camera:N, and - for
 a list on standard input. Results are lines of JSON (or --csv) on standard output, or in --out.
@@ -65,6 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="threads of the network")
     parser.add_argument("--precision", help="float32, bfloat16 (default: as compiled)")
     parser.add_argument("--workers", type=int, help="threads that decode pictures (default: by CPUs)")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="on the machines of a Ray cluster (default: the one at hand, else this machine); pictures, Parquet and "
+        "tar files of pictures become Parquet files in --out, a folder that all machines share",
+    )  # fmt: skip
+    parser.add_argument(
+        "--part", type=int, default=1000, metavar="N", help="pictures in a file of results of --ray (default: 1000)"
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
     parser.set_defaults(form="json")
     return parser
@@ -94,6 +108,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--every, --smooth: expected 1 or more, 0 to below 1, got {args.every}, {args.smooth}")
     if args.workers is not None and args.workers < 0:
         raise ValueError(f"--workers: expected 0 or more, got {args.workers}")
+    if args.part < 1:
+        raise ValueError(f"--part: expected 1 or more, got {args.part}")
+    if args.ray is not None:
+        if args.out is None:
+            raise ValueError("--ray: expected --out with it, the folder for its files")
+        if beside := [name for name in _ALONE if getattr(args, name)] + ["csv"] * (args.form == "csv"):
+            raise ValueError(f"--ray: expected none of --{', --'.join(beside)} with it, as it writes Parquet alone")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -101,12 +122,14 @@ def _run(args: argparse.Namespace) -> int:
         args.weights,
         faces=args.faces,
         detector=args.detector,
-        threads=args.threads,
+        threads=1 if args.ray is not None and args.threads is None else args.threads,
         precision=args.precision,
         min_score=args.min_score,
         longest=args.longest,
     )
-    items, problems = inputs.expanded(args.inputs, sys.stdin.buffer, args.null)
+    items, problems = inputs.expanded(args.inputs, sys.stdin.buffer, args.null, tables=args.ray is not None)
+    if args.ray is not None:
+        return _on_ray(args, recognizer, items, problems)
     with ExitStack() as stack:
         file, done, header = _opened(args, stack)
         left = [item for item in items if printable(item.name) not in done and inputs.shown(item.name) not in done]
@@ -145,6 +168,55 @@ def _run(args: argparse.Namespace) -> int:
     return code or (1 if run.failed else 0)
 
 
+def _on_ray(
+    args: argparse.Namespace, recognizer: Recognizer, items: Sequence[inputs.Item], problems: Sequence[inputs.Problem]
+) -> int:
+    """As `_run`, in parts on the machines of a cluster."""
+    from fastfer.predict import cluster, parts
+
+    problems = [
+        *problems,
+        *(inputs.Problem(item.name, "no picture: --ray takes no videos") for item in items if item.kind == "stream"),
+    ]
+    division = parts.divided([item for item in items if item.kind != "stream"], args.part)
+    names = "\0".join(name for part in division for name in part.names)
+    about = {**_identity(args), "part": args.part, "inputs": hashlib.sha256(os.fsencode(names)).hexdigest()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    _begin(args, about, any(args.out.glob("part-*.parquet")))
+    remove_temporaries(args.out, ("part-*",))
+    todo = [part for part in division if not parts.done(part.file(args.out))]
+    messages = Messages(len(todo), args.quiet)
+    for problem in problems:
+        messages.line(f"error: {inputs.shown(problem.name)}: {problem.message}")
+    if len(todo) < len(division):
+        messages.note(str(args.out), f"{len(division) - len(todo)} of {len(division)} parts are done already")
+    try:
+        if todo:
+            cluster.run(todo, recognizer, args.out, address=args.ray or None, step=messages.step)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        messages.clear()
+    totals = parts.summed((part.file(args.out) for part in division), recognizer.classes)
+    text = json.dumps({"fastfer": __version__, "run": about, **totals}, indent=2, ensure_ascii=False)
+    write_bytes(args.out / "summary.json", f"{text}\n".encode())
+    messages.note(str(args.out), f"{totals['pictures']} pictures, {totals['faces']} faces, {totals['failed']} failed")
+    return 1 if problems or totals["failed"] else 0
+
+
+def _begin(args: argparse.Namespace, identity: dict[str, Any], results: bool) -> None:
+    """Go on with the ``results`` in --out, or begin. ValueError where that was not asked for, or is of other things."""
+    about = args.out / "run.json"
+    if not results:
+        write_bytes(about, f"{json.dumps(identity, indent=2)}\n".encode())
+        return
+    if not args.resume:
+        raise ValueError(f"--out: {args.out} has results: give --resume to go on with them, or another folder")
+    earlier = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else None
+    if earlier != identity:
+        raise ValueError(f"--resume: expected the arguments of the earlier run, {earlier}, got {identity}")
+
+
 def _results(args: argparse.Namespace) -> Path:
     path: Path = args.out / ("results.csv" if args.form == "csv" else "results.jsonl")
     return path
@@ -168,15 +240,10 @@ def _opened(args: argparse.Namespace, stack: ExitStack) -> tuple[BinaryIO, set[s
     if args.out is None:
         return sys.stdout.buffer, set(), True
     args.out.mkdir(parents=True, exist_ok=True)
-    path, about, done = _results(args), args.out / "run.json", set[str]()
-    if path.exists() and path.stat().st_size:
-        if not args.resume:
-            raise ValueError(f"--out: {path} is there already: give --resume to go on with it, or another folder")
-        earlier = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else None
-        if earlier != _identity(args):
-            raise ValueError(f"--resume: expected the arguments of the earlier run, {earlier}, got {_identity(args)}")
+    path, done = _results(args), set[str]()
+    earlier = path.exists() and path.stat().st_size > 0
+    _begin(args, _identity(args), earlier)
+    if earlier:
         done = records.resumable(path, args.form)
-    else:
-        write_bytes(about, f"{json.dumps(_identity(args), indent=2)}\n".encode())
     file = stack.enter_context(path.open("ab"))
     return file, done, file.tell() == 0

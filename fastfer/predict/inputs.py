@@ -14,17 +14,19 @@ from fastfer.data.files import printable
 from fastfer.data.formats import IMAGE_SUFFIXES
 from fastfer.predict.source import VIDEO_SUFFIXES, is_url
 
+TABLE_SUFFIXES = frozenset({".parquet", ".tar"})
+
 
 @dataclass(frozen=True)
 class Item:
     """Something to look at.
 
-    kind   "picture", or "stream" for videos, cameras and addresses
+    kind   "picture", "stream" for videos, cameras and addresses, or "table" for a Parquet or tar file of pictures
     name   the path or address, or the camera's number as text
     place  where it stands below the input that named it, for files that are made of it; no two have the same
     """
 
-    kind: Literal["picture", "stream"]
+    kind: Literal["picture", "stream", "table"]
     name: str
     place: str
 
@@ -42,8 +44,12 @@ class Problem:
     message: str
 
 
-def expanded(inputs: Sequence[str], standard: BinaryIO, null: bool = False) -> tuple[list[Item], list[Problem]]:
+def expanded(
+    inputs: Sequence[str], standard: BinaryIO, null: bool = False, tables: bool = False
+) -> tuple[list[Item], list[Problem]]:
     """The items that the inputs name, each once, in their order; and the inputs that name none.
+
+    ``tables``: files that hold many pictures are such; else they are pictures that cannot be read.
 
     ``-`` reads more inputs from ``standard``, one a line, or with ``null`` ended by a zero byte, which names with line
     breaks need.
@@ -53,7 +59,7 @@ def expanded(inputs: Sequence[str], standard: BinaryIO, null: bool = False) -> t
     for name in _listed(inputs, standard, null):
         found = 0
         try:
-            for item in _items(name):
+            for item in _items(name, tables):
                 items.setdefault(item.name, item)
                 found += 1
         except OSError as error:
@@ -89,36 +95,42 @@ def _listed(inputs: Sequence[str], standard: BinaryIO, null: bool) -> Iterator[s
                 yield text
 
 
-def _items(name: str) -> Iterator[Item]:
+def _items(name: str, tables: bool) -> Iterator[Item]:
     if os.path.isdir(name):
-        yield from _below(name)
+        yield from _below(name, tables)
     elif os.path.exists(name):
-        yield _file(name, os.path.basename(name))
+        yield _file(name, os.path.basename(name), tables)
     elif is_url(name):
         yield Item("stream", name, "stream")
     elif (number := _camera(name)) is not None:
         yield Item("stream", number, f"camera-{number}")
     elif glob.has_magic(name):
         for found in sorted(glob.glob(name, recursive=True)):
-            yield from _below(found) if os.path.isdir(found) else [_file(found, os.path.basename(found))]
+            yield from (
+                _below(found, tables) if os.path.isdir(found) else [_file(found, os.path.basename(found), tables)]
+            )
 
 
-def _below(folder: str) -> Iterator[Item]:
+def _below(folder: str, tables: bool) -> Iterator[Item]:
     """The pictures and videos in a folder and its folders, sorted; hidden ones are left out, links to folders, too."""
 
     def stop(error: OSError) -> None:
         raise error
 
+    wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES | (TABLE_SUFFIXES if tables else frozenset())
     for path, folders, files in os.walk(folder, onerror=stop):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         for file in sorted(files):
-            if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+            if not file.startswith(".") and Path(file).suffix.lower() in wanted:
                 full = os.path.join(path, file)
-                yield _file(full, os.path.relpath(full, folder))
+                yield _file(full, os.path.relpath(full, folder), tables)
 
 
-def _file(name: str, place: str) -> Item:
-    return Item("stream" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "picture", name, place)
+def _file(name: str, place: str, tables: bool) -> Item:
+    suffix = Path(name).suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return Item("stream", name, place)
+    return Item("table" if tables and suffix in TABLE_SUFFIXES else "picture", name, place)
 
 
 def _camera(name: str) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,28 +63,31 @@ class Read(NamedTuple):
     error: Exception | None
 
 
+def attempt(image: Any, bgr: bool = False) -> Read:
+    """What `read` makes of it, or raises."""
+    try:
+        return Read(image, *read(image, bgr), None)
+    except (DataError, OSError, TypeError, ValueError) as error:
+        return Read(image, None, None, error)
+
+
 def read_ahead(images: Iterable[Any], bgr: bool, workers: int) -> Iterator[Read]:
     """What `read` makes of each, in their order; with ``workers`` threads that read up to two each in advance."""
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
 
-    def attempt(image: Any) -> Read:
-        try:
-            return Read(image, *read(image, bgr), None)
-        except (DataError, OSError, TypeError, ValueError) as error:
-            return Read(image, None, None, error)
-
-    return _ahead(attempt, images, workers) if workers else map(attempt, images)
+    one = partial(attempt, bgr=bgr)
+    return _ahead(one, images, workers) if workers else map(one, images)
 
 
-def _ahead(attempt: Callable[[Any], Read], images: Iterable[Any], workers: int) -> Iterator[Read]:
+def _ahead(one: Callable[[Any], Read], images: Iterable[Any], workers: int) -> Iterator[Read]:
     from concurrent.futures import ThreadPoolExecutor
 
     running: deque[Future[Read]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="fastfer-decode") as pool:
         try:
             for image in images:
-                running.append(pool.submit(attempt, image))
+                running.append(pool.submit(one, image))
                 if len(running) > 2 * workers:
                     yield running.popleft().result()
             while running:
