@@ -40,9 +40,7 @@ def run(
         [{"part": pickle.dumps(part)} for part in todo], override_num_blocks=min(len(todo), _BLOCKS)
     )
     task = partial(work, recognizer=known, out=str(out.resolve()))
-    finished = items.map_batches(
-        task, batch_size=1, batch_format="numpy", num_cpus=recognizer.engine.threads, max_retries=-1
-    )
+    finished = items.map_batches(task, batch_size=1, batch_format="numpy", num_cpus=recognizer.engine.threads)
     try:
         for _ in finished.iter_rows():
             step()
