@@ -143,6 +143,10 @@ def growth(rows: Sequence[Row], axes_names: Sequence[str], path: Path) -> None:
             ticks = sorted({row["value"] for row in rows if row["axis"] == name})[:: 1 if name != "pixels" else 2]
             axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
             axes.set_xticks([], minor=True)
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, high / 20), high * 1.5)  # what hardly grows looks so
+            axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
+            axes.yaxis.set_minor_formatter("")
             axes.grid(alpha=0.3)
     panels[0][0].legend(fontsize=7)
     _save(figure, path)

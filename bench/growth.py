@@ -97,11 +97,16 @@ def bend(rows: Sequence[Row]) -> str:
     rows = sorted(rows, key=lambda row: row["value"])
     costs = [row["median"] / work(row) for row in rows]
     least, axis = min(costs), rows[0]["axis"]
-    near = [row["value"] for row, cost in zip(rows, costs, strict=True) if cost <= NEAR * least]
-    text = f"{WORK[axis]} costs the least at {near[0]}" if len(near) == 1 else ""
-    text = text or f"{WORK[axis]} costs the same within {NEAR - 1:.0%} from {near[0]} to {near[-1]}"
+    start = end = costs.index(least)
+    while start > 0 and costs[start - 1] <= NEAR * least:
+        start -= 1
+    while end + 1 < len(costs) and costs[end + 1] <= NEAR * least:
+        end += 1
+    near = (rows[start]["value"], rows[end]["value"])
+    text = f"{WORK[axis]} costs the least at {near[0]}" if start == end else ""
+    text = text or f"{WORK[axis]} costs the same within {NEAR - 1:.0%} from {near[0]} to {near[1]}"
     ends = [(row["value"], cost / least) for row, cost in ((rows[0], costs[0]), (rows[-1], costs[-1]))]
     outside = [f"{times:.1f} times as much at {value}" for value, times in ends if times > NEAR]
-    first, last = rows[0], rows[-1]
-    memory = f"memory grows from {first['mib']:.1f} to {last['mib']:.1f} MiB"
+    first, last = (f"{row['mib']:.1f}" for row in (rows[0], rows[-1]))
+    memory = f"memory is {first} MiB throughout" if first == last else f"memory goes from {first} to {last} MiB"
     return f"{rows[0]['network']}: {'; '.join([text, *outside, memory])}."

@@ -120,7 +120,7 @@ def test_where_a_curve_bends() -> None:
     batch = points("batch", {1: 0.002, 2: 0.0021, 4: 0.0042, 8: 0.0126})
     assert growth.bend(batch) == (
         "fgw_fer: an image costs the same within 10% from 2 to 4; 1.9 times as much at 1; 1.5 times as much at 8; "
-        "memory grows from 3.0 to 10.0 MiB."
+        "memory goes from 3.0 to 10.0 MiB."
     )
     pixels = points("pixels", {10: 0.001, 20: 0.004})
     assert "a pixel costs the same within 10% from 10 to 20; memory" in growth.bend(pixels)
