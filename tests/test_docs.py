@@ -180,6 +180,8 @@ def test_page(page: Path) -> None:
         file = target.partition("#")[0]
         if "://" not in target and not target.startswith("mailto:") and file:
             assert (page.parent / file).exists(), f"{page}: {target}"
+    for file in re.findall(r"`((?:csrc|fastfer|bench|tests|docs)/[\w./*-]+)`", text):
+        assert list(ROOT.glob(file)), f"{page}: {file}"
     for command in lines(page, "bash"):
         assert ELSEWHERE.match(command) or "python -m fastfer" in command, f"{page}: nothing runs {command!r}"
 
