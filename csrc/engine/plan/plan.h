@@ -50,6 +50,7 @@ class Plan {
   const std::string& metadata() const { return metadata_; }
   const Shape& input() const { return input_; }
   const std::vector<Shape>& outputs() const { return outputs_; }
+  size_t steps() const { return program_->steps.size(); }
   size_t arena_bytes() const { return program_->layout.bytes(); }
   size_t weight_bytes() const { return program_->weights.bytes(); }
   int threads() const { return threads_; }
