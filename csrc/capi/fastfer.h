@@ -22,7 +22,8 @@
 extern "C" {
 #endif
 
-typedef enum fastfer_status {
+/* Kinds are ints, so that a number that is none is refused. */
+enum {
   FASTFER_OK = 0,
   FASTFER_BAD_ARGUMENT = 1, /* NULL, a number out of range, an instruction set that this CPU does not have */
   FASTFER_CANNOT_READ = 2,  /* the operating system does not give the file's bytes */
@@ -30,21 +31,24 @@ typedef enum fastfer_status {
   FASTFER_UNSUPPORTED = 4,  /* this CPU, or this file, does not have the precision asked for */
   FASTFER_NO_MEMORY = 5,
   FASTFER_INTERNAL = 6 /* a fault of fastfer */
-} fastfer_status;
+};
+typedef int fastfer_status;
 
 /* What images consist of. */
-typedef enum fastfer_pixels {
+enum {
   FASTFER_FLOAT32 = 0, /* what the network takes */
   FASTFER_UINT8 = 1    /* pixels 0 to 255, normalised inside; see fastfer_takes_uint8 */
-} fastfer_pixels;
+};
+typedef int fastfer_pixels;
 
 /* What convolutions compute in; images and outputs are float32 in all. */
-typedef enum fastfer_precision {
+enum {
   FASTFER_AS_COMPILED = 0,
   FASTFER_PRECISION_FLOAT32 = 1,
   FASTFER_PRECISION_BFLOAT16 = 2,
   FASTFER_PRECISION_INT8 = 3
-} fastfer_precision;
+};
+typedef int fastfer_precision;
 
 typedef struct fastfer_engine fastfer_engine;
 

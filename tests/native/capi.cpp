@@ -143,7 +143,7 @@ void bad_arguments(const Bytes& file) {
   refused(with([](fastfer_options& o) { o.threads = -1; }), "options.threads");
   refused(with([](fastfer_options& o) { o.threads = 1 << 20; }), "options.threads");
   refused(with([](fastfer_options& o) { o.image_threads = -1; }), "options.image_threads");
-  refused(with([](fastfer_options& o) { o.precision = static_cast<fastfer_precision>(7); }), "options.precision");
+  refused(with([](fastfer_options& o) { o.precision = 7; }), "options.precision");
   refused(with([](fastfer_options& o) { o.strict = 2; }), "options.strict");
   refused(with([](fastfer_options& o) { o.isa = "sse9"; }), "options.isa");
   const fastfer_status low = with([](fastfer_options& o) { o.precision = FASTFER_PRECISION_INT8; });
@@ -156,7 +156,7 @@ void bad_arguments(const Bytes& file) {
     return fastfer_run(engine.get(), images, FASTFER_FLOAT32, batch, to, count);
   };
   refused(fastfer_run(nullptr, image.data(), FASTFER_FLOAT32, 1, places, 3), "engine");
-  refused(fastfer_run(engine.get(), image.data(), static_cast<fastfer_pixels>(2), 1, places, 3), "pixels");
+  refused(fastfer_run(engine.get(), image.data(), 2, 1, places, 3), "pixels");
   refused(run_with(nullptr, 1, places, 3), "images");
   refused(run_with(reinterpret_cast<const char*>(image.data()) + 1, 1, places, 3), "images");
   refused(run_with(image.data(), 1, nullptr, 3), "outputs");
