@@ -163,10 +163,6 @@ engine::PlanOptions plan_options(const engine::File& file, const capi::Json& met
   const char* precision = kPrecisions[options.precision];
   plan.type = type_of(precision ? precision : capi::precision(metadata));
   plan.bytes = capi::normalisation(metadata);
-  if (plan.type != engine::Type::float32 && !engine::kernels_of(plan.isa).low_precision)
-    fail(FASTFER_UNSUPPORTED,
-         std::string("precision: expected float32, as bfloat16 and int8 are not to be had on this CPU with ") +
-             isa_name(plan.isa));
   if (plan.type == engine::Type::uint8 && file.graph.ranges.empty())
     fail(FASTFER_UNSUPPORTED, "precision: int8 needs the ranges of the values, which this file does not have");
   return plan;

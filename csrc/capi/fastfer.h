@@ -28,7 +28,7 @@ enum {
   FASTFER_BAD_ARGUMENT = 1, /* NULL, a number out of range, an instruction set that this CPU does not have */
   FASTFER_CANNOT_READ = 2,  /* the operating system does not give the file's bytes */
   FASTFER_BAD_FILE = 3,     /* damaged, or no engine file */
-  FASTFER_UNSUPPORTED = 4,  /* this CPU, or this file, does not have the precision asked for */
+  FASTFER_UNSUPPORTED = 4,  /* this file does not have the precision asked for */
   FASTFER_NO_MEMORY = 5,
   FASTFER_INTERNAL = 6 /* a fault of fastfer */
 };
