@@ -127,6 +127,14 @@ def test_unknown_names_are_told_the_known_ones(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_printed_configuration_reads_as_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--recipe", "best", "--model", "vgg16_csa", "--epochs", "3"]
+    assert main([*given, "--print_config"]) == 0
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse_args(["--config", str(file)]).config == parse_args(given).config
+
+
 def test_an_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("stop: {patiense: 3}\n")

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     from fastfer.train.cli import parse_args
-    from fastfer.train.config import InputError
+    from fastfer.train.config import InputError, to_yaml
     from fastfer.train.folds import train_folds
     from fastfer.train.loop import NonFiniteError
     from fastfer.train.placement import is_main_process, leave_processes
@@ -32,6 +32,9 @@ def _run(argv: Sequence[str]) -> int:
     display = Display()
     try:
         invocation = parse_args(argv)
+        if invocation.print_config:
+            print(to_yaml(invocation.config), end="")
+            return 0
         run = train_folds if invocation.config.folds else train
         report = run(invocation.config, resume=invocation.resume, overwrite=invocation.overwrite, display=display)
     except InputError as error:

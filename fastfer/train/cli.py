@@ -23,7 +23,7 @@ from fastfer.recipes import load_recipe
 from fastfer.train.config import CONFIG_FILE, InputError, TrainConfig
 from fastfer.train.options import Distill, EarlyStop, Input, InverseTime, LossOptions, Plateau, Stage
 
-_SWITCHES = ("resume", "overwrite")
+_SWITCHES = ("resume", "overwrite", "print_config")
 _OTHER = ("config", "help", *_SWITCHES)
 _DEEPEST = 16  # groups within groups; options have three
 _LONGEST = 1 << 20  # bytes of a file of options, which takes three thousand
@@ -32,11 +32,12 @@ _OPEN = ("model_options",)  # groups whose keys the network knows
 
 @dataclass(frozen=True)
 class Invocation:
-    """A command line: the run's options, and what to do with an output folder that holds a run already."""
+    """A command line: the run's options, and what to do with them and with a folder that holds a run already."""
 
     config: TrainConfig
     resume: bool = False
     overwrite: bool = False
+    print_config: bool = False
 
 
 def parse_args(argv: Sequence[str]) -> Invocation:
@@ -94,10 +95,14 @@ def _parser() -> ArgumentParser:
         prog="python -m fastfer.train",
         description="Train a network on faces. Options may be spelt with - for _.",
         exit_on_error=False,
+        print_config=None,  # jsonargparse's own knows nothing of recipes
     )
     parser.add_argument("--config", action="config", help="YAML file of options, e.g. the config.yaml of another run")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder, bit for bit")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print what --config would read, recipe and all, and train nothing"
+    )
     parser.add_class_arguments(TrainConfig)
     return parser
 
