@@ -14,6 +14,7 @@ import cuda_host
 import grid
 import pytest
 import torch
+from pretrained_starts import keras, starts_folder, timm, torchvision  # noqa: F401 - fixtures
 
 from fastfer import backend
 
