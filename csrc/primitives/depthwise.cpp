@@ -47,7 +47,10 @@ FF_NOINLINE void forward_row(const DepthwiseShape& s, const T* x, idx oy, const 
       forward_apart<T, K, S, TW, true, Part::whole>(r, bias, to, y_stride, pixels, lo, hi);
     else
       forward_tile<T, K, S, TW, false, Part::whole>(r, bias, to, y_stride, pixels, lo, hi);
-    if (rest) forward_apart<T, K, S, TW, true, Part::rest>(r, bias, to, y_stride, pixels, lo, hi);
+    if (rest && edge)
+      forward_apart<T, K, S, TW, true, Part::rest>(r, bias, to, y_stride, pixels, lo, hi);
+    else if (rest)
+      forward_apart<T, K, S, TW, false, Part::rest>(r, bias, to, y_stride, pixels, lo, hi);
   }
 }
 
@@ -71,7 +74,10 @@ FF_NOINLINE void input_grad_row(const DepthwiseShape& s, const T* dy, idx oy_fir
       input_grad_apart<T, K, S, TW, true, Part::whole>(r, to, first, last, false);
     else
       input_grad_tile<T, K, S, TW, false, Part::whole>(r, to, first, last, streamed);
-    if (rest) input_grad_apart<T, K, S, TW, true, Part::rest>(r, to, first, last, false);
+    if (rest && edge)
+      input_grad_apart<T, K, S, TW, true, Part::rest>(r, to, first, last, false);
+    else if (rest)
+      input_grad_apart<T, K, S, TW, false, Part::rest>(r, to, first, last, false);
   }
 }
 
@@ -87,13 +93,16 @@ FF_NOINLINE void weight_grad_row(const DepthwiseShape& s, const T* x, const T* d
     }
     const idx pixels = min_idx(TW, s.ow - ox);
     const T* dy = dy_row + ox * s.c;
-    if (pixels < TW)
+    if (pixels < TW) {
       weight_grad_apart<T, K, S, TW, true, true, Part::whole>(r, dw, dy, pixels);
-    else if (r.column < 0 || r.column + (TW - 1) * S + K > s.w)
+      if (rest) weight_grad_apart<T, K, S, TW, true, true, Part::rest>(r, dw, dy, pixels);
+    } else if (r.column < 0 || r.column + (TW - 1) * S + K > s.w) {
       weight_grad_apart<T, K, S, TW, true, false, Part::whole>(r, dw, dy, pixels);
-    else
+      if (rest) weight_grad_apart<T, K, S, TW, true, false, Part::rest>(r, dw, dy, pixels);
+    } else {
       weight_grad_tile<T, K, S, TW, false, false, Part::whole>(r, dw, dy, pixels);
-    if (rest) weight_grad_apart<T, K, S, TW, true, true, Part::rest>(r, dw, dy, pixels);
+      if (rest) weight_grad_apart<T, K, S, TW, false, false, Part::rest>(r, dw, dy, pixels);
+    }
   }
 }
 

@@ -204,9 +204,7 @@ FF_INLINE void weight_grad_tile(const TileRow<T>& r, T* dw, const T* dy, idx pix
   });
 }
 
-// The tiles by their parts: at borders, and for the rest of the channels, in functions of their own. The rest is less
-// than one vector, so that its one form tests every column and pixel: a form for each kind of tile took a third of the
-// time that this file needs to build.
+// The tiles by their parts: at borders, and for the rest of the channels, in functions of their own.
 template <class T, int K, int S, int TW, bool Edge, Part P>
 FF_NOINLINE void forward_apart(const TileRow<T>& r, const T* bias, T* y, idx y_stride, idx pixels, T lo, T hi) {
   forward_tile<T, K, S, TW, Edge, P>(r, bias, y, y_stride, pixels, lo, hi);
