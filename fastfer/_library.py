@@ -56,6 +56,7 @@ def _plain_keys() -> frozenset[tuple[int, int]]:
 
 
 _PLAIN = _plain_keys()
+_AUTOCAST = _C.DispatchKeySet(_C.DispatchKey.AutocastCPU) | _C.DispatchKeySet(_C.DispatchKey.AutocastCUDA)
 _MARK = _C.DispatchKey.NestedTensor
 """Excluded in this thread inside `dispatched`: `_keys` sees it, so that calls outside are not slowed by asking. No op
 of this package takes nested tensors."""
@@ -153,14 +154,31 @@ class Op(Generic[Fields, Result]):
         functions = backend.implementation(self.family, "cpu" if x.is_cpu else "cuda")
         if x.is_cpu and type(functions) is ModuleType and functions.__name__ != self.native:
             self._look_at_memory(fields)
-        result: Result = getattr(functions, self.name)(fields)
-        return self.typed(result) if x.dtype in _HALF else result
+        function = getattr(functions, self.name)
+        if x.dtype in _HALF:
+            return self._run_half(function, fields, x.dtype, type(functions) is ModuleType)
+        result: Result = function(fields)
+        return result
 
     def _look_at_memory(self, fields: Fields) -> None:
         """ValueError for a tensor whose storage was freed: torch and Numba read from it. The extension looks itself."""
         for leaf, t in zip(self.signature.tensor_leaves, self.signature.tensors(fields), strict=True):
             if t is not None:
                 _memory.check_address(self.name, leaf.name, t)
+
+    def _run_half(self, function: Callable[[Fields], Any], fields: Fields, dtype: torch.dtype, plain: bool) -> Result:
+        """A call with 16-bit activations. ``plain`` functions know none: they compute in float32, on float32 copies."""
+        if not plain:
+            return self.typed(function(fields))
+        arguments = self.signature.flatten(fields)
+        widened = (t.float() if isinstance(t, Tensor) and t.dtype in _HALF else t for t in arguments)
+        result = function(self.signature.unflatten(*widened))
+        if self.results.single:
+            narrow: Result = result.to(dtype)
+            return narrow
+        values = (t.to(dtype) if stored else t for t, stored in zip(result, self.results.stored, strict=True))
+        made: Result = self.results.cls(*values)
+        return made
 
     def typed(self, result: Any) -> Result:
         """Results of 16-bit activations: those that are not `Stored` in float32, empty ones, too."""
@@ -196,7 +214,8 @@ def define(
     check = _raw.checker(name, signature, op.shapes)
 
     def body(*args: Any) -> Any:
-        return op.run(args[0], check(args))
+        with _C._ExcludeDispatchKeyGuard(_AUTOCAST):  # what is cast was cast: plain torch is not to cast again
+            return op.run(args[0], check(args))
 
     def typed_fake(*args: Any) -> Any:
         result = fake(signature.unflatten(*args))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from dataclasses import dataclass
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
@@ -148,8 +149,13 @@ def implementation(family: str, device: str) -> Any:
 
 
 def half_storage(device: str) -> bool:
-    """Whether the backend of ``device`` takes 16-bit activations: the CUDA kernels do, in every family."""
-    return device in _ORDER and bool(getattr(implementation(FAMILIES[0], device), "half_storage", False))
+    """Whether the backend of ``device`` takes 16-bit activations: CUDA kernels and plain torch do, in every family."""
+    if device not in _ORDER:
+        return False
+    functions = implementation(FAMILIES[0], device)
+    if type(functions) is ModuleType:
+        functions = sys.modules[str(functions.__package__)]
+    return bool(getattr(functions, "half_storage", False))
 
 
 def links(device: str) -> bool:

@@ -47,8 +47,13 @@ class Variant:
 
     @property
     def lowered(self) -> torch.dtype:
-        """What bfloat16 activations are kept in: itself by the CUDA kernels, float32, by autocast, by all others."""
-        return torch.bfloat16 if self.backend == "cuda-host" else torch.float32
+        """What bfloat16 activations are kept in under autocast: float32 where the backend has no 16 bits."""
+        return torch.bfloat16 if self.stores_half else torch.float32
+
+    @property
+    def stores_half(self) -> bool:
+        """Whether activations in 16 bits stay so."""
+        return self.backend in ("cuda-host", "reference")
 
     @contextmanager
     def active(self) -> Iterator[None]:

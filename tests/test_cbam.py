@@ -381,7 +381,7 @@ X = torch.zeros(1, 8, 4, 4, dtype=torch.float64)
     ("change", "error", "message"),
     [
         ({"x": X[0]}, ValueError, "cbam: x: expected 4 dimensions"),
-        ({"x": X.half()}, TypeError, "cbam: x: expected dtype"),
+        ({"x": X.int()}, TypeError, "cbam: x: expected dtype"),
         ({"x": X[:, :, :0]}, ValueError, "cbam: x: expected C, H and W >= 1"),
         ({"x": X[:, :4]}, ValueError, r"cbam: w1: expected shape \(2, 4\), got \(2, 8\)"),
         ({"w1": torch.zeros(2).double()}, ValueError, r"cbam: w1: expected 2 dimensions"),

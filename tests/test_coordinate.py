@@ -361,7 +361,7 @@ def bad_calls() -> list[Any]:
         ({"x": None}, TypeError, "x: expected a torch.Tensor, got NoneType"),
         ({"x": torch.zeros(2, 3, 4)}, ValueError, "x: expected 4 dimensions"),
         ({"x": torch.zeros(1, 3, 0, 4)}, ValueError, "x: expected C, H and W >= 1"),
-        ({"x": torch.zeros(1, 3, 4, 4).half()}, TypeError, "x: expected dtype"),
+        ({"x": torch.zeros(1, 3, 4, 4).int()}, TypeError, "x: expected dtype"),
         ({"weight": torch.zeros(2, 3)}, ValueError, r"weight: expected shape \(M, 3, 1, 1\), got \(2, 3\)"),
         ({"weight": torch.zeros(2, 4, 1, 1)}, ValueError, r"weight: expected shape \(2, 3, 1, 1\)"),
         ({"bias": torch.zeros(3)}, ValueError, r"bias: expected shape \(2,\), got \(3,\)"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bfloat16 and float16 activations through the public ops, on the CUDA kernels of the host machine.
+"""bfloat16 and float16 activations through the public ops, on the CUDA kernels of the host machine and on plain torch.
 
 Activations and their gradients stay as they are, parameters, their gradients and statistics are float32: each op with
 random arguments against float64 on the same values, by itself and under autocast.
@@ -44,16 +44,25 @@ def kernels(host_kernels: HostLibrary, one_thread: None) -> Kernels:
     return lambda: active(host_kernels, families())
 
 
+@pytest.fixture(params=["cuda-host", "reference"])
+def stores(request: pytest.FixtureRequest, one_thread: None) -> Kernels:
+    """CPU tensors run inside on a backend that takes activations in 16 bits."""
+    if request.param == "reference":
+        return lambda: backend.use("reference")
+    kernels: Kernels = request.getfixturevalue("kernels")
+    return kernels
+
+
 def launched() -> set[str]:
     return set().union(*(backend.implementation(family, "cpu")._launch.launched for family in families()))
 
 
 @BY_ROW
 @STORED
-def test_against_float64(kernels: Kernels, row: Row, stored: torch.dtype) -> None:
+def test_against_float64(stores: Kernels, row: Row, stored: torch.dtype) -> None:
     for seed in range(6):
         case, want = drawn(row, seed, stored)
-        with kernels():
+        with stores():
             got = case.run(torch.float32, stored)
         compare(case, got, want, output_dtype(row, stored), stored)
         for name, grad in got.grads.items():
@@ -80,11 +89,11 @@ def test_nothing_is_lifted(kernels: Kernels, row: Row, stored: torch.dtype) -> N
 
 @BY_ROW
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast(kernels: Kernels, row: Row, source: torch.dtype) -> None:
+def test_autocast(stores: Kernels, row: Row, source: torch.dtype) -> None:
     case, want = drawn(row, 2, torch.bfloat16)
     if row.name == "update_centers_":
         pytest.skip("takes no gradient and is no part of a network")
-    with kernels(), torch.autocast("cpu", torch.bfloat16):
+    with stores(), torch.autocast("cpu", torch.bfloat16):
         got = case.run(torch.float32, source)
     compare(case, got, want, output_dtype(row, source, torch.bfloat16), torch.bfloat16)
     for name, grad in got.grads.items():
@@ -92,14 +101,14 @@ def test_autocast(kernels: Kernels, row: Row, source: torch.dtype) -> None:
 
 
 @BY_ROW
-def test_fakes_have_the_same_types(kernels: Kernels, row: Row) -> None:
+def test_fakes_have_the_same_types(stores: Kernels, row: Row) -> None:
     """Every op and gradient that runs gives, on fake tensors, results of the same shapes, strides and dtypes."""
     case, _ = drawn(row, 3, torch.bfloat16)
-    with kernels():
+    with stores():
         assert_fakes_agree(lambda: case.run(torch.float32, torch.bfloat16))
 
 
-def test_compile_under_autocast(kernels: Kernels) -> None:
+def test_compile_under_autocast(stores: Kernels) -> None:
     generator = torch.Generator().manual_seed(0)
     x, dw, pw = (torch.randn(s, generator=generator) for s in ((2, 3, 6, 5), (3, 1, 3, 3), (4, 3, 1, 1)))
     leaves = [x, dw.requires_grad_(), pw.requires_grad_()]
@@ -111,7 +120,7 @@ def test_compile_under_autocast(kernels: Kernels) -> None:
 
     results = []
     for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
-        with kernels():
+        with stores():
             out = function(*leaves)
             assert out.dtype == torch.bfloat16
             results.append([out.detach(), *torch.autograd.grad(out.sum(), leaves[1:])])
@@ -141,17 +150,17 @@ def test_every_family_takes_them(kernels: Kernels) -> None:
         assert all(backend.implementation(family, "cpu").half_storage for family in backend.FAMILIES)
         assert backend.half_storage("cpu")
     assert not backend.half_storage("meta")
-    for name in ("reference", "numba", "native"):
+    for name, stored in (("reference", True), ("numba", False), ("native", False)):
         if backend.list_backends()[name].available:
             with backend.use(name):
-                assert not backend.half_storage("cpu")
+                assert backend.half_storage("cpu") == stored
 
 
-def test_parameters_are_float32(kernels: Kernels) -> None:
+def test_parameters_are_float32(stores: Kernels) -> None:
     x, weight = torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16), torch.zeros(3, 2, 1, 1)
     norm = ops.Norm(*(torch.ones(2, dtype=torch.bfloat16) for _ in range(4)))
     q = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
-    with kernels():
+    with stores():
         assert ops.pointwise_conv2d(x, weight).dtype == torch.bfloat16
         with pytest.raises(TypeError, match=r"weight: expected dtype torch\.float32, in which x is computed, got"):
             ops.pointwise_conv2d(x, weight.bfloat16())
@@ -161,6 +170,58 @@ def test_parameters_are_float32(kernels: Kernels) -> None:
             ops.dot_product_attention(q, q.float(), q)
 
 
+def test_a_network_on_plain_torch_keeps_its_activations_in_16_bits(one_thread: None) -> None:
+    """What backward keeps of a step is half of float32's but for parameters and statistics; gradients are near."""
+    torch.manual_seed(0)
+    model, x = create_model("fgw_fer").train(), torch.randn(8, 1, 48, 48)
+    kept, gradients = [], []
+    for half in (False, True):
+        activations: dict[int, int] = {}
+
+        def pack(t: Tensor, activations: dict[int, int] = activations) -> Tensor:
+            if t.dim() == 4 and t.shape[0] == len(x):
+                activations[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with backend.use("reference"), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                logits = model(x)
+            gradients.append(torch.autograd.grad(logits.float().square().mean(), list(model.parameters())))
+        kept.append(sum(activations.values()))
+    assert 0.45 < kept[1] / kept[0] < 0.6
+    assert all(g.dtype == torch.float32 for g in gradients[1])
+    exact, rounded = (torch.cat([g.flatten() for g in each]) for each in gradients)
+    assert float(torch.cosine_similarity(exact, rounded, 0)) > 0.98
+
+
+def test_plain_torch_rounds_once_and_to_even() -> None:
+    """A call is float32's on the same activations, its stored results rounded: no sum is of rounded terms."""
+    case, _ = drawn(next(row for row in ROWS if row.name == "separable_conv2d"), 5, torch.bfloat16)
+    with backend.use("reference"):
+        got = case.run(torch.float32, torch.bfloat16)
+        inference = case.run(torch.float32)
+    assert torch.equal(got.outputs[0], inference.outputs[0].bfloat16())
+
+
+def test_rounding_has_no_bias() -> None:
+    """Signed errors of a block's output and of its gradients, over many values, are 0 within four standard errors."""
+    torch.manual_seed(0)
+    x, dw, pw = torch.randn(4, 16, 24, 24).bfloat16(), torch.randn(16, 1, 3, 3), torch.randn(32, 16, 1, 1)
+    upstream = torch.randn(4, 32, 24, 24).bfloat16()
+    results = []
+    for dtype, stored in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16)):
+        a, b, c = x.to(stored).requires_grad_(), dw.to(dtype).requires_grad_(), pw.to(dtype).requires_grad_()
+        with backend.use("reference"):
+            y = ops.separable_conv2d(a, b, c, padding=1, act1="silu")
+            results.append([y.detach(), *torch.autograd.grad(y, (a, b, c), upstream.to(stored))])
+    for want, got in zip(*results, strict=True):
+        error = (got.double() - want).flatten() * want.flatten().sign() / want.norm() * want.numel() ** 0.5
+        assert float(error.abs().mean()) > 0
+        assert float(error.mean()) < 4 * float(error.std()) / error.numel() ** 0.5 + 1e-6
+        assert float(error.mean()) > -4 * float(error.std()) / error.numel() ** 0.5 - 1e-6
+
+
 def test_other_backends_refuse_them() -> None:
-    with backend.use("reference"), pytest.raises(TypeError, match="expected dtype float32 or float64, got bfloat16"):
+    other = next(name for name in ("native", "numba") if backend.list_backends()[name].available)
+    with backend.use(other), pytest.raises(TypeError, match="expected dtype float32 or float64, got bfloat16"):
         ops.relu(torch.zeros(3, dtype=torch.bfloat16))

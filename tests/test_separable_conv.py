@@ -336,7 +336,7 @@ def bad_calls() -> list[Any]:
     return [
         (d, (None, dw), {}, TypeError, "depthwise_conv2d: x: expected a torch.Tensor, got NoneType"),
         (d, (x[0], dw), {}, ValueError, r"x: expected 4 dimensions \(N, C, H, W\), got shape \(3, 8, 8\)"),
-        (d, (x.half(), dw), {}, TypeError, "x: expected dtype float32 or float64, got float16"),
+        (d, (x.int(), dw), {}, TypeError, "x: expected dtype float32 or float64, got int32"),
         (d, (x, dw[:2]), {}, ValueError, r"weight: expected shape \(3, 1, KH, KW\), got \(2, 1, 3, 3\)"),
         (d, (x, pw), {}, ValueError, r"weight: expected shape \(3, 1, KH, KW\)"),
         (d, (x, dw.double()), {}, TypeError, "weight: expected dtype torch.float32 as x, got torch.float64"),

@@ -130,9 +130,10 @@ def test_synchronised_norms_against_the_whole_batch(act: int) -> None:
         torch.testing.assert_close(found[0][number] + found[1][number], whole[number])
 
 
-def test_bfloat16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
-    """Linear layers and attention's products run in it; fastfer's own ops lift their input to float32."""
-    options: dict[str, Any] = {"model": "sepconv_attention", "epochs": 2, "lr": 1e-3}
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_bfloat16_trains_and_keeps_float32_weights(tmp_path: Path, backend: str) -> None:
+    """Linear layers and attention's products run in it; fastfer's own ops store it, or lift their input to float32."""
+    options: dict[str, Any] = {"model": "sepconv_attention", "epochs": 2, "lr": 1e-3, "backend": backend}
     full, half = (train(tiny(tmp_path / p, precision=p, **options)) for p in ("fp32", "bf16"))
     assert half["environment"]["precision"] == "bf16"
     assert half["last"]["loss"] != full["last"]["loss"]

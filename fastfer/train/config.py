@@ -111,7 +111,8 @@ class TrainConfig:
         flip_test: average the logits of each validation image and its mirror image
         seed: decides weights, order and augmentation
         device: auto (CUDA where there is one), cpu or cuda; torchrun starts one process per device
-        precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling; fastfer's own ops follow on CUDA alone
+        precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling; fastfer's own ops follow on
+            CUDA and on the backend reference, other kernels of the CPU compute and store float32
         cuda_graph: record a step on CUDA once and replay it, which saves the launches; not with fp16, on_nan skip,
             onecycle (it moves the momentum) or several processes
         resident: keep the training images on the device: auto (on CUDA, where they take at most a quarter of its free
