@@ -69,12 +69,6 @@ struct Affine {
   Act act;
 };
 
-// The channels of x as the channels of y from `first` on.
-struct Place {
-  Map x, y;
-  int first;
-};
-
 // Of each pixel of x · channel (null: 1) the maximum and the mean of the channels, each a plane; null: not wanted. With
 // `taps` [blocks·L] the inner product with them takes the mean's place. `gate`: logistic(at_max · maximum + at_mean ·
 // mean
@@ -143,7 +137,6 @@ struct AdditiveAttention {
   X(reduce, void, (const Reduce&))                    \
   X(binary, void, (const Binary&, Part))              \
   X(affine, void, (const Affine&, Part))              \
-  X(place, void, (const Place&, Part))                \
   X(pixel_pools, void, (const PixelPools&, Part))     \
   X(pixel_gate, void, (const PixelGate&, Part))       \
   X(gated, void, (const Gated&, Part))                \

@@ -18,6 +18,15 @@ struct GatherPixels {
   float fill;
 };
 
+// Channels of several maps of y's height and width, of which y may be one: block b of y takes parts first[b] to
+// first[b + 1] - 1, each from a block of an input the lanes that it names, and nothing where it says -1; lanes of no
+// part become 0, and a block of no parts stays as it is.
+struct Channels {
+  const Map* x;
+  Map y;
+  const int *first, *input, *block, *lanes;
+};
+
 // y's lane from x.data[from], or `fill` where that is negative; from [blocks][height][width][L] of y.
 struct GatherAny {
   Map x, y;
@@ -92,6 +101,7 @@ struct MatMul {
 #define FF_TENSORS(X)                                 \
   X(gather_pixels, void, (const GatherPixels&, Part)) \
   X(gather_any, void, (const GatherAny&, Part))       \
+  X(take_channels, void, (const Channels&, Part))     \
   X(put, void, (const Put&, Part))                    \
   X(unary, void, (const Unary&, Part))                \
   X(binary_of, void, (const Binary&, Part))           \

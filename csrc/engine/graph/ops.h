@@ -339,9 +339,18 @@ struct MeanConv {
   Stage<Conv> conv;
 };
 
+// Channels of maps of one height and width: each is channel `channel` of input number `input`.
+struct Channels {
+  static constexpr int kMostInputs = 16;
+  struct Source {
+    int input, channel;
+  };
+  std::vector<Source> from;
+};
+
 template <class... Ops>
 struct OpList {
-  using Any = std::variant<Ops..., Strips, Planar, MeanConv>;
+  using Any = std::variant<Ops..., Strips, Planar, MeanConv, Channels>;
   // Calls body(Ops*) for each.
   template <class Body>
   static void each(const Body& body) {

@@ -93,33 +93,6 @@ FF_NOINLINE void affine(const engine::Affine& p, Part part) {
   }
 }
 
-// A pixel's channels behind others that end within a vector: what is left of that one, then the next.
-FF_INLINE void place_across(const engine::Place& p, idx y, idx x) {
-  const idx offset = p.first % L, channels = p.x.channels;
-  for (idx block = 0; block < ceil_div(channels, L); ++block) {
-    const float* from = at(p.x, block, y, x);
-    const idx n = min_idx(L, channels - block * L), here = min_idx(n, L - offset), to = p.first / L + block;
-    store(at(p.y, to, y, x) + offset, load(from, here), here);
-    if (n > here) store(at(p.y, to + 1, y, x), load(from + here, n - here), n - here);
-  }
-}
-
-// Rows of the part; all channels of x.
-FF_NOINLINE void place(const engine::Place& p, Part part) {
-  const bool last = p.first + p.x.channels == p.y.channels;
-  for (idx y = part.y0; y < part.y1; ++y)
-    for (idx x = 0; x < p.x.width; ++x) {
-      if (p.first % L == 0) {
-        for (idx block = 0; block < ceil_div(p.x.channels, L); ++block)
-          store(at(p.y, p.first / L + block, y, x), load(at(p.x, block, y, x)));
-        continue;
-      }
-      place_across(p, y, x);
-      if (!last) continue;
-      for (idx c = p.y.channels; c % L; ++c) at(p.y, c / L, y, x)[c % L] = 0.f;
-    }
-}
-
 }  // namespace
 }  // namespace FF_ISA
 }  // namespace ff

@@ -48,8 +48,7 @@ template <int Step, bool Point>
 FF_NOINLINE void conv_part(const Conv& c, Part part) {
   const Window& w = c.window;
   const Epilogue& e = c.epilogue;
-  const bool flat = is_flat(c);
-  const idx pixels = flat ? static_cast<idx>(part.y1 - part.y0) * c.y.width : c.y.width;
+  const idx rows = is_flat(c) ? rows_to_finish(e, c.y, part.y1 - part.y0) : 1, pixels = rows * c.y.width;
   ConvTiles t{nullptr,      w.sw * L, w.dh * c.x.row, w.dw * L, c.x.block,        1, w.kh, w.kw,
               c.x.channels, nullptr,  nullptr,        0,        finish_of(e, c.y)};
   const float* x = c.x.data - w.top * c.x.row - w.left * L;
@@ -59,13 +58,13 @@ FF_NOINLINE void conv_part(const Conv& c, Part part) {
     const int first = best_first(s, panel, pixels);
     t.weights = c.weights + b * L * c.x.channels * taps_of(w);
     t.bias = e.bias + b * L;
-    for (idx y = part.y0; y < part.y1; ++y) {
+    for (idx y = part.y0; y < part.y1; y += rows) {
+      const idx n = min_idx(rows, part.y1 - y);
       t.x = x + y * w.sh * c.x.row;
       finish_at(t.finish, e, c.y, b, y);
-      run_tiles(s, first, t, pixels);
-      if (flat) break;
+      run_tiles(s, first, t, n * c.y.width);
+      finish_rows(e, c.y, y, y + n, b, b + panel);
     }
-    finish_part(e, c.y, part, b, b + panel);
     pool_part(e.pools, c.y, part, b, b + panel);
   }
 }

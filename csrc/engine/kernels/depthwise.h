@@ -74,17 +74,25 @@ FF_NOINLINE void depthwise_rows(const DepthwiseRows& d, idx x0, idx tiles) {
       depthwise_tile<K, S, TX, held>(d, w, x + tile * TX * S * L, f, (x0 + tile * TX) * L);
 }
 
-// Any window, a pixel at a time.
-FF_NOINLINE void depthwise_any(const DepthwiseRows& d, idx x0, idx pixels) {
+// TX pixels of any window. Each fma loads its input: with as many loads a cycle as fma that costs no more than holding
+// what taps share, and windows whose stride is their size share nothing.
+template <int TX>
+FF_NOINLINE void depthwise_any(const DepthwiseRows& d, idx x0, idx tiles) {
   Finish f = d.finish;
   for (idx i = 0; i < d.rows; ++i, next_row(f, d))
-    for (idx j = x0; j < x0 + pixels; ++j) {
-      vecf acc[1][1] = {{load(d.bias)}};
+    for (idx tile = 0; tile < tiles; ++tile) {
+      const idx first = x0 + tile * TX;
+      vecf acc[TX][1];
+      FF_UNROLL(8)
+      for (int j = 0; j < TX; ++j) acc[j][0] = load(d.bias);
       for (idx k = 0; k < d.kh; ++k)
-        for (idx l = 0; l < d.kw; ++l)
-          acc[0][0] = fma(load(d.x + (i * d.sh + k * d.dh) * d.x_row + (j * d.sw + l * d.dw) * L),
-                          load(d.weights + (k * d.kw + l) * L), acc[0][0]);
-      finish_tile<1, 1>(acc, f, j * L);
+        for (idx l = 0; l < d.kw; ++l) {
+          const vecf w = load(d.weights + (k * d.kw + l) * L);
+          const float* x = d.x + (i * d.sh + k * d.dh) * d.x_row + (first * d.sw + l * d.dw) * L;
+          FF_UNROLL(8)
+          for (int j = 0; j < TX; ++j, x += d.sw * L) acc[j][0] = fma(load(x), w, acc[j][0]);
+        }
+      finish_tile<TX, 1>(acc, f, first * L);
     }
 }
 
@@ -101,19 +109,18 @@ constexpr DepthwiseSizes depthwise_sizes() {
 
 FF_INLINE const DepthwiseSizes& depthwise_tiles(const Window& w) {
   static constexpr bool wide = kRegisters == 32;
-  static constexpr DepthwiseSizes any{1, {1}, {depthwise_any}};
+  static constexpr DepthwiseSizes any{
+      4, {8, 4, 2, 1}, {depthwise_any<8>, depthwise_any<4>, depthwise_any<2>, depthwise_any<1>}};
   static constexpr DepthwiseSizes k3s1 =
       depthwise_sizes<3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
   static constexpr DepthwiseSizes k3s2 =
       depthwise_sizes<3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
   static constexpr DepthwiseSizes k5s1 = depthwise_sizes<5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
   static constexpr DepthwiseSizes k5s2 = depthwise_sizes<5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
-  static constexpr DepthwiseSizes k4s4 = depthwise_sizes<4, 4, 4, 1>(), k2s2 = depthwise_sizes<2, 2, 4, 2, 1>();
   if (w.kh != w.kw || w.sh != w.sw || w.dh != 1 || w.dw != 1) return any;
   if (w.kh == 3) return w.sw == 1 ? k3s1 : w.sw == 2 ? k3s2 : any;
   if (w.kh == 5) return w.sw == 1 ? k5s1 : w.sw == 2 ? k5s2 : any;
-  if (w.kh == 4 && w.sw == 4) return k4s4;
-  return w.kh == 2 && w.sw == 2 ? k2s2 : any;
+  return any;
 }
 
 // Least number of tiles, weighted by what a tile of p pixels costs: its loads and its latency beside the fma.
@@ -133,32 +140,24 @@ static void depthwise(const Conv& c, Part part) {
   const Epilogue& e = c.epilogue;
   const DepthwiseSizes& sizes = depthwise_tiles(w);
   const int first = best_depthwise(sizes, c.y.width);
-  DepthwiseRows d{nullptr,
-                  c.x.row,
-                  w.kh,
-                  w.kw,
-                  w.sh,
-                  w.sw,
-                  w.dh,
-                  w.dw,
-                  nullptr,
-                  nullptr,
-                  part.y1 - part.y0,
-                  c.y.row,
-                  e.residual.row,
-                  finish_of(e, c.y)};
+  const idx rows = rows_to_finish(e, c.y, part.y1 - part.y0);
+  DepthwiseRows d{nullptr, c.x.row, w.kh,    w.kw, w.sh,    w.sw,           w.dh,
+                  w.dw,    nullptr, nullptr, rows, c.y.row, e.residual.row, finish_of(e, c.y)};
   for (idx b = part.b0; b < part.b1; ++b) {
     d.x = c.x.data + b * c.x.block + (static_cast<idx>(part.y0) * w.sh - w.top) * c.x.row - w.left * L;
     d.weights = c.weights + b * taps_of(w) * L;
     d.bias = e.bias + b * L;
-    finish_at(d.finish, e, c.y, b, part.y0);
-    idx x = 0;
-    for (int i = first; x < c.y.width; ++i) {
-      const idx count = (c.y.width - x) / sizes.pixels[i];
-      if (count) sizes.run[i](d, x, count);
-      x += count * sizes.pixels[i];
+    for (idx y = part.y0; y < part.y1; y += rows, d.x += rows * w.sh * d.x_row) {
+      d.rows = min_idx(rows, part.y1 - y);
+      finish_at(d.finish, e, c.y, b, y);
+      idx x = 0;
+      for (int i = first; x < c.y.width; ++i) {
+        const idx count = (c.y.width - x) / sizes.pixels[i];
+        if (count) sizes.run[i](d, x, count);
+        x += count * sizes.pixels[i];
+      }
+      finish_rows(e, c.y, y, y + d.rows, b, b + 1);
     }
-    finish_part(e, c.y, part, b, b + 1);
     pool_part(e.pools, c.y, part, b, b + 1);
   }
 }

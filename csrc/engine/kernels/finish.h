@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What follows a tile's sums: activation and residual, in registers where these suffice.
 #pragma once
-#include "engine/kernels/types.h"
+#include "engine/kernels/logistic.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -81,7 +81,7 @@ struct Finish {
   idx residual_block;
 };
 
-// An epilogue that registers cannot do is left to finish_part; then there is no residual in the tiles.
+// An epilogue that registers cannot do is left to finish_rows; then there is no residual in the tiles.
 FF_INLINE Finish finish_of(const Epilogue& e, const Map& y) {
   return {activation_of(in_registers(e) ? e.act : Act::none),
           activation_of(e.after),
@@ -122,15 +122,21 @@ FF_INLINE void finish_tile(vecf (&acc)[MR][NR], const Finish& f, idx at) {
 
 FF_NOINLINE void activate_row(Act act, float* y, idx width) {
   with_act(act, [&](auto tag) {
-    for (idx i = 0; i < width; ++i) store(y + i * L, activate<decltype(tag)::value, float>(load(y + i * L)));
+    for (idx i = 0; i < width; ++i) store(y + i * L, quick_act<decltype(tag)::value>(load(y + i * L)));
   });
 }
 
-// Finishes the sums that tiles left in rows of blocks [b0, b1), if they did.
-FF_INLINE void finish_part(const Epilogue& e, const Map& y, Part part, idx b0, idx b1) {
+// Rows that a kernel computes before it finishes them, if it must: about as many as stay in the first-level cache.
+FF_INLINE idx rows_to_finish(const Epilogue& e, const Map& y, idx rows) {
+  constexpr idx kPixels = 96;
+  return in_registers(e) ? rows : min_idx(rows, max_idx(1, kPixels / y.width));
+}
+
+// Finishes the sums that tiles left in rows [y0, y1) of blocks [b0, b1), if they did.
+FF_INLINE void finish_rows(const Epilogue& e, const Map& y, idx y0, idx y1, idx b0, idx b1) {
   if (in_registers(e)) return;
   for (idx b = b0; b < b1; ++b)
-    for (idx i = part.y0; i < part.y1; ++i) {
+    for (idx i = y0; i < y1; ++i) {
       float* to = y.data + b * y.block + i * y.row;
       activate_row(e.act, to, y.width);
       if (!e.residual.data) continue;

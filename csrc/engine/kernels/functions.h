@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The functions of functions.h on vectors; NaN and infinities as torch.
 #pragma once
+#include "engine/kernels/logistic.h"
 #include "engine/kernels/tensor.h"
 #include "simd/math.h"
 
@@ -67,7 +68,7 @@ FF_INLINE vecf error_function(vecf v) {
   for (int i = 1; i < 7; ++i) p = fma(p, square, splat(kP[i]));
   FF_UNROLL(8)
   for (int i = 1; i < 5; ++i) q = fma(q, square, splat(kQ[i]));
-  return magnitude(v) >= splat(4.f) ? with_sign(splat(1.f), v) : x * p / q;
+  return magnitude(v) >= splat(4.f) ? with_sign(splat(1.f), v) : x * p * reciprocal(q);
 }
 
 // The whole number next to 0, which vectors convert to; those from 2^23 on are whole.
@@ -114,7 +115,7 @@ FF_INLINE vecf unary_value(vecf x, vecf a, vecf b) {
   if constexpr (F == UnaryOp::leaky_relu) return x > zero ? x : a * x;
   if constexpr (F == UnaryOp::mish) {
     const vecf e = exp<float>(min_bound(x, splat(20.f))), n = e * (e + splat(2.f));
-    return x * (x > splat(20.f) ? one : n / (n + splat(2.f)));
+    return x * (x > splat(20.f) ? one : n * reciprocal(n + splat(2.f)));
   }
   if constexpr (F == UnaryOp::softplus) {
     const vecf scaled = a * x;

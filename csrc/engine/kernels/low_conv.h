@@ -134,7 +134,7 @@ FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const f
       run_tiles(s, run, pixels);
       if (flat) break;
     }
-    finish_part(e, c.y, part, b, b + panel);
+    finish_rows(e, c.y, part.y0, part.y1, b, b + panel);
     pool_part(e.pools, c.y, c.y_type, c.y_quant, part, b, b + panel);
   }
 }

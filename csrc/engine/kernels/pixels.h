@@ -41,7 +41,7 @@ FF_INLINE vecf masked(vecf v, idx n) {
 }
 
 FF_NOINLINE vecf slow_act(Act act, vecf v) {
-  with_act(act, [&](auto tag) { v = activate<decltype(tag)::value, float>(v); });
+  with_act(act, [&](auto tag) { v = quick_act<decltype(tag)::value>(v); });
   return v;
 }
 

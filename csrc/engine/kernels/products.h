@@ -38,8 +38,35 @@ FF_NOINLINE void resample_rows(const tensors::Resample& p, Part part) {
                                  p.columns + x * p.column_taps, p.columns_weight + x * p.column_taps));
 }
 
+// Two columns for each pixel, as in bilinear sizes: sums over the rows' taps are kept from pixel to pixel, of which
+// neighbours share them.
+FF_NOINLINE void resample_pairs(const tensors::Resample& p, Part part) {
+  for (idx block = part.b0; block < part.b1; ++block)
+    for (idx y = part.y0; y < part.y1; ++y) {
+      const int* rows = p.rows + y * p.row_taps;
+      const float* weights = p.rows_weight + y * p.row_taps;
+      const auto column_of = [&](int column) {
+        vecf sum = {};
+        for (idx k = 0; column >= 0 && k < p.row_taps; ++k)
+          if (rows[k] >= 0) sum = fma(splat(weights[k]), load(at(p.x, block, rows[k], column)), sum);
+        return sum;
+      };
+      int left = -1, right = -1;
+      vecf left_sum = {}, right_sum = {};
+      float* to = at(p.y, block, y);
+      for (idx x = 0; x < p.y.width; ++x, to += L) {
+        const int* columns = p.columns + 2 * x;
+        const float* factors = p.columns_weight + 2 * x;
+        if (columns[0] != left) left_sum = columns[0] == right ? right_sum : column_of(columns[0]), left = columns[0];
+        if (columns[1] != right) right_sum = column_of(columns[1]), right = columns[1];
+        store(to, fma(splat(factors[1]), right_sum, splat(factors[0]) * left_sum));
+      }
+    }
+}
+
 static void resample(const tensors::Resample& p, Part part) {
-  p.maximum ? resample_rows<true>(p, part) : resample_rows<false>(p, part);
+  if (p.maximum) return resample_rows<true>(p, part);
+  p.column_taps == 2 ? resample_pairs(p, part) : resample_rows<false>(p, part);
 }
 
 // N rows of the product, one block of its columns.

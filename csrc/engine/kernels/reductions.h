@@ -2,6 +2,7 @@
 // Sums, extremes and statistics along the axes of a map, and what is made with them: softmax, norms.
 #pragma once
 #include "engine/kernels/functions.h"
+#include "simd/lanes.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -188,18 +189,39 @@ FF_NOINLINE void group_stats(const tensors::GroupStats& p) {
   }
 }
 
+// The sums over the channels of `pixels` pixels at x of step(v, pixel), a lane each; `real` masks the last block.
+template <class Step>
+FF_INLINE vecf pixel_sums(const Map& m, const float* x, idx pixels, veci real, const Step& step) {
+  alignas(64) float sums[L][L] = {};
+  const idx last = blocks_of(m.channels) - 1;
+  for (idx i = 0; i < pixels; ++i) {
+    vecf sum = {};
+    for (idx b = 0; b < last; ++b) sum = sum + step(load(x + b * m.block + i * L), i);
+    store(sums[i], sum + (real ? step(load(x + last * m.block + i * L), i) : vecf{}));
+  }
+  return reduce_lanes_of<float>(sums[0], Add{});
+}
+
+// As many pixels at a time as a vector has lanes: the sums over lanes are then a transpose and a tree.
 FF_NOINLINE void pixel_norm(const tensors::PixelNorm& p, Part part) {
   const idx blocks = blocks_of(p.x.channels);
   const vecf count = splat(static_cast<float>(p.x.channels));
+  const veci real = lane_numbers<float>() < static_cast<int>(p.x.channels - (blocks - 1) * L);
+  alignas(64) float mean[L], scale[L];
   for (idx y = part.y0; y < part.y1; ++y)
-    for (idx x = 0; x < p.x.width; ++x) {
-      const Region r{0, blocks, y, y + 1, x, x + 1};
-      const vecf mean = fold(p.x, r, true, 0.f, Same{}, Sum{}) / count;
-      const vecf squares = fold(p.x, r, true, 0.f, [&](vecf v) { return (v - mean) * (v - mean); }, Sum{});
-      const vecf scale = splat(1.f) / square_root(squares / count + splat(p.eps));
+    for (idx x0 = 0; x0 < p.x.width; x0 += L) {
+      const idx n = min_idx(L, p.x.width - x0);
+      const float* x = at(p.x, 0, y, x0);
+      store(mean, pixel_sums(p.x, x, n, real, [](vecf v, idx) { return v; }) / count);
+      const auto square = [&](vecf v, idx i) { return (v - splat(mean[i])) * (v - splat(mean[i])); };
+      store(scale, splat(1.f) / square_root(pixel_sums(p.x, x, n, real, square) / count + splat(p.eps)));
       for (idx b = 0; b < blocks; ++b) {
-        const vecf v = (load(at(p.x, b, y, x)) - mean) * scale;
-        store(at(p.y, b, y, x), fma(v, load(p.scale + b * L), load(p.shift + b * L)));
+        const vecf factor = load(p.scale + b * L), shift = load(p.shift + b * L);
+        float* to = at(p.y, b, y, x0);
+        for (idx i = 0; i < n; ++i) {
+          const vecf v = (load(x + b * p.x.block + i * L) - splat(mean[i])) * splat(scale[i]);
+          store(to + i * L, fma(v, factor, shift));
+        }
       }
     }
 }

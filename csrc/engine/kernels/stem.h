@@ -76,10 +76,10 @@ FF_NOINLINE void stem_part(const Stem& s, Part part) {
         t.x = s.scratch + (y - y0) * w.sh * band.row;
         finish_at(t.finish, e, s.y, b, y);
         run_tiles(sizes, first, t, s.y.width);
+        finish_rows(e, s.y, y, y + 1, b, b + panel);
       }
     }
   }
-  finish_part(e, s.y, part, part.b0, part.b1);
   pool_part(e.pools, s.y, part, part.b0, part.b1);
 }
 

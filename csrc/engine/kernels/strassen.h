@@ -142,9 +142,9 @@ static void strassen(const Conv& c, float* scratch, Part part) {
         run_tiles(s, first, t, pixels);
       }
       strassen_outputs(c, y, b, c.panel, pixels, m);
+      finish_rows(c.epilogue, c.y, y, y + band, b, b + c.panel);
     }
   }
-  finish_part(c.epilogue, c.y, part, part.b0, part.b1);
   pool_part(c.epilogue.pools, c.y, part, part.b0, part.b1);
 }
 

@@ -163,8 +163,8 @@ static void winograd(const Conv& c, float* scratch, Part part) {
     winograd_inputs(c, g, y0, y1, v);
     winograd_products(c, g, (y1 - y0) * g.across, part.b0, part.b1, v, m);
     winograd_outputs(c, g, y0, y1, part.b0, part.b1, m);
+    finish_rows(c.epilogue, c.y, y0 * kTileOut, min_idx(y1 * kTileOut, part.y1), part.b0, part.b1);
   }
-  finish_part(c.epilogue, c.y, part, part.b0, part.b1);
   pool_part(c.epilogue.pools, c.y, part, part.b0, part.b1);
 }
 

@@ -44,6 +44,7 @@ void lower(Lowering& l, const Node& node, const graph::Planar& op);
 
 // lower_tensors.cpp
 void lower(Lowering& l, const Node& node, const graph::Gather& op);
+void lower(Lowering& l, const Node& node, const graph::Channels& op);
 void lower(Lowering& l, const Node& node, const graph::Constant& op);
 void lower(Lowering& l, const Node& node, const graph::Join& op);
 void lower(Lowering& l, const Node& node, const graph::Unary& op);
@@ -54,6 +55,12 @@ void lower(Lowering& l, const Node& node, const graph::Softmax& op);
 void lower(Lowering& l, const Node& node, const graph::Resample& op);
 void lower(Lowering& l, const Node& node, const graph::Normalise& op);
 void lower(Lowering& l, const Node& node, const graph::MatMul& op);
+
+// A step that gives y the channels of `inputs`, at most Channels::kMostInputs. Of a block of which any channel comes,
+// those that say kThere stay, and those of other negative numbers become 0.
+constexpr int kThere = -1;
+void take_channels(Lowering& l, const char* name, const Slot& y, std::vector<Slot> inputs,
+                   const std::vector<graph::Channels::Source>& from);
 
 constexpr Window kPoint{1, 1, 1, 1, 0, 0};
 

@@ -81,19 +81,28 @@ void lower(Lowering& l, const Node& node, const graph::LinePool& op) {
   });
 }
 
+// What does not lie in the map already is copied there, many inputs by several steps.
 void lower(Lowering& l, const Node& node, const graph::Concat& op) {
-  std::vector<Slot> inputs;
-  for (size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(l.input(node, i));
   const Slot y = l.output(node);
-  Step& step =
-      l.add(op.kName, kNoSlot, y, inputs, [=, &glue = l.glue()](const Frame& f, const Map&, const Map& to, Part part) {
-        int first = 0;
-        for (const Slot& x : inputs) {
-          glue.place({f.map(x), to, first}, part);
-          first += x.channels;
-        }
-      });
-  step.by_blocks = false;
+  std::vector<Slot> inputs;
+  std::vector<graph::Channels::Source> from;
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    const Slot x = l.input(node, i);
+    const auto first = static_cast<int>(from.size());
+    const bool there = x.buffer == y.buffer && first % y.pixel == 0 && x.origin == y.origin + first / y.pixel * y.block;
+    if (!there && inputs.size() == graph::Channels::kMostInputs) {
+      std::vector<graph::Channels::Source> now = from;
+      now.resize(static_cast<size_t>(y.channels), {kThere - 1, 0});
+      take_channels(l, op.kName, y, inputs, now);
+      for (size_t c = 0; c < from.size(); ++c) from[c] = {kThere, static_cast<int>(c)};
+      inputs.clear();
+    }
+    for (int c = 0; c < x.channels; ++c)
+      from.push_back(there ? graph::Channels::Source{kThere, first + c}
+                           : graph::Channels::Source{static_cast<int>(inputs.size()), c});
+    if (!there) inputs.push_back(x);
+  }
+  if (!inputs.empty()) take_channels(l, op.kName, y, inputs, from);
 }
 
 // Two planes, then the planes as channels of a map.

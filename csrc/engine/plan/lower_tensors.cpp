@@ -1,92 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operations on maps as tensors as steps.
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
+#include "engine/graph/gathers.h"
 #include "engine/plan/lower.h"
 
 namespace ff::engine {
 namespace {
 
-// Of a gather's output: their places are computed one by one when the plan is made.
-constexpr idx kMostGathered = idx{1} << 26;
-
-[[noreturn]] void fail(const char* op, const std::string& text) {
-  throw std::invalid_argument("engine file: " + (op + (": " + text)));
-}
-
-// The i-th of weights that are whole numbers of -1 to `most`.
-int whole_number(const char* op, const Weights& w, idx i, idx most) {
-  const float v = w.data[i];
-  if (!(v >= -1.f && v <= static_cast<float>(most)) || v != static_cast<float>(static_cast<int>(v)))
-    fail(op, "index: expected whole numbers of -1 to " + std::to_string(most) + ", got " + std::to_string(v));
-  return static_cast<int>(v);
-}
-
 int* ints(Lowering& l, size_t count) { return reinterpret_cast<int*>(l.packed(count)); }
 
 idx elements_of(const Slot& s) { return idx{s.channels} * s.height * s.width; }
-
-// For each element of a gather's output, in (C, H, W) order, the number of x's element; -1: none.
-std::vector<int> sources(const graph::Gather& op, const Slot& x, idx count) {
-  if (count > kMostGathered)
-    fail(op.kName, "expected at most " + std::to_string(kMostGathered) + " elements, got " + std::to_string(count));
-  const idx limit = elements_of(x);
-  std::vector<int> all(1, 0);
-  idx first = 0;
-  for (int d = 0; d < graph::kGatherDims; ++d) {
-    std::vector<idx> part;
-    for (int i = 0; i < op.n[d]; ++i) {
-      const int index = whole_number(op.kName, op.index, first + i, (1 << 24) - 1);
-      part.push_back(index < 0 ? -1 : idx{index} * op.stride[d]);
-    }
-    first += op.n[d];
-    std::vector<int> next;
-    next.reserve(all.size() * part.size());
-    for (const int before : all)
-      for (const idx p : part) {
-        const idx at = before < 0 || p < 0 ? -1 : before + p;
-        if (at >= limit)
-          fail(op.kName, "index: expected places below " + std::to_string(limit) + ", got " + std::to_string(at));
-        next.push_back(static_cast<int>(at));
-      }
-    all = std::move(next);
-  }
-  return all;
-}
-
-// A gather that takes whole pixels, and of each the same channels.
-struct ByPixels {
-  std::vector<int> channels, rows, columns;
-
-  // Whether it is one.
-  bool fits(const std::vector<int>& from, const Slot& x, const Slot& y) {
-    channels.assign(static_cast<size_t>(y.channels), -1), rows.assign(static_cast<size_t>(y.height), -1);
-    columns.assign(static_cast<size_t>(y.width), -1);
-    each(from, y, [&](int c, int i, int j, int at) {
-      if (at < 0) return true;
-      channels[static_cast<size_t>(c)] = at / (x.height * x.width);
-      rows[static_cast<size_t>(i)] = at / x.width % x.height, columns[static_cast<size_t>(j)] = at % x.width;
-      return true;
-    });
-    return each(from, y, [&](int c, int i, int j, int at) {
-      const int ch = channels[static_cast<size_t>(c)], row = rows[static_cast<size_t>(i)],
-                column = columns[static_cast<size_t>(j)];
-      return at == (ch < 0 || row < 0 || column < 0 ? -1 : (ch * x.height + row) * x.width + column);
-    });
-  }
-
-  template <class Body>
-  static bool each(const std::vector<int>& from, const Slot& y, const Body& body) {
-    size_t i = 0;
-    for (int c = 0; c < y.channels; ++c)
-      for (int row = 0; row < y.height; ++row)
-        for (int column = 0; column < y.width; ++column)
-          if (!body(c, row, column, from[i++])) return false;
-    return true;
-  }
-};
 
 // What a pixel's lanes are taken from.
 void pack_channels(const std::vector<int>& from, const Slot& x, int lanes, int* whole, int* places) {
@@ -128,7 +52,8 @@ void gather_any(Lowering& l, const graph::Gather& op, const std::vector<int>& fr
     const int c = at / (x.height * x.width);
     return static_cast<int>(c / lanes * x.block + at / x.width % x.height * x.row + at % x.width * lanes) + c % lanes;
   };
-  ByPixels::each(from, y, [&](int c, int i, int j, int at) {
+  const Shape shape{y.channels, y.height, y.width};
+  ByPixels::each(from, shape, [&](int c, int i, int j, int at) {
     places[((c / lanes * y.height + i) * y.width + j) * lanes + c % lanes] = place(at);
     return true;
   });
@@ -149,9 +74,53 @@ const float* each_channel(Lowering& l, const Weights& w, int channels) {
 
 void lower(Lowering& l, const Node& node, const graph::Gather& op) {
   const Slot x = l.input(node), y = l.output(node);
-  const std::vector<int> from = sources(op, x, elements_of(y));
+  const Shape &before = l.shape(node.inputs[0]), &after = l.shape(node.output);
+  const std::vector<int> from = sources(op, before, after);
   ByPixels by;
-  by.fits(from, x, y) ? gather_pixels(l, op, by, x, y) : gather_any(l, op, from, x, y);
+  by.fits(from, before, after) ? gather_pixels(l, op, by, x, y) : gather_any(l, op, from, x, y);
+}
+
+void take_channels(Lowering& l, const char* name, const Slot& y, std::vector<Slot> inputs,
+                   const std::vector<graph::Channels::Source>& from) {
+  const auto lanes = static_cast<size_t>(l.kernels().lanes);
+  const auto self = static_cast<int>(inputs.size());
+  inputs.push_back(y);
+  std::vector<int> first{0}, input, block, taken;
+  for (size_t c0 = 0; c0 < from.size(); c0 += lanes) {
+    const auto begin = input.size();
+    const auto part = [&](int number, int channel) {
+      const int b = channel / static_cast<int>(lanes);
+      size_t i = begin;
+      while (i < input.size() && (input[i] != number || block[i] != b)) ++i;
+      if (i == input.size()) input.push_back(number), block.push_back(b), taken.resize(taken.size() + lanes, -1);
+      return taken.data() + i * lanes;
+    };
+    bool there = true;
+    for (size_t c = c0; c < std::min(c0 + lanes, from.size()); ++c) there &= from[c].input == kThere;
+    for (size_t c = c0; !there && c < std::min(c0 + lanes, from.size()); ++c) {
+      const int number = from[c].input == kThere ? self : from[c].input;
+      if (number >= 0) part(number, from[c].channel)[c - c0] = from[c].channel % static_cast<int>(lanes);
+    }
+    first.push_back(static_cast<int>(input.size()));
+  }
+  const auto kept = [&](const std::vector<int>& v) {
+    return std::copy(v.begin(), v.end(), ints(l, v.size())) - v.size();
+  };
+  const tensors::Channels p{nullptr, {}, kept(first), kept(input), kept(block), kept(taken)};
+  l.add(name, kNoSlot, y, inputs, [=, &t = l.tensors()](const Frame& f, const Map&, const Map& to, Part part) {
+    Map maps[graph::Channels::kMostInputs + 1];
+    std::transform(inputs.begin(), inputs.end(), maps, [&](const Slot& x) { return f.map(x); });
+    tensors::Channels call = p;
+    call.x = maps, call.y = to;
+    t.take_channels(call, part);
+  });
+}
+
+void lower(Lowering& l, const Node& node, const graph::Channels& op) {
+  if (l.is_part(node.output)) return;
+  std::vector<Slot> inputs;
+  for (size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(l.input(node, i));
+  take_channels(l, "channels", l.output(node), inputs, op.from);
 }
 
 void lower(Lowering& l, const Node& node, const graph::Constant& op) {

@@ -18,7 +18,8 @@ Lowering::Lowering(const Graph& graph, std::vector<Type> types, const Target& ta
                    const tensors::Table& tensors, bool image_steps, Program& program)
     : graph_(graph), types_(std::move(types)), target_(target), glue_(glue), tensors_(tensors),
       image_steps_(image_steps), program_(program), values_(graph.values.size(), kNoSlot), converted_(values_),
-      before_(graph.values.size(), Shape{0, 0, 0}), after_(before_), gates_(graph.values.size()) {
+      before_(graph.values.size(), Shape{0, 0, 0}), after_(before_), gates_(graph.values.size()),
+      makers_(graph.values.size(), -1), homes_(graph.values.size()) {
   const auto borders = [&](const graph::Conv& conv, int input) {
     Shape &before = before_[static_cast<size_t>(input)], &after = after_[static_cast<size_t>(input)];
     const graph::Sliding& s = conv.sliding;
@@ -31,6 +32,47 @@ Lowering::Lowering(const Graph& graph, std::vector<Type> types, const Target& ta
     if (const auto* strips = std::get_if<graph::Strips>(&node.op))
       if (strips->depthwise && !strips->expand) borders(strips->depthwise->op, node.inputs[0]);
   }
+  if (image_steps) take_homes();
+}
+
+// What a concatenation joins is written in place, and a part of a map's channels read in place, where these begin with
+// a block. Whatever fills up the last block of such a value are its neighbour's channels.
+void Lowering::take_homes() {
+  const int lanes = kernels().lanes;
+  const auto move_in = [&](int value, int into, int channel, bool is_part) {
+    Home& home = homes_[static_cast<size_t>(value)];
+    if (home.value >= 0 || channel % lanes || reads_image(value) || reads_image(into) ||
+        type_of(value) != Type::float32 || type_of(into) != Type::float32)
+      return;
+    home = {into, channel / lanes, is_part};
+  };
+  for (const Node& node : graph_.nodes) {
+    if (std::holds_alternative<graph::Concat>(node.op)) {
+      int first = 0;
+      for (const int input : node.inputs) move_in(input, node.output, first, false), first += shape(input).channels;
+    } else if (const auto* channels = std::get_if<graph::Channels>(&node.op)) {
+      const int first = channels->from[0].channel;
+      bool whole = node.inputs.size() == 1;
+      for (size_t c = 0; c < channels->from.size(); ++c)
+        whole &= channels->from[c].channel == first + static_cast<int>(c);
+      if (whole) move_in(node.output, node.inputs[0], first, true);
+    }
+  }
+  std::vector<size_t> path;
+  for (size_t id = 0; id < homes_.size(); ++id) {
+    size_t at = id;
+    for (; homes_[at].value >= 0; at = static_cast<size_t>(homes_[at].value)) path.push_back(at);
+    int block = 0;
+    for (; !path.empty(); path.pop_back()) {
+      Home& home = homes_[path.back()];
+      block += home.block, home.value = static_cast<int>(at), home.block = block;
+    }
+    if (at == id) continue;
+    Shape &before = before_[at], &after = after_[at];
+    before.height = std::max(before.height, before_[id].height),
+    before.width = std::max(before.width, before_[id].width);
+    after.height = std::max(after.height, after_[id].height), after.width = std::max(after.width, after_[id].width);
+  }
 }
 
 int Lowering::new_buffer(size_t floats) {
@@ -38,7 +80,6 @@ int Lowering::new_buffer(size_t floats) {
     throw std::invalid_argument("engine: a value with its border needs " + std::to_string(floats) +
                                 " floats, the most is " + std::to_string(kMostFloats));
   buffers_.push_back({(floats + kLine - 1) / kLine * kLine, -1, -1});
-  makers_.push_back(-1);
   return static_cast<int>(buffers_.size()) - 1;
 }
 
@@ -77,7 +118,11 @@ Slot Lowering::planes(const Shape& shape, int count, int kh, int kw) {
 
 Slot Lowering::value(int id) {
   const auto i = static_cast<size_t>(id);
-  if (values_[i].buffer < 0) {
+  if (values_[i].buffer < 0 && homes_[i].value >= 0) {
+    Slot s = value(homes_[i].value);
+    s.channels = shape(id).channels, s.origin += homes_[i].block * s.block;
+    values_[i] = s;
+  } else if (values_[i].buffer < 0) {
     values_[i] = new_map(shape(id), before_[i], after_[i], type_of(id), quant_of(id, type_of(id)));
     if (reads_image(id)) import(values_[i]);
   }
@@ -144,7 +189,10 @@ Step& Lowering::add(const char* name, const Slot& x, const Slot& y, const std::v
   };
   step.bytes = bytes(x) + bytes(y);
   touch(x, index), touch(y, index);
-  if (y.buffer >= 0) makers_[static_cast<size_t>(y.buffer)] = index;
+  if (making_ >= 0 && y.buffer >= 0) {
+    const Slot& made = values_[static_cast<size_t>(making_)];
+    if (made.buffer == y.buffer && made.origin == y.origin) makers_[static_cast<size_t>(making_)] = index;
+  }
   for (const Slot& s : others) touch(s, index), step.bytes += bytes(s);
   return step;
 }
@@ -152,7 +200,7 @@ Step& Lowering::add(const char* name, const Slot& x, const Slot& y, const std::v
 void Lowering::pool(int id, const PoolSlots& wanted) {
   const bool columns = wanted.column_sum.buffer >= 0 || wanted.column_max.buffer >= 0;
   const std::vector<Slot> slots{wanted.line_sum, wanted.line_max, wanted.column_sum, wanted.column_max};
-  const int maker = makers_[static_cast<size_t>(value(id).buffer)];
+  const int maker = makers_[static_cast<size_t>(id)];
   if (maker >= 0) {
     Step& step = program_.steps[static_cast<size_t>(maker)];
     if (step.pools && !step.pools->any()) {

@@ -26,7 +26,7 @@ class Lowering {
   Lowering(const Graph& graph, std::vector<Type> types, const Target& target, const Glue& glue,
            const tensors::Table& tensors, bool image_steps, Program& program);
 
-  void begin(const Node& node) { origin_ = node.origin; }
+  void begin(const Node& node) { origin_ = node.origin, making_ = node.output; }
   void begin(int origin) { origin_ = origin; }
   // The outputs, and the layout.
   void finish();
@@ -48,6 +48,8 @@ class Lowering {
     return image_steps_ && reads_image(value) && values_[static_cast<size_t>(value)].buffer < 0;
   }
   Slot value(int id);
+  // Whether a value is a part of the map that its node reads: then the node has nothing to do.
+  bool is_part(int id) const { return homes_[static_cast<size_t>(id)].is_part; }
   Slot read(int id, Type type = Type::float32);
   Slot input(const Node& node, size_t i = 0) { return read(node.inputs[i]); }
   Slot output(const Node& node) { return value(node.output); }
@@ -82,6 +84,13 @@ class Lowering {
   void pool(int id, const PoolSlots& wanted);
 
  private:
+  // Where a value lies whose channels are blocks of another value, from `block` on; -1: in a map of its own.
+  struct Home {
+    int value = -1, block = 0;
+    bool is_part = false;
+  };
+
+  void take_homes();
   void import(const Slot& y);
   void touch(const Slot& slot, int step);
 
@@ -99,7 +108,9 @@ class Lowering {
   std::vector<Shape> before_, after_;  // borders that readers of a value need, as height and width
   std::vector<GateSlots> gates_;  // by value, of products that are left to their readers
   std::vector<Buffer> buffers_;
-  std::vector<int> makers_;       // by buffer: the last step that writes it
+  std::vector<int> makers_;       // by value: the last step that writes it
+  std::vector<Home> homes_;       // by value
+  int making_ = -1;               // the value of the node at hand
 };
 
 }  // namespace ff::engine

@@ -166,6 +166,7 @@ Graph take_means(Graph graph, const Target& target) {
 
 Graph rewritten(Graph graph, const Target& target, Normalisation& image) {
   graph = normalise_input(std::move(graph), image);
+  graph = take_channels(std::move(graph));
   graph = take_sums(std::move(graph));
   graph = take_planes(std::move(graph), target);
   graph = take_means(std::move(graph), target);

@@ -53,6 +53,8 @@ bool halves(const graph::Conv& conv, const Shape& x, const Shape& y, bool has_re
 
 // An affine map that alone reads the input becomes part of reading the image, which keeps padding the normalised zero.
 Graph normalise_input(Graph graph, Normalisation& image);
+// Gathers that only choose channels read what concatenations and each other would have copied for them.
+Graph take_channels(Graph graph);
 // Additions of equal shapes go to the node that makes one of the two, when nobody else reads that and the other is
 // there.
 Graph take_sums(Graph graph);
