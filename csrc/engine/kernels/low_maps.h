@@ -2,6 +2,7 @@
 // Maps from one type to another, gates applied on the way, and the pools of maps of any type.
 #pragma once
 #include "engine/kernels/low_types.h"
+#include "simd/lanes.h"
 
 namespace ff {
 namespace FF_ISA {
@@ -11,10 +12,13 @@ using engine::Gates;
 
 FF_INLINE bool any(const Gates& g) { return g.channel || g.line || g.column || g.pixel; }
 
+// Channels that do not exist become zeros, where products read some of them with the last that does: float32 may hold
+// what a logarithm made of nothing.
 template <class X, class Y>
 FF_NOINLINE void gate_rows(const Map& x, Type x_type, const Quant& x_quant, const Gates& g, const Map& y, Type y_type,
                            const Quant& y_quant, Part part) {
   for (idx b = part.b0; b < part.b1; ++b) {
+    const i32v real = lane_numbers<float>() < static_cast<int>(x.channels - b * L);
     const vecf channel = g.channel ? load(g.channel + b * L) : splat(1.f);
     for (idx i = part.y0; i < part.y1; ++i) {
       const vecf line = g.line ? channel * load(g.line + (b * x.height + i) * L) : channel;
@@ -26,6 +30,7 @@ FF_NOINLINE void gate_rows(const Map& x, Type x_type, const Quant& x_quant, cons
         vecf v = load_as(from + j * L, x_quant) * line;
         if (column) v = v * load(column + j * L);
         if (pixel) v = v * splat(pixel[j]);
+        if (sizeof(Y) < sizeof(float)) v = real ? v : vecf{};
         store_as(to + j * L, v, y_quant);
       }
     }
