@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bench.compare import Ratio
 from bench.layers import NETWORKS
-from bench.machine_file import Row
+from bench.machine_file import Row, is_disturbed
 
 _COLOURS = dict(zip(NETWORKS, ("C0", "C1", "C2", "C3", "C4"), strict=True))
 _MARKS = {"float32": "o", "bfloat16": "s", "int8": "^"}
@@ -33,8 +33,12 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
+def _label(row: Row) -> str:
+    return f"{row['network']}, {row['batch']}{' (disturbed)' if is_disturbed(row) else ''}"
+
+
 def speedups(content: dict[str, Any], path: Path) -> None:
-    """Ratio to each peer, a bar for each network and batch, with the spread over rounds."""
+    """Ratio to each peer, a bar for each network and batch, with the spread over rounds; pale where disturbed."""
     most = max(row["threads"] for row in content["ratios"])
     rows = [row for row in content["ratios"] if row["threads"] == most and row["dtype"] == "float32"]
     rows.sort(key=lambda row: (list(NETWORKS).index(row["network"]), row["batch"]))
@@ -50,10 +54,10 @@ def speedups(content: dict[str, Any], path: Path) -> None:
                     value = Ratio.of(row, peer).value
                     axes.barh(
                         place + (number - (len(peers) - 1) / 2) * height, value - 1, height, left=1,
-                        color=f"C{number}", label=name if place == 0 else None,
+                        color=f"C{number}", alpha=0.3 if is_disturbed(row) else 1.0, label=name if place == 0 else None,
                         xerr=[[value - min(spread)], [max(spread) - value]], error_kw={"lw": 0.8},
                     )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [f"{row['network']}, {row['batch']}" for row in rows])
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 3, 4, 5, 8], ["1", "2", "3", "4", "5", "8"])
