@@ -24,7 +24,7 @@ from fastfer.train import TrainConfig, train
 
 def draw_tree(root: Path) -> Path:
     """Two splits of drawn faces."""
-    for split, count, seed in (("train", 16, 1), ("validation", 4, 2)):
+    for split, count, seed in (("train", 8, 1), ("validation", 3, 2)):
         labels = np.arange(count * len(BASIC_NAMES)) % len(BASIC_NAMES)
         for i, (face, label) in enumerate(zip(draw_faces(labels, seed), labels, strict=True)):
             path = root / split / BASIC_NAMES[label] / f"{i}.png"
