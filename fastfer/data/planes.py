@@ -17,9 +17,7 @@ RESIZE = "bilinear-antialiased"
 
 def grey(picture: Pixels) -> Pixels:
     """Luma of RGB, ITU-R 601 as in Pillow's "L": (H, W, 3) -> (H, W)."""
-    red, green, blue = (picture[..., channel].astype(np.int32) for channel in range(3))
-    luma: Pixels = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
-    return luma
+    return np.asarray(Image.fromarray(picture).convert("L"))
 
 
 def equalise(picture: Pixels) -> Pixels:

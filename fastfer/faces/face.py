@@ -109,6 +109,9 @@ class FaceCrop:
 
 
 def _window(picture: Picture, left: int, top: int, side: int) -> Picture:
+    """A square of the picture, whose border is repeated beyond it."""
+    if min(left, top) >= 0 and left + side <= picture.shape[1] and top + side <= picture.shape[0]:
+        return picture[top : top + side, left : left + side].copy()  # a view would keep the picture
     rows = np.clip(np.arange(top, top + side), 0, picture.shape[0] - 1)
     columns = np.clip(np.arange(left, left + side), 0, picture.shape[1] - 1)
     return picture[rows][:, columns]
