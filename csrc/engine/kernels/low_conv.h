@@ -90,26 +90,31 @@ struct ByteScales {
   alignas(64) float scale[kByteOutputs], bias[kByteOutputs];
 };
 
+FF_INLINE LowFinish low_finish(const Conv& c) {
+  const Epilogue& e = c.epilogue;
+  const idx size = size_of(c.y_type);
+  return {activation_of(in_registers(e) ? e.act : Act::none),
+          activation_of(e.after),
+          e.after != Act::none,
+          c.y_quant,
+          c.residual_quant,
+          nullptr,
+          nullptr,
+          c.y.block * size,
+          e.residual.block * size,
+          nullptr,
+          nullptr};
+}
+
 FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const float* bias,
                            decltype(LowRun::finish) finish) {
   const LowTiles& tiles = *c.tiles;
   const Window& w = c.window;
   const Epilogue& e = c.epilogue;
-  const idx x_size = size_of(c.x_type), y_size = size_of(c.y_type), words = ceil_div(c.x.channels, tiles.pack);
+  const idx x_size = size_of(c.x_type), words = ceil_div(c.x.channels, tiles.pack);
   const bool flat = is_flat(c), here = in_registers(e);
   const idx pixels = flat ? static_cast<idx>(part.y1 - part.y0) * c.y.width : c.y.width;
-  const Act act = here ? e.act : Act::none;
-  LowFinish f{activation_of(act),
-              activation_of(e.after),
-              e.after != Act::none,
-              c.y_quant,
-              c.residual_quant,
-              nullptr,
-              nullptr,
-              c.y.block * y_size,
-              e.residual.block * y_size,
-              nullptr,
-              nullptr};
+  LowFinish f = low_finish(c);
   LowRun run{nullptr,
              w.sw * L * x_size,
              w.dh * c.x.row * x_size,

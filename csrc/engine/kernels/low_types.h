@@ -22,20 +22,21 @@ struct bf16 {
 FF_INLINE vecf load_as(const float* p, const Quant&) { return load(p); }
 FF_INLINE void store_as(float* p, vecf v, const Quant&) { store(p, v); }
 
+typedef uint16_t halves __attribute__((vector_size(FF_VEC_BYTES / 2)));
 #if FF_VEC_BYTES == 64
-FF_INLINE i32v widen_halves(const bf16* p) {
-  return (i32v)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+// One shuffle to the upper halves of lanes, where widening and shifting are two.
+FF_INLINE vecf load_as(const bf16* p, const Quant&) {
+  const __m512i order = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 16);
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (vecf)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, order, _mm512_castsi256_si512(half));
 }
 #else
-typedef uint16_t halves __attribute__((vector_size(FF_VEC_BYTES / 2)));
-FF_INLINE i32v widen_halves(const bf16* p) {
+FF_INLINE vecf load_as(const bf16* p, const Quant&) {
   halves h;
   __builtin_memcpy(&h, p, sizeof h);
-  return __builtin_convertvector(h, i32v);
+  return (vecf)(__builtin_convertvector(h, i32v) << 16);
 }
 #endif
-
-FF_INLINE vecf load_as(const bf16* p, const Quant&) { return (vecf)(widen_halves(p) << 16); }
 FF_INLINE vecf load_as(const uint8_t* p, const Quant& q) {
   return (__builtin_convertvector((i32v)widen32(p, L), vecf) - splat(q.zero)) * splat(q.scale);
 }
