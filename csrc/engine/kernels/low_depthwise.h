@@ -22,41 +22,47 @@ FF_INLINE vecf load_raw(const float* p) { return load(p); }
 FF_INLINE vecf load_raw(const bf16* p) { return load_as(p, {}); }
 FF_INLINE vecf load_raw(const uint8_t* p) { return __builtin_convertvector((i32v)widen32(p, L), vecf); }
 
+// What row k of the window adds to the sums of TX pixels with stride S; x and w: of the row's first tap.
+template <class X, int K, int S, int TX>
+FF_INLINE void deep_row(const X* x, const float* w, vecf (&acc)[TX]) {
+  vecf tap[K];
+  FF_UNROLL(5)
+  for (int l = 0; l < K; ++l) tap[l] = in_register<float>(load(w + l * L));
+  FF_UNROLL(32)
+  for (int q = 0; q < (TX - 1) * S + K; ++q) {
+    const vecf v = in_register<float>(load_raw(x + q * L));
+    FF_UNROLL(5)
+    for (int l = 0; l < K; ++l)
+      if (q >= l && (q - l) % S == 0 && (q - l) / S < TX) acc[(q - l) / S] = fma(v, tap[l], acc[(q - l) / S]);
+  }
+}
+
+// The same of any window.
+template <class X, int TX>
+FF_INLINE void deep_row_any(const DeepRun& d, const X* x, const float* w, vecf (&acc)[TX]) {
+  for (idx l = 0; l < d.kw; ++l, w += L) {
+    const vecf tap = load(w);
+    FF_UNROLL(16)
+    for (int i = 0; i < TX; ++i) acc[i] = fma(load_as(x + (i * d.sw + l * d.dw) * L, d.x_quant), tap, acc[i]);
+  }
+}
+
 // Columns [x0, x0 + tiles·TX) of a K×K filter with stride S; K 0: any window.
 template <class X, int K, int S, int TX>
 static void deep_tiles(const DeepRun& d, LowRun run, LowFinish f, idx x0, idx tiles) {
-  const idx kh = K ? K : d.kh, kw = K ? K : d.kw, column = K ? L : d.dw * L, step = K ? S * L : d.sw * L;
-  constexpr int kRow = K ? K : 1;
+  const idx step = K ? S * L : d.sw * L;
   run.context = &f;
   alignas(64) vecf sums[TX];
   const char* row = d.x;
   for (idx y = 0; y < d.rows; ++y, row += d.sh * d.x_row) {
-    for (idx tile = 0; tile < tiles; ++tile) {
-      const idx at = x0 + tile * TX;
+    for (idx at = x0; at < x0 + tiles * TX; at += TX) {
       vecf acc[TX] = {};
-      const float* w = d.weights;
-      FF_UNROLL(5)
-      for (idx k = 0; k < kh; ++k) {
-        const X* x = reinterpret_cast<const X*>(row + k * (K ? 1 : d.dh) * d.x_row) + at * step;
-        if constexpr (K == 0) {
-          for (idx l = 0; l < kw; ++l, w += L) {
-            const vecf tap = load(w);
-            FF_UNROLL(16)
-            for (int i = 0; i < TX; ++i) acc[i] = fma(load_as(x + i * step + l * column, d.x_quant), tap, acc[i]);
-          }
-        } else {
-          vecf tap[kRow];
-          FF_UNROLL(5)
-          for (int l = 0; l < K; ++l) tap[l] = in_register<float>(load(w + l * L));
-          w += K * L;
-          FF_UNROLL(32)
-          for (int q = 0; q < (TX - 1) * S + K; ++q) {
-            const vecf v = in_register<float>(load_raw(x + q * L));
-            FF_UNROLL(5)
-            for (int l = 0; l < K; ++l)
-              if (q >= l && (q - l) % S == 0 && (q - l) / S < TX) acc[(q - l) / S] = fma(v, tap[l], acc[(q - l) / S]);
-          }
-        }
+      const auto line = [&](idx k) { return reinterpret_cast<const X*>(row + k * d.x_row) + at * step; };
+      if constexpr (K == 0) {
+        for (idx k = 0; k < d.kh; ++k) deep_row_any<X, TX>(d, line(k * d.dh), d.weights + k * d.kw * L, acc);
+      } else {
+        FF_UNROLL(5)
+        for (int k = 0; k < K; ++k) deep_row<X, K, S, TX>(line(k), d.weights + k * K * L, acc);
       }
       FF_UNROLL(16)
       for (int i = 0; i < TX; ++i) sums[i] = acc[i];
