@@ -207,14 +207,17 @@ class Engine:
         return self
 
     def plan(self) -> str:
-        """The steps of the plan in order as a table: what each makes, and what it takes on one image."""
+        """The steps of the plan in order as a table: what each makes, and what it takes on one image; and why its
+        precision was chosen, where `compile` did that."""
         import numpy as np
 
+        from fastfer.engine.choose import reason
         from fastfer.engine.profile import steps_table
 
         image = np.zeros((1, *self.input_shape), np.float32)
         rows = self._plan.profile(image.ctypes.data, "float32", 1)
-        return steps_table(rows, repr(self), self.memory)
+        why = reason(self.metadata.get("choice"), self.dtype)
+        return steps_table(rows, repr(self), self.memory) + (f"\n{why}" if why else "")
 
     def profile(self, x: Any = None, repeats: int = 20) -> Profile:
         """The time of each step on one image: ``x`` (1, C, H, W), by default zeros; medians of ``repeats`` runs.

@@ -70,3 +70,58 @@ def test_int8_needs_calibration() -> None:
     for arguments in ({"dtype": "int8"}, {"calibration": []}):
         with pytest.raises(ValueError, match="calibration: expected images for dtype int8, and for no other"):
             fastfer.compile(create_model("fgw_fer"), **arguments)
+
+
+def test_auto_takes_the_fastest_precision_that_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times as if: what is slower or agrees too seldom is not taken, and the plan says why."""
+    from fastfer.engine import choose
+
+    model, x = network("fgw_fer")
+    times = iter([[3.0, 2.0, 1.0], [1.0, 1.0, 1.0], [1.0, 2.0, 3.0]])
+    monkeypatch.setattr(choose, "_timed", lambda engines, image: next(times))
+    for agreement, want in ((1e-9, "int8"), (1e-9, "float32"), (1.0, "float32")):
+        engine = fastfer.compile(model, dtype="auto", calibration=[x], agreement=agreement, threads=1)
+        assert engine.dtype == engine.metadata["dtype"] == want
+        choice = engine.metadata["choice"]
+        assert choice["images"] == len(x)
+        assert choice["precisions"]["float32"]["agrees"] == 1
+        assert f"{want} was chosen for at least" in engine.plan()
+    torch.testing.assert_close(engine(x), fastfer.compile(model, threads=1)(x), rtol=0, atol=0)
+
+
+def test_auto_measures_agreement_and_time() -> None:
+    """A precision that differs on an image of three is out where all have to agree."""
+    from fastfer.engine.choose import fastest
+
+    class Fake:
+        def __init__(self, dtype: str, **given: Any) -> None:
+            self.dtype, self.given = dtype, given
+
+        def __call__(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            for _ in range(400 if self.dtype == "float32" else 1):
+                np.sum(np.ones(500))
+            return np.eye(3, dtype=np.float32)[[0, 1, 2 if self.dtype != "int8" else 0]][: len(x)]
+
+    images = [np.zeros((3, 1, 4, 4), np.float32)]
+    picked: Any = fastest(Fake, images, 0.9)  # type: ignore[arg-type]
+    assert picked.dtype == "bfloat16"
+    found = picked.given["choice"]["precisions"]
+    assert found["int8"]["agrees"] == pytest.approx(2 / 3)
+    assert found["float32"]["milliseconds"] > 2 * found["bfloat16"]["milliseconds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "calibration: expected images for dtype auto"),
+        (
+            {"calibration": [torch.zeros(1, 1, 48, 48)], "agreement": 1.5},
+            "agreement: expected a share above 0",
+        ),
+        ({"calibration": []}, "calibration: expected images, got none"),
+        ({"calibration": [torch.zeros(1, 1, 40, 48)]}, r"batch 0: expected float32 images \(N, 1, 48, 48\)"),
+    ],
+)
+def test_auto_that_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fastfer.compile(create_model("fgw_fer"), dtype="auto", **arguments)

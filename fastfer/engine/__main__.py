@@ -29,8 +29,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of images, for an ONNX file")
     parser.add_argument("--fallback", default="error", help="of an ONNX file: error, torch or onnxruntime")
     parser.add_argument("--threads", type=int, help="threads (default: torch's)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or int8 (default: float32)")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="float32 images (N, C, H, W) for int8, .npy")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, int8 or auto (default: float32)")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="float32 images (N, C, H, W), .npy, for int8, auto"
+    )
     return parser
 
 
@@ -69,6 +71,7 @@ def _network(name: str) -> tuple[Any, dict[str, Any]]:
 def _run(options: argparse.Namespace) -> None:
     import numpy as np
 
+    from fastfer.engine.choose import reason
     from fastfer.engine.compiler import compile
 
     is_onnx = options.model.endswith(".onnx")
@@ -80,6 +83,8 @@ def _run(options: argparse.Namespace) -> None:
     images = None if options.calibration is None else [np.load(options.calibration, allow_pickle=False)]
     engine = compile(model, threads=options.threads, dtype=options.dtype, calibration=images, **known)
     kib = {name: f"{size / 1024:.0f} KiB" for name, size in engine.memory.items()}
+    if why := reason(engine.metadata.get("choice"), engine.dtype):
+        print(why)
     print(f"{engine}, weights {kib['weights']}, activations of a caller {kib['activations']}")
     if options.profile or options.plot is not None:
         profile = engine.profile()

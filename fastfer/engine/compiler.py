@@ -24,6 +24,7 @@ from fastfer.engine import (  # noqa: F401 - they register handlers
     packed,
 )
 from fastfer.engine import metadata as fields
+from fastfer.engine.choose import fastest
 from fastfer.engine.program import Program
 from fastfer.engine.recipe import Recipe, Sizes
 from fastfer.engine.record import recorded
@@ -52,6 +53,7 @@ def compile(
     strict: bool = False,
     fallback: str = "error",
     calibration: Iterable[Any] | None = None,
+    agreement: float = 0.99,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
@@ -69,7 +71,9 @@ def compile(
     "fixed", the default of fastfer's own models, it takes one size. ``threads`` defaults to `runtime.default_threads`.
     ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the largest output, otherwise within
     1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``: float32 batches as the network takes
-    them, or pairs with such a batch first, as loaders give. ``mean`` and ``std``, one number a channel on the scale 0
+    them, or pairs with such a batch first, as loaders give. "auto" takes the fastest precision on this CPU that chooses
+    the same class as float32 on a share of at least ``agreement`` of these images; ``engine.plan()`` says why.
+    ``mean`` and ``std``, one number a channel on the scale 0
     to 1, allow uint8 images, which are normalised inside; not for a network whose pixels are equalised first, as a
     record in ``metadata["preprocess"]`` may say. ``fallback="torch"`` runs ops that no plan has in torch, between
     plans of the rest: the engine's ``islands`` names them, and it cannot be saved; "onnxruntime" leaves a file with
@@ -79,8 +83,17 @@ def compile(
 
     Raises TypeError or ValueError naming the argument, `UncoveredError` naming an op that no plan has.
     """
+    if dtype == "auto":
+        return fastest(
+            lambda dtype, calibration, choice=None: compile(
+                model, example, threads, dtype, input_size=input_size, sizes=sizes, strict=strict, fallback=fallback,
+                calibration=calibration, mean=mean, std=std, class_names=class_names,
+                metadata=metadata if choice is None else {**(metadata or {}), "choice": choice},
+            ),
+            calibration, agreement,
+        )  # fmt: skip
     if dtype not in DTYPES:
-        raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)} or auto, got {dtype!r}")
     if (dtype == "int8") != (calibration is not None):
         raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
     kinds = ("error", "torch") if isinstance(model, nn.Module) else ("error", "torch", "onnxruntime")
