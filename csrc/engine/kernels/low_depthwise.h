@@ -145,7 +145,7 @@ FF_NOINLINE void deep_part(const Conv& c, Part part) {
       if (count) sizes.run[i](d, run, f, x, count);
       x += count * sizes.pixels[i];
     }
-    finish_part(e, c.y, part, b, b + 1);
+    finish_rows(e, c.y, part.y0, part.y1, b, b + 1);
     pool_part(e.pools, c.y, c.y_type, c.y_quant, part, b, b + 1);
   }
 }
