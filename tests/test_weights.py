@@ -190,3 +190,15 @@ def test_a_release_from_run_to_card(tmp_path: Path) -> None:
         "reliability.png",
         "curves.png",
     }
+
+
+def test_a_name_of_weights_is_compiled_with_its_preprocessing() -> None:
+    engine, model = fastfer.compile("fgw_fer"), fastfer.load("fgw_fer").eval()
+    faces = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = engine.metadata["mean"][0], engine.metadata["std"][0]
+    with torch.no_grad():
+        expected = model((faces / 255 - mean) / std)
+    torch.testing.assert_close(engine(faces), expected, rtol=1e-4, atol=1e-4)
+    assert engine.class_names == model.class_names
+    with pytest.raises(FileNotFoundError, match="no weight file at nowhere"):
+        fastfer.compile("nowhere.safetensors")

@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastfer import weights
 from fastfer.engine import (  # noqa: F401 - they register handlers
     convert_aten,
     convert_attention,
@@ -30,6 +32,7 @@ from fastfer.engine.recipe import Recipe, Sizes
 from fastfer.engine.record import recorded
 from fastfer.engine.subject import Subject
 from fastfer.engine.trace import check_tensors, evaluating, traced
+from fastfer.engine.trained import trained
 from fastfer.models import FerModel
 from fastfer.runtime import Engine
 
@@ -63,7 +66,8 @@ def compile(
 
     ``model`` is any fastfer model, or a torch module made of ops that a plan has (`convert_aten` and its neighbours),
     taken in evaluation mode, later changes of it do not reach the engine; or the path of an ONNX file (opset 7 or
-    later), whose several outputs come as a dict by name. ``example`` is an input or its shape, (N, C, H, W) or (C, H,
+    later), whose several outputs come as a dict by name; or a weight file of ours, or the name of one that ships, which
+    brings its size and preprocessing along. ``example`` is an input or its shape, (N, C, H, W) or (C, H,
     W), or for several inputs a tuple of them or of their shapes (N, ...); by default the published size of a fastfer
     model and what an ONNX file fixes. Of a file, ``input_size`` (H, W) chooses another. With ``sizes="any"`` the
     engine takes images of every size that the network does: the first call with one makes a plan for it, of which
@@ -83,6 +87,13 @@ def compile(
 
     Raises TypeError or ValueError naming the argument, `UncoveredError` naming an op that no plan has.
     """
+    file = None if isinstance(model, nn.Module) else _weight_file(model)
+    if file is not None:
+        model, own = trained(file)
+        example = own["example"] if example is None else example
+        metadata = {**own.get("metadata", {}), **(metadata or {})}
+        if mean is None and std is None:
+            mean, std = own.get("mean"), own.get("std")
     if dtype == "auto":
         return fastest(
             lambda dtype, calibration, choice=None: compile(
@@ -137,6 +148,14 @@ def compile(
     if sizes == "any" and len(subject.size) == 3:
         engine.sizes = Sizes(recipe)
     return engine
+
+
+def _weight_file(model: Any) -> Path | None:
+    """The file of a name of weights that ship, or of a path that ends as weights do; None for anything else."""
+    if not isinstance(model, (str, os.PathLike)):
+        return None
+    file = weights.resolve(os.fspath(model))
+    return file if file.suffix == ".safetensors" else None
 
 
 def _twin(model: nn.Module) -> nn.Module | None:
