@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,17 @@ from data_trees import (
     save,
 )
 
-from fastfer.data import DataError, Split, canonical_name, list_datasets, list_layouts, load_dataset, load_lazily
+from fastfer.data import (
+    DataError,
+    DataOptions,
+    Split,
+    canonical_name,
+    list_datasets,
+    list_layouts,
+    load_dataset,
+    load_lazily,
+)
+from fastfer.data.check import check
 
 
 def subjects_of(split: Split) -> set[str]:
@@ -47,6 +58,26 @@ def test_every_data_set_and_layout_has_a_name() -> None:
 def test_names_may_be_spelt_as_in_papers(tmp_path: Path, name: str, spelling: str) -> None:
     with pytest.raises(DataError, match=f"holds none of: {name} "):
         load_dataset(spelling, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "names"),
+    [
+        (("0", "1"), {"codes": "affectnet"}, ("neutral", "happiness")),
+        (("开心", "bored"), {"classes": ("开心", "bored")}, ("开心", "bored")),
+    ],
+)
+def test_folders_of_other_names_need_no_name_of_the_set_where_options_explain_them(
+    tmp_path: Path, labels: tuple[str, ...], options: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    for n, label in enumerate(labels):
+        for k in range(4):
+            save(tmp_path / ("val" if k == 3 else "train") / label / f"{k}.png", face(10 * n + k))
+    split = load_dataset("auto", tmp_path, **options)["train"]
+    assert sorted(names_of(split)) == sorted(3 * names)
+    assert check(tmp_path, options=DataOptions(**options)).problems == []
+    with pytest.raises(DataError, match=r"no expressions: .* or name the data set .*image_folder\)$"):
+        load_dataset("auto", tmp_path)
 
 
 # RAF-DB

@@ -160,6 +160,9 @@ def test_resume_without_the_saved_state_is_refused(finished: Path, tmp_path: Pat
     with pytest.raises(InputError, match=r"no last/ to continue from; .* --from .*best.safetensors"):
         train(tiny(out), resume=True)
     assert contents(out) == before
+    (out / "best.safetensors").unlink()  # then no start from it is offered
+    with pytest.raises(InputError, match=r"no last/ to continue from, nor weights; --overwrite begins anew$"):
+        train(tiny(out), resume=True)
 
 
 def test_best_weights_of_the_saved_epoch_are_written_again(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def _check(args: argparse.Namespace) -> int:
     options = DataOptions(
         layout=args.layout, label_source=args.label_source, codes=args.codes, classes=args.classes, skip_corrupt=True
     )
-    found = find_dataset(args.data, args.root, args.layout)
+    found = find_dataset(args.data, args.root, options)
     try:
         report = check(args.root, args.data, options)
     except DataError as error:

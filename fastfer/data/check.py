@@ -65,7 +65,7 @@ class Report:
 def check(root: str | Path, name: str = "auto", options: DataOptions | None = None) -> Report:
     """Read everything below ``root`` and look at every image. DataError where it is no known data set."""
     options = options or DataOptions(skip_corrupt=True)
-    found = find_dataset(name, root, options.layout)
+    found = find_dataset(name, root, options)
     manifest = read_manifest(found, options)
     report = Report(found.dataset.name, manifest.layout, str(manifest.root), [*manifest.notes])
     report.unusable += manifest.unusable

@@ -104,9 +104,10 @@ class Found:
     tree: Tree
 
 
-def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> Found:
+def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto", own_names: bool = False) -> Found:
     """The one layout of ``datasets`` that ``root`` shows. Any other wins over class folders in general.
 
+    ``own_names``: the options say what names or numbers of class folders mean, so that any names are looked for.
     DataError where there is none, listing what was looked for, or more than one, listing what was found.
     """
     wanted = [(d, each) for d in datasets for each in d.layouts if layout in ("auto", each.name)]
@@ -118,8 +119,10 @@ def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> 
     tree = Tree(root)
     found = _find(tree, [(d, each) for d, each in wanted if not each.last])
     found = [each for each in found if each.dataset.name != "image_folder"] or found
-    if not found and len(datasets) == 1:
+    if not found:
         found = _find(tree, [(d, each) for d, each in wanted if each.last])
+        if len(datasets) > 1:
+            found = _by_own_names(root, found, own_names)
     if not found:
         hint = "".join(f"; {folder} cannot be read: {why}" for folder, why in tree.unreadable.items())
         raise DataError(f"root: {root} holds none of: {_list(root, wanted)}{hint}")
@@ -133,6 +136,18 @@ def recognise(root: Path, datasets: Sequence[Dataset], layout: str = "auto") -> 
 
 def _find(tree: Tree, layouts: Sequence[tuple[Dataset, Layout]]) -> list[Found]:
     return [Found(dataset, each, place, tree) for dataset, each in layouts for place in each.find(tree)]
+
+
+def _by_own_names(root: Path, found: Sequence[Found], own_names: bool) -> list[Found]:
+    """Of the last resorts found where no data set was named, the one for names that the options explain."""
+    any_names = [each for each in found if each.dataset.name == "image_folder"]
+    if found and not own_names:
+        sets = ", ".join(dict.fromkeys(each.dataset.name for each in found))
+        raise DataError(
+            f"root: {root} shows folders of images whose names are no expressions: say what they mean with classes or "
+            f"codes, or name the data set ({sets})"
+        )
+    return any_names
 
 
 def _list(root: Path, wanted: Sequence[tuple[Dataset, Layout]]) -> str:

@@ -72,7 +72,7 @@ def load_dataset(
     chosen = _options(options, changes)
     if canonical_dataset(name) == "drawn":
         return _load_drawn(root, limits, parts, chosen, transform)
-    found = find_dataset(name, root, chosen.layout)
+    found = find_dataset(name, root, chosen)
     lazy = _lazily(found, parts, chosen, transform, mixed_size)
     drawn_parts = {part: split.draw(limits.get(part), chosen.seed) for part, split in lazy.items()}
     return _decoded(found.dataset.name, drawn_parts, chosen)
@@ -91,7 +91,7 @@ def load_lazily(
     chosen = _options(options, changes)
     if chosen.remove_duplicates != "none":
         raise DataError("remove_duplicates: needs the images in memory, so load_dataset only")
-    return _lazily(find_dataset(name, root, chosen.layout), parts, chosen, transform)
+    return _lazily(find_dataset(name, root, chosen), parts, chosen, transform)
 
 
 class Folds(Sequence[dict[str, Split]]):
@@ -137,7 +137,7 @@ def load_folds(
     DataError where the split rule is not a k-fold one.
     """
     chosen = _options(options, changes)
-    found = find_dataset(name, root, chosen.layout)
+    found = find_dataset(name, root, chosen)
     return Folds(prepare(found.dataset, _settled(read_manifest(found, chosen), chosen), chosen), chosen, transform)
 
 
@@ -192,7 +192,7 @@ def _decoded(
     return splits
 
 
-def find_dataset(name: str, root: str | Path | None, layout: str = "auto") -> Found:
+def find_dataset(name: str, root: str | Path | None, options: DataOptions | None = None) -> Found:
     """The data set, layout and place that ``root`` shows. DataError as ``load_dataset``."""
     chosen = canonical_dataset(name)
     datasets = [dataset for dataset in DATASETS if chosen in ("auto", dataset.name)]
@@ -201,7 +201,8 @@ def find_dataset(name: str, root: str | Path | None, layout: str = "auto") -> Fo
     if root is None:
         expected = "; ".join(each.expects for dataset in datasets for each in dataset.layouts)
         raise DataError(f"root: {chosen} needs the file or folder where it lies ({expected})")
-    return recognise(Path(root), datasets, layout)
+    options = options or DataOptions()
+    return recognise(Path(root), datasets, options.layout, own_names=options.names_labels)
 
 
 def _lazily(

@@ -108,6 +108,11 @@ class DataOptions:
             parse_split(self.split)
         self.holdout()
 
+    @property
+    def names_labels(self) -> bool:
+        """Whether it is said what names or numbers of the user's own mean."""
+        return self.codes is not None or isinstance(self.classes, tuple)
+
     def holdout(self) -> float | None:
         """Fraction of the training set to validate on where a split has no validation set; None for the test set."""
         if self.validation == "test":

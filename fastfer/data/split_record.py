@@ -78,10 +78,10 @@ class SplitRecord:
         )
 
 
-def dataset_name(data: str, root: str | Path | None, layout: str = "auto") -> str:
+def dataset_name(data: str, root: str | Path | None, options: DataOptions | None = None) -> str:
     """The data set's own name, for "auto" that of the one recognised at ``root``."""
     name = canonical_dataset(data)
-    return find_dataset(data, root, layout).dataset.name if name == "auto" else name
+    return find_dataset(data, root, options).dataset.name if name == "auto" else name
 
 
 def _listing(split: Split | int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastfer.data import DataError, InputSpec, Preprocess, Split, YuNet, load_dataset
 from fastfer.data.images import Transform
+from fastfer.data.options import DataOptions
 from fastfer.data.split_record import SplitRecord, dataset_name
 from fastfer.models import FerModel, load_weights, read_metadata
 
@@ -97,7 +98,8 @@ def load_parts(
     Options not ``asked`` for are those of the training where it was on the same data set, so that a network that was
     trained with a split of its own is scored on that split.
     """
-    name = dataset_name(data, root, str(asked.get("layout", "auto")))
+    said = {option: asked[option] for option in ("layout", "codes", "classes") if option in asked}
+    name = dataset_name(data, root, DataOptions(**said))
     record = weights.trained if weights.trained is not None and weights.trained.data == name else None
     form = {} if name == "drawn" else weights.spec.options()
     recorded = {**form, **(record.options if record else {})}

@@ -39,9 +39,10 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
         raise ValueError(f"resume: {out} holds no run")
     results = [name for name in _RESULTS if name in begun]
     if resume and not saved and results:
+        left = f"; a new run in another folder can begin with its weights: --from {out / BEST_FILE}"
         raise ValueError(
-            f"resume: {out} holds {', '.join(results)} and no {state.FOLDER}/ to continue from; a new run in another "
-            f"folder can begin with its weights: --from {out / BEST_FILE}"
+            f"resume: {out} holds {', '.join(results)} and no {state.FOLDER}/ to continue from"
+            f"{left if BEST_FILE in results else ', nor weights; --overwrite begins anew'}"
         )
     if (saved or begun) and not resume and not overwrite:
         raise ValueError(f"out: {out} holds a run already: continue it with --resume or discard it with --overwrite")

@@ -91,7 +91,7 @@ class _Run:
         _check_same_run(config, record)
 
         self.source, self.validation_split = _load(config)
-        self.data = dataset_name(config.data, config.root, config.data_options.layout)
+        self.data = dataset_name(config.data, config.root, config.data_options)
         self.fingerprints = {"train": self.source.fingerprint(), "validation": self.validation_split.fingerprint()}
         if record and record["fingerprints"] != self.fingerprints:
             raise state.StateError(f"{config.data} at {config.root} is not the data that {self.out} was trained on")
