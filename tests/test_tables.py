@@ -335,3 +335,15 @@ def test_folds_decide_the_split_of_a_row(tmp_path: Path) -> None:
     other = next(row for row in load_table("vgg-4").chosen(()))
     config = _config(load_table("vgg-4"), other, "rafd", tmp_path, ("--folds", "10"))
     assert (config.folds, config.data_options.split) == (10, None)
+
+
+def test_a_data_set_that_is_not_there_is_said_before_the_first_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, first = tmp_path / "out", fer2013_csv(tmp_path / "fer2013.csv")
+    jaffe(tmp_path / "faces")
+    for root in (tmp_path / "nowhere", tmp_path):  # not there, and the folder of others
+        roots = ["--root", f"fer2013={first}", "--root", f"ck_plus={root}"]
+        assert main(["sepconv-2", "--data", "fer2013,ck_plus", *roots, "--out", str(out)]) == 2
+        assert f"root: {root} " in " ".join(capsys.readouterr().err.split())
+        assert not out.exists()

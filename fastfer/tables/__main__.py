@@ -61,7 +61,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
 def _run(argv: Sequence[str]) -> int:
     from fastfer.tables import papers
     from fastfer.tables.render import notes, to_rich, why_not
-    from fastfer.tables.run import read_cells, run_table
+    from fastfer.tables.run import check_roots, read_cells, run_table
     from fastfer.tables.table import list_tables, load_table
     from fastfer.train import InputError, NonFiniteError
     from fastfer.train.placement import is_main_process
@@ -85,8 +85,9 @@ def _run(argv: Sequence[str]) -> int:
         if args.data is None:
             cells = read_cells(out)
         else:
-            cells = []
-            for data, own in _runs(table, args.data, args.root):
+            cells, runs = [], _runs(table, args.data, args.root)
+            check_roots(table, runs, out, rows, options)
+            for data, own in runs:
                 cells = run_table(
                     table,
                     data,

@@ -7,11 +7,12 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fastfer.data.files import write_text
+from fastfer.data.loading import find_dataset
 from fastfer.data.registry import canonical_dataset
 from fastfer.tables.measure import Tested, check_subsets, facts, tested
 from fastfer.tables.render import to_markdown
@@ -103,6 +104,22 @@ def run_table(
             if is_main_process():
                 _write(out, table, cells)
     return cells
+
+
+def check_roots(
+    table: Table, runs: Sequence[tuple[str, Sequence[str]]], out: Path, rows: Sequence[str], argv: Sequence[str]
+) -> None:
+    """InputError where one of several data sets is not at its root: before the hours that the first of them trains.
+
+    ``runs`` are the data sets, each with options of its own.
+    """
+    try:
+        for data, own in runs[1:]:  # the first is looked at when it begins
+            config = _config(replace(table, start=None), table.chosen(rows)[0], data, out, [*argv, *own])
+            if config.data != "drawn":
+                find_dataset(config.data, config.root, config.data_options)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def read_cells(out: Path) -> list[Cell]:
