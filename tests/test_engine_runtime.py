@@ -177,10 +177,10 @@ def test_pixels_need_mean_and_std() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": "fgw_fer"}, TypeError, "model: expected a torch.nn.Module, got str"),
+        ({"model": "fgw"}, TypeError, "expected a torch.nn.Module, got str: 'fgw' is no file, .* is none of fgw_fer, "),
         ({"model": nn.Conv2d(1, 1, 1)}, TypeError, "example: expected an input or its shape for a model that is not"),
         ({"example": (1, 48)}, ValueError, r"example: expected a shape \(N, C, H, W\) or \(C, H, W\), got \(1, 48\)"),
-        ({"dtype": "float16"}, ValueError, "dtype: expected one of float32, bfloat16, int8, got 'float16'"),
+        ({"dtype": "float16"}, ValueError, "dtype: expected one of float32, bfloat16, int8 or auto, got 'float16'"),
         ({"threads": 0}, ValueError, "threads: expected an int of 1 to [0-9]+, got 0"),
         ({"mean": [0.5]}, ValueError, "std: expected a list of numbers, got None"),
         ({"mean": [0.5, 0.5], "std": [1, 1]}, ValueError, "mean: expected 1 numbers, one a channel, got 2"),

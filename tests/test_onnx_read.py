@@ -189,8 +189,8 @@ def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:
 def test_no_file_and_no_model_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
         fastfer.compile(tmp_path / "none.onnx")
-    with pytest.raises(TypeError, match=r"got str, which is no file and does not end in \.onnx"):
-        fastfer.compile("fgw_fer")
+    with pytest.raises(TypeError, match=r"got str: 'fgw' is no file, does not end in \.onnx"):
+        fastfer.compile("fgw")
     with pytest.raises(ValueError, match="expected a file, got a folder"):
         fastfer.compile(tmp_path)
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got int"):

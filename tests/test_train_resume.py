@@ -188,7 +188,7 @@ def test_lost_best_weights_of_an_earlier_epoch_are_said(tmp_path: Path, monkeypa
     out, accuracies = tmp_path / "run", iter((0.9, 0.5, 0.4))
     score = Evaluator.__call__
     monkeypatch.setattr(
-        Evaluator, "__call__", lambda self, model: replace(score(self, model), accuracy=next(accuracies))
+        Evaluator, "__call__", lambda self, *given: replace(score(self, *given), accuracy=next(accuracies))
     )
     train(tiny(out, schedule="constant", epochs=2))
     config = tiny(out, schedule="constant", epochs=3)

@@ -176,7 +176,8 @@ def _subject(model: Any, example: Any, input_size: Any) -> Subject:
 
         return opened(model, example, input_size)
     if not isinstance(model, nn.Module):
-        also = ", which is no file and does not end in .onnx" if is_path else ""
+        names = ", ".join(weights.list())
+        also = f": {str(model)!r} is no file, does not end in .onnx, and is none of {names}" if is_path else ""
         raise TypeError(f"compile: model: expected a torch.nn.Module, got {type(model).__name__}{also}")
     if input_size is not None:
         raise ValueError(f"compile: input_size: expected None for a module, which takes an example, got {input_size!r}")
