@@ -107,13 +107,15 @@ void take_channels(Lowering& l, const char* name, const Slot& y, std::vector<Slo
     return std::copy(v.begin(), v.end(), ints(l, v.size())) - v.size();
   };
   const tensors::Channels p{nullptr, {}, kept(first), kept(input), kept(block), kept(taken)};
-  l.add(name, kNoSlot, y, inputs, [=, &t = l.tensors()](const Frame& f, const Map&, const Map& to, Part part) {
+  const auto run = [=, &t = l.tensors()](const Frame& f, const Map&, const Map& to, Part part) {
     Map maps[graph::Channels::kMostInputs + 1];
     std::transform(inputs.begin(), inputs.end(), maps, [&](const Slot& x) { return f.map(x); });
     tensors::Channels call = p;
     call.x = maps, call.y = to;
     t.take_channels(call, part);
-  });
+  };
+  // By rows alone: an input may be a part of y, whose last block this step completes, writing what is there again.
+  l.add(name, kNoSlot, y, inputs, run).by_blocks = false;
 }
 
 void lower(Lowering& l, const Node& node, const graph::Channels& op) {
