@@ -25,12 +25,6 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfer"
 
 
-def digest(path: str | Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def compiled(kind: str, digits: str, how: str = "") -> Path:
     """The place of the engine file made of the file with the sha256 ``digits``, in the way ``how``, by this code."""
     return folder() / kind / f"{digits[:32]}-{how}{'-' if how else ''}{__version__}-{_code()}.ffe"

@@ -21,6 +21,7 @@ pytest.importorskip("torchmetrics", reason="the trainer's packages are not insta
 
 from train_runs import FILES, STATE_FILES, arguments, assert_same_run, contents, interrupt, read_metrics, tiny
 
+from fastfer._files import file_digest
 from fastfer.data import Augment
 from fastfer.models import load_weights, read_metadata, save_weights
 from fastfer.train import InputError, TrainConfig, state, train
@@ -230,7 +231,7 @@ def signed(out: Path, change: Callable[[dict[str, Any]], object] = lambda state:
     """Digests as whoever means harm would make them."""
     path = out / "last" / "state.json"
     content = json.loads(path.read_text())
-    content["files"] = {name: state.file_digest(out / "last" / name) for name in content["files"]}
+    content["files"] = {name: file_digest(out / "last" / name) for name in content["files"]}
     change(content)
     content.pop("digest")
     path.write_text(json.dumps({**content, "digest": state._digest(content)}))

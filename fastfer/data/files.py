@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from os.path import isdir
 from pathlib import Path, PurePosixPath
 
-from fastfer._files import replace_atomically
+from fastfer._files import file_digest, replace_atomically
 from fastfer._messages import DataError, printable, terminal
 
 LFS_MARK = b"version https://git-lfs"
@@ -69,5 +68,4 @@ def reference(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     file = path / "shards.json" if isdir(path) else path
-    with file.open("rb") as content:
-        return {"name": path.name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+    return {"name": path.name, "sha256": file_digest(file)}

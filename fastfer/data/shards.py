@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastfer._files import file_digest
 from fastfer.data.files import replace_atomically, write_text
 from fastfer.data.formats import FORMATS, IMAGE_SUFFIXES, open_image
 from fastfer.data.images import decode
@@ -123,7 +124,7 @@ class ShardWriter:
                     member = tarfile.TarInfo(name)  # owner, time and mode are constants
                     member.size = len(content)
                     file.addfile(member, io.BytesIO(content))
-            digest = _sha256(temporary)
+            digest = file_digest(temporary)
         self._shards.append({"file": path.name, "images": len(self._members) // 2, "sha256": digest})
         self._members = []
 
@@ -206,7 +207,7 @@ def index_shards(folder: str | Path, names: Sequence[str], *, protocol: str = ""
         found = [_record(f"{path}, {key}", key, group, names, soft=False).label for key, group in groups(path)]
         for label in found:
             labels[names[label]] += 1
-        shards.append({"file": path.name, "images": len(found), "sha256": _sha256(path)})
+        shards.append({"file": path.name, "images": len(found), "sha256": file_digest(path)})
     if not shards:
         raise DataError(f"{folder}: expected files *.tar, got none")
     head = {"names": list(names), "protocol": protocol, "soft_mode": "crossentropy", "soft": False, "labels": labels}
@@ -260,7 +261,7 @@ class Shards:
     def verify(self) -> None:
         """Read every file and compare it with the index. DataError naming the first that differs."""
         for file, digest in zip(self.files, self._digests, strict=True):
-            if _sha256(self.folder / file) != digest:
+            if file_digest(self.folder / file) != digest:
                 raise DataError(f"{self.folder / file} is not the file that {INDEX} lists: its sha256 differs")
 
     def records(self, order: Iterable[int] | None = None) -> Iterator[Record]:
@@ -330,8 +331,3 @@ def _check_member(path: Path, member: tarfile.TarInfo) -> None:
         raise DataError(f"{path}, {member.name}: expected a plain file")
     if not 0 <= member.size <= _LARGEST:
         raise DataError(f"{path}, {member.name}: expected 0 to {_LARGEST} bytes, got {member.size}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastfer import _cache, _environment
+from fastfer._files import file_digest
 from fastfer._messages import printable
 from fastfer.faces import yunet
 
@@ -52,7 +53,7 @@ def engine_bytes(path: str | Path | None = None) -> bytes:
     file = find_detector(path)
     if file.suffix == ".ffe":
         return _checked(file.read_bytes(), file)
-    kept = _kept(_cache.digest(file))
+    kept = _kept(file_digest(file))
     if (known := _read(kept)) is not None:
         return known
     data = _compiled(file)
@@ -107,7 +108,7 @@ def _installed() -> Path | None:
             continue
         for file in distribution.files or ():
             found = Path(str(file.locate()))
-            if file.name == NAME and found.is_file() and _cache.digest(found) == DIGEST:
+            if file.name == NAME and found.is_file() and file_digest(found) == DIGEST:
                 return found
     return None
 

@@ -13,8 +13,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastfer import __version__, _cache, _environment
-from fastfer._files import remove_temporaries, write_bytes
+from fastfer import __version__, _environment
+from fastfer._files import file_digest, remove_temporaries, write_bytes
 from fastfer.data.files import printable
 from fastfer.predict import inputs, records, summary
 from fastfer.predict.recognizer import Recognizer
@@ -227,7 +227,7 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
     weights = Path(args.weights)
     return {
         "weights": weights.name,
-        "sha256": _cache.digest(weights) if weights.is_file() else None,
+        "sha256": file_digest(weights) if weights.is_file() else None,
         "faces": args.faces,
         "every": args.every,
         "min_score": args.min_score,

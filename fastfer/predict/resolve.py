@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastfer import _cache
 from fastfer import weights as shipped
+from fastfer._files import file_digest
 from fastfer.data.files import printable
 from fastfer.data.input_spec import InputSpec
 from fastfer.runtime import Engine, load
@@ -46,7 +47,7 @@ def _compiled(path: Path, threads: int | None, precision: str | None) -> Engine:
     if precision not in (None, "float32", "bfloat16"):
         raise ValueError(f"precision: expected float32 or bfloat16 for a weight file, got {precision!r}")
     precision = precision or "float32"
-    kept = _cache.compiled("weights", _cache.digest(path), precision)
+    kept = _cache.compiled("weights", file_digest(path), precision)
     with suppress(OSError, ValueError):  # not there yet, or damaged
         return load(kept, threads=threads)
     try:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastfer import weights as shipped
+from fastfer._files import file_digest
 from fastfer.data import load_dataset
 from fastfer.data.files import replace_atomically, write_text
 from fastfer.evaluate import files
@@ -139,7 +139,7 @@ def _row(weights: Weights, data: str, target: Path, single: Evaluation, fit: Cal
         model=weights.model.name,
         data=data,
         file=target.name,
-        sha256=hashlib.sha256(target.read_bytes()).hexdigest(),
+        sha256=file_digest(target),
         parameters=sum(p.numel() for p in weights.model.parameters()),
         classes=weights.model.class_names or (),
         images=single.metrics.images,

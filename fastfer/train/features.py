@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fastfer import backend, compile
-from fastfer._files import replace_atomically, write_bytes
+from fastfer._files import file_digest, replace_atomically, write_bytes
 from fastfer._version import __version__
 from fastfer.data import Preprocess, Split
 from fastfer.evaluate.predict import predict
@@ -154,7 +154,7 @@ class FrozenFeatures:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_atomically(path) as temporary:
                 self._fill(_mapped(temporary, rows, self._dtype, "w+"), split, change)
-            found = {"layout": _LAYOUT, "digest": digest, "sha256": _sha256(path)}
+            found = {"layout": _LAYOUT, "digest": digest, "sha256": file_digest(path)}
             write_bytes(path.with_suffix(".json"), json.dumps(found, indent=1).encode())
         return _mapped(path, rows, self._dtype, "c")
 
@@ -223,11 +223,6 @@ def _is_whole(path: Path, digest: str, shape: tuple[int, ...], dtype: torch.dtyp
         said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         known = isinstance(said, dict) and said.get("layout") == _LAYOUT and said.get("digest") == digest
         size = path.stat().st_size == int(np.prod(shape)) * dtype.itemsize
-        return known and size and said.get("sha256") == _sha256(path)
+        return known and size and said.get("sha256") == file_digest(path)
     except (OSError, ValueError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

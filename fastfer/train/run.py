@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import fastfer
+from fastfer._files import file_digest
 from fastfer._processes import synchronised
 from fastfer.data import DataError, DataOptions, FaceCrop, Shards, Split, YuNet, load_dataset
 from fastfer.data.files import write_text
@@ -203,7 +204,7 @@ class _Run:
             if not _same_weights(path, source):
                 save_weights(load_weights(source), path, read_metadata(source))
                 self.display.line(f"{path} is written again from {saved}")
-            self.best_file = state.file_digest(path)
+            self.best_file = file_digest(path)
 
     def _finish(self) -> dict[str, Any]:
         config = self.config
@@ -272,7 +273,7 @@ class _Run:
         state.save(self.out, self.trainer, metadata, record)
         if better:
             save_weights(self.trainer.evaluated, self.out / BEST_FILE, metadata)
-            self.best_file = state.file_digest(self.out / BEST_FILE)
+            self.best_file = file_digest(self.out / BEST_FILE)
         self._write_reports()
 
     def _write_reports(self) -> None:
@@ -323,7 +324,7 @@ def _check_best(out: Path, record: dict[str, Any]) -> None:
     if not record or record["best"]["epoch"] == record["last"]["epoch"]:
         return
     path, epoch = out / BEST_FILE, record["best"]["epoch"]
-    if not path.is_file() or state.file_digest(path) != record["best_file"]:
+    if not path.is_file() or file_digest(path) != record["best_file"]:
         lost = "is missing" if not path.is_file() else "is not the file that the run wrote"
         raise state.StateError(
             f"resume: {path}, the weights of epoch {epoch}, {lost}: put it back, or begin a new run in another folder "

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastfer._files import file_digest
 from fastfer.data import Preprocess
 from fastfer.models import FerModel, load_imagenet, load_weights, read_metadata
 from fastfer.weights import resolve
@@ -48,7 +48,7 @@ def start_from(model: FerModel, names: tuple[str, ...], path: str, head: Literal
         )
     _copy(model.state_dict(), source.state_dict(), path, {names.index(k): (known or ()).index(k) for k in kept})
     fresh = tuple(name for name in names if name not in kept)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = file_digest(file)
     found: dict[str, Any] = {"file": file.name, "sha256": digest, "classes": list(known or ())}
     found |= {"kept": list(kept), "fresh": list(fresh), "validation": header.get("validation")}
     line = (

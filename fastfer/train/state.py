@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
-from fastfer._files import sync, write_bytes
+from fastfer._files import file_digest, sync, write_bytes
 from fastfer.models import load_weights, save_weights
 from fastfer.train.loop import Trainer
 
@@ -233,9 +233,3 @@ def _read_state(folder: Path) -> dict[str, Any]:
 def _digest(state: Mapping[str, Any]) -> str:
     """Of the values, as JSON gives them back: lists for tuples, texts for all keys."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

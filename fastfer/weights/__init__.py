@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import builtins
-import hashlib
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from fastfer._files import file_digest
 
 FOLDER = Path(__file__).resolve().parent
 TABLE_FILE = "table.json"
@@ -80,7 +81,7 @@ def get(name: str, data: str | None = None) -> Shipped:
 @cache
 def _sound(row: Shipped) -> Path:
     """The file, after a look at its digest. ValueError for a damaged one, FileNotFoundError for one that is gone."""
-    digest = hashlib.sha256(row.path.read_bytes()).hexdigest()
+    digest = file_digest(row.path)
     if digest != row.sha256:
         raise ValueError(f"{row.path}: damaged: expected SHA-256 {row.sha256}, got {digest}; install fastfer again")
     return row.path

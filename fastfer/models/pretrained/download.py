@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastfer import _cache
 from fastfer._files import replace_atomically, write_bytes
 
 _TORCH = "https://download.pytorch.org/models/mobilenet_v3_large"
@@ -71,7 +72,7 @@ def cached_file(name: str, source: Source | None = None) -> Path:
     Raises DownloadError, saying why.
     """
     source = source or SOURCES[name]
-    path = _cache() / name.replace("/", "--") / source.url.rsplit("/", 1)[-1]
+    path = _cache.folder() / name.replace("/", "--") / source.url.rsplit("/", 1)[-1]
     record = path.with_name(f"{path.name}.digest")  # what a pointer said when the file was fetched
     for each in (path, record):
         if each.is_symlink():
@@ -116,12 +117,6 @@ def _require_network(name: str, why: str, url: str) -> None:
     for variable in ("HF_HUB_OFFLINE", "FASTFER_OFFLINE"):
         if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
             raise DownloadError(f"{name}: {why}, and {variable} forbids to fetch {url}")
-
-
-def _cache() -> Path:
-    if folder := os.environ.get("FASTFER_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastfer"
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

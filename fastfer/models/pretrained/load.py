@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastfer._files import file_digest
 from fastfer.models.base import FerModel
 from fastfer.models.pretrained.download import SOURCES, cached_file
 from fastfer.models.pretrained.files import read_tensors
@@ -72,8 +72,7 @@ def load_imagenet(model: FerModel, source: str | Path, *, sha256: str | None = N
     if not path.is_file():
         known = ", ".join(SOURCES)
         raise FileNotFoundError(f"load_imagenet: source: expected a file or one of {known}, got {str(source)!r}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     if sha256 is not None and digest != sha256.lower():
         raise ValueError(f"{path}: sha256: expected {sha256.lower()}, got {digest}")
     theirs, unwrapped = read_tensors(path)
