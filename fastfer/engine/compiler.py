@@ -21,8 +21,11 @@ from fastfer.engine import (  # noqa: F401 - they register handlers
     convert_fastfer,
     convert_layers,
     convert_math,
+    convert_products,
+    convert_reduce,
     convert_shape,
     convert_tensor,
+    convert_windows,
     packed,
 )
 from fastfer.engine import metadata as fields

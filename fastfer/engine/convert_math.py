@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import inf, log, prod
+from collections.abc import Callable
+from math import inf, log
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastfer.engine import strided, tensors
+from fastfer.engine import tensors
 from fastfer.engine.convert import Conversion, generally, numbers
-from fastfer.engine.convert_tensor import reshaped, tensor
+from fastfer.engine.convert_tensor import tensor
 from fastfer.engine.strided import Strided
 from fastfer.engine.views import Uncovered, View
 
@@ -73,7 +73,7 @@ def _elu(into: Conversion, self: Any, alpha: float = 1, scale: float = 1, input_
 @generally("aten.celu")
 def _celu(into: Conversion, self: Any, alpha: float = 1.0) -> Any_:
     """alpha · (exp(x / alpha) - 1): an elu of x / alpha."""
-    scaled = _affine(into, self, 1 / alpha, 0.0)
+    scaled = affine(into, self, 1 / alpha, 0.0)
     return unary(into, scaled, "elu", alpha, alpha)
 
 
@@ -136,14 +136,14 @@ for _name in ("relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid"):
     generally(f"aten.{_name}")(_act(_name))
 
 
-def _affine(into: Conversion, x: Any_, scale: float, shift: float) -> Any_:
+def affine(into: Conversion, x: Any_, scale: float, shift: float) -> Any_:
     """x · scale + shift of a tensor of any form."""
     return into.scaled(x, scale, shift)
 
 
 @generally("aten.neg")
 def _neg(into: Conversion, self: Any) -> Any_:
-    return _affine(into, self, -1.0, 0.0)
+    return affine(into, self, -1.0, 0.0)
 
 
 _POWERS = {0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal", 2.0: "square"}
@@ -156,7 +156,7 @@ def _pow(into: Conversion, self: Any, exponent: Any) -> Any_:
         base = float(self)
         if base <= 0 or not isinstance(exponent, (View, Strided)):
             raise Uncovered(f"a power of {base}")
-        return unary(into, _affine(into, exponent, log(base), 0.0), "exp")
+        return unary(into, affine(into, exponent, log(base), 0.0), "exp")
     if not isinstance(exponent, float):
         return binary(into, "power", self, exponent)
     if exponent in _POWERS:
@@ -188,7 +188,7 @@ def _of_two(name: str, with_number: Callable[[Conversion, Any, float, bool], Any
             raise Uncovered(f"{name} with {', '.join(rest)}")
         a, b = _number(self), _number(other)
         if alpha != 1:
-            b = b * alpha if isinstance(b, float) else _affine(into, tensor(into, b), float(alpha), 0.0)
+            b = b * alpha if isinstance(b, float) else affine(into, tensor(into, b), float(alpha), 0.0)
         if with_number is not None and isinstance(b, float):
             return with_number(into, a, b, False)
         if with_number is not None and isinstance(a, float):
@@ -198,16 +198,16 @@ def _of_two(name: str, with_number: Callable[[Conversion, Any, float, bool], Any
     return handler
 
 
-generally("aten.add")(_of_two("add", lambda into, x, n, first: _affine(into, x, 1.0, n)))
-generally("aten.mul")(_of_two("mul", lambda into, x, n, first: _affine(into, x, n, 0.0)))
+generally("aten.add")(_of_two("add", lambda into, x, n, first: affine(into, x, 1.0, n)))
+generally("aten.mul")(_of_two("mul", lambda into, x, n, first: affine(into, x, n, 0.0)))
 generally("aten.sub")(
-    _of_two("sub", lambda into, x, n, first: _affine(into, x, -1.0 if first else 1.0, n if first else -n))
+    _of_two("sub", lambda into, x, n, first: affine(into, x, -1.0 if first else 1.0, n if first else -n))
 )
 generally("aten.div", "aten.true_divide")(
     _of_two(
         "div",
         lambda into, x, n, first: (
-            _affine(into, unary(into, x, "reciprocal"), n, 0.0) if first else _affine(into, x, 1 / n, 0.0)
+            affine(into, unary(into, x, "reciprocal"), n, 0.0) if first else affine(into, x, 1 / n, 0.0)
         ),
     )
 )
@@ -217,7 +217,7 @@ generally("aten.minimum")(_of_two("minimum", None))
 
 @generally("aten.rsub")
 def _rsub(into: Conversion, self: Any, other: Any, alpha: float = 1) -> Any_:
-    return _of_two("sub", lambda into, x, n, first: _affine(into, x, -1.0 if first else 1.0, n if first else -n))(
+    return _of_two("sub", lambda into, x, n, first: affine(into, x, -1.0 if first else 1.0, n if first else -n))(
         into, self=other, other=self, alpha=alpha
     )
 
@@ -250,14 +250,14 @@ generally("aten.logical_or")(
 
 
 @generally("aten.where")
-def _where(into: Conversion, condition: Any, self: Any, other: Any) -> Any_:
-    parts = [_infinite(into, t) if isinstance(t, float) and abs(t) == inf
+def where(into: Conversion, condition: Any, self: Any, other: Any) -> Any_:
+    parts = [infinite(into, t) if isinstance(t, float) and abs(t) == inf
              else tensors.constant(into.graph, t) if isinstance(t, (int, float)) else tensor(into, t)
              for t in (condition, self, other)]  # fmt: skip
     return tensors.select(into.graph, *parts)
 
 
-def _infinite(into: Conversion, value: float) -> Any_:
+def infinite(into: Conversion, value: float) -> Any_:
     """Infinity, which no file holds: computed when the plan runs."""
     least = tensors.unary(into.graph, tensors.constant(into.graph, 0.0), "log")
     return least if value < 0 else into.scaled(least, -1.0, 0.0)
@@ -265,231 +265,15 @@ def _infinite(into: Conversion, value: float) -> Any_:
 
 @generally("aten.masked_fill")
 def _masked_fill(into: Conversion, self: Any, mask: Any, value: Any) -> Any_:
-    return _where(into, mask, _number(value), self)  # type: ignore[no-any-return]
+    return where(into, mask, _number(value), self)  # type: ignore[no-any-return]
 
 
 @generally("aten.lerp")
 def _lerp(into: Conversion, self: Any, end: Any, weight: Any) -> Any_:
     step = binary(into, "sub", end, self)
     rate = _number(weight)
-    scaled = _affine(into, step, rate, 0.0) if isinstance(rate, float) else binary(into, "mul", step, rate)
+    scaled = affine(into, step, rate, 0.0) if isinstance(rate, float) else binary(into, "mul", step, rate)
     return binary(into, "add", self, scaled)
-
-
-def _dims(dim: Any) -> list[int]:
-    return [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
-
-
-def _reduction(name: str) -> Callable[..., Any_]:
-    def handler(into: Conversion, self: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any_:
-        return _reduced(into, self, name, dim, keepdim)
-
-    return handler
-
-
-def _reduced(into: Conversion, x: Any, name: str, dim: Any, keepdim: bool, correction: float = 0.0) -> Any_:
-    """Over all dimensions, where none is named, the images are among them."""
-    form = strided.strided(x)
-    dims = _dims(dim) or list(range(len(form.dims)))
-    return tensors.reduce(into.graph, x, name, dims, keepdim, correction)
-
-
-for _torch, _own in {
-    "sum": "sum", "mean": "mean", "amax": "maximum", "amin": "minimum", "prod": "product", "logsumexp": "log_sum_exp",
-}.items():  # fmt: skip
-    generally(f"aten.{_torch}")(_reduction(_own))
-
-
-def _extreme(name: str) -> Callable[..., Any]:
-    def handler(into: Conversion, self: Any, dim: int | None = None, keepdim: bool = False, other: Any = None) -> Any:
-        if other is not None:
-            return binary(into, name, self, other)
-        if dim is None:
-            return _reduced(into, self, name, None, False)
-        places = "argmax" if name == "maximum" else "argmin"
-        return _reduced(into, self, name, dim, keepdim), _reduced(into, self, places, dim, keepdim)
-
-    return handler
-
-
-generally("aten.max")(_extreme("maximum"))
-generally("aten.min")(_extreme("minimum"))
-
-
-generally("aten.argmax")(lambda into, self, dim=None, keepdim=False: _reduced(into, self, "argmax", dim, keepdim))
-generally("aten.argmin")(lambda into, self, dim=None, keepdim=False: _reduced(into, self, "argmin", dim, keepdim))
-
-
-def _correction(unbiased: Any = None, correction: Any = None) -> float:
-    if correction is not None:
-        return float(correction)
-    return 1.0 if unbiased is None or unbiased else 0.0
-
-
-def _spread(name: str) -> Callable[..., Any_]:
-    def handler(
-        into: Conversion, self: Any, dim: Any = None, keepdim: bool = False, unbiased: Any = None,
-        correction: Any = None,
-    ) -> Any_:  # fmt: skip
-        return _reduced(into, self, name, dim, keepdim, _correction(unbiased, correction))
-
-    return handler
-
-
-generally("aten.var")(_spread("variance"))
-generally("aten.std")(_spread("deviation"))
-
-
-@generally("aten.var_mean", "aten.std_mean")
-def _var_mean(into: Conversion, self: Any, dim: Any = None, keepdim: bool = False, unbiased: Any = None,
-              correction: Any = None) -> tuple[Any_, Any_]:  # fmt: skip
-    spread = _reduced(into, self, "variance", dim, keepdim, _correction(unbiased, correction))
-    return spread, _reduced(into, self, "mean", dim, keepdim)
-
-
-@generally("aten.linalg_vector_norm", "aten.norm")
-def _norm(into: Conversion, self: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None,
-          p: Any = None) -> Any_:  # fmt: skip
-    order = float(ord if p is None else p)
-    names = {1.0: "norm1", 2.0: "norm2"}
-    if order in names:
-        return _reduced(into, self, names[order], dim, keepdim)
-    size = unary(into, self, "abs")
-    if abs(order) == inf:
-        return _reduced(into, size, "maximum" if order > 0 else "minimum", dim, keepdim)
-    if order == 0:
-        return _reduced(into, unary(into, self, "not_equal", 0.0), "sum", dim, keepdim)
-    return unary(into, _reduced(into, unary(into, size, "power", order), "sum", dim, keepdim), "power", 1 / order)
-
-
-@generally("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax")
-def _softmax(into: Conversion, self: Any, dim: int, **rest: Any) -> Any_:
-    return tensors.softmax(into.graph, self, dim)
-
-
-for _name in ("log_softmax", "_log_softmax"):
-    generally(f"aten.{_name}")(lambda into, self, dim, **rest: tensors.softmax(into.graph, self, dim, log=True))
-
-
-@generally("aten.softmin")
-def _softmin(into: Conversion, self: Any, dim: int, **rest: Any) -> Any_:
-    return tensors.softmax(into.graph, _affine(into, self, -1.0, 0.0), dim)
-
-
-@generally("aten.matmul", "aten.bmm", "aten.mm")
-def _matmul(into: Conversion, self: Any, **rest: Any) -> Any_:
-    (other,) = rest.values()
-    return tensors.matmul(into.graph, tensor(into, self), tensor(into, other))
-
-
-@generally("aten.baddbmm", "aten.addmm")
-def _baddbmm(into: Conversion, self: Any, beta: float = 1, alpha: float = 1, **rest: Any) -> Any_:
-    a, b = rest.values()
-    product = _affine(into, tensors.matmul(into.graph, tensor(into, a), tensor(into, b)), float(alpha), 0.0)
-    return binary(into, "add", product, _affine(into, tensor(into, self), float(beta), 0.0)) if beta else product
-
-
-@generally("aten.scaled_dot_product_attention")
-def _attention(
-    into: Conversion, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
-) -> Any_:  # fmt: skip
-    if dropout_p or enable_gqa:
-        raise Uncovered("attention with dropout or groups of queries")
-    rank = len(query.sizes)
-    keys = strided.permuted(strided.strided(tensor(into, key)), [*range(rank - 2), rank - 1, rank - 2])
-    rate = query.sizes[-1] ** -0.5 if scale is None else float(scale)
-    scores = tensors.matmul(into.graph, _affine(into, tensor(into, query), rate, 0.0), keys)
-    if is_causal:
-        attn_mask = torch.ones(query.sizes[-2], key.sizes[-2], dtype=torch.bool).tril()
-    if attn_mask is not None:
-        scores = _masked(into, scores, attn_mask)
-    return tensors.matmul(into.graph, tensors.softmax(into.graph, scores, -1), tensor(into, value))
-
-
-def _masked(into: Conversion, scores: Any_, mask: Any) -> Any_:
-    """Scores with a mask of booleans, or of what is added to them."""
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-        return _where(into, mask, scores, -inf)  # type: ignore[no-any-return]
-    if isinstance(mask, Tensor):  # a file has no infinity
-        hidden = mask == -inf
-        scores = _where(into, hidden, -inf, scores)
-        mask = mask.masked_fill(hidden, 0.0)
-    return binary(into, "add", scores, mask)
-
-
-@generally("aten.einsum")
-def _einsum(into: Conversion, equation: str, tensors_: Any = None, path: Any = None, **rest: Any) -> Any_:
-    operands = [tensor(into, t) for t in (rest["tensors"] if tensors_ is None else tensors_)]
-    left, _, right = equation.replace(" ", "").partition("->")
-    labels = left.split(",")
-    if "." in equation or "->" not in equation or any(len(set(own)) != len(own) for own in labels):
-        raise Uncovered(f"einsum {equation!r}")
-    while len(operands) > 1:
-        (a, one), (b, two) = zip(operands[:2], labels[:2], strict=True)
-        kept = set(right).union(*labels[2:])
-        result, own = _contracted(into, a, one, b, two, kept)
-        operands, labels = [result, *operands[2:]], [own, *labels[2:]]
-    return _with_labels(into, operands[0], labels[0], right)
-
-
-def _summed(into: Conversion, x: Any_, own: str, gone: Sequence[str]) -> tuple[Any_, str]:
-    dims = [own.index(letter) for letter in gone]
-    if dims:
-        x = tensors.reduce(into.graph, x, "sum", dims)
-    return x, "".join(letter for letter in own if letter not in gone)
-
-
-def _with_labels(into: Conversion, x: Any_, own: str, wanted: str) -> Any_:
-    x, own = _summed(into, x, own, [letter for letter in own if letter not in wanted])
-    return strided.seen(strided.permuted(strided.strided(x), [own.index(letter) for letter in wanted]))
-
-
-def _contracted(into: Conversion, a: Any_, one: str, b: Any_, two: str, kept: set[str]) -> tuple[Any_, str]:
-    """Two operands as a product of stacks of matrices."""
-    a, one = _summed(into, a, one, [c for c in one if c not in two and c not in kept])
-    b, two = _summed(into, b, two, [c for c in two if c not in one and c not in kept])
-    batch = [c for c in one if c in two and c in kept]
-    inner = [c for c in one if c in two and c not in kept]
-    rows, columns = [c for c in one if c not in two], [c for c in two if c not in one]
-    size = dict(zip(one, a.sizes, strict=True)) | dict(zip(two, b.sizes, strict=True))
-
-    def stacked(x: Any_, own: str, *groups: Sequence[str]) -> Strided:
-        order = [own.index(c) for group in (batch, *groups) for c in group]
-        form = strided.permuted(strided.strided(x), order)
-        return reshaped(into, form, [*(size[c] for c in batch), *(prod(size[c] for c in g) for g in groups)])
-
-    y = tensors.matmul(into.graph, stacked(a, one, rows, inner), stacked(b, two, inner, columns))
-    own = [*batch, *rows, *columns]
-    return strided.seen(reshaped(into, strided.strided(y), [size[c] for c in own])), "".join(own)
-
-
-_MOST_PLACES = 16
-
-
-@generally("aten.topk")
-def _topk(
-    into: Conversion, self: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> tuple[Any_, Any_]:
-    """The largest, then the largest of the others, and so on."""
-    at = self.dim(dim)
-    if k > _MOST_PLACES:
-        raise Uncovered(f"more than the {_MOST_PLACES} largest of a dimension")
-    names = ("maximum", "argmax", -inf) if largest else ("minimum", "argmin", inf)
-    shape = [self.sizes[at] if i == at else 1 for i in range(len(self.sizes))]
-    numbered = tensors.constant(into.graph, torch.arange(self.sizes[at]).reshape(shape).numpy())
-    gone = _infinite(into, float(names[2]))
-    values, places, left = [], [], self
-    for _ in range(k):
-        values.append(tensors.reduce(into.graph, left, str(names[0]), [at], keepdim=True))
-        places.append(tensors.reduce(into.graph, left, str(names[1]), [at], keepdim=True))
-        left = tensors.select(into.graph, tensors.binary(into.graph, "equal", numbered, places[-1]), gone, left)
-    return tensors.joined(into.graph, values, at), tensors.joined(into.graph, places, at)
-
-
-@generally("aten.sort")
-def _sort(into: Conversion, self: Any, dim: int = -1, descending: bool = False, stable: Any = None) -> Any:
-    return _topk(into, self, self.sizes[self.dim(dim)], dim, descending)
 
 
 @generally("aten.to", "aten._to_copy", "aten.type_as")

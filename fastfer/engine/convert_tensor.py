@@ -349,3 +349,9 @@ def _channel_shuffle(into: Conversion, self: Any, groups: int) -> Any_:
     parts = reshaped(into, self, (n, groups, c // groups, *rest))
     order = (0, 2, 1, *range(3, len(rest) + 3))
     return strided.seen(strided.reshaped(strided.permuted(parts, order), (n, c, *rest)))
+
+
+def ints(value: Any, count: int, default: Sequence[int] | None = None) -> list[int]:
+    """One number, or one for each axis."""
+    items = [value] if isinstance(value, int) else list(value) or list(default or ())
+    return items * count if len(items) == 1 else items
