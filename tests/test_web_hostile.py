@@ -211,7 +211,7 @@ def test_pictures_that_are_none(url: str) -> None:
     (small,) = ask(url, bomb(8000))
     assert small["message"] == "picture: expected at most 500,000 pixels, got 8000 x 8000"
     (large,) = ask(url, bomb(30_000))
-    assert large["message"].startswith("picture: not a readable image (Image size (900000000 pixels) exceeds")
+    assert large["message"].startswith("picture is not a readable image (Image size (900000000 pixels) exceeds")
 
 
 def test_damaged_pictures_never_end_a_session(url: str) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os.path import isfile
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastfer.data.files import LFS_MARK
+from fastfer.data.files import LFS_MARK, printable
 from fastfer.data.formats import open_image
 from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
@@ -21,6 +22,7 @@ from fastfer.data.split import DataError
 Pixels = NDArray[np.uint8]
 Transform = Callable[[Pixels], Pixels]
 Cache = dict[str, Pixels]
+_T = TypeVar("_T")
 
 _DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _GREY_MODES = frozenset({"1", "L", "LA", "F", *_DEEP_MODES})
@@ -29,20 +31,32 @@ _GREY_MODES = frozenset({"1", "L", "LA", "F", *_DEEP_MODES})
 def decode(sample: Sample, channels: int | None = None) -> Pixels:
     """uint8 (H, W) for grey, (H, W, 3) in RGB order; ``channels`` 1 or 3 converts. DataError naming what is corrupt."""
     if isinstance(sample.image, np.ndarray):
-        return _convert(Image.fromarray(sample.image), channels) if channels == 3 else sample.image
+        return np.asarray(_convert(Image.fromarray(sample.image), channels)) if channels == 3 else sample.image
+    return opened(sample, lambda image: upright(image, channels))
+
+
+def opened(sample: Sample, then: Callable[[Image.Image], _T]) -> _T:
+    """What ``then`` makes of the image, whose header alone is read. DataError naming what is corrupt."""
     try:
         with _opened(sample) as image:
-            return upright(image, channels)
+            return then(image)
     except FileNotFoundError:
         raise DataError(f"{_place(sample)} is missing") from None
+    except DataError:
+        raise
     except Exception as error:  # Pillow's readers raise nearly anything for damaged files: struct.error, KeyError, ...
         raise DataError(f"{_place(sample)} is not a readable image ({_reason(sample, error)})") from error
 
 
 def upright(image: Image.Image, channels: int | None = None) -> Pixels:
     """An opened image as `decode` gives it, turned as its Exif tag says. Raises nearly anything for a damaged one."""
+    return np.asarray(upright_image(image, channels))
+
+
+def upright_image(image: Image.Image, channels: int | None = None) -> Image.Image:
+    """As `upright`, as a Pillow image of mode L or RGB, decoded."""
     # Photographs that a camera held sideways say so; JAFFE and the like carry no such tag.
-    if _orientation(image) > 1:
+    if orientation(image) > 1:
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
@@ -55,7 +69,7 @@ def probe(sample: Sample) -> tuple[bool, tuple[int, int]] | None:
         return True, (sample.image.shape[0], sample.image.shape[1])
     try:
         with _opened(sample) as image:
-            size = (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
+            size = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
             return image.mode in _GREY_MODES, size
     except Exception:  # as in decode
         return None
@@ -167,14 +181,14 @@ def _opened(sample: Sample) -> Image.Image:
     return Image.fromarray(sample.image) if isinstance(sample.image, np.ndarray) else open_image(sample.image)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """1 to 8 as in Exif, from the header alone: ``getexif`` would decode a whole PNG to look after its pixels."""
     if "exif" not in image.info and image.format != "TIFF":
         return 1
     return int(image.getexif().get(0x0112, 1))
 
 
-def _convert(image: Image.Image, channels: int | None) -> Pixels:
+def _convert(image: Image.Image, channels: int | None) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose black and white are not known")
     if image.mode in _DEEP_MODES:  # 16 bits per pixel: Pillow would clip them at 255
@@ -183,7 +197,11 @@ def _convert(image: Image.Image, channels: int | None) -> Pixels:
             raise ValueError(f"pixels of {deep.min()} to {deep.max()}, expected 8 or 16 bits")
         image = Image.fromarray((deep >> 8 if deep.max(initial=0) > 255 else deep).astype(np.uint8))
     grey = image.mode in _GREY_MODES if channels is None else channels == 1
-    return np.asarray(image.convert("L" if grey else "RGB"))
+    wanted = "L" if grey else "RGB"
+    if image.mode != wanted:
+        return image.convert(wanted)
+    image.load()  # ``convert`` would copy it
+    return image
 
 
 def _place(sample: Sample) -> str:
@@ -196,7 +214,7 @@ def _reason(sample: Sample, error: Exception) -> str:
             start = file.read(len(LFS_MARK))
         if not start or start == LFS_MARK:
             return "a Git-LFS pointer: run `git lfs pull`" if start else "the file is empty"
-    return "no known format" if "cannot identify" in str(error) else str(error)[:80] or type(error).__name__
+    return "no known format" if "cannot identify" in str(error) else printable(str(error))[:80] or type(error).__name__
 
 
 def _check_memory(count: int, channels: int, shape: tuple[int, int] | None) -> None:

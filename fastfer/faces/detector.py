@@ -54,20 +54,31 @@ class YuNet:
         self._engines: OrderedDict[tuple[int, int], Engine] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, picture: Picture) -> list[Face]:
-        """Faces of an RGB picture (H, W, 3) or a grey one (H, W), uint8, best score first, in its pixels."""
+    def __call__(self, picture: Picture | Image.Image) -> list[Face]:
+        """Faces of an RGB picture (H, W, 3) or a grey one (H, W), uint8, or a Pillow image of mode RGB or L.
+
+        Best score first, in its pixels.
+        """
+        if isinstance(picture, Image.Image):
+            if picture.mode not in ("RGB", "L"):
+                raise ValueError(f"picture: expected an image of mode RGB or L, got {picture.mode}")
+            return self._found(picture)
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
             raise ValueError(f"picture: expected uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}")
         if not picture.size:
             return []
-        height, width = picture.shape[:2]
-        small = _shrunk(picture, self.longest)
-        size = yunet.input_size(*small.shape[:2])
+        return self._found(picture if max(picture.shape) <= self.longest else Image.fromarray(picture))
+
+    def _found(self, picture: Picture | Image.Image) -> list[Face]:
+        width, height = yunet.size_of(picture)
+        small = _shrunk(picture, self.longest) if isinstance(picture, Image.Image) else picture
+        columns, rows = yunet.size_of(small)
+        size = yunet.input_size(rows, columns)
         x = np.empty((1, 3, *size), np.uint8)
         yunet.to_input(small, x[0])
         maps = _named(self.engine(size)(x))
         found = yunet.faces({name: value[0] for name, value in maps.items()}, size, self.score, self.overlap)
-        scale = width / small.shape[1], height / small.shape[0]
+        scale = width / columns, height / rows
         return found if scale == (1, 1) else [_scaled(face, *scale) for face in found]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,15 +141,14 @@ def as_face(item: Any) -> Face:
     return Face((left, top, width, height), rest[-1] if rest else 1.0, points)
 
 
-def _shrunk(picture: Picture, longest: int) -> Picture:
-    """The picture, no side longer than ``longest``."""
-    height, width = picture.shape[:2]
-    scale = longest / max(height, width)
+def _shrunk(image: Image.Image, longest: int) -> Image.Image:
+    """The image, no side longer than ``longest``."""
+    scale = longest / max(image.size)
     if scale >= 1:
-        return picture
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+        return image
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     # Whole pixels are averaged first, down to twice the size: a photograph of 12 million takes a third of the time.
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def _scaled(face: Face, x: float, y: float) -> Face:

@@ -33,6 +33,12 @@ class Face:
     score: float = 1.0
     points: tuple[tuple[float, float], ...] | None = None
 
+    def moved(self, by: float, x: float, y: float) -> Face:
+        """In pixels of which there are ``by`` times as many a side, and whose picture begins at minus (x, y)."""
+        left, top, width, height = self.box
+        points = None if self.points is None else tuple((px * by + x, py * by + y) for px, py in self.points)
+        return Face((left * by + x, top * by + y, width * by, height * by), self.score, points)
+
 
 class FaceDetector(Protocol):
     """Anything that finds faces."""
@@ -76,10 +82,14 @@ class FaceCrop:
             raise FaceNotFoundError(f"no face found in a picture of {picture.shape[1]}×{picture.shape[0]} pixels")
         return self.cut(picture, max(faces, key=lambda face: face.box[2] * face.box[3]))
 
+    def side(self, face: Face) -> int:
+        """Of the square around ``face``, in pixels."""
+        return max(1, math.floor(max(face.box[2:]) * (1 + 2 * self.margin) + 0.5))
+
     def cut(self, picture: Picture, face: Face) -> Picture:
         """The square around ``face`` at the picture's own scale, (S, S) or (S, S, 3)."""
         left, top, width, height = face.box
-        side = max(1, math.floor(max(width, height) * (1 + 2 * self.margin) + 0.5))
+        side = self.side(face)
         x, y = left + width / 2, top + height / 2
         angle = self._tilt(face)
         if angle == 0:

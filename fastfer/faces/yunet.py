@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fastfer.faces.face import Face, Picture
 
@@ -30,11 +31,24 @@ def input_size(height: int, width: int) -> tuple[int, int]:
     return height + -height % 32, width + -width % 32
 
 
-def to_input(picture: Picture, out: NDArray[np.uint8]) -> None:
-    """The picture (H, W, 3) or (H, W) as planes blue, green, red into ``out`` (3, H', W'), black beyond it."""
-    height, width = picture.shape[:2]
-    planes = picture[..., ::-1].transpose(2, 0, 1) if picture.ndim == 3 else picture[None]
-    out[:, :height, :width] = planes
+def size_of(picture: Picture | Image.Image) -> tuple[int, int]:
+    """Width and height."""
+    return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
+
+
+def to_input(picture: Picture | Image.Image, out: NDArray[np.uint8]) -> None:
+    """The picture (H, W, 3) or (H, W) as planes blue, green, red into ``out`` (3, H', W'), black beyond it.
+
+    ``picture`` may be a Pillow image of mode RGB or L, of which Pillow takes the planes: twice as fast as numpy.
+    """
+    width, height = size_of(picture)
+    if not isinstance(picture, Image.Image):
+        out[:, :height, :width] = picture[..., ::-1].transpose(2, 0, 1) if picture.ndim == 3 else picture
+    elif picture.mode == "L":
+        out[:, :height, :width] = np.asarray(picture)
+    else:
+        for plane, name in zip(out, "BGR", strict=True):
+            plane[:height, :width] = np.frombuffer(picture.tobytes("raw", name), np.uint8).reshape(height, width)
     out[:, height:], out[:, :height, width:] = 0, 0
 
 

@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
         "--longest", type=int, default=640, metavar="N",
         help="side that larger pictures are shrunk to for the detector (default: 640; 320 is quicker)",
     )  # fmt: skip
+    parser.add_argument(
+        "--decode", choices=("needed", "all"), default="needed",
+        help="of large JPEG files no more pixels than detector and network need, or all (default: needed)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results and a summary")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="lines of JSON (the default)")
@@ -126,6 +130,7 @@ def _run(args: argparse.Namespace) -> int:
         precision=args.precision,
         min_score=args.min_score,
         longest=args.longest,
+        decode=args.decode,
     )
     items, problems = inputs.expanded(args.inputs, sys.stdin.buffer, args.null, tables=args.ray is not None)
     if args.ray is not None:
@@ -232,6 +237,7 @@ def _identity(args: argparse.Namespace) -> dict[str, Any]:
         "every": args.every,
         "min_score": args.min_score,
         "longest": args.longest,
+        "decode": args.decode,
     }
 
 

@@ -88,7 +88,7 @@ def results(part: Part, recognizer: Recognizer) -> Iterator[Result]:
 
     def reads() -> Iterator[Read]:
         try:
-            for name, read in _reads(part):
+            for name, read in _reads(part, recognizer.longest):
                 names.append(name)
                 yield read
         except DataError as error:
@@ -100,17 +100,17 @@ def results(part: Part, recognizer: Recognizer) -> Iterator[Result]:
         yield Result((), None, part.names[0], broken[0])
 
 
-def _reads(part: Part) -> Iterator[tuple[str, Read]]:
+def _reads(part: Part, longest: int | None) -> Iterator[tuple[str, Read]]:
     """The pictures with their names. DataError for a file that cannot be read on."""
     if part.kind == "pictures":
-        yield from ((name, attempt(name)) for name in part.names)
+        yield from ((name, attempt(name, longest=longest)) for name in part.names)
     elif part.kind == "table":
-        yield from _rows(part.names[0], part.group)
+        yield from _rows(part.names[0], part.group, longest)
     else:
-        yield from _members(part.names[0])
+        yield from _members(part.names[0], longest)
 
 
-def _rows(name: str, group: int) -> Iterator[tuple[str, Read]]:
+def _rows(name: str, group: int, longest: int | None) -> Iterator[tuple[str, Read]]:
     from fastfer.data.parquet import IMAGE_COLUMNS, row_image
 
     folder, first, row = Path(name).parent, 0, 0
@@ -126,7 +126,7 @@ def _rows(name: str, group: int) -> Iterator[tuple[str, Read]]:
                     place = f"{name} row {first + row}"
                     row += 1
                     try:
-                        yield place, attempt(row_image(value.as_py(), folder, printable(place)))
+                        yield place, attempt(row_image(value.as_py(), folder, printable(place)), longest=longest)
                     except DataError as error:
                         yield place, Read(None, None, None, error)
     except (OSError, ValueError) as error:
@@ -136,14 +136,14 @@ def _rows(name: str, group: int) -> Iterator[tuple[str, Read]]:
         raise DataError(f"{printable(name)}: not a readable Parquet file after {row} rows ({text})") from error
 
 
-def _members(name: str) -> Iterator[tuple[str, Read]]:
+def _members(name: str, longest: int | None) -> Iterator[tuple[str, Read]]:
     from fastfer.data.formats import IMAGE_SUFFIXES
     from fastfer.data.shards import groups
 
     for key, members in groups(Path(name)):
         for suffix, content in members.items():
             if f".{suffix}" in IMAGE_SUFFIXES:
-                yield f"{name} {key}.{suffix}", attempt(content)
+                yield f"{name} {key}.{suffix}", attempt(content, longest=longest)
 
 
 def write(path: Path, found: Iterable[Result], classes: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ class Prepare:
 
     shape  (C, H, W) of the network's input
     crop   the square around a face that it is shown
+    least  pixels of the square's side from which on more of them make no difference to speak of
     """
 
     def __init__(self, spec: InputSpec, shape: tuple[int, int, int], crop: FaceCrop | None = None) -> None:
@@ -30,6 +31,7 @@ class Prepare:
             raise ValueError(f"preprocess: expected the network's size {shape[1:]}, got {spec.size}")
         self.spec, self.shape = spec, shape
         self.crop = crop or spec.preprocess.crop or FaceCrop()
+        self.least = 2 * max(spec.stored[1:] if spec.stored is not None else shape[1:])
 
     def __call__(self, picture: Picture, face: Face | None) -> NDArray[np.uint8]:
         """uint8 (C, H, W): ``face`` cut out of the picture, or the whole picture."""

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastfer.faces.detector import Detector, as_detector
+from fastfer.data.split import DataError
+from fastfer.faces.detector import Detector, YuNet, as_detector
 from fastfer.faces.face import Face, FaceCrop, Picture
 from fastfer.predict import pictures
+from fastfer.predict.photo import Photo, reduction
 from fastfer.predict.pictures import Read, read_ahead
 from fastfer.predict.prepare import Prepare
 from fastfer.predict.resolve import Weights, resolved
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
 _AT_A_TIME = 64
 """Faces in one call of the engine: its activations take memory for each."""
-_PIXELS = 1 << 25
+_Crops = list[NDArray[np.uint8]]
+_Waiting = tuple[Photo, str | None, list[Face], _Crops]
+_BYTES = 1 << 25
 """Bytes of pictures that wait for a full batch: a photograph of 12 million pixels has 36 million."""
 
 
@@ -50,6 +54,7 @@ class Recognizer:
         min_score: float = 0.7,
         min_size: float = 10.0,
         longest: int = 640,
+        decode: Literal["needed", "all"] = "needed",
     ) -> None:
         """Load the network and the detector.
 
@@ -66,6 +71,8 @@ class Recognizer:
             min_size: of the shorter side of a face's box, in pixels
             longest: side that larger pictures are shrunk to for YuNet; 320 takes a quarter of the time, and misses
                 faces below some 3 hundredths of the picture's side
+            decode: of JPEG files that YuNet looks at no more pixels than detector and network need ("needed"), or
+                "all"; results of large photographs differ a little, see the guide
 
         Raises FileNotFoundError, ImportError, TypeError or ValueError, naming what was expected.
         """
@@ -75,6 +82,8 @@ class Recognizer:
             raise ValueError("detector: expected none with faces='whole'")
         if not 0 < min_score <= 1 or not min_size >= 0:
             raise ValueError(f"min_score, min_size: expected above 0 to 1, 0 or more, got {min_score}, {min_size}")
+        if decode not in ("needed", "all"):
+            raise ValueError(f"decode: expected 'needed' or 'all', got {decode!r}")
         self.engine: Engine
         self.engine, self.spec = resolved(weights, threads, precision)
         crop = None if margin is None else replace(self.spec.preprocess.crop or FaceCrop(), margin=margin)
@@ -86,6 +95,8 @@ class Recognizer:
         self._detector: Detector | None = None
         if faces == "detect":
             self._detector = as_detector(detector, score=min_score, threads=threads, longest=longest)
+        # Another detector sees all pixels, and so does a network that is shown whole pictures, as in an evaluation.
+        self.longest = self._detector.longest if decode == "needed" and isinstance(self._detector, YuNet) else None
         self.faces, self.min_score, self.min_size = faces, min_score, min_size
 
     @overload
@@ -123,7 +134,7 @@ class Recognizer:
         """
         if errors not in ("raise", "keep"):
             raise ValueError(f"errors: expected 'raise' or 'keep', got {errors!r}")
-        read = read_ahead(images, bgr, workers)
+        read = read_ahead(images, bgr, workers, self.longest)
         return (result for result, _ in self.results(read, keep=errors == "keep"))
 
     def stream(
@@ -156,23 +167,40 @@ class Recognizer:
 
         return stream(self, source, bgr=bgr, track=track, smooth=smooth, every=every, batch=batch, live=live)
 
-    def detect(self, picture: Picture) -> list[Face]:
+    def detect(self, picture: Picture | Photo) -> list[Face]:
         """The faces of one picture, best first, without their expressions; the picture itself with faces="whole"."""
+        photo = picture if isinstance(picture, Photo) else Photo(picture)
         if self._detector is None:
-            return [Face((0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])))]
-        found = self._detector(picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2))
+            return [Face((0.0, 0.0, float(photo.size[0]), float(photo.size[1])))]
+        found = [photo.placed(face) for face in self._detector(self._shown(photo))]
         return [f for f in found if f.score >= self.min_score and min(f.box[2:]) >= max(self.min_size, 1e-3)]
 
-    def classify(self, images: Sequence[Picture], faces: Sequence[Sequence[Face]]) -> list[tuple[RecognizedFace, ...]]:
+    def _shown(self, photo: Photo) -> Any:
+        """What the detector is given: YuNet takes any view, others all pixels in colour."""
+        if isinstance(self._detector, YuNet):
+            return photo.view
+        pixels = photo.pixels()
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+
+    def classify(
+        self, images: Sequence[Picture | Photo], faces: Sequence[Sequence[Face]]
+    ) -> list[tuple[RecognizedFace, ...]]:
         """The expressions of the ``faces`` of each picture, all in one batch."""
-        whole = self._detector is None
-        crops = [
-            self._prepare(picture, None if whole else face)
-            for picture, found in zip(images, faces, strict=True)
-            for face in found
-        ]
-        values = iter(self.probabilities(crops))
+        crops = [self._crops(image, found) for image, found in zip(images, faces, strict=True)]
+        return self._classified(faces, crops)
+
+    def _classified(self, faces: Sequence[Sequence[Face]], crops: Sequence[_Crops]) -> list[tuple[RecognizedFace, ...]]:
+        values = iter(self.probabilities([crop for some in crops for crop in some]))
         return [tuple(self._face(face, next(values)) for face in found) for found in faces]
+
+    def _crops(self, picture: Picture | Photo, faces: Sequence[Face]) -> _Crops:
+        """What the network is shown of the faces, of a picture decoded so far that the smallest has pixels enough."""
+        photo = picture if isinstance(picture, Photo) else Photo(picture)
+        prepare = self._prepare
+        if self._detector is None:
+            return [prepare(photo.pixels(), None) for _ in faces]
+        photo.refine(min((reduction(prepare.crop.side(face), prepare.least) for face in faces), default=photo.by))
+        return [prepare(*photo.around(face, prepare.crop)) for face in faces]
 
     def probabilities(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(N, K) of faces that are prepared already, each uint8 (C, H, W)."""
@@ -182,35 +210,35 @@ class Recognizer:
             parts.append(_softmax(self.engine(x) / self.temperature))
         return np.concatenate(parts)
 
-    def results(self, read: Iterable[Read], keep: bool) -> Iterator[tuple[Result, Picture | None]]:
-        """As `map`, of pictures that were read, with their pixels where they could be.
+    def results(self, read: Iterable[Read], keep: bool) -> Iterator[tuple[Result, Photo | None]]:
+        """As `map`, of pictures that were read, with what they are where they could be.
 
         So many pictures are held at a time as fill a batch with their faces.
         """
-        waiting: list[tuple[Picture, str | None, list[Face]]] = []
-        for image, picture, name, error in read:
-            if picture is not None:
+        waiting: list[_Waiting] = []
+        for image, photo, name, error in read:
+            if photo is not None:
                 try:
-                    waiting.append((picture, name, self.detect(picture)))
-                except (TypeError, ValueError) as raised:  # of the detector
+                    faces = self.detect(photo)
+                    waiting.append((photo, name, faces, self._crops(photo, faces)))
+                except (DataError, OSError, TypeError, ValueError) as raised:  # of the detector, or decoding the rest
                     error = raised
             if error is not None:
                 if not keep:
                     raise error
                 yield from self._done(waiting)
                 waiting = []
-                size = None if picture is None else (picture.shape[1], picture.shape[0])
-                yield Result((), size, str(image) if isinstance(image, str | Path) else None, str(error)), picture
-            if sum(max(1, len(faces)) for *_, faces in waiting) >= _AT_A_TIME or _pixels(waiting) > _PIXELS:
+                size = None if photo is None else photo.size
+                yield Result((), size, str(image) if isinstance(image, str | Path) else None, str(error)), photo
+            if sum(max(1, len(faces)) for _, _, faces, _ in waiting) >= _AT_A_TIME or _bytes(waiting) > _BYTES:
                 yield from self._done(waiting)
                 waiting = []
         yield from self._done(waiting)
 
-    def _done(self, waiting: Sequence[tuple[Picture, str | None, list[Face]]]) -> list[tuple[Result, Picture | None]]:
-        faces = self.classify([picture for picture, *_ in waiting], [found for *_, found in waiting])
+    def _done(self, waiting: Sequence[_Waiting]) -> list[tuple[Result, Photo | None]]:
+        faces = self._classified([faces for _, _, faces, _ in waiting], [crops for *_, crops in waiting])
         return [
-            (Result(found, (picture.shape[1], picture.shape[0]), name), picture)
-            for (picture, name, _), found in zip(waiting, faces, strict=True)
+            (Result(found, photo.size, name), photo) for (photo, name, *_), found in zip(waiting, faces, strict=True)
         ]
 
     def _face(self, face: Face, values: NDArray[np.float32]) -> RecognizedFace:
@@ -235,5 +263,5 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return shares
 
 
-def _pixels(waiting: Sequence[tuple[Picture, str | None, list[Face]]]) -> int:
-    return sum(picture.size for picture, *_ in waiting)
+def _bytes(waiting: Sequence[_Waiting]) -> int:
+    return sum(photo.bytes for photo, *_ in waiting)

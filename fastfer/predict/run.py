@@ -16,9 +16,10 @@ from PIL import Image
 
 from fastfer.data.files import printable
 from fastfer.data.formats import open_image
-from fastfer.faces.face import Picture
+from fastfer.data.split import DataError
 from fastfer.predict import draw
 from fastfer.predict.inputs import Item, shown
+from fastfer.predict.photo import Photo
 from fastfer.predict.pictures import read_ahead
 from fastfer.predict.recognizer import Recognizer
 from fastfer.predict.records import Writer
@@ -115,19 +116,31 @@ class Run:
         self._messages.line(f"error: {_told(name, text)}")
 
     def _look_at(self, items: Sequence[Item]) -> None:
-        read = read_ahead((item.name for item in items), bgr=False, workers=self._plan.workers)
-        for item, (result, picture) in zip(items, self._recognizer.results(read, keep=True), strict=True):
+        read = read_ahead(
+            (item.name for item in items), bgr=False, workers=self._plan.workers, longest=self._recognizer.longest
+        )
+        for item, (result, photo) in zip(items, self._recognizer.results(read, keep=True), strict=True):
             if result.error is not None:
                 self.fail(item.name, result.error)
             elif not result.faces:
                 self._messages.note(item.name, "no face found")
             if result.error is None and _is_animated(item.name):
                 self._messages.note(item.name, "an animation: its first picture alone was looked at")
-            self._keep(result, picture)
-            if picture is not None and self._plan.annotated is not None:
-                draw.save(draw.annotated(picture, result.faces), self._plan.annotated / f"{item.place}.jpg")
-            if self._plan.show and picture is not None:
-                _show(draw.annotated(picture, result.faces), wait=0)
+            self._keep(result)
+            if photo is not None:
+                try:
+                    self._draw(item, result, photo)
+                except DataError as error:  # decoding all of it: the file has gone, or is another one
+                    self.fail(item.name, str(error))
+
+    def _draw(self, item: Item, result: Result, photo: Photo) -> None:
+        """The faces for the sheets, and the picture with its boxes where it is wanted."""
+        if self._sheets is not None:
+            self._sheets.add(photo, result.faces)
+        if self._plan.annotated is not None:
+            draw.save(draw.annotated(photo.pixels(), result.faces), self._plan.annotated / f"{item.place}.jpg")
+        if self._plan.show:
+            _show(draw.annotated(photo.pixels(), result.faces), wait=0)
 
     def _watch(self, item: Item) -> None:
         plan = self._plan
@@ -147,7 +160,9 @@ class Run:
             try:
                 for result in frames(self._recognizer, reader, tracker):
                     index = result.index
-                    self._keep(result, result.picture)
+                    self._keep(result)
+                    if self._sheets is not None and result.picture is not None:
+                        self._sheets.add(Photo(result.picture), result.faces)
                     if result.picture is not None and (video is not None or plan.show):
                         image = draw.annotated(result.picture, result.faces)
                         if video is not None:
@@ -162,13 +177,11 @@ class Run:
                     raise
                 self._messages.note(item.name, f"stopped after frame {index}")
 
-    def _keep(self, result: Result, picture: Picture | None) -> None:
+    def _keep(self, result: Result) -> None:
         """Write and count a result."""
         self._write(result)
         self.pictures += 1
         self.faces += len(result.faces)
-        if self._sheets is not None and picture is not None:
-            self._sheets.add(picture, result.faces)
         self._messages.step()
 
 

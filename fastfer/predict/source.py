@@ -196,7 +196,7 @@ class Reader:
             if index % self._every == 0:
                 seconds = time.monotonic() - start
                 try:
-                    yield Frame(index, seconds, pictures.read(item, self._bgr)[0])
+                    yield Frame(index, seconds, pictures.read(item, self._bgr)[0].pixels())
                 except DataError as error:
                     yield Frame(index, seconds, None, str(error))
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fastfer._files import replace_atomically, write_bytes
-from fastfer.faces.face import Face, FaceCrop, Picture
+from fastfer.faces.face import Face, FaceCrop
 from fastfer.predict import records
 from fastfer.predict.draw import COLOURS
+from fastfer.predict.photo import Photo, reduction
 from fastfer.predict.results import RecognizedFace
 
 _TILE, _COLUMNS, _ROWS = 96, 8, 4
@@ -30,7 +31,7 @@ class Sheets:
         self._kept: dict[str, list[tuple[float, int, Image.Image]]] = {}
         self._seen = 0
 
-    def add(self, picture: Picture, faces: Iterable[RecognizedFace]) -> None:
+    def add(self, photo: Photo, faces: Iterable[RecognizedFace]) -> None:
         """Look at the faces of a picture."""
         for face in faces:
             self._seen += 1
@@ -38,8 +39,10 @@ class Sheets:
             full = len(kept) >= _COLUMNS * _ROWS
             if full and face.score <= kept[0][0]:
                 continue
-            crop = FaceCrop(margin=0.1).cut(picture, Face(face.box))
-            tile = Image.fromarray(crop).convert("RGB").resize((_TILE, _TILE), Image.Resampling.BILINEAR)
+            crop, found = FaceCrop(margin=0.1), Face(face.box)
+            photo.refine(reduction(crop.side(found), _TILE))
+            face_alone = Image.fromarray(crop.cut(*photo.around(found, crop)))
+            tile = face_alone.convert("RGB").resize((_TILE, _TILE), Image.Resampling.BILINEAR)
             (heapq.heapreplace if full else heapq.heappush)(kept, (face.score, -self._seen, tile))
 
     def save(self, folder: Path) -> list[Path]:
