@@ -23,7 +23,7 @@ OPS = {
     "channel_pool": 10, "line_pool": 11, "cbam": 20, "se": 21, "eca": 22, "scse": 23, "sa": 24, "csa": 25,
     "coordinate": 26, "dot_attention": 27, "additive_attention": 28, "gather": 40, "constant": 41, "join": 42,
     "unary": 43, "binary": 44, "select": 45, "reduce": 46, "softmax": 47, "resample": 48, "normalise": 49, "matmul": 50,
-    "dilated_conv": 51,
+    "dilated_conv": 51, "sample": 52,
 }  # fmt: skip
 
 

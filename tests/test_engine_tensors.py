@@ -51,6 +51,12 @@ def heads(x: Tensor, **options: Any) -> Tensor:
     return F.scaled_dot_product_attention(q, q * 0.5, q + 1, **options).transpose(1, 2).flatten(2)
 
 
+def turned(net: Any, x: Tensor) -> Tensor:
+    """A grid of each image's own, some of it outside of the map."""
+    theta = torch.cat([net.head(x.mean((2, 3))), x.mean((2, 3))[:, :2]], 1).view(-1, 2, 3)
+    return F.affine_grid(theta * 2 + net.weight(1, 2, 3), x.shape, align_corners=False)
+
+
 NETWORKS: dict[str, Callable[[Any, Tensor], Any]] = {
     # moved
     "boxes of a detector": lambda net, x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 3).sigmoid(),
@@ -103,7 +109,9 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Any]] = {
     "glu": lambda net, x: F.glu(x, 1),
     "rounding": lambda net, x: (x * 3).floor() + (x * 2.5).ceil() + (x * 4).round() + (x * 3.3).trunc() + x.sign(),
     "masked": lambda net, x: x.masked_fill(net.order.view(6, 1, 1) > 2, 0.5),
+    "waves": lambda net, x: torch.sin(3 * x) + torch.cos(x - 1) * 0.5,
     # reductions
+    "running sums": lambda net, x: x.cumsum(1) + x.cumsum(3) - net.head(x.mean((2, 3))).cumsum(1)[:, :1, None, None],
     "gem": lambda net, x: x.clamp(min=1e-3).pow(3).mean((2, 3)).pow(1 / 3),
     "variance": lambda net, x: x.var((2, 3)),
     "deviation": lambda net, x: x.std(1, unbiased=False),
@@ -139,6 +147,16 @@ NETWORKS: dict[str, Callable[[Any, Tensor], Any]] = {
     "bilinear": lambda net, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "bilinear corners": lambda net, x: F.interpolate(x, size=(9, 5), mode="bilinear", align_corners=True),
     "bicubic": lambda net, x: F.interpolate(x, size=(9, 5), mode="bicubic"),
+    "sampled where it is turned": lambda net, x: F.grid_sample(x, turned(net, x), align_corners=False),
+    "sampled by reflection": lambda net, x: F.grid_sample(
+        x, turned(net, x)[:, ::2], mode="bicubic", padding_mode="reflection", align_corners=True
+    ),
+    "sampled at the border": lambda net, x: F.grid_sample(
+        x, turned(net, x)[..., :4, :], padding_mode="border", align_corners=True
+    ),
+    "a constant grid": lambda net, x: F.grid_sample(
+        x, net.weight(1, 5, 3, 2).expand(len(x), -1, -1, -1), mode="nearest", align_corners=False
+    ),
     "adaptive mean": lambda net, x: F.adaptive_avg_pool2d(x, (4, 5)),
     "adaptive maximum": lambda net, x: F.adaptive_max_pool2d(x, (4, 5)),
     "rounded up and counted": lambda net, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
@@ -199,7 +217,8 @@ SPECIAL = [
     NAN,
 ]  # fmt: skip
 ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
-    "abs": torch.abs, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal, "exp": torch.exp,
+    "abs": torch.abs, "sin": torch.sin, "cos": torch.cos, "running": lambda x: x.cumsum(3),
+    "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal, "exp": torch.exp,
     "log": torch.log, "square": torch.square, "power": lambda x: x**1.7, "odd power": lambda x: x**5,
     "negative power": lambda x: x**-3, "tanh": torch.tanh, "erf": torch.erf, "gelu": F.gelu, "elu": F.elu,
     "leaky relu": F.leaky_relu, "mish": F.mish, "softplus": F.softplus, "softsign": F.softsign,

@@ -158,6 +158,7 @@ CASES = [
     Case("Einsum", {"equation": "nchw,cd->ndhw"}, (_w(4, 5),)),
     Case("Trilu"),
     Case("CumSum", {}, (_i(1),)),
+    *(Case("CumSum", {"exclusive": e, "reverse": r}, (_i(-1),)) for e, r in ((0, 1), (1, 0), (1, 1))),
 ]
 
 
@@ -173,6 +174,12 @@ def _resizes() -> list[Case]:
         for how in ("half_pixel", "align_corners", "pytorch_half_pixel")
         for scales in (double, odd)
     ]
+    cases += [
+        Case("Resize", {"mode": mode, "coordinate_transformation_mode": "asymmetric", **more}, (empty, scales))
+        for mode, more in (("linear", {}), ("cubic", {"cubic_coeff_a": -0.5}), ("cubic", {"exclude_outside": 1}))
+        for scales in (double, odd)
+    ]
+    cases.append(Case("Resize", {"mode": "cubic", "exclude_outside": 1}, (empty, odd)))
     return cases
 
 
@@ -197,3 +204,32 @@ def test_an_operator_is_as_in_onnx_runtime(case: Case, tmp_path: Path) -> None:
         got = got.reshape(want.shape)
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, atol=1e-4 * max(np.abs(want).max(), 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "outside", "corners", "opset"),
+    [
+        ("bilinear", "zeros", 0, 16),
+        ("nearest", "border", 1, 17),
+        ("bicubic", "reflection", 0, 17),
+        ("linear", "border", 0, 20),
+        ("cubic", "zeros", 1, 20),
+    ],
+)
+def test_a_map_is_sampled_as_in_onnx_runtime(mode: str, outside: str, corners: int, opset: int, tmp_path: Path) -> None:
+    """At the same places of each image, and at places that the image itself says."""
+    options = {"mode": mode, "padding_mode": outside, "align_corners": corners}
+    nodes = [
+        node("GridSample", "x", "grid", out="y", **options),
+        node("Conv", "x", "w", out="c"),
+        node("Transpose", "c", out="places", perm=[0, 2, 3, 1]),
+        node("GridSample", "x", "places", out="z", **options),
+    ]
+    grid, weight = _w(1, 5, 6, 2), 0.3 * _w(2, 4, 1, 1)
+    path = written(model(nodes, (1, 4, 8, 9), {"grid": grid, "w": weight}, opset, ("y", "z")), tmp_path)
+    x = images(3, 4, 8, 9)
+    got = fastfer.compile(path)(x)
+    for n in range(3):
+        want = onnx_files.run(path, x[n : n + 1])
+        for name in ("y", "z"):
+            np.testing.assert_allclose(got[name][n : n + 1], want[name], atol=1e-4)

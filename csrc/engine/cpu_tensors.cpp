@@ -6,6 +6,7 @@
 #include "engine/kernels/moves.h"
 #include "engine/kernels/products.h"
 #include "engine/kernels/reductions.h"
+#include "engine/kernels/sampling.h"
 
 namespace ff {
 namespace FF_ISA {

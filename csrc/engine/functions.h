@@ -43,6 +43,8 @@ enum class UnaryOp : int {
   less_equal,
   greater,
   greater_equal,
+  sin,          // numbers again; codes stay what they were
+  cos,
   count
 };
 
@@ -81,6 +83,10 @@ enum class ReduceOp : int {
   log_sum_exp,
   count
 };
+
+// How a map is read between its pixels, and what stands outside of it.
+enum class Sampling : int { bilinear, nearest, bicubic, count };
+enum class Outside : int { zeros, border, reflection, count };
 
 }  // namespace engine
 }  // namespace ff

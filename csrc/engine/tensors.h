@@ -97,6 +97,14 @@ struct MatMul {
   Map a, b, y;
 };
 
+// See graph::Sample.
+struct Sample {
+  Map x, grid, y;
+  Sampling sampling;
+  Outside outside;
+  bool corners;
+};
+
 // As FF_GLUE.
 #define FF_TENSORS(X)                                 \
   X(gather_pixels, void, (const GatherPixels&, Part)) \
@@ -111,7 +119,8 @@ struct MatMul {
   X(resample, void, (const Resample&, Part))          \
   X(group_stats, void, (const GroupStats&))           \
   X(pixel_norm, void, (const PixelNorm&, Part))       \
-  X(matmul, void, (const MatMul&, Part))
+  X(matmul, void, (const MatMul&, Part))              \
+  X(sample, void, (const Sample&, Part))
 
 struct Table {
 #define FF_MEMBER(name, result, arguments) result(*name) arguments;

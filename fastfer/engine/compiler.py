@@ -23,6 +23,7 @@ from fastfer.engine import (  # noqa: F401 - they register handlers
     convert_math,
     convert_products,
     convert_reduce,
+    convert_sample,
     convert_shape,
     convert_tensor,
     convert_windows,

@@ -27,7 +27,10 @@ Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
 GENERAL: dict[str, Handler] = {}
 """Handlers for tensors of any dimensions, `Strided` among them: asked where `HANDLERS` has none, or refuses."""
-_TAKE_SIZES = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.expand", "aten.repeat")
+_TAKE_SIZES = (
+    "aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.expand", "aten.repeat",
+    "aten.affine_grid_generator",
+)  # fmt: skip
 """Ops whose sizes may be multiples of the number of images."""
 
 

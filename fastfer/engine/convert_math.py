@@ -30,7 +30,7 @@ def _plain(name: str) -> Callable[..., Any_]:
 for _torch, _own in {
     "abs": "abs", "sqrt": "sqrt", "rsqrt": "rsqrt", "reciprocal": "reciprocal", "exp": "exp", "log": "log",
     "square": "square", "tanh": "tanh", "erf": "erf", "mish": "mish", "log_sigmoid": "log_sigmoid", "sign": "sign",
-    "sgn": "sign", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "isnan": "is_nan",
+    "sgn": "sign", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "isnan": "is_nan", "sin": "sin", "cos": "cos",
 }.items():  # fmt: skip
     generally(f"aten.{_torch}")(_plain(_own))
 

@@ -7,7 +7,7 @@ UNARY = (
     "abs", "sqrt", "rsqrt", "reciprocal", "exp", "log", "square", "power", "tanh", "erf", "gelu", "gelu_tanh", "elu",
     "leaky_relu", "mish", "softplus", "softsign", "log_sigmoid", "clamp", "at_least", "at_most", "threshold",
     "hard_shrink", "soft_shrink", "sign", "floor", "ceil", "round", "trunc", "is_nan", "equal", "not_equal", "less",
-    "less_equal", "greater", "greater_equal",
+    "less_equal", "greater", "greater_equal", "sin", "cos",
 )  # fmt: skip
 """Of x and two numbers a and b.
 
@@ -20,6 +20,11 @@ BINARY = (
     "greater_equal", "leaky_relu",
 )  # fmt: skip
 """Of x and y; leaky_relu: y·x below 0."""
+
+SAMPLING = ("bilinear", "nearest", "bicubic")
+"""Between the pixels of a map."""
+
+OUTSIDE = ("zeros", "border", "reflection")
 
 REDUCE = (
     "sum", "mean", "maximum", "minimum", "product", "norm1", "norm2", "variance", "deviation", "argmax", "argmin",

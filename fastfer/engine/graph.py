@@ -176,6 +176,7 @@ OPS: dict[str, Op] = {
     ),
     "normalise": Op(49, 1, ("groups", "by_pixel"), ("scale", "shift", "eps")),
     "matmul": Op(50, 2, (), ()),
+    "sample": Op(52, 2, ("sampling", "outside", "corners"), ()),
     "dilated_conv": Op(51, 1, (*_WINDOW, "groups", "act", "dh", "dw"), ("weight", "bias")),
 }
 """Kinds of pooling: 0 mean, 1 maximum. ``order`` of `channel_pool`: 0 [max; mean], 1 [mean; max], 2 mean, 3 max;

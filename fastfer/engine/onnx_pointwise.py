@@ -315,9 +315,12 @@ def _top_k(g: Tracer, node: OnnxNode, x: Value, k: Any = None) -> Any:
 
 @onnx_op("CumSum")
 def _cum_sum(g: Tracer, node: OnnxNode, x: Value, axis: Value) -> Any:
-    if node.attrs.get("exclusive") or node.attrs.get("reverse"):
-        raise Uncovered("a running sum that is exclusive or goes backwards")
-    return g.call(aten.cumsum.default, x, axis_of(x, ints(axis, "axes")[0]))
+    at = axis_of(x, ints(axis, "axes")[0])
+    turned = g.call(aten.flip.default, x, [at]) if node.attrs.get("reverse") else x
+    y = g.call(aten.cumsum.default, turned, at)
+    if node.attrs.get("exclusive"):  # 0, and all but the last
+        y = g.call(aten.constant_pad_nd.default, y, [0, 0] * (x.dim() - 1 - at) + [1, -1])
+    return g.call(aten.flip.default, y, [at]) if node.attrs.get("reverse") else y
 
 
 def _normalised(name: str, target: Any) -> None:

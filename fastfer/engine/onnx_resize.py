@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX's Resize and Upsample, where what they compute is what torch's interpolation computes."""
+"""ONNX's Resize and Upsample: torch's interpolation where it is the same, else weighted rows and columns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from math import floor
 from typing import Any
 
@@ -92,7 +93,13 @@ def _resize(g: Tracer, node: OnnxNode, x: Value, *parts: Any) -> Any:
         limits = (x.shape[2] - 1, x.shape[3] - 1)
         places = [np.clip(_ROUNDED[rounding](a), 0, most).astype(int) for a, most in zip(at, limits, strict=True)]
         return _nearest(g, x, new[2:], places)
-    return _interpolated(g, node, x, new[2:], mode, coordinates, rates[2:] if said else None)
+    if mode not in ("linear", "bilinear", "cubic"):
+        raise OnnxError(f"mode: expected nearest, linear or cubic, got {mode!r}")
+    if _is_torchs(node, new[2:], mode, coordinates):
+        return _interpolated(g, x, new[2:], mode, coordinates == "align_corners", rates[2:] if said else None)
+    for axis, where in zip((2, 3), at, strict=True):
+        x = _weighted(g, x, axis, where, node if mode == "cubic" else None)
+    return x
 
 
 def _nearest(g: Tracer, x: Value, size: list[int], places: list[Array]) -> Any:
@@ -106,16 +113,17 @@ def _nearest(g: Tracer, x: Value, size: list[int], places: list[Array]) -> Any:
     return x
 
 
-def _interpolated(
-    g: Tracer, node: OnnxNode, x: Value, size: list[int], mode: str, coordinates: str, rates: list[float] | None
-) -> Any:
-    corners = coordinates == "align_corners"
-    # Torch's coordinate of a single new place is the middle, as in "half_pixel".
-    same = corners or coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and min(size) > 1)
-    if not same or node.attrs.get("exclude_outside") or mode not in ("linear", "bilinear", "cubic"):
-        raise Uncovered(f"a resize of mode {mode} with coordinates of mode {coordinates}")
-    if mode == "cubic" and abs(node.attrs.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
-        raise Uncovered(f"a cubic resize with the coefficient {node.attrs['cubic_coeff_a']}, expected -0.75")
+def _is_torchs(node: OnnxNode, size: list[int], mode: str, coordinates: str) -> bool:
+    """Whether torch has the interpolation. Its coordinate of a single new place is the middle, as in "half_pixel"."""
+    if coordinates not in ("align_corners", "half_pixel") and not (
+        coordinates == "pytorch_half_pixel" and min(size) > 1
+    ):
+        return False
+    usual = abs(node.attrs.get("cubic_coeff_a", -0.75) + 0.75) < 1e-6
+    return mode != "cubic" or (usual and not node.attrs.get("exclude_outside"))
+
+
+def _interpolated(g: Tracer, x: Value, size: list[int], mode: str, corners: bool, rates: list[float] | None) -> Any:
     target = aten.upsample_bicubic2d.vec if mode == "cubic" else aten.upsample_bilinear2d.vec
     exact = (
         rates is None or corners or all(r * old == new for r, old, new in zip(rates, x.shape[2:], size, strict=True))
@@ -123,3 +131,34 @@ def _interpolated(
     if exact:
         return g.call(target, x, size, corners, None)
     return g.call(target, x, None, corners, rates)
+
+
+def _weighted(g: Tracer, x: Value, axis: int, at: Array, cubic: OnnxNode | None) -> Any:
+    """Along an axis the sum of the two or four neighbours of each place, those beyond the border as the border is."""
+    size, first = x.shape[axis], np.floor(at)
+    if np.array_equal(at, np.arange(size)):
+        return x
+    t, taps = at - first, [0, 1] if cubic is None else [-1, 0, 1, 2]
+    weights = np.stack([1 - t, t]) if cubic is None else _cubic(t, cubic.attrs.get("cubic_coeff_a", -0.75))
+    places = np.stack([first + tap for tap in taps])
+    if cubic is not None and cubic.attrs.get("exclude_outside"):
+        weights = np.where((places >= 0) & (places < size), weights, 0)
+        weights = weights / weights.sum(0)
+    sizes = [-1 if i == axis else 1 for i in range(x.dim())]
+    parts = []
+    for rows, weight in zip(places.clip(0, size - 1).astype(np.int64), weights, strict=True):
+        part = g.call(aten.index_select.default, x, axis, torch.from_numpy(rows))
+        parts.append(g.call(aten.mul.Tensor, part, torch.from_numpy(weight.astype(np.float32)).reshape(sizes)))
+    return reduce(lambda a, b: g.call(aten.add.Tensor, a, b), parts)
+
+
+def _cubic(t: Array, a: float) -> Array:
+    """Weights of four neighbours, the second of which is ``t`` away."""
+
+    def near(d: Array) -> Array:
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+
+    def far(d: Array) -> Array:
+        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+
+    return np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)])

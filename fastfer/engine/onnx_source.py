@@ -16,6 +16,7 @@ from fastfer.engine import (  # noqa: F401 - most of them register handlers
     onnx_pointwise,
     onnx_quant,
     onnx_resize,
+    onnx_sample,
     onnx_shape,
 )
 from fastfer.engine.onnx_patterns import simplified

@@ -177,6 +177,14 @@ class Tracer:
         self.program.calls.append(Call(target, own[0], own[1], tuple(t.ref for t in made), str(self.node)))
         return made if isinstance(result, (tuple, list)) else made[0]
 
+    def repeated(self, constant: Tensor) -> Traced:
+        """A constant (1, ...) for each of the images, however many there are."""
+        sizes = [self.images, *(-1 for _ in constant.shape[1:])]
+        made = self._made(torch.empty(self.images, *constant.shape[1:], dtype=constant.dtype, device="meta"))
+        target = aten.expand.default
+        self.program.calls.append(Call(target, (self._held(constant), sizes), {}, (made.ref,), str(self.node)))
+        return made
+
     def _made(self, meta: Tensor) -> Traced:
         ref = self._ref()
         self.program.describe(ref, meta.shape, meta.dtype)

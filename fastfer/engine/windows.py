@@ -84,3 +84,12 @@ def sliding(
     counts = (within if counted else inside).sum(1, keepdims=True)
     weights = inside / (np.maximum(counts, 1) if divisor is None else divisor)
     return np.where(inside, index, -1), weights
+
+
+def running(size: int, reverse: bool = False, exclusive: bool = False) -> Taps:
+    """All elements up to each: their sum is a running one; from each on, or without it."""
+    ends, index = np.arange(size)[:, None], np.arange(size)[None, :]
+    if reverse:
+        ends, index = -ends, -index
+    there = index < ends if exclusive else index <= ends
+    return np.where(there, np.abs(index), -1), np.ones((size, size))

@@ -235,6 +235,14 @@ class NetworkParts {
     if (elements(y) > most_) return x;
     return add(Op::resample, {x}, {below(2), sizes[0], sizes[1], taps[0], taps[1]}, w, y);
   }
+  // Bilinear or bicubic, at places on the map and around it.
+  uint32_t sample(uint32_t x) {
+    const Shape& s = shape(x);
+    const Shape y{s.channels, 1 + below(2 * s.height), 1 + below(2 * s.width)};
+    if (elements(y) > most_) return x;
+    const uint32_t grid = constant({2, y.height, y.width}, false);
+    return add(Op::sample, {x, grid}, {2 * below(2), below(3), below(2)}, {}, y);
+  }
   uint32_t normalise(uint32_t x) {
     const int c = shape(x).channels, pixel = below(2);
     int groups = pixel ? 1 : 1 + below(c);
@@ -246,10 +254,11 @@ class NetworkParts {
     static const UnaryOp kSmooth[] = {UnaryOp::abs,   UnaryOp::square,    UnaryOp::tanh,     UnaryOp::erf,
                                       UnaryOp::gelu,  UnaryOp::gelu_tanh, UnaryOp::elu,      UnaryOp::leaky_relu,
                                       UnaryOp::mish,  UnaryOp::softplus,  UnaryOp::softsign, UnaryOp::log_sigmoid,
-                                      UnaryOp::clamp, UnaryOp::at_least,  UnaryOp::at_most,  UnaryOp::soft_shrink};
+                                      UnaryOp::clamp, UnaryOp::at_least,  UnaryOp::at_most,  UnaryOp::soft_shrink,
+                                      UnaryOp::sin,   UnaryOp::cos};
     std::vector<float> a = weights(below(2) ? 1 : shape(x).channels, 3);
     for (float& v : a) v = 0.1f + std::fabs(v);
-    return add(Op::unary, {x}, {static_cast<int>(kSmooth[below(16)])}, {a, {2.f}}, shape(x));
+    return add(Op::unary, {x}, {static_cast<int>(kSmooth[below(18)])}, {a, {2.f}}, shape(x));
   }
   uint32_t function_of_two(uint32_t x) {
     using ff::engine::BinaryOp;
@@ -265,7 +274,8 @@ class NetworkParts {
     static const ReduceOp kSmooth[] = {ReduceOp::sum,   ReduceOp::mean,  ReduceOp::maximum,  ReduceOp::minimum,
                                        ReduceOp::norm1, ReduceOp::norm2, ReduceOp::variance, ReduceOp::log_sum_exp};
     const Shape s = shape(x);
-    switch (below(14)) {
+    switch (below(15)) {
+      case 14: sample(x); break;
       case 11:
       case 12:
       case 13: grouped(x, sides(), act()); break;

@@ -95,6 +95,8 @@ inline double unary(UnaryOp f, double x, double a, double b) {
     case UnaryOp::clamp: return std::min(std::max(x, a), b);
     case UnaryOp::at_least: return std::max(x, a);
     case UnaryOp::at_most: return std::min(x, b);
+    case UnaryOp::sin: return std::sin(x);
+    case UnaryOp::cos: return std::cos(x);
     case UnaryOp::soft_shrink: return x > a ? x - a : x < -a ? x + a : 0;
     default: return NAN;
   }
@@ -167,6 +169,45 @@ inline Values resample(const Case& k) {
   });
 }
 
+// torch's grid_sample: a place along one axis as pixels and weights.
+inline std::vector<std::pair<int, double>> taps(double c, int n, int sampling, int outside, bool corners) {
+  const double low = corners ? 0 : -0.5, span = corners ? n - 1 : n;
+  const auto kept = [&](double v) {
+    if (outside == 2) {  // there and back again
+      if (span == 0) return 0.;
+      const double there = std::fmod(std::fabs(v - low), 2 * span);
+      v = std::min(there, 2 * span - there) + low;
+    }
+    return outside ? std::min(std::max(v, 0.), n - 1.) : v;
+  };
+  const double v = corners ? (c + 1) / 2 * (n - 1) : ((c + 1) * n - 1) / 2;
+  std::vector<std::pair<int, double>> out;
+  const auto add = [&](double at, double weight) {
+    if (at >= 0 && at <= n - 1) out.emplace_back(static_cast<int>(at), weight);
+  };
+  if (sampling == 1) add(std::nearbyint(kept(v)), 1);
+  if (sampling == 0)
+    for (int i = 0; i < 2; ++i) add(std::floor(kept(v)) + i, 1 - std::fabs(kept(v) - std::floor(kept(v)) - i));
+  if (sampling == 2)
+    for (int i = -1; i < 3; ++i) {
+      const double d = std::fabs(v - std::floor(v) - i), a = -0.75;
+      add(kept(std::floor(v) + i),
+          d < 1 ? (a + 2) * d * d * d - (a + 3) * d * d + 1 : a * (d * d * d - 5 * d * d + 8 * d - 4));
+    }
+  return out;
+}
+
+inline Values sample(const Case& k) {
+  const Shape& x = k.shapes[0];
+  return k.made([&](int c, int row, int column) {
+    double sum = 0;
+    for (const auto& [i, down] : taps(k.in(1, 1, row, column), x.height, k.attrs[0], k.attrs[1], k.attrs[2]))
+      for (const auto& [j, across] : taps(k.in(1, 0, row, column), x.width, k.attrs[0], k.attrs[1], k.attrs[2]))
+        sum += down * across * k.in(0, c, i, j);
+    return sum;
+  });
+}
+
 inline Values normalised(const Case& k) {
   const Shape& x = k.shapes[0];
   const int each = x.channels / k.attrs[0];
@@ -204,6 +245,7 @@ inline Values run(const Case& k) {
       });
     case Op::softmax: return softmax(k);
     case Op::resample: return resample(k);
+    case Op::sample: return sample(k);
     case Op::normalise: return normalised(k);
     case Op::matmul:
       return k.made([&](int c, int row, int column) {

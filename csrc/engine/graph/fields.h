@@ -40,6 +40,7 @@ enum class Op : uint32_t {
   normalise = 49,
   matmul = 50,
   dilated_conv = 51,
+  sample = 52,
 };
 
 // Maps are (C, H, W) of one image. Vectors are maps of one pixel, tokens are the pixels of a map.

@@ -359,7 +359,7 @@ struct OpList {
 };
 using FileOps = OpList<Conv, MaxPool, AvgPool, GlobalPool, Add, Mul, Activate, Affine, Concat, ChannelPool, LinePool,
                        Cbam, Se, Eca, Scse, Sa, Csa, Coordinate, DotAttention, AdditiveAttention, Gather, Constant,
-                       Join, Unary, Binary, Select, Reduce, Softmax, Resample, Normalise, MatMul, DilatedConv>;
+                       Join, Unary, Binary, Select, Reduce, Softmax, Resample, Normalise, MatMul, DilatedConv, Sample>;
 using AnyOp = FileOps::Any;
 
 }  // namespace graph

@@ -169,4 +169,20 @@ struct MatMul {
   void fields(V&) {}
 };
 
+// x (C, H, W) at the places (x, y) of each pixel of a grid (2, I, J): -1 and 1 are the middles of the first and last
+// pixel with `corners`, else the edges of the map. (C, I, J).
+struct Sample {
+  static constexpr Op kOp = Op::sample;
+  static constexpr const char* kName = "sample";
+  static constexpr int kInputs = 2;
+  Sampling sampling;
+  Outside outside;
+  bool corners;
+  template <class V>
+  void fields(V& v) {
+    v.choice("sampling", sampling, Sampling::count), v.choice("outside", outside, Outside::count);
+    v.flag("corners", corners);
+  }
+};
+
 }  // namespace ff::engine::graph

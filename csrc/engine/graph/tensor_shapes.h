@@ -98,5 +98,10 @@ Shape shape_of(const MatMul&, const Inputs& in) {
   return {b.channels, a.height, a.width};
 }
 
+Shape shape_of(const Sample&, const Inputs& in) {
+  if (in[1].channels != 2) in.fail("second input", "a grid of 2 channels", text(in[1]));
+  return {in[0].channels, in[1].height, in[1].width};
+}
+
 }  // namespace
 }  // namespace ff::engine::graph

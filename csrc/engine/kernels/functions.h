@@ -93,6 +93,30 @@ FF_INLINE vecf power(vecf x, vecf a) {
   return ((a == zero) | (x == one)) ? one : (x != x ? x : signed_y);
 }
 
+// Cephes sinf and cosf: x less n·pi/2 by three parts of pi/2, the first two of few bits. Beyond 8192 a lane at a time.
+template <bool Cosine>
+FF_INLINE vecf sine(vecf x) {
+  constexpr float kMost = 8192.f, kHalfPi[] = {1.5703125f, 4.837512969970703e-4f, 7.549789948768648e-8f};
+  const vecf size = magnitude(x), safe = size <= splat(kMost) ? x : vecf{};
+  const vecf n = to_even(safe * splat(0.636619772367581343f));
+  const veci quarter = __builtin_convertvector(n, veci) + (Cosine ? 1 : 0);
+  vecf r = safe;
+  FF_UNROLL(4)
+  for (int i = 0; i < 3; ++i) r = fma(n, splat(-kHalfPi[i]), r);
+  const vecf z = r * r;
+  const vecf s =
+      fma(fma(fma(splat(-1.9515295891e-4f), z, splat(8.3321608736e-3f)), z, splat(-1.6666654611e-1f)), z * r, r);
+  const vecf c =
+      fma(fma(fma(splat(2.443315711809948e-5f), z, splat(-1.388731625493765e-3f)), z, splat(4.166664568298827e-2f)),
+          z * z, fma(splat(-0.5f), z, splat(1.f)));
+  const vecf y = (quarter & 1) != 0 ? c : s, result = (quarter & 2) != 0 ? -y : y;
+  alignas(64) float lane[L], far[L];
+  store(lane, result), store(far, size <= splat(kMost) ? vecf{} : x);
+  for (idx l = 0; l < L; ++l)
+    if (far[l] != 0.f) lane[l] = Cosine ? __builtin_cosf(far[l]) : __builtin_sinf(far[l]);
+  return load(lane);
+}
+
 template <UnaryOp F>
 FF_INLINE vecf unary_value(vecf x, vecf a, vecf b) {
   const vecf zero = {}, one = splat(1.f);
@@ -147,6 +171,8 @@ FF_INLINE vecf unary_value(vecf x, vecf a, vecf b) {
   if constexpr (F == UnaryOp::less_equal) return number(x <= a);
   if constexpr (F == UnaryOp::greater) return number(x > a);
   if constexpr (F == UnaryOp::greater_equal) return number(x >= a);
+  if constexpr (F == UnaryOp::sin) return sine<false>(x);
+  if constexpr (F == UnaryOp::cos) return sine<true>(x);
   return x;
 }
 

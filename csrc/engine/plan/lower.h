@@ -55,6 +55,7 @@ void lower(Lowering& l, const Node& node, const graph::Softmax& op);
 void lower(Lowering& l, const Node& node, const graph::Resample& op);
 void lower(Lowering& l, const Node& node, const graph::Normalise& op);
 void lower(Lowering& l, const Node& node, const graph::MatMul& op);
+void lower(Lowering& l, const Node& node, const graph::Sample& op);
 
 // A step that gives y the channels of `inputs`, at most Channels::kMostInputs. Of a block of which any channel comes,
 // those that say kThere stay, and those of other negative numbers become 0.

@@ -258,4 +258,11 @@ void lower(Lowering& l, const Node& node, const graph::MatMul& op) {
   step.macs = static_cast<double>(elements_of(a)) * y.channels;
 }
 
+void lower(Lowering& l, const Node& node, const graph::Sample& op) {
+  const Slot x = l.input(node), grid = l.input(node, 1), y = l.output(node);
+  l.add(op.kName, x, y, {grid}, [=, &t = l.tensors()](const Frame& f, const Map& from, const Map& to, Part part) {
+    t.sample({from, f.map(grid), to, op.sampling, op.outside, op.corners}, part);
+  });
+}
+
 }  // namespace ff::engine
