@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastfer.engine.graph import MEAN, Graph, Node, Shape
+from fastfer.engine.siblings import joined_siblings
 
 _ACTIVATED = ("conv", "dilated_conv", "add", "mul", "affine")
 
@@ -20,6 +21,7 @@ def fused(graph: Graph) -> Graph:
         for rewrite in (_pair, _joined_pools):
             graph = rewrite(graph).pruned()
         if len(graph.nodes) == before:
+            graph = joined_siblings(graph).pruned()
             graph.check()
             return graph
 
