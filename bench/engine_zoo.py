@@ -29,7 +29,7 @@ from bench.cases import SMOKE
 from bench.machine import cpu
 from bench.measure import QuietCheck
 from fastfer.engine import onnx_compare
-from fastfer.engine.compare import Comparison
+from fastfer.engine.compare import Comparison, Timing
 
 FOLDER = Path(__file__).parent / "results"
 FACES = Path(__file__).parents[2] / "shared" / "models" / "face_detection_yunet_2023mar.onnx"
@@ -97,12 +97,38 @@ def measure(options: argparse.Namespace) -> tuple[list[Comparison], dict[str, st
     return results, missing
 
 
+def kept(path: Path, measured: list[Comparison]) -> tuple[list[Comparison], tuple[float, float]]:
+    """What an earlier run wrote and this one did not measure, and how quiet the machine was then."""
+    if not path.is_file():
+        return [], (0.0, 0.0)
+    numbers = json.loads(path.read_text())
+    if numbers["cpu"] != cpu():
+        raise SystemExit(f"engine_zoo: --add: expected results of {cpu()}, got those of {numbers['cpu']} in {path}")
+    again = {(one.network, one.threads, one.batch) for one in measured}
+    rows = [row | {"timings": tuple(Timing(**t) for t in row["timings"])} for row in numbers["results"]]
+    earlier = [Comparison(**row) for row in rows]
+    left = [one for one in earlier if (one.network, one.threads, one.batch) not in again]
+    return left, (numbers["others"], numbers["stolen"])
+
+
 def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-def report(results: list[Comparison], missing: dict[str, str], rounds: int, quiet: tuple[float, float]) -> str:
+def _place(one: Comparison) -> tuple[int, str, int, int]:
+    """The zoo's networks first, in its order."""
+    known = list(zoo.NETWORKS)
+    return (
+        known.index(one.network) if one.network in known else len(known),
+        one.network,
+        one.threads,
+        one.batch,
+    )
+
+
+def report(results: list[Comparison], missing: dict[str, str], quiet: tuple[float, float]) -> str:
     """The table as Markdown."""
+    rounds = min(len(timing.rounds) for one in results for timing in one.timings)
     names = [timing.name for timing in results[0].timings]
     versions = ", ".join(f"{t.name} {t.version}" for t in results[0].timings[1:])
     text = (
@@ -136,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--others", nargs="+", default=list(onnx_compare.USUAL), choices=onnx_compare.USUAL)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=0.3, help="of calls, a round and contender (default: 0.3)")
+    parser.add_argument("--add", action="store_true", help="keep rows of the results file that are not measured now")
     parser.add_argument("--smoke", action="store_true", default=SMOKE, help="small images, one short round, no file")
     parser.add_argument("--out", type=Path, default=FOLDER / "engine-zoo.md")
     options = parser.parse_args(argv)
@@ -146,7 +173,11 @@ def main(argv: list[str] | None = None) -> int:
     if not results:
         return 1
     busy, stolen = quiet.read()
-    text = report(results, missing, options.rounds, (busy, stolen))
+    if options.add:
+        earlier, (busy_then, stolen_then) = kept(options.out.with_suffix(".json"), results)
+        results, busy, stolen = earlier + results, max(busy, busy_then), max(stolen, stolen_then)
+    results.sort(key=_place)
+    text = report(results, missing, (busy, stolen))
     if options.smoke:
         print(text)
         return 0
