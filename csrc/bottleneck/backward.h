@@ -299,7 +299,7 @@ FF_INLINE void bottleneck_backward(const BottleneckParams& p) {
   if (p.out_channels) {
     norm3.run(p.norm3, p.out_channels, v3, dout, static_cast<const T*>(p.y2), Act::none, p.batch_stats, p.threads);
     norm2.n.fill(p.norm2, s.c);
-    projection.x = y1, projection.before = norm2.norm_act(p.act), projection.w = static_cast<const T*>(p.project);
+    projection.x = y1, projection.norm1 = norm2.norm_act(p.act), projection.w = static_cast<const T*>(p.project);
     projection.dz = dout, projection.y = static_cast<const T*>(p.y2), projection.after = norm3.norm_act(Act::none);
     projection.norm2 = norm3.form, projection.sum_g = sums2, projection.sum_gx = sums2 + chunks2 * stride;
     pointwise_backward_pass(projection, a);

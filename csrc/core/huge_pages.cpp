@@ -10,6 +10,8 @@
 #include <new>
 #include <unordered_map>
 
+#include "core/system.h"
+
 namespace ff {
 namespace {
 
@@ -39,7 +41,7 @@ void* map_aligned(size_t bytes) {
   if (aligned > start) munmap(raw, aligned - start);
   if (start + room > aligned + bytes) munmap(reinterpret_cast<void*>(aligned + bytes), start + room - aligned - bytes);
   void* block = reinterpret_cast<void*>(aligned);
-  madvise(block, bytes, MADV_HUGEPAGE);
+  advise_huge_pages(block, bytes);
   return block;
 }
 

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The extension links no OpenMP library: a second runtime beside torch's would fight it for the cores. Instead the
-// entry point that every OpenMP runtime on Linux exports for GCC, GOMP_parallel, is looked up in the libraries loaded.
+// entry point that every OpenMP runtime exports for GCC, GOMP_parallel, is looked up in the libraries loaded.
 #include "core/parallel.h"
 
 #include <dlfcn.h>
-#include <link.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <string>
+
+#include "core/system.h"
 
 namespace ff {
 namespace {
@@ -26,22 +27,18 @@ struct Runtime {
 };
 
 // torch's wheels carry libgomp under its plain or a hashed name; Intel's and LLVM's runtimes export the same symbols.
-int find_runtime(dl_phdr_info* info, size_t, void* out) {
-  const char* slash = std::strrchr(info->dlpi_name, '/');
-  const char* base = slash ? slash + 1 : info->dlpi_name;
+bool is_runtime(const char* path) {
+  const char* slash = std::strrchr(path, '/');
+  const char* base = slash ? slash + 1 : path;
   for (const char* stem : {"libgomp", "libiomp5", "libomp"}) {
     const size_t length = std::strlen(stem);
-    if (std::strncmp(base, stem, length) == 0 && (base[length] == '.' || base[length] == '-')) {
-      *static_cast<std::string*>(out) = info->dlpi_name;
-      return 1;
-    }
+    if (std::strncmp(base, stem, length) == 0 && (base[length] == '.' || base[length] == '-')) return true;
   }
-  return 0;
+  return false;
 }
 
 Runtime* load() {
-  std::string file;
-  dl_iterate_phdr(find_runtime, &file);
+  const std::string file = loaded_library(is_runtime);
   if (file.empty()) return nullptr;
   void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_NOLOAD);
   if (!library) return nullptr;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/scratch.h"
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 #include <new>
 #include <vector>
+
+#include "core/system.h"
 
 namespace ff {
 namespace {
@@ -46,7 +46,7 @@ struct Chunks {
     all.reserve(all.size() + 1);
     void* fresh = nullptr;
     if (posix_memalign(&fresh, align == kHuge ? kHuge : 64, rounded) != 0) throw std::bad_alloc();
-    if (align == kHuge) madvise(fresh, rounded, MADV_HUGEPAGE);
+    if (align == kHuge) advise_huge_pages(fresh, rounded);
     all.push_back({fresh, rounded});
     used = 0;
   }

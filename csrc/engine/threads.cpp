@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/threads.h"
 
-#include <linux/futex.h>
 #include <pthread.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -12,18 +9,12 @@
 #include <new>
 #include <vector>
 
+#include "core/system.h"
+
 namespace ff::engine {
 namespace {
 
 std::atomic<int> spin_us{50};
-
-void futex_wait(std::atomic<uint32_t>& word, uint32_t value) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
-}
-
-void futex_wake(std::atomic<uint32_t>& word, int threads) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, threads, nullptr, nullptr, 0);
-}
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -45,14 +36,14 @@ void wait_while(std::atomic<uint32_t>& word, uint32_t value, std::atomic<uint32_
     if (i == 63) end = now + std::chrono::microseconds(spin_us.load(std::memory_order_relaxed));
     if (now < end) continue;
     sleepers.fetch_add(1);
-    while (word.load() == value) futex_wait(word, value);
+    while (word.load() == value) sleep_while(word, value);
     sleepers.fetch_sub(1);
     return;
   }
 }
 
 void wake(std::atomic<uint32_t>& word, std::atomic<uint32_t>& sleepers, int threads) {
-  if (sleepers.load()) futex_wake(word, threads);
+  if (sleepers.load()) sleep_end(word, threads);
 }
 
 class Team;

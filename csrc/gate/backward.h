@@ -142,11 +142,11 @@ FF_NOINLINE void measure_products(const GateParams& p, const T* x, const T* pixe
       read_quad<T, decltype(window)::value != 0, N>(q, gates, p.c, channel_sums, partial + filled * L);
       for (int u = 0; u < N; ++u) place[filled++] = at + q.steps[u];
     } else {  // vectors of two lanes: a quad is two of them
-      T wide[N * L];
-      read_quad<T, decltype(window)::value != 0, N>(q, gates, p.c, channel_sums, wide);
+      T quad_sums[N * L];
+      read_quad<T, decltype(window)::value != 0, N>(q, gates, p.c, channel_sums, quad_sums);
       for (int u = 0; u < N; ++u) {
         T sum = 0;
-        for (idx lane = 0; lane < L; ++lane) sum += wide[u * L + lane];
+        for (idx lane = 0; lane < L; ++lane) sum += quad_sums[u * L + lane];
         pixel_sums[at + q.steps[u]] = sum;
       }
     }
@@ -273,13 +273,13 @@ FF_INLINE void gate_backward(const GateParams& p) {
           *values = static_cast<const T*>(p.pixels);
   const T* sw = static_cast<const T*>(p.sw);
   GateBackward<T> b{};
-  Before<T> before;
+  LinkedInput<T> linked_input;
   const idx parts = p.n * bands.count;
   Arena a(Scratch::shared);
-  b.take(a, p, bands), before.take(a, p.linked_input, p.c, parts);
-  before.fill(p.linked_input, p.c);
-  const idx room_size = before ? bands.rows * p.w * p.c : 0;
-  const bool streamed = before && streamable(static_cast<T*>(p.dx), p.n * size, p.c);
+  b.take(a, p, bands), linked_input.take(a, p.linked_input, p.c, parts);
+  linked_input.fill(p.linked_input, p.c);
+  const idx room_size = linked_input ? bands.rows * p.w * p.c : 0;
+  const bool streamed = linked_input && streamable(static_cast<T*>(p.dx), p.n * size, p.c);
   if (p.linear) copy_padded(b.weights, sw, p.c);
   for_tasks(p.n, p.threads, [&](idx image) { gates_again<T>(p, b, image); });
   for_images(
@@ -292,7 +292,7 @@ FF_INLINE void gate_backward(const GateParams& p) {
         Arena a(Scratch::task);
         partial = a.take<T>(lanes<T> * lanes<T>), room = a.take<T>(room_size);
         fill_zero(sums, b.stride);
-        const T* from = normalised(before, x + image * size + first * p.c, count, p.c, room);
+        const T* from = normalised(linked_input, x + image * size + first * p.c, count, p.c, room);
         const T* pixel = sw ? b.pixel + image * plane + first : nullptr;
         if (!sw) {
           sum_pixels<T, true>(from, dout + image * dout_size + first * p.c, count, p.c, sums);
@@ -309,17 +309,17 @@ FF_INLINE void gate_backward(const GateParams& p) {
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w;
         const bool pooled = !p.linear;
         const idx at = image * plane + first;
-        T *dx = static_cast<T*>(p.dx) + image * size + first * p.c, *room = nullptr, *dz = dx, *before_sums = nullptr;
-        if (before) {
+        T *dx = static_cast<T*>(p.dx) + image * size + first * p.c, *room = nullptr, *dz = dx, *linked_sums = nullptr;
+        if (linked_input) {
           Arena a(Scratch::task);
-          room = a.take<T>(room_size), dz = a.take<T>(room_size), before_sums = a.take<T>(2 * b.stride);
+          room = a.take<T>(room_size), dz = a.take<T>(room_size), linked_sums = a.take<T>(2 * b.stride);
         }
-        const T *raw = x + image * size + first * p.c, *from = normalised(before, raw, rows * p.w, p.c, room);
+        const T *raw = x + image * size + first * p.c, *from = normalised(linked_input, raw, rows * p.w, p.c, room);
         const auto finish = [&] {
-          if (!before) return;
+          if (!linked_input) return;
           const idx part = image * bands.count + band;
-          before.zero(part);
-          before.gradient(dx, dz, raw, rows * p.w, p.c, part, before_sums, streamed);
+          linked_input.zero(part);
+          linked_input.gradient(dx, dz, raw, rows * p.w, p.c, part, linked_sums, streamed);
           if (streamed) stream_fence();
         };
         if (!sw) {
@@ -340,7 +340,7 @@ FF_INLINE void gate_backward(const GateParams& p) {
             });
         finish();
       });
-  before.finish(p.linked_input, p.c, parts);
+  linked_input.finish(p.linked_input, p.c, parts);
   parameter_gradients<T>(p, b, bands);
 }
 

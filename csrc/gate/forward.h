@@ -56,15 +56,15 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
   const idx size = plane * p.c, out_size = p.pool ? p.h / 2 * (p.w / 2) * p.c : size;
   const T* x = static_cast<const T*>(p.x);
   T *sums = nullptr, *gates = nullptr, *values = nullptr, *pixel = nullptr, *weights = nullptr, *means = nullptr;
-  Before<T> before;
+  LinkedInput<T> linked_input;
   Arena a(Scratch::shared);
   sums = a.take<T>(p.w1 ? p.n * bands.count * stride : 0), gates = a.take<T>(p.n * stride);
   means = a.take<T>(train ? 0 : p.n * p.c);
   values = a.take<T>(train || kind == PixelKind::none ? 0 : p.n * planes * plane);
   pixel = a.take<T>(kind == PixelKind::none ? 0 : p.n * plane), weights = a.take<T>(p.c);
-  before.take(a, p.linked_input, p.c);
-  before.fill(p.linked_input, p.c);
-  const idx room_size = before ? bands.rows * p.w * p.c : 0;
+  linked_input.take(a, p.linked_input, p.c);
+  linked_input.fill(p.linked_input, p.c);
+  const idx room_size = linked_input ? bands.rows * p.w * p.c : 0;
   if (train) means = static_cast<T*>(p.means), values = static_cast<T*>(p.pixels);
   if (kind == PixelKind::linear) copy_padded(weights, static_cast<const T*>(p.sw), p.c);
   const auto pixels_of = [&](idx image) { return kind == PixelKind::none ? nullptr : pixel + image * plane; };
@@ -78,7 +78,7 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
         Partial<T> partial{};
         Arena a(Scratch::task);
         partial.take(a), room = a.take<T>(room_size);
-        const T* from = normalised(before, x + image * size + first * p.c, count, p.c, room);
+        const T* from = normalised(linked_input, x + image * size + first * p.c, count, p.c, room);
         if (band_sums) fill_zero(band_sums, stride);
         if (kind == PixelKind::none) {
           sum_pixels<T, false>(from, from, count, p.c, band_sums);
@@ -105,11 +105,11 @@ FF_INLINE void gate_forward(const GateParams& p, bool train) {
       [&](idx image, idx band) {
         const idx row = band * bands.rows, rows = min_idx(bands.rows, p.h - row), first = row * p.w;
         T* room = nullptr;
-        if (before) {
+        if (linked_input) {
           Arena a(Scratch::task);
           room = a.take<T>(room_size);
         }
-        const T* from = normalised(before, x + image * size + first * p.c, rows * p.w, p.c, room);
+        const T* from = normalised(linked_input, x + image * size + first * p.c, rows * p.w, p.c, room);
         const T *channel = gates + image * stride, *s = pixels_of(image);
         T* out = static_cast<T*>(p.out) + image * out_size;
         if (!p.pool) {

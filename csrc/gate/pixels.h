@@ -45,9 +45,9 @@ FF_INLINE void for_images(const GateParams& p, const Bands& bands, const Measure
 
 // `count` pixels at x, in `room` where a norm comes before.
 template <class T>
-FF_INLINE const T* normalised(const Before<T>& before, const T* x, idx count, idx channels, T* room) {
-  if (!before) return x;
-  before.apply(room, x, count, channels);
+FF_INLINE const T* normalised(const LinkedInput<T>& linked_input, const T* x, idx count, idx channels, T* room) {
+  if (!linked_input) return x;
+  linked_input.apply(room, x, count, channels);
   return room;
 }
 

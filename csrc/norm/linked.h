@@ -15,7 +15,7 @@ namespace {
 
 // The second op's side.
 template <class T>
-struct Before {
+struct LinkedInput {
   NormVectors<T> n;
   Act act = Act::none;
   double *sum_g = nullptr, *sum_gx = nullptr;  // [parts][stride]; backward

@@ -42,17 +42,17 @@ FF_INLINE void depthwise_norm_training(const DepthwiseParams& p) {
   const Wide v = widened<T>(s.n * s.oh * s.ow, s.c);
   T *w = nullptr, *bias = nullptr, *mean = nullptr, *m2 = nullptr;
   NormVectors<T> n;
-  Before<T> before;
+  LinkedInput<T> linked_input;
   Arena a(Scratch::shared);
   w = a.take<T>(taps * stride), bias = a.take<T>(stride);
   if (p.batch_stats) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
-  n.take(a, p.norm, s.c), before.take(a, p.linked_input, s.c);
-  before.fill(p.linked_input, s.c);
+  n.take(a, p.norm, s.c), linked_input.take(a, p.linked_input, s.c);
+  linked_input.fill(p.linked_input, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
   copy_padded(bias, static_cast<const T*>(p.bias), s.c);
   constant_stats<T>(p.norm, s.c, p.batch_stats);
   T* y = static_cast<T*>(p.y);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, y, mean, m2, p.threads, before});
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias, y, mean, m2, p.threads, linked_input});
   if (p.batch_stats)
     merge_moments(
         mean, m2, bands.count, stride, s.c, p.norm.eps, [&](idx b) { return (bands.end(b) - bands.first(b)) * s.ow; },
@@ -67,10 +67,10 @@ FF_INLINE void depthwise_norm_backward(const DepthwiseParams& p) {
   const idx stride = round_up_lanes<T>(s.c), taps = s.kh * s.kw;
   const Wide v = widened<T>(s.n * s.oh * s.ow, s.c);
   const T *dout = static_cast<const T*>(p.dout), *y = static_cast<const T*>(p.y);
-  Before<T> before;
+  LinkedInput<T> linked_input;
   Arena a(Scratch::shared);
   NormBackward<T> norm;
-  norm.take(a, p.norm, s.c, v), before.take(a, p.linked_input, s.c, kDepthwiseChunks);
+  norm.take(a, p.norm, s.c, v), linked_input.take(a, p.linked_input, s.c, kDepthwiseChunks);
   T* w = a.take<T>(taps * stride);
   DepthwiseBackward<T> pass{};
   pass.s = s, pass.threads = p.threads;
@@ -79,9 +79,9 @@ FF_INLINE void depthwise_norm_backward(const DepthwiseParams& p) {
   pack_depthwise<T>(w, static_cast<const T*>(p.weight), nullptr, s.c, taps);
   pass.x = static_cast<const T*>(p.x), pass.w = w, pass.dy = dout, pass.y = y;
   pass.norm = norm.form, pass.after = norm.norm_act(p.act);
-  before.fill(p.linked_input, s.c), pass.before = before;
+  linked_input.fill(p.linked_input, s.c), pass.linked_input = linked_input;
   if (p.dx || p.d_weight) depthwise_backward_pass(pass, a);
-  before.finish(p.linked_input, s.c, kDepthwiseChunks);
+  linked_input.finish(p.linked_input, s.c, kDepthwiseChunks);
 }
 
 }  // namespace

@@ -32,13 +32,13 @@ struct DepthwiseForward {
   T* y;
   T *mean, *m2;           // block moments [bands][channels padded], or null
   int threads;
-  Before<T> before;
+  LinkedInput<T> linked_input;
 };
 
 // With a norm before it larger bands: the rows that two of them share are normalised for each.
 template <class T>
-FF_INLINE Bands forward_bands(const DepthwiseShape& s, bool before = false) {
-  return Bands(s, s.ow * s.c * static_cast<idx>(sizeof(T)), before ? 192 << 10 : 64 << 10);
+FF_INLINE Bands forward_bands(const DepthwiseShape& s, bool linked_input = false) {
+  return Bands(s, s.ow * s.c * static_cast<idx>(sizeof(T)), linked_input ? 192 << 10 : 64 << 10);
 }
 
 // Elements of the input rows that `rows` output rows read, or whose gradient they complete.
@@ -46,12 +46,12 @@ FF_INLINE idx window_size(const DepthwiseShape& s, idx rows) { return min_idx(s.
 
 // An image whose rows that output rows [first, end) read are normalised, in `room`; row y stands at the result + y·w·c.
 template <class T>
-FF_INLINE const T* window_rows(const DepthwiseShape& s, const Before<T>& before, const T* image, idx first, idx end,
-                               T* room) {
-  if (!before) return image;
+FF_INLINE const T* window_rows(const DepthwiseShape& s, const LinkedInput<T>& linked_input, const T* image, idx first,
+                               idx end, T* room) {
+  if (!linked_input) return image;
   const idx row = s.w * s.c, low = min_idx(s.h, max_idx(0, first * s.sh - s.top));
   const idx high = min_idx(s.h, max_idx(low, (end - 1) * s.sh - s.top + s.kh));
-  before.apply(room, image + low * row, (high - low) * s.w, s.c);
+  linked_input.apply(room, image + low * row, (high - low) * s.w, s.c);
   return room - low * row;
 }
 
@@ -63,7 +63,7 @@ FF_INLINE idx complete_row(const DepthwiseShape& s, idx oy) {
 template <class T>
 FF_INLINE void depthwise_forward_pass(const DepthwiseForward<T>& p) {
   const DepthwiseShape& s = p.s;
-  const Bands bands = forward_bands<T>(s, static_cast<bool>(p.before));
+  const Bands bands = forward_bands<T>(s, static_cast<bool>(p.linked_input));
   const ForwardRow<T> row = row_kernels<T>(s).forward;
   const idx stride = round_up_lanes<T>(s.c), row_size = s.ow * s.c;
   const bool streamed = p.mean && streamable(p.y, s.n * s.oh * row_size, s.c);
@@ -72,8 +72,8 @@ FF_INLINE void depthwise_forward_pass(const DepthwiseForward<T>& p) {
     T *y = p.y + (bands.image(band) * s.oh + first) * row_size, *to = y, *room = nullptr;
     Arena a(Scratch::task);
     if (streamed) to = a.take<T>(bands.rows * row_size);
-    if (p.before) room = a.take<T>(window_size(s, bands.rows));
-    const T* image = window_rows(s, p.before, p.x + bands.image(band) * s.h * s.w * s.c, first, end, room);
+    if (p.linked_input) room = a.take<T>(window_size(s, bands.rows));
+    const T* image = window_rows(s, p.linked_input, p.x + bands.image(band) * s.h * s.w * s.c, first, end, room);
     for (idx oy = first; oy < end; ++oy)
       row(s, image, oy, p.w, p.bias, to + (oy - first) * row_size, s.c, T(-kInfinity), T(kInfinity));
     if (p.mean)
@@ -93,7 +93,7 @@ struct DepthwiseBackward {
   const T* y;         // depthwise output, with norm only
   T *dx, *dw, *db;    // null where not wanted; dw in [c][taps]
   int threads;
-  Before<T> before;   // with partial sums for depthwise_chunks
+  LinkedInput<T> linked_input;   // with partial sums for depthwise_chunks
 };
 
 // Chunks of bands with partial sums of their own.
@@ -122,14 +122,14 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
   const RowKernels<T> kernels = row_kernels<T>(s);
   const idx halo = (s.kh - 1) / s.sh;
   const bool streamed = streamable(p.dx, s.n * s.h * s.w * s.c, s.c);
-  for (idx chunk = 0; p.before && chunk < kDepthwiseChunks; ++chunk) p.before.zero(chunk);
+  for (idx chunk = 0; p.linked_input && chunk < kDepthwiseChunks; ++chunk) p.linked_input.zero(chunk);
   for_tasks(chunks, p.threads, [&](idx chunk) {
     T *dw = parts + chunk * part, *db = dw + taps * stride, *window = nullptr, *room = nullptr, *dz = nullptr,
       *sums = nullptr;
     fill_zero(dw, part);
     Arena a(Scratch::task);
     if (p.norm) window = a.take<T>((bands.rows + halo) * row);
-    if (p.before) {
+    if (p.linked_input) {
       room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows));
       sums = a.take<T>(2 * stride);
     }
@@ -143,17 +143,17 @@ FF_INLINE void depthwise_backward_pass(const DepthwiseBackward<T>& p, Arena& are
         dy = window - above * row;
       }
       const T* x = p.x + image * s.h * s.w * s.c;
-      const T* z = window_rows(s, p.before, x, first, end, room);
+      const T* z = window_rows(s, p.linked_input, x, first, end, room);
       const idx line = s.w * s.c, low = complete_row(s, first), high = complete_row(s, end);
-      T *dx = p.dx ? p.dx + image * s.h * line : nullptr, *to = p.before ? dz - low * line : dx;
+      T *dx = p.dx ? p.dx + image * s.h * line : nullptr, *to = p.linked_input ? dz - low * line : dx;
       for (idx oy = first; oy < end; ++oy) {
         if (p.dw) kernels.weight_grad(s, z, dy + oy * row, oy, dw);
         if (p.dx)
           for (idx y = complete_row(s, oy); y < complete_row(s, oy + 1); ++y)
-            kernels.input_grad(s, dy, above, end, y, p.w, to + y * line, streamed && !p.before);
+            kernels.input_grad(s, dy, above, end, y, p.w, to + y * line, streamed && !p.linked_input);
       }
-      if (p.before)
-        p.before.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
+      if (p.linked_input)
+        p.linked_input.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
       if (p.db) sums_rows<T>(dy + first * row, s.c, (end - first) * s.ow, s.c, db);
     }
     if (streamed) stream_fence();

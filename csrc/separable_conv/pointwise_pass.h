@@ -85,7 +85,7 @@ template <class T>
 struct PointwiseBackward {
   idx rows, in, out;
   const T* x;
-  NormAct<T> before;             // A = act1(norm1(x))
+  NormAct<T> norm1;             // A = act1(norm1(x))
   const T* w;                    // [out][in]
   const T* dz;                   // gradient of act2(norm2(y))
   const T* y;                    // null: dz is the gradient of y itself
@@ -146,7 +146,7 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
   double* bias_parts = arena.take<double>(chunks * out_stride);
   if (p.g) for_panels<T>(p.in, p.out, p.threads, [&](idx panel) { pack_rows<T>(packed, p.w, p.in, p.out, panel); });
   const idx block = block_rows<T>(p.in + p.out), blocks = ceil_div(p.rows, block);
-  const bool graded = p.sum_g || p.before.act != Act::none, streamed = graded && streamable(p.g, p.rows * p.in, p.in);
+  const bool graded = p.sum_g || p.norm1.act != Act::none, streamed = graded && streamable(p.g, p.rows * p.in, p.in);
   for_tasks(chunks, p.threads, [&](idx chunk) {
     const idx lda = block_stride<T>(p.in), ldg = block_stride<T>(p.out);
     T *a_block = nullptr, *g_block = nullptr, *sums = nullptr, *sums_x = nullptr, *da_block = nullptr;
@@ -179,7 +179,7 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
         add_to(db, sums, p.out);
       }
       if (p.dw) {
-        affine_act_rows<T>(a_block, lda, x, p.in, rows, p.in, p.before.scale, p.before.shift, p.before.act);
+        affine_act_rows<T>(a_block, lda, x, p.in, rows, p.in, p.norm1.scale, p.norm1.shift, p.norm1.act);
         gemm<T, true>({.a = g_block,
                        .lda = ldg,
                        .b = a_block,
@@ -206,7 +206,7 @@ FF_INLINE void pointwise_backward_pass(const PointwiseBackward<T>& p, Arena& are
                         .ahead = &ahead});
         if (!graded) continue;
         fill_zero(sums, in_stride), fill_zero(sums_x, in_stride);
-        act_grad_rows<T>(g, p.in, da, ldda, x, p.in, rows, p.in, p.before, p.sum_g ? sums : nullptr, sums_x, streamed);
+        act_grad_rows<T>(g, p.in, da, ldda, x, p.in, rows, p.in, p.norm1, p.sum_g ? sums : nullptr, sums_x, streamed);
         if (p.sum_g) {
           add_to(p.sum_g + chunk * in_stride, sums, p.in), add_to(p.sum_gx + chunk * in_stride, sums_x, p.in);
         }

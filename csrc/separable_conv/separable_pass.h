@@ -72,14 +72,14 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr;
   T *mean1 = nullptr, *m2_1 = nullptr, *mean2 = nullptr, *m2_2 = nullptr;
   NormVectors<T> n1, n2;
-  Before<T> before;
+  LinkedInput<T> linked_input;
   Arena a(Scratch::shared);
   w = a.take<T>(taps * stride1), bias1 = a.take<T>(stride1);
   packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride2);
   if (measure1) mean1 = a.take<T>(bands.count * stride1), m2_1 = a.take<T>(bands.count * stride1);
   if (measure2) mean2 = a.take<T>(blocks * stride2), m2_2 = a.take<T>(blocks * stride2);
-  n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out), before.take(a, p.linked_input, s.c);
-  before.fill(p.linked_input, s.c);
+  n1.take(a, p.norm1, s.c), n2.take(a, p.norm2, out), linked_input.take(a, p.linked_input, s.c);
+  linked_input.fill(p.linked_input, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
   copy_padded(bias1, static_cast<const T*>(p.dw_bias), s.c);
   pack_pointwise<T>(packed, static_cast<const T*>(p.pw_weight), nullptr, s.c, out, p.threads);
@@ -87,7 +87,7 @@ FF_INLINE void separable_training(const SeparableParams& p) {
   constant_stats<T>(p.norm1, s.c, p.batch_stats), constant_stats<T>(p.norm2, out, p.batch_stats);
 
   T* y1 = static_cast<T*>(p.y1);
-  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias1, y1, mean1, m2_1, p.threads, before});
+  depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, bias1, y1, mean1, m2_1, p.threads, linked_input});
   if (measure1)
     merge_moments(
         mean1, m2_1, bands.count, stride1, s.c, p.norm1.eps,
@@ -123,7 +123,7 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   const idx stride1 = round_up_lanes<T>(s.c), stride2 = round_up_lanes<T>(out);
   const idx chunks = backward_chunks<T>(pixels, s.c, out);
   const bool below = p.dx || p.d_dw_weight, norm1 = p.norm1.weight, norm2 = p.norm2.weight;
-  Before<T> before;
+  LinkedInput<T> linked_input;
   Arena a(Scratch::shared);
   NormVectors<T> n1, n2;
   NormGradVectors<T> grad1, grad2;
@@ -134,16 +134,17 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   T* g = a.take<T>(below ? pixels * s.c : 0);
   T* w = a.take<T>(taps * stride1);
   T* again = a.take<T>(p.y1 ? 0 : pixels * s.c + stride1);
-  before.take(a, p.linked_input, s.c, kDepthwiseChunks);
+  linked_input.take(a, p.linked_input, s.c, kDepthwiseChunks);
   NormGrad<T> linked{};
   if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
-  before.fill(p.linked_input, s.c);
+  linked_input.fill(p.linked_input, s.c);
   const T* y1 = p.y1 ? static_cast<const T*>(p.y1) : again;
   pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
   if (!p.y1) {  // few images
     T* zero = again + pixels * s.c;
     fill_zero(zero, stride1);
-    depthwise_forward_pass<T>({s, static_cast<const T*>(p.x), w, zero, again, nullptr, nullptr, p.threads, before});
+    depthwise_forward_pass<T>(
+        {s, static_cast<const T*>(p.x), w, zero, again, nullptr, nullptr, p.threads, linked_input});
   }
   PointwiseBackward<T> pass{};
   pass.rows = pixels, pass.in = s.c, pass.out = out, pass.threads = p.threads;
@@ -164,7 +165,7 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   pass.norm2 = p.linked_output.on
                    ? &linked
                    : grad2.fill(p.norm2, out, sums2, sums2_x, kSumChunks, stride2, pixels, p.batch_stats);
-  pass.x = y1, pass.before = {n1.scale, n1.shift, n1.mean, p.act1};
+  pass.x = y1, pass.norm1 = {n1.scale, n1.shift, n1.mean, p.act1};
   pass.w = static_cast<const T*>(p.pw_weight), pass.dz = static_cast<const T*>(p.dout);
   pass.y = static_cast<const T*>(p.y2), pass.after = {n2.scale, n2.shift, n2.mean, p.act2};
   pass.sum_g = norm1 && below ? sums1 : nullptr;
@@ -177,10 +178,10 @@ FF_INLINE void separable_backward(const SeparableParams& p) {
   if (below) {
     depthwise.norm = grad1.fill(p.norm1, s.c, sums1, sums1 + chunks * stride1, chunks, stride1, pixels, p.batch_stats);
     depthwise.x = static_cast<const T*>(p.x), depthwise.w = w, depthwise.dy = g, depthwise.y = y1,
-    depthwise.before = before;
+    depthwise.linked_input = linked_input;
     depthwise_backward_pass(depthwise, a);
   }
-  before.finish(p.linked_input, s.c, kDepthwiseChunks);
+  linked_input.finish(p.linked_input, s.c, kDepthwiseChunks);
 }
 
 }  // namespace

@@ -30,13 +30,13 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
   const bool measured = p.linked_output.on || (p.norm2.weight && p.batch_stats);
   T *w = nullptr, *bias1 = nullptr, *packed = nullptr, *bias2 = nullptr, *mean = nullptr, *m2 = nullptr;
   NormVectors<T> n2;
-  Before<T> before;
+  LinkedInput<T> linked_input;
   Arena a(Scratch::shared);
   w = a.take<T>(s.kh * s.kw * round_up_lanes<T>(s.c)), bias1 = a.take<T>(s.c);
   packed = a.take<T>(packed_size<T>(out, s.c)), bias2 = a.take<T>(stride);
   if (measured) mean = a.take<T>(bands.count * stride), m2 = a.take<T>(bands.count * stride);
-  n2.take(a, p.norm2, out), before.take(a, p.linked_input, s.c);
-  before.fill(p.linked_input, s.c);
+  n2.take(a, p.norm2, out), linked_input.take(a, p.linked_input, s.c);
+  linked_input.fill(p.linked_input, s.c);
   pack_depthwise<T>(w, static_cast<const T*>(p.dw_weight), nullptr, s.c, s.kh * s.kw);
   copy_padded<T>(bias1, nullptr, s.c);
   pack_pointwise<T>(packed, static_cast<const T*>(p.pw_weight), nullptr, s.c, out, p.threads);
@@ -55,9 +55,9 @@ FF_INLINE void separable_recompute_training(const SeparableParams& p) {
     Arena a(Scratch::task);
     y1 = a.take<T>(count * lda);
     if (streamed) product = a.take<T>(count * ldy);
-    if (before) room = a.take<T>(window_size(s, rows));
-    const T* image =
-        window_rows(s, before, static_cast<const T*>(p.x) + bands.image(band) * s.h * s.w * s.c, first, end, room);
+    if (linked_input) room = a.take<T>(window_size(s, rows));
+    const T* image = window_rows(s, linked_input, static_cast<const T*>(p.x) + bands.image(band) * s.h * s.w * s.c,
+                                 first, end, room);
     for (idx r = 0; r < rows; ++r)
       row(s, image, first + r, w, bias1, y1 + r * s.ow * lda, lda, T(-kInfinity), T(kInfinity));
     gemm<T, false>({.a = y1,
@@ -92,7 +92,7 @@ struct RecomputeBackward {
   idx chunks, stride1, stride2;
   T *w, *bias, *packed;  // depthwise weights and a zero bias; pointwise weights for the input's gradient
   NormBackward<T> norm2;
-  Before<T> before;
+  LinkedInput<T> linked_input;
   T *pw_parts, *dw_parts;  // [chunks][out][stride1], [chunks][taps + 1][stride1]
   double* bias_parts;  // [chunks][stride2]
 };
@@ -112,7 +112,7 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
   Arena a(Scratch::task);
   y1 = a.take<T>(most * lda), g2 = a.take<T>(most * ldg), sums = a.take<T>(max_idx(b.stride2, 2 * b.stride1));
   window = a.take<T>((bands.rows + halo) * row);
-  if (b.before) room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows));
+  if (b.linked_input) room = a.take<T>(window_size(s, bands.rows)), dz = a.take<T>(window_size(s, bands.rows));
   T *d_pw = b.pw_parts + chunk * out * b.stride1, *d_dw = b.dw_parts + chunk * (taps + 1) * b.stride1;
   double* d_bias = b.bias_parts + chunk * b.stride2;
   fill_zero(d_dw, (taps + 1) * b.stride1), fill_zero(d_bias, b.stride2);
@@ -124,7 +124,7 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
     const idx image = bands.image(band), first = bands.first(band), last = bands.end(band);
     const idx count = (last - first) * s.ow, above = max_idx(0, first - halo);
     const T* x = static_cast<const T*>(p.x) + image * s.h * s.w * s.c;
-    const T* z = window_rows(s, b.before, x, first, last, room);
+    const T* z = window_rows(s, b.linked_input, x, first, last, room);
     Ahead ahead;
     if (band + 1 < end * bands.per_image) {
       const idx next = (image * s.oh + last) * s.ow * out, bytes = count * out * static_cast<idx>(sizeof(T));
@@ -164,14 +164,14 @@ FF_INLINE void recompute_backward_images(const RecomputeBackward<T>& b, idx chun
                     .ahead = &ahead});
     const T* dy = window - above * row;
     const idx line = s.w * s.c, low = complete_row(s, first), high = complete_row(s, last);
-    T *dx = p.dx ? static_cast<T*>(p.dx) + image * s.h * line : nullptr, *to = b.before ? dz - low * line : dx;
+    T *dx = p.dx ? static_cast<T*>(p.dx) + image * s.h * line : nullptr, *to = b.linked_input ? dz - low * line : dx;
     for (idx oy = first; oy < last; ++oy) {
       if (p.d_dw_weight) kernels.weight_grad(s, z, dy + oy * row, oy, d_dw);
       for (idx y = complete_row(s, oy); p.dx && y < complete_row(s, oy + 1); ++y)
-        kernels.input_grad(s, dy, above, last, y, b.w, to + y * line, streamed && !b.before);
+        kernels.input_grad(s, dy, above, last, y, b.w, to + y * line, streamed && !b.linked_input);
     }
-    if (b.before)
-      b.before.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
+    if (b.linked_input)
+      b.linked_input.gradient(dx + low * line, dz, x + low * line, (high - low) * s.w, s.c, chunk, sums, streamed);
     const idx kept = last - max_idx(0, last - halo);  // rows that the next band of this image reads again
     if (last < s.oh) __builtin_memmove(window, dy + (last - kept) * row, static_cast<size_t>(kept * row) * sizeof(T));
   }
@@ -188,7 +188,7 @@ FF_INLINE void separable_recompute_backward(const SeparableParams& p) {
   b.stride1 = round_up_lanes<T>(s.c), b.stride2 = round_up_lanes<T>(out);
   NormGrad<T> linked{};
   Arena a(Scratch::shared);
-  b.norm2.take(a, p.norm2, out, v), b.before.take(a, p.linked_input, s.c, b.chunks);
+  b.norm2.take(a, p.norm2, out, v), b.linked_input.take(a, p.linked_input, s.c, b.chunks);
   if (p.linked_output.on) linked = linked_gradient<T>(a, p.norm2.stats, p.linked_output, out, pixels, 1);
   b.w = a.take<T>(taps * b.stride1), b.bias = a.take<T>(b.stride1), b.packed = a.take<T>(packed_size<T>(s.c, out));
   b.pw_parts = a.take<T>(p.d_pw_weight ? b.chunks * out * b.stride1 : 0),
@@ -198,15 +198,15 @@ FF_INLINE void separable_recompute_backward(const SeparableParams& p) {
   b.norm2.run(p.norm2, out, v, static_cast<const T*>(p.dout), static_cast<const T*>(p.y2), p.act2, p.batch_stats,
               p.threads);
   if (p.linked_output.on) b.norm2.form = &linked;
-  b.before.fill(p.linked_input, s.c);
-  for (idx chunk = 0; chunk < b.chunks; ++chunk) b.before.zero(chunk);
+  b.linked_input.fill(p.linked_input, s.c);
+  for (idx chunk = 0; chunk < b.chunks; ++chunk) b.linked_input.zero(chunk);
   pack_depthwise<T>(b.w, static_cast<const T*>(p.dw_weight), nullptr, s.c, taps);
   copy_padded<T>(b.bias, nullptr, s.c);
   for_panels<T>(s.c, out, p.threads, [&](idx panel) { pack_rows<T>(b.packed, pw, s.c, out, panel); });
   for_tasks(b.chunks, p.threads, [&](idx chunk) {
     recompute_backward_images(b, chunk, s.n * chunk / b.chunks, s.n * (chunk + 1) / b.chunks);
   });
-  b.before.finish(p.linked_input, s.c, b.chunks);
+  b.linked_input.finish(p.linked_input, s.c, b.chunks);
   if (p.d_dw_weight)
     store_depthwise_grad(b.dw_parts, b.chunks, s, static_cast<T*>(p.d_dw_weight), static_cast<T*>(nullptr));
   if (p.d_pw_weight)

@@ -73,9 +73,9 @@ struct Sliding {
     v.number("kh", w.kh, 1, kMostTaps), v.number("kw", w.kw, 1, kMostTaps);
     v.number("sh", w.sh, 1, kMostTaps), v.number("sw", w.sw, 1, kMostTaps);
     // A pooling window lies at least in part on the image.
-    const int high = pool ? w.kh - 1 : kMostTaps, wide = pool ? w.kw - 1 : kMostTaps;
-    v.number("top", w.top, 0, high), v.number("left", w.left, 0, wide), v.number("bottom", bottom, 0, high),
-        v.number("right", right, 0, wide);
+    const int most_y = pool ? w.kh - 1 : kMostTaps, most_x = pool ? w.kw - 1 : kMostTaps;
+    v.number("top", w.top, 0, most_y), v.number("left", w.left, 0, most_x), v.number("bottom", bottom, 0, most_y),
+        v.number("right", right, 0, most_x);
   }
 };
 

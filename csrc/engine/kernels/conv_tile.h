@@ -81,10 +81,10 @@ template <int Step, bool Point>
 struct PanelTiles {
   static const TileSizes& of(int panel) {
     if constexpr (Step == 0) {
-      constexpr int wide = kRegisters == 32 ? 4 : 1;
-      static constexpr TileSizes all[] = {sizes<1, 0, false, 4, 1>(), sizes<2, 0, false, 4, 1>(),
-                                          sizes<3, 0, false, wide, 1>(), sizes<4, 0, false, wide, 1>(),
-                                          sizes<5, 0, false, wide, 1>()};
+      constexpr int many_registers = kRegisters == 32 ? 4 : 1;
+      static constexpr TileSizes all[] = {
+          sizes<1, 0, false, 4, 1>(), sizes<2, 0, false, 4, 1>(), sizes<3, 0, false, many_registers, 1>(),
+          sizes<4, 0, false, many_registers, 1>(), sizes<5, 0, false, many_registers, 1>()};
       return all[panel - 1];
     } else if constexpr (kRegisters == 32) {
       static constexpr TileSizes all[] = {

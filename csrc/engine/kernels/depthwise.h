@@ -108,15 +108,17 @@ constexpr DepthwiseSizes depthwise_sizes() {
 }
 
 FF_INLINE const DepthwiseSizes& depthwise_tiles(const Window& w) {
-  static constexpr bool wide = kRegisters == 32;
+  static constexpr bool many_registers = kRegisters == 32;
   static constexpr DepthwiseSizes any{
       4, {8, 4, 2, 1}, {depthwise_any<8>, depthwise_any<4>, depthwise_any<2>, depthwise_any<1>}};
-  static constexpr DepthwiseSizes k3s1 =
-      depthwise_sizes<3, 1, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
-  static constexpr DepthwiseSizes k3s2 =
-      depthwise_sizes<3, 2, wide ? 14 : 8, wide ? 8 : 7, wide ? 7 : 6, wide ? 6 : 5, 4, 2, 1>();
-  static constexpr DepthwiseSizes k5s1 = depthwise_sizes<5, 1, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
-  static constexpr DepthwiseSizes k5s2 = depthwise_sizes<5, 2, wide ? 14 : 6, wide ? 7 : 5, 4, wide ? 2 : 3, 1>();
+  static constexpr DepthwiseSizes k3s1 = depthwise_sizes<3, 1, many_registers ? 14 : 8, many_registers ? 8 : 7,
+                                                         many_registers ? 7 : 6, many_registers ? 6 : 5, 4, 2, 1>();
+  static constexpr DepthwiseSizes k3s2 = depthwise_sizes<3, 2, many_registers ? 14 : 8, many_registers ? 8 : 7,
+                                                         many_registers ? 7 : 6, many_registers ? 6 : 5, 4, 2, 1>();
+  static constexpr DepthwiseSizes k5s1 =
+      depthwise_sizes<5, 1, many_registers ? 14 : 6, many_registers ? 7 : 5, 4, many_registers ? 2 : 3, 1>();
+  static constexpr DepthwiseSizes k5s2 =
+      depthwise_sizes<5, 2, many_registers ? 14 : 6, many_registers ? 7 : 5, 4, many_registers ? 2 : 3, 1>();
   if (w.kh != w.kw || w.sh != w.sw || w.dh != 1 || w.dw != 1) return any;
   if (w.kh == 3) return w.sw == 1 ? k3s1 : w.sw == 2 ? k3s2 : any;
   if (w.kh == 5) return w.sw == 1 ? k5s1 : w.sw == 2 ? k5s2 : any;

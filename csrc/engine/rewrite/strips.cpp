@@ -63,11 +63,11 @@ class StripFinder {
   // A depthwise convolution and its reader; what makes its input too, where that is a 1×1 convolution nobody else
   // reads.
   void separable(int i, int reader) {
-    const int wide = at(i).inputs[0], before = uses_.maker(wide);
-    const bool expands = free_point(before) && at(before).residual < 0 && uses_.only_reader(wide) == i &&
-                         at(before).inputs[0] != graph_.input;
+    const int expanded = at(i).inputs[0], expansion = uses_.maker(expanded);
+    const bool expands = free_point(expansion) && at(expansion).residual < 0 && uses_.only_reader(expanded) == i &&
+                         at(expansion).inputs[0] != graph_.input;
     const double between =
-        std::max(map_bytes(graph_.shape(at(i).output)), expands ? map_bytes(graph_.shape(wide)) : 0.);
+        std::max(map_bytes(graph_.shape(at(i).output)), expands ? map_bytes(graph_.shape(expanded)) : 0.);
     if (between < target_.strip_bytes) return;
     const auto depthwise = stage(i), project = stage(reader);
     // A strip keeps what its last convolution reads, in that type.
@@ -76,7 +76,7 @@ class StripFinder {
       return;
     graph::Strips strips{std::nullopt, depthwise, project};
     gone_[static_cast<size_t>(i)] = true;
-    if (expands) strips.expand = stage(before), gone_[static_cast<size_t>(before)] = true;
+    if (expands) strips.expand = stage(expansion), gone_[static_cast<size_t>(expansion)] = true;
     become(reader, std::move(strips));
   }
 
