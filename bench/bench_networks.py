@@ -13,10 +13,10 @@ from typing import Any
 
 from bench import layers
 from bench.cases import SMOKE, Case, parametrize
-from bench.networks import CONTENDERS, peak_mib, training_step
+from bench.networks import STEP_CONTENDERS, peak_mib, training_step
 
 _CASES = [
-    Case("training step", network, "step", batch, 1, partial(training_step, network, batch), CONTENDERS)
+    Case("training step", network, "step", batch, 1, partial(training_step, network, batch), STEP_CONTENDERS)
     for network, batch in layers.TRAIN_BATCH.items()
 ]
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole training step of a network: forward, cross-entropy, backward, fused AdamW; and the memory that it takes.
 
-The stock contenders are the builds of ``bench/stock.py``, eager or through ``torch.compile`` (the forward and backward;
-the loss and the optimiser are the same calls for all), NCHW or channels_last. All start from the same weights; the
-optimiser's rate is small enough to stay near them. ``python -m bench.networks NETWORK CONTENDER BATCH`` prints the
-growth of this process's memory in a step.
+fastfer_step_native records fastfer's step and replays it, as `fastfer.compile_step` does. The stock contenders are the
+builds of ``bench/stock.py``, eager or through ``torch.compile`` (the forward and backward; the loss and the optimiser
+are the same calls for all), NCHW or channels_last. All start from the same weights; the optimiser's rate is small
+enough to stay near them. ``python -m bench.networks NETWORK CONTENDER BATCH`` prints the growth of this process's
+memory in a step.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bench.contenders import Problem, backend_of, compiled, tiled
 from bench.layers import MACS
 from bench.measure import Runner
 from fastfer.models import create_model
+from fastfer.step import Gradients, Update
 
 CONTENDERS = (
     "fastfer_native",
@@ -37,6 +39,7 @@ CONTENDERS = (
     "torch_compile_nchw",
     "torch_compile_channels_last",
 )
+STEP_CONTENDERS = (*CONTENDERS, "fastfer_step_native")
 _RATE = 1e-6
 _TERMS = 1 << 20
 """For the error's limit: as rounding of a sum this long, which is what a network's depth makes of short ones."""
@@ -81,6 +84,8 @@ def stepper(network: str, contender: str) -> Callable[[Tensor, Tensor], Tensor]:
     model: nn.Module = stock_or_own if backend_of(contender) else stock_or_own.to(memory_format=_layout(contender))
     on_gpu = next(model.parameters()).is_cuda  # where the step must not wait for the device
     optimizer = torch.optim.AdamW(model.parameters(), _RATE, fused=True, capturable=on_gpu)
+    if contender == "fastfer_step_native":
+        return _recorded(model, optimizer)
     call = compiled(model) if "compile" in contender else model
 
     def step(x: Tensor, y: Tensor) -> Tensor:
@@ -89,6 +94,24 @@ def stepper(network: str, contender: str) -> Callable[[Tensor, Tensor], Tensor]:
         nn.functional.cross_entropy(logits, y).backward()
         optimizer.step()
         return logits.detach()
+
+    return step
+
+
+def _recorded(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], Tensor]:
+    """`stepper` of a recorded step."""
+
+    def computed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits: Tensor = model(x)
+        return nn.functional.cross_entropy(logits, y), logits
+
+    passes, update = Gradients(computed, [model], list(model.parameters())), Update(optimizer)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        _, logits = passes(x, y)
+        update()
+        assert logits is not None
+        return logits
 
     return step
 
@@ -185,7 +208,7 @@ def peak_mib(network: str, contender: str, batch: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.networks", description=growth.__doc__)
     parser.add_argument("network", choices=tuple(stock.BUILDERS))
-    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("contender", choices=STEP_CONTENDERS)
     parser.add_argument("batch", type=int)
     options = parser.parse_args()
     print(f"{growth(options.network, options.contender, options.batch) / 2**20:.2f}")

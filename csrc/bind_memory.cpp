@@ -8,6 +8,7 @@
 #include <new>
 #include <vector>
 
+#include "core/bind.h"
 #include "core/huge_pages.h"
 #include "core/scratch.h"
 
@@ -77,8 +78,11 @@ py::capsule huge_empty(bool f64, std::vector<int64_t> shape, std::vector<int64_t
     huge_release(owner->managed.tensor.data);
     throw py::error_already_set();
   }
+  const void* const address = owner->managed.tensor.data;
   owner.release();
-  return py::reinterpret_steal<py::capsule>(capsule);
+  auto made = py::reinterpret_steal<py::capsule>(capsule);
+  bind::tell_memory(address);
+  return made;
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ namespace ff {
 #undef FF_FAMILY
 void bind_engine(py::module_& m);
 void bind_memory(py::module_& m);
+void bind_step(py::module_& m);
 #ifdef FASTFER_CUDA
 void bind_cuda(py::module_& m);
 #endif
@@ -73,6 +74,7 @@ PYBIND11_MODULE(_C, m) {
 #define FF_FAMILY(name, device) bind_##name(m);
 #include "families.inc"
 #undef FF_FAMILY
+  bind_step(m);
 #ifdef FASTFER_CUDA
   bind_cuda(m);  // the submodule "cuda"
 #else

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 from fastfer._version import __version__
 
 if TYPE_CHECKING:
-    from fastfer import backend, engine, models, nn, ops, runtime, weights
+    from fastfer import backend, engine, models, nn, ops, runtime, step, weights
     from fastfer.backend import list_backends, use
     from fastfer.engine.compiler import compile
     from fastfer.models import create_model, list_models, load, model_info
     from fastfer.predict import Recognizer
+    from fastfer.step import compile_step
 
-_MODULES = ("backend", "engine", "models", "nn", "ops", "runtime", "weights")
+_MODULES = ("backend", "engine", "models", "nn", "ops", "runtime", "step", "weights")
 _NAMES = {
     "Recognizer": "fastfer.predict",
     "compile": "fastfer.engine.compiler",
+    "compile_step": "fastfer.step",
     "create_model": "fastfer.models",
     "list_backends": "fastfer.backend",
     "list_models": "fastfer.models",
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "backend",
     "compile",
+    "compile_step",
     "create_model",
     "engine",
     "list_backends",
@@ -45,6 +48,7 @@ __all__ = [
     "nn",
     "ops",
     "runtime",
+    "step",
     "use",
     "weights",
 ]

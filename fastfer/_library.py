@@ -17,6 +17,7 @@ the activations, and all others, what is kept for backward or belongs to paramet
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -56,6 +57,7 @@ def _plain_keys() -> frozenset[tuple[int, int]]:
 
 
 _PLAIN = _plain_keys()
+_recording = threading.local()
 _AUTOCAST = _C.DispatchKeySet(_C.DispatchKey.AutocastCPU) | _C.DispatchKeySet(_C.DispatchKey.AutocastCUDA)
 _MARK = _C.DispatchKey.NestedTensor
 """Excluded in this thread inside `dispatched`: `_keys` sees it, so that calls outside are not slowed by asking. No op
@@ -66,11 +68,22 @@ def _is_plain() -> bool:
     """Whether nothing but torch's own gradients would see a call to an op."""
     return (
         not torch.compiler.is_compiling()
-        and (_included().raw_repr(), _excluded().raw_repr()) in _PLAIN
+        and ((keys := _keys()) in _PLAIN or keys == getattr(_recording, "keys", None))
         and not _autocasts()
         and not _profiles()
         and _forward_ad._current_level < 0
     )
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Inside, and inside of the dispatch mode that listens now, this thread's calls go straight to the backend: who
+    records a step hears of the kernels themselves, and of what is allocated for them."""
+    _recording.keys = _keys()
+    try:
+        yield
+    finally:
+        _recording.keys = None
 
 
 def is_jit_traced() -> bool:

@@ -199,7 +199,7 @@ def test_distillation_loss(teacher_file: Path) -> None:
     logits, _ = batch()
     p = torch.softmax(teacher(x) / 2, 1)
     divergence = (p * (p.log() - torch.log_softmax(logits / 2, 1))).sum(1).mean()
-    mixed = teacher.mixed(torch.tensor(3.0), logits, x)
+    mixed = teacher.mixed(torch.tensor(3.0), logits, teacher(x))
     assert mixed.item() == pytest.approx(0.75 * 3 + 0.25 * 4 * divergence.item(), rel=1e-5)
     assert math.isfinite(mixed.item())
 

@@ -7,6 +7,7 @@
 #include <exception>
 #include <map>
 #include <new>
+#include <stdexcept>
 
 namespace ff {
 namespace bind {
@@ -201,6 +202,8 @@ struct Kernel {
   PyMethodDef method{};
 };
 
+thread_local PyObject* recorder = nullptr;  // owned; told of what this thread calls
+
 PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   const auto& kernel = *static_cast<const Kernel*>(PyCapsule_GetPointer(self, nullptr));
   if (count != 2) return PyErr_Format(PyExc_TypeError, "%s: expected 2 arguments, got %zd", kernel.name.c_str(), count);
@@ -216,9 +219,12 @@ PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     (f64 ? kernel.f64 : kernel.f32)(params_of(args[1]));
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory();
+  } catch (const std::out_of_range& error) {
+    return PyErr_Format(PyExc_IndexError, "%s", error.what());
   } catch (const std::exception& error) {
     return PyErr_Format(PyExc_RuntimeError, "%s: %s", kernel.name.c_str(), error.what());
   }
+  if (recorder) return PyObject_CallMethod(recorder, "kernel", "sOO", kernel.name.c_str(), args[0], args[1]);
   Py_RETURN_NONE;
 }
 
@@ -228,6 +234,29 @@ void add(py::module_& m, const char* name, PyObject* object) {
 }
 
 }  // namespace
+
+KernelCall kernel_call(PyObject* function, bool f64, PyObject* params) {
+  const bool native =
+      PyCFunction_Check(function) &&
+      PyCFunction_GET_FUNCTION(function) == reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call));
+  if (!native) throw py::type_error(std::string("calls: expected a kernel, got ") + type_name(function));
+  const auto& kernel = *static_cast<const Kernel*>(PyCapsule_GetPointer(PyCFunction_GET_SELF(function), nullptr));
+  if (Py_TYPE(params) != kernel.params->type)
+    throw py::type_error(kernel.name + ": params: expected " + kernel.params->name + ", got " + type_name(params));
+  return {kernel.name.c_str(), f64 ? kernel.f64 : kernel.f32, params_of(params)};
+}
+
+void set_recorder(const py::object& next) {
+  Py_XDECREF(recorder);
+  recorder = next.is_none() ? nullptr : py::object(next).release().ptr();
+}
+
+void tell_memory(const void* address) {
+  if (!recorder) return;
+  PyObject* const heard = PyObject_CallMethod(recorder, "memory", "K", reinterpret_cast<unsigned long long>(address));
+  if (!heard) throw py::error_already_set();
+  Py_DECREF(heard);
+}
 
 PyObject* construct(const ParamsType& info, PyObject* const* args, std::size_t nargsf, PyObject* names) {
   if (PyVectorcall_NARGS(nargsf))

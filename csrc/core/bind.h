@@ -57,6 +57,16 @@ void destroy(const ParamsType& info, PyObject* self);
 void add_type(py::module_& m, ParamsType& info, vectorcallfunc construct, destructor destroy);
 // Adds "<op>_<pass>" for a kernel "<op>_<pass>_f32" or "..._f64"; the first of the two creates the function.
 void add_kernel(py::module_& m, const char* name, const ParamsType& params, void (*run)(const void*));
+// A kernel with its params, which the caller keeps. TypeError unless `function` is a kernel and `params` are its own.
+struct KernelCall {
+  const char* name;
+  void (*run)(const void*);
+  const void* params;
+};
+KernelCall kernel_call(PyObject* function, bool f64, PyObject* params);
+// From now on this thread's kernel calls, and the memory that it takes, are told to `recorder`; None ends that.
+void set_recorder(const py::object& recorder);
+void tell_memory(const void* address);
 // Appends a field; `names` is the rest of a comma-separated list, and loses its first name.
 void add_field(ParamsType& info, const char*& names, FieldKind kind, std::size_t offset, const ParamsType* nested);
 

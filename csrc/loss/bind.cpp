@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <stdexcept>
+#include <string>
+
 #include "core/bind.h"
 #include "loss/op.h"
 
 namespace ff {
 namespace {
 
-// The first label that is not in [0, classes), or -1.
-idx first_outside(std::uintptr_t labels, idx count, idx classes) {
-  const idx* values = reinterpret_cast<const idx*>(labels);
-  for (idx n = 0; n < count; ++n)
-    if (values[n] < 0 || values[n] >= classes) return n;
-  return -1;
+void check_labels(const LabelParams& p) {
+  for (idx n = 0; n < p.count; ++n)
+    if (p.labels[n] < 0 || p.labels[n] >= p.classes)
+      throw std::out_of_range("labels: expected 0 <= label < " + std::to_string(p.classes) + ", got " +
+                              std::to_string(p.labels[n]));
 }
 
 }  // namespace
@@ -19,7 +21,10 @@ void bind_loss(py::module_& m) {
   bind_params<CenterParams>(m, "CenterParams");
   bind_params<TripletParams>(m, "TripletParams");
   bind_params<CrossEntropyParams>(m, "CrossEntropyParams");
-  m.def("first_outside", first_outside, py::arg("labels"), py::arg("count"), py::arg("classes"));
+  bind_params<LabelParams>(m, "LabelParams");
+  const ParamsType& params = bind::params_type<LabelParams>();
+  bind::add_kernel(m, "check_labels_f32", params, bind::run<LabelParams, check_labels>);
+  bind::add_kernel(m, "check_labels_f64", params, bind::run<LabelParams, check_labels>);
 }
 
 }  // namespace ff

@@ -10,6 +10,15 @@
 
 namespace ff {
 
+// std::out_of_range unless all labels are in [0, classes).
+struct LabelParams {
+  idx count, classes;
+  const idx* labels;  // [count]
+
+  FF_REQUIRED(count, classes, labels)
+  FF_OPTIONAL()
+};
+
 struct CenterParams {
   idx count, dim, classes;
   const void* features;            // [count][dim]

@@ -42,6 +42,7 @@ _FREE_ON_RESUME = (
     "threads",
     "backend",
     "device",
+    "compile",
     "cuda_graph",
     "resident",
     "on_nan",
@@ -113,6 +114,8 @@ class TrainConfig:
         device: auto (CUDA where there is one), cpu or cuda; torchrun starts one process per device
         precision: fp32, or mixed: bf16, or on CUDA fp16 with loss scaling; fastfer's own ops follow on
             CUDA and on the backend reference, other kernels of the CPU compute and store float32
+        compile: on the CPU record a step for each shape of batch and replay it, without Python between the kernels; the
+            same bits; in fp32, with fastfer's own networks
         cuda_graph: record a step on CUDA once and replay it, which saves the launches; not with fp16, on_nan skip,
             onecycle (it moves the momentum) or several processes
         resident: keep the training images on the device: auto (on CUDA, where they take at most a quarter of its free
@@ -166,6 +169,7 @@ class TrainConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     cuda_graph: bool = False
     resident: Literal["auto", "always", "never"] = "auto"
     sync_norms: bool = False

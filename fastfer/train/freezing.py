@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from fastfer.models import FerModel
 from fastfer.models.patt_lite import AttentionClassifier
 from fastfer.nn import BatchNorm2d, Conv2d, DepthwiseConv2d, SeparableConv2d
+from fastfer.step import repeatable
 from fastfer.train.options import Stage
 
 _Layer = tuple[nn.Parameter, ...]
@@ -106,6 +107,7 @@ def _part(model: FerModel, name: str, kind: type[nn.Module], option: str) -> nn.
 def _drop(module: nn.Module, drop: Callable[[Tensor, float, bool], Tensor], rate: float) -> RemovableHandle:
     """Dropout of the module's output, in training."""
 
+    @repeatable
     def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         return drop(output, rate, module.training)
 

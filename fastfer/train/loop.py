@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fastfer.data import Augment, Preprocess, Shards, Split
 from fastfer.models import FerModel
 from fastfer.train.average import WeightAverage
+from fastfer.train.compiled import CompiledPasses, Computed
 from fastfer.train.config import TrainConfig
 from fastfer.train.features import FeatureFeed, FrozenFeatures, as_input, entered_at
 from fastfer.train.feed import Portion, Source, class_counts, derived_seed, generator, make_feed, soft_mode
@@ -101,6 +102,11 @@ class Trainer:
         # Waiting for each loss would let a GPU run dry: there it is looked at when the next step is under way.
         self._deferred = self.placement.device.type == "cuda" and config.on_nan == "stop"
         self.graph = StepGraph(self._whole_step, self.optimizer) if config.cuda_graph else None
+        self.compiled: CompiledPasses | None = None
+        if config.compile:
+            self.compiled = CompiledPasses(
+                self._computed, self._network, self.objective, self.optimizer, config, self.placement
+            )
 
     @property
     def resident(self) -> bool:
@@ -179,16 +185,18 @@ class Trainer:
         skipping = self.config.on_nan == "skip"
         # A forward pass has already moved the running statistics when its loss turns out to be NaN.
         kept = [buffer.clone() for buffer in self.model.buffers()] if skipping else []
-        self.optimizer.zero_grad(set_to_none=True)
-        logits, embedding = self._network(x)
-        loss = self.objective(logits, embedding, targets, batch)
-        if self._teacher is not None:
-            loss = self._teacher.mixed(loss, logits, x)
+        taught = None if self._teacher is None else self._teacher(x)
+        if self.compiled is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, logits, embedding = self._computed(x, targets, taught, batch)
+        else:
+            loss, logits, embedding = self.compiled(x, targets, taught)
         share = len(x) / (batch or len(x))
         whole = self.placement.total(loss.detach() * share)
         if self._deferred or math.isfinite(whole.item()):
             # Gradients are averaged over the processes, so that each one's loss counts by its share of the batch.
-            self.placement.backward(loss * (share * self.placement.processes))
+            if self.compiled is None:
+                self.placement.backward(loss * (share * self.placement.processes))
             if not skipping or self.config.precision == "fp16" or self._finite_gradients():  # its scaler skips itself
                 self._update(logits, embedding, targets)
                 return whole
@@ -197,6 +205,13 @@ class Trainer:
         for buffer, before in zip(self.model.buffers(), kept, strict=True):
             buffer.copy_(before)
         return None
+
+    def _computed(self, x: Tensor, targets: Targets, taught: Tensor | None, batch: int | None = None) -> Computed:
+        logits, embedding = self._network(x)
+        loss = self.objective(logits, embedding, targets, batch)
+        if self._teacher is not None and taught is not None:
+            loss = self._teacher.mixed(loss, logits, taught)
+        return Computed(loss, logits, embedding)
 
     def _whole_step(self, x: Tensor, targets: Targets) -> Tensor:
         """`_step` where no step is skipped."""
@@ -208,7 +223,10 @@ class Trainer:
     def _update(self, logits: Tensor, embedding: Tensor | None, targets: Targets) -> None:
         if self.config.clip_norm:
             self.placement.clip(self._trained, self.config.clip_norm)
-        self._stepper.step()
+        if self.compiled is None:
+            self._stepper.step()
+        else:
+            self.compiled.update()
         if self.objective.centers is not None:
             gathered = self.placement.gathered
             features = None if embedding is None else gathered(embedding.detach())

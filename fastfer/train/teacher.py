@@ -67,10 +67,10 @@ class Teacher:
             x = F.interpolate(x, self._size, mode="bilinear", antialias=True)
         return self._run(x.float().contiguous())[:, self._order]
 
-    def mixed(self, loss: Tensor, logits: Tensor, x: Tensor) -> Tensor:
-        """(1 - weight) · loss + weight · T² · KL(teacher at T, student at T)."""
+    def mixed(self, loss: Tensor, logits: Tensor, taught: Tensor) -> Tensor:
+        """(1 - weight) · loss + weight · T² · KL(teacher at T, student at T); ``taught`` are the teacher's logits."""
         options = self._options
         student = F.log_softmax(logits.float() / options.temperature, 1)
-        teacher = F.softmax(self(x).float() / options.temperature, 1)
+        teacher = F.softmax(taught.float() / options.temperature, 1)
         divergence = F.kl_div(student, teacher, reduction="batchmean") * options.temperature**2
         return (1 - options.weight) * loss + options.weight * divergence

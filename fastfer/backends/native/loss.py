@@ -24,9 +24,11 @@ from fastfer.signatures.loss import (
 def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
     """A copy of ``labels``, which no other thread changes later; IndexError unless all are in [0, classes)."""
     labels = labels.clone(memory_format=torch.contiguous_format)
-    bad = _C.first_outside(labels.data_ptr(), labels.shape[0], classes)
-    if bad >= 0:
-        raise IndexError(f"{op}: labels: expected 0 <= label < {classes}, got {int(labels[bad])}")
+    params = _C.LabelParams(count=labels.shape[0], classes=classes, labels=labels)
+    try:
+        _C.check_labels(False, params)
+    except IndexError as error:
+        raise IndexError(f"{op}: {error}") from None
     return labels
 
 
