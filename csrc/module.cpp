@@ -39,7 +39,7 @@ void choose_isa(const std::string& name) {
   if (set_isa(name.c_str())) return;
   std::string known;
   for (const std::string& isa : isas(true)) known += ", " + isa;
-  throw py::value_error("ISA: expected auto" + known + ", got '" + name + "'");
+  throw py::value_error("ISA: expected auto" + known + ", got '" + name + "'" + isa_refusal(name.c_str()));
 }
 
 // kernel -> {ISA: calls}, ISAs that ran only.

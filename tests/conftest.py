@@ -20,7 +20,10 @@ from fastfer import backend
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU_BACKENDS = ("native", "numba", "reference")
-OPS_OF = {"avxvnni": "avx2", "avx512vnni": "avx512", "avx512bf16": "avx512"}
+OPS_OF = {
+    **{"avxvnni": "avx2", "amxemulated": "baseline"},
+    **dict.fromkeys(("avx512vnni", "avx512bf16", "amxemulated512", "amx"), "avx512"),
+}
 """ISAs that have kernels of their own in the engine alone, and whose ops they run."""
 
 

@@ -23,9 +23,13 @@ pytestmark = pytest.mark.skipif(
     not backend.list_backends()["native"].available, reason=f"native: {backend.list_backends()['native'].reason}"
 )
 ORDER = {
-    "x86_64": ["baseline", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"],
-    "aarch64": ["baseline", "neon"],
+    "x86_64": [
+        *("baseline", "amxemulated", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxemulated512", "amx")
+    ],
+    "aarch64": ["baseline", "amxemulated", "neon"],
 }
+EMULATED = ("amxemulated", "amxemulated512")
+"""Run when asked for by name, and never because they are the best."""
 # As Linux names them in /proc/cpuinfo.
 FLAGS = {
     "baseline": set(),
@@ -34,7 +38,10 @@ FLAGS = {
     "avxvnni": {"avx2", "fma", "avx_vnni"},
     "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
     "avx512bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"},
+    "amxemulated": set(),
 }
+FLAGS["amxemulated512"] = FLAGS["avx512bf16"]
+FLAGS["amx"] = FLAGS["avx512bf16"] | {"amx_tile", "amx_bf16", "amx_int8"}
 
 
 @pytest.fixture
@@ -56,9 +63,13 @@ def test_detection_agrees_with_linux(extension: Any) -> None:
     assert extension.isas(True) == [isa for isa in extension.isas() if FLAGS[isa] <= flags]
 
 
+def best(extension: Any) -> str:
+    return str([isa for isa in extension.isas(True) if isa not in EMULATED][-1])
+
+
 def test_the_best_is_the_default(extension: Any) -> None:
     found = python("from fastfer import _C; print(_C.isa())")
-    assert found.stdout.strip() == extension.isas(True)[-1], found.stderr
+    assert found.stdout.strip() == best(extension), found.stderr
 
 
 def test_every_forced_isa_runs(extension: Any) -> None:
@@ -89,7 +100,7 @@ def test_unknown_isa_is_an_error_at_import(name: str) -> None:
 
 def test_an_empty_isa_counts_as_unset(extension: Any) -> None:
     found = python("from fastfer import _C; import fastfer.ops; print(_C.isa())", FASTFER_ISA="")
-    assert found.stdout.strip() == extension.isas(True)[-1], found.stderr
+    assert found.stdout.strip() == best(extension), found.stderr
 
 
 def test_the_runtime_without_torch_heeds_the_isa(extension: Any) -> None:
@@ -105,6 +116,18 @@ def test_isa_of_another_cpu_is_an_error(extension: Any) -> None:
         assert f"got '{isa}'" in python("import fastfer.ops", FASTFER_ISA=isa).stderr
         with pytest.raises(ValueError, match=f"got '{isa}'"):
             extension.set_isa(isa)
+
+
+def test_a_refused_isa_says_what_is_missing(extension: Any) -> None:
+    refused = [isa for isa in extension.isas() if isa not in extension.isas(True)]
+    if not refused:
+        pytest.skip("this CPU runs every ISA of this build")
+    for isa in refused:
+        with pytest.raises(ValueError, match=r"lacks [a-z0-9]+") as error:
+            extension.set_isa(isa)
+        lacks = str(error.value).rpartition("lacks ")[2]
+        flags = {flag.replace("_", "") for flag in FLAGS.get(isa, set())}
+        assert lacks.replace("_", "") in flags or "tile registers" in lacks
 
 
 def test_a_refused_isa_changes_nothing(extension: Any) -> None:

@@ -158,6 +158,23 @@ def test_hot_loops_keep_their_accumulators_in_registers(isa: str, source: str, e
     assert not found, "spilled in an innermost loop:\n" + "\n".join(lines)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 code")
+@pytest.mark.parametrize(("source", "product"), [("cpu_bfloat16", "tdpbf16ps"), ("cpu_bytes", "tdpbusd")])
+def test_products_of_tiles_wait_for_nothing_else(source: str, product: str) -> None:
+    """Two by two tiles: four loads and four products a round, and no more than the addresses and the count beside."""
+    listing = objdump.disassemble(tool("objdump"), built_object("amx", f"engine/{source}"))
+    rounds = [
+        [i.name for i in loop]
+        for name, body in objdump.functions(listing)
+        if "::multiply<" in name
+        for loop in objdump.innermost_loops(body)
+    ]
+    assert sorted(names.count(product) for names in rounds) == [1, 2, 2, 4]
+    most = next(names for names in rounds if names.count(product) == 4)
+    assert sum(name.startswith("tileload") for name in most) == 4
+    assert len(most) <= 15
+
+
 def accumulate(count: int) -> str:
     """A loop over ``count`` accumulators of 8 floats."""
     return f"""

@@ -162,9 +162,10 @@ def test_settings_choose_the_recognizer(engine: Path, shipped: str) -> None:
 
 def test_precisions_are_those_of_the_cpu(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     present = Recognizers(engine, faces="whole", threads=1).offers[engine.name]
-    assert present == ((None, "float32", "bfloat16") if native().isa() == "avx512bf16" else (None, "float32"))
-    monkeypatch.setattr("fastfer.web.recognizers.native", lambda: SimpleNamespace(isa=lambda: "avx512bf16"))
-    assert Recognizers(engine, faces="whole", threads=1).offers[engine.name] == (None, "float32", "bfloat16")
+    assert present == ((None, "float32", "bfloat16") if native().isa() in ("avx512bf16", "amx") else (None, "float32"))
+    for isa in ("avx512bf16", "amx"):
+        monkeypatch.setattr("fastfer.web.recognizers.native", lambda isa=isa: SimpleNamespace(isa=lambda: isa))
+        assert Recognizers(engine, faces="whole", threads=1).offers[engine.name] == (None, "float32", "bfloat16")
 
 
 def test_a_camera_numbers_and_smooths(url: str) -> None:

@@ -111,8 +111,8 @@ Isa isa_of(const char* asked) {
     if (name == isa_name(isa)) return isa;
     known += std::string(", ") + isa_name(isa);
   }
-  fail(FASTFER_BAD_ARGUMENT,
-       std::string(asked ? "options.isa" : "FASTFER_ISA") + ": expected one of " + known + ", got '" + name + "'");
+  fail(FASTFER_BAD_ARGUMENT, std::string(asked ? "options.isa" : "FASTFER_ISA") + ": expected one of " + known +
+                                 ", got '" + name + "'" + isa_refusal(name.c_str()));
 }
 
 engine::Type type_of(const std::string& precision) {

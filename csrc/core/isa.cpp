@@ -3,21 +3,59 @@
 
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <cstring>
+#include <string>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace ff {
 namespace {
 
+// What is missing first, by name.
+bool has(const char* feature, bool there, std::string& lacks) {
+  if (!there && lacks.empty()) lacks = feature;
+  return there;
+}
+
 // The compiler's runtime asks CPUID, and XGETBV whether the operating system saves the wider registers.
-#define cpu(feature) static_cast<bool>(__builtin_cpu_supports(#feature))
+#define cpu(feature) has(#feature, static_cast<bool>(__builtin_cpu_supports(#feature)), lacks)
 #if defined(__x86_64__)
-// Not all compilers know it by name; its registers are those of AVX2.
-bool cpu_avxvnni() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+// Bit `bit` of what CPUID says of 7, `leaf`: not all compilers know these by name.
+bool cpuid7(unsigned leaf, int which, int bit) {
+  unsigned at[4] = {};
+  return __get_cpuid_count(7, leaf, &at[0], &at[1], &at[2], &at[3]) && (at[which] >> bit & 1);
+}
+#define cpu_avxvnni() has("avxvnni", cpuid7(1, 0, 4), lacks)  // its registers are those of AVX2
+
+#if defined(__linux__)
+constexpr int kTileData = 18;  // the state component
+// Linux gives tile registers to a process that asks for them: its signal frames are 8 KiB longer from then on.
+bool tile_permission(std::string& lacks) {
+  constexpr int kRequest = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  if (!syscall(SYS_arch_prctl, kRequest, kTileData)) return true;
+  return has((std::string("permission for tile registers (arch_prctl: ") + std::strerror(errno) + ")").c_str(), false,
+             lacks);
+}
+#else
+bool tile_permission(std::string& lacks) { return has("permission for tile registers", false, lacks); }
+#endif
+
+// Whether the operating system saves tile configurations and tiles, which XGETBV tells.
+bool saves_tiles() {
+  unsigned low = 0, high = 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low >> 17 & 3) == 3;
+}
+bool cpu_tiles(std::string& lacks) {
+  return has("amx_tile", cpuid7(0, 3, 24), lacks) && has("amx_bf16", cpuid7(0, 3, 22), lacks) &&
+         has("amx_int8", cpuid7(0, 3, 25), lacks) && has("tile registers that are saved", saves_tiles(), lacks) &&
+         tile_permission(lacks);
 }
 #endif
 #define FF_NEEDS_any(needs) needs
@@ -31,7 +69,9 @@ bool cpu_avxvnni() {
 #else
 #define FF_NEEDS_aarch64(needs) false
 #endif
-bool cpu_has(const char* isa) {
+// by_name: somebody asks for it. lacks: what is not there, where something is not.
+bool cpu_has(const char* isa, bool by_name, std::string& lacks) {
+  (void)by_name, (void)lacks;
 #define FF_ISA_ROW(name, machine, base, kernels, flags, needs) \
   if (std::strcmp(isa, #name) == 0) return FF_NEEDS_##machine(needs);
 #include "isa.inc"
@@ -39,19 +79,31 @@ bool cpu_has(const char* isa) {
   return false;
 }
 #undef cpu
+#undef cpu_avxvnni
 
-bool supported(Isa isa) {
-  static const std::array<bool, static_cast<size_t>(Isa::count)> all = {
-#define FF_SUPPORTED(name) cpu_has(#name),
-      FF_EACH_ISA(FF_SUPPORTED)
-#undef FF_SUPPORTED
-  };
+struct Support {
+  bool by_name, unasked;
+  std::string refusal;
+};
+
+const Support& support(Isa isa) {
+  static const auto all = [] {
+    std::array<Support, static_cast<size_t>(Isa::count)> each;
+    for (int i = 0; i < static_cast<int>(Isa::count); ++i) {
+      const char* name = isa_name(static_cast<Isa>(i));
+      std::string lacks;
+      const bool by_name = cpu_has(name, true, lacks);
+      each[static_cast<size_t>(i)] = {by_name, by_name && cpu_has(name, false, lacks),
+                                      by_name ? "" : ": this CPU or its operating system lacks " + lacks};
+    }
+    return each;
+  }();
   return all[static_cast<size_t>(isa)];
 }
 
 Isa best() {
   int i = static_cast<int>(Isa::count) - 1;
-  while (!supported(static_cast<Isa>(i))) --i;
+  while (!support(static_cast<Isa>(i)).unasked) --i;
   return static_cast<Isa>(i);
 }
 
@@ -75,7 +127,15 @@ bool isa_has_ops(Isa isa) {
   return own[static_cast<int>(isa)];
 }
 
-bool isa_supported(Isa isa) { return supported(isa); }
+bool isa_supported(Isa isa) { return support(isa).by_name; }
+
+const char* isa_refusal(const char* name) {
+  for (int i = 0; i < static_cast<int>(Isa::count); ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    if (std::strcmp(name, isa_name(isa)) == 0) return support(isa).refusal.c_str();
+  }
+  return "";
+}
 
 Isa active_isa() {
   int isa = active.load(std::memory_order_relaxed);
@@ -90,7 +150,7 @@ bool set_isa(const char* name) {
   }
   for (int i = 0; i < static_cast<int>(Isa::count); ++i) {
     const Isa isa = static_cast<Isa>(i);
-    if (std::strcmp(name, isa_name(isa)) == 0 && supported(isa)) {
+    if (std::strcmp(name, isa_name(isa)) == 0 && isa_supported(isa)) {
       active.store(i, std::memory_order_relaxed);
       return true;
     }

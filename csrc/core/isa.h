@@ -16,8 +16,10 @@ enum class Isa : int {
 const char* isa_name(Isa isa);
 // False where the ops run as on another ISA: avx512bf16 has kernels of its own in the engine only.
 bool isa_has_ops(Isa isa);
-// The CPU has what isa.inc asks for, and its operating system saves the registers.
+// The CPU has what isa.inc asks for, and its operating system saves the registers; where it is asked for by name.
 bool isa_supported(Isa isa);
+// What to say after a name that is not: of an ISA of this build what it lacks, of others nothing.
+const char* isa_refusal(const char* name);
 // The best supported one, unless set_isa chose another.
 Isa active_isa();
 // False, and nothing changes, for an unknown or unsupported name; "auto" is the best supported one.

@@ -39,7 +39,8 @@ Isa isa_of(const std::string& name) {
   if (name == "auto") return active_isa();
   for (int i = 0; i < static_cast<int>(Isa::count); ++i)
     if (name == isa_name(static_cast<Isa>(i)) && isa_supported(static_cast<Isa>(i))) return static_cast<Isa>(i);
-  throw py::value_error("EnginePlan: isa: expected \"auto\" or an instruction set of this CPU, got '" + name + "'");
+  throw py::value_error("EnginePlan: isa: expected \"auto\" or an instruction set of this CPU, got '" + name + "'" +
+                        isa_refusal(name.c_str()));
 }
 
 engine::Pixels pixels_of(const std::string& dtype) {

@@ -7,37 +7,39 @@
 namespace ff {
 namespace engine {
 
-// A run of tiles along pixels. A word is four bytes: two channels of bfloat16 or four of bytes. Word q of the channels
-// of pixel p under tap (k, l) stands p·pixel + k·row + l·column + q / W·block + q % W·4 bytes from x on, W words to a
-// channel block.
+// A run of pixels. A word is four bytes: two channels of bfloat16 or four of bytes. Word q of the channels of pixel p
+// under tap (k, l) stands p·pixel + k·row + l·column + q / W·block + q % W·4 bytes from x on, W words to a channel
+// block.
 struct LowRun {
   const char* x;
   ptrdiff_t pixel, row, column, block;
-  ptrdiff_t kh, kw, words;
+  ptrdiff_t kh, kw, channels;
   const float* weights;
-  ptrdiff_t at;  // elements from the start of the row to the first tile's output
-  // What becomes of the sums of a tile, float32 or int32, [channel block][pixel][L].
-  void (*finish)(const LowRun& run, const void* sums, ptrdiff_t pixels, ptrdiff_t blocks, ptrdiff_t at);
+  ptrdiff_t at;  // elements from the start of the row to the first pixel's output
+  // What becomes of the sums of some of the pixels, float32 or int32, [channel block][pixel][L], the channel blocks
+  // `apart` lanes apart.
+  void (*finish)(const LowRun& run, const void* sums, ptrdiff_t apart, ptrdiff_t pixels, ptrdiff_t blocks,
+                 ptrdiff_t at);
   const void* context;  // of finish
 };
 
-// Sizes of tiles in pixels, widest first, ending with 1.
-struct LowSizes {
-  static constexpr int kMost = 7;
-  int count, pixels[kMost];
-  void (*run[kMost])(const LowRun& run, ptrdiff_t tiles);
+// What a way has set in the CPU, or found there.
+struct alignas(64) LowState {
+  unsigned char bytes[64];
 };
 
 struct LowTiles {
-  static constexpr int kMostPanel = 5;
   const char* way;  // the instruction that multiplies
-  int pack;  // channels of a word
-  int vectors;  // vectors of weights for each word of a channel block
   int offset;  // what is added to bytes before they are multiplied
-  LowSizes sizes[2][kMostPanel];  // by whether pixels stand one behind the other, by channel blocks of the panel
+  void (*run)(const LowRun& run, ptrdiff_t pixels, int blocks);  // of a panel of so many channel blocks
+  // Around the calls of run, all of so many pixels; `before` keeps what the thread had set. Null: nothing is to be set.
+  void (*enter)(LowState& before, ptrdiff_t pixels);
+  void (*leave)(const LowState& before);
 
   int (*panel)(int in_channels, int out_channels, int out_height, int out_width, const Window& window);
-  // Panels, then for bytes the scale and the total of each output channel; counted in floats.
+  // Floats of the packed weights of one channel block of outputs; of all, with what follows them: for bytes the scale
+  // and the total of each output channel.
+  size_t (*block_size)(int in_channels, const Window& window);
   size_t (*packed)(int in_channels, int out_channels, const Window& window);
   void (*pack_weights)(float* packed, const float* w, int in_channels, int out_channels, const Window& window,
                        int panel);

@@ -115,5 +115,5 @@ class Recognizers:
 
 def _precisions(source: str | Path) -> tuple[str | None, ...]:
     """What this CPU computes in; an engine file may be of another precision than these, and be left as it is."""
-    known = ("float32", "bfloat16") if native().isa() == "avx512bf16" else ("float32",)
+    known = ("float32", "bfloat16") if native().isa() in ("avx512bf16", "amx") else ("float32",)
     return (None, *known) if Path(source).suffix == ".ffe" else known

@@ -25,6 +25,16 @@ class TypedMap {
   }
   TypedMap(TypedMap&&) = default;
   const engine::Map& map() const { return map_; }
+  // NaN, or bytes that stand for much, in channels that do not exist and share no word with one that does.
+  void poison() {
+    const idx lanes = kernels_.lanes, pack = type_ == Type::bfloat16 ? 2 : 4, size = 4 / pack,
+              used = ((map_.channels - 1) % lanes / pack + 1) * pack, last = (map_.channels - 1) / lanes;
+    if (type_ == Type::float32) return;
+    for (idx y = 0; y < map_.height; ++y)
+      for (idx x = 0; x < map_.width; ++x)
+        std::memset(reinterpret_cast<char*>(map_.data) + (last * map_.block + y * map_.row + x * lanes + used) * size,
+                    255, at((lanes - used) * size));
+  }
   // What the map stands for, in C, H, W order.
   std::vector<float> values(const std::string& name) const {
     Blocked plain(kernels_.lanes, map_.channels, map_.height, map_.width, 0, true);
@@ -90,11 +100,12 @@ void engine_low(const std::string& isa, const Kernels& kernels, const EngineCase
                            std::to_string(static_cast<int>(y_type)) + k.text();
   const Blocked plain_x(kernels.lanes, k.c, k.h, k.w, k.border(), d.x),
       plain_y(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
-  const TypedMap x(kernels, plain_x, k.border(), x_type, kInputQuant, &plain_x),
-      residual(kernels, plain_y, 1, y_type, kOutputQuant, &plain_y);
+  TypedMap x(kernels, plain_x, k.border(), x_type, kInputQuant, &plain_x);
+  const TypedMap residual(kernels, plain_y, 1, y_type, kOutputQuant, &plain_y);
   const std::vector<float> read = x.values(name), added = residual.values(name);
   close(name + " convert", read, d.x, x_type, kInputQuant, 0),
       close(name + " convert residual", added, d.residual, y_type, kOutputQuant, 0);
+  if (!k.depthwise) x.poison();
   const Values used = k.depthwise ? d.weight : rounded(k, d.weight, x_type);
   const Values want = naive_conv(k, doubles(read), used, d.bias, doubles(added));
   const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()),
@@ -185,8 +196,72 @@ void engine_low_strips(const std::string& isa, const Kernels& kernels, const Eng
   check(y.values(name) == maps.back().values(name), name + ": other values than one after the other");
 }
 
+// Whoever calls finds the tiles that he had, and none where he had none.
+void engine_state(const std::string& isa, const Kernels& kernels) {
+  for (Type type : {Type::bfloat16, Type::uint8}) {
+    const engine::LowTiles& tiles = *kernels.tiles(type);
+    check(!tiles.enter == !tiles.leave, isa + " engine: enters and does not leave");
+    if (!tiles.enter) continue;
+    engine::LowState states[4] = {};
+    tiles.enter(states[0], 5), tiles.enter(states[1], 49), tiles.leave(states[1]);
+    tiles.enter(states[2], 3), tiles.leave(states[2]), tiles.leave(states[0]);
+    tiles.enter(states[3], 1), tiles.leave(states[3]);
+    const auto same = [&](int i, int j) { return !std::memcmp(states[i].bytes, states[j].bytes, sizeof states[i]); };
+    const engine::LowState none = {};
+    check(!std::memcmp(states[0].bytes, none.bytes, sizeof none), isa + " engine: a call has left its tiles");
+    check(same(0, 3) && same(1, 2) && !same(0, 1), isa + " engine: tiles are not as they were found");
+  }
+}
+
+// What a convolution from `type` to float32 gives.
+std::vector<float> low_result(const Kernels& kernels, const EngineCase& k, Type type) {
+  const EngineData d(k, false);
+  const std::vector<float> weight = EngineData::floats(d.weight), bias = d.padded_bias(kernels.lanes);
+  const Blocked plain_x(kernels.lanes, k.c, k.h, k.w, k.border(), d.x),
+      plain_y(kernels.lanes, k.o, k.oh(), k.ow(), 1, d.residual);
+  const TypedMap x(kernels, plain_x, k.border(), type, kInputQuant, &plain_x),
+      y(kernels, plain_y, 1, Type::float32, {}, &plain_y);
+  const engine::LowTiles& tiles = *kernels.tiles(type);
+  const int c = static_cast<int>(k.c), o = static_cast<int>(k.o), rows = static_cast<int>(k.oh()),
+            blocks = static_cast<int>(plain_y.blocks()), panel = tiles.panel(c, o, rows, int(k.ow()), k.window());
+  Out<float> packed(static_cast<idx>(tiles.packed(c, o, k.window())));
+  tiles.pack_weights(packed.ptr(), weight.data(), c, o, k.window(), panel);
+  EnginePools pools(kernels.lanes, blocks, k.oh(), k.ow());
+  kernels.conv({x.map(),
+                y.map(),
+                k.window(),
+                packed.ptr(),
+                panel,
+                epilogue(k, bias.data(), y.map(), pools.pools()),
+                type,
+                Type::float32,
+                kInputQuant,
+                {},
+                {},
+                &tiles},
+               {0, rows, 0, blocks});
+  return y.values("low result");
+}
+
+// Both ISAs, where this CPU has them, give the same bits: emulated tiles as real ones, and whole numbers anyhow.
+void engine_same(const char* one, const char* other, Type type) {
+  const Kernels* kernels[2] = {};
+  for (int i = 0; i < static_cast<int>(Isa::count); ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    if (!isa_supported(isa)) continue;
+    if (!std::strcmp(isa_name(isa), one)) kernels[0] = &engine_kernels_of(isa);
+    if (!std::strcmp(isa_name(isa), other)) kernels[1] = &engine_kernels_of(isa);
+  }
+  if (!kernels[0] || !kernels[1]) return;
+  for (const EngineCase& k : kEngineCases)
+    if (!k.depthwise && k.act <= 4 && !k.residual)
+      check(low_result(*kernels[0], k, type) == low_result(*kernels[1], k, type),
+            std::string(one) + " and " + other + " differ:" + k.text());
+}
+
 void engine_low(Isa isa) {
   const Kernels& kernels = engine_kernels_of(isa);
+  engine_state(isa_name(isa), kernels);
   for (const EngineCase& k : kEngineCases) {
     if (k.act > 4 || (k.residual && k.after > 4)) continue;
     for (Type x : kTypes)
@@ -196,6 +271,14 @@ void engine_low(Isa isa) {
   for (const auto& chain : kChains)
     for (Type type : {Type::bfloat16, Type::uint8})
       for (int kinds : {0, 6}) engine_low_strips(isa_name(isa), kernels, chain, type, kinds, kinds == 0);
+  engine_state(isa_name(isa), kernels);
+}
+
+void engine_low() {
+  engine_same("amx", "amxemulated512", Type::bfloat16);
+  engine_same("amx", "avx512bf16", Type::uint8);
+  engine_same("amxemulated512", "avx512bf16", Type::uint8);
+  engine_same("amxemulated", "baseline", Type::uint8);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@
 #include "loss.h"
 #include "pool.h"
 #include "stream.h"
+#include "tiles.h"
 
 namespace {
 
@@ -281,6 +282,8 @@ int main() {
     std::printf("%s: done\n", isa_name(isa));
   }
   engine_threads();
+  engine_low();
+  tiles();
   check(!set_isa("sse9") && set_isa("auto"), "set_isa of an unknown name");
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

@@ -10,7 +10,7 @@ namespace FF_ISA {
 namespace {
 
 using engine::LowRun;
-using engine::LowSizes;
+using engine::LowState;
 using engine::LowTiles;
 
 // What follows the sums of a panel, with the places of pixel 0 of a row.
@@ -33,12 +33,13 @@ FF_INLINE vecf activated(vecf v, const Activation& a) { return activated(v, a, a
 
 // Sum: the type of sums; those of bytes are scaled. T: what is stored. Clamp: the form of the activation.
 template <class Sum, class T, bool Clamp>
-static void finish_sums(const LowRun& run, const void* sums, ptrdiff_t pixels, ptrdiff_t blocks, ptrdiff_t at) {
+static void finish_sums(const LowRun& run, const void* sums, ptrdiff_t apart, ptrdiff_t pixels, ptrdiff_t blocks,
+                        ptrdiff_t at) {
   const LowFinish& f = *static_cast<const LowFinish*>(run.context);
   const Activation act = f.act, after = f.after;
   const Quant y_quant = f.y_quant, residual_quant = f.residual_quant;
-  const auto* sum = static_cast<const float*>(sums);
   for (idx j = 0; j < blocks; ++j) {
+    const float* sum = static_cast<const float*>(sums) + j * apart;
     const vecf scale = sizeof(Sum) == 1 ? load(f.scale + j * L) : vecf{}, bias = load(f.bias + j * L);
     T* to = reinterpret_cast<T*>(f.y + j * f.y_block) + at;
     const T* residual = f.residual ? reinterpret_cast<const T*>(f.residual + j * f.residual_block) + at : nullptr;
@@ -73,16 +74,22 @@ FF_INLINE bool is_flat(const Conv& c) {
          c.y.row == line && (!c.epilogue.residual.data || c.epilogue.residual.row == line);
 }
 
-// Runs tiles over `pixels` pixels, the widest first.
-FF_INLINE void run_tiles(const LowSizes& s, LowRun run, idx pixels) {
-  for (int i = 0; pixels > 0; ++i) {
-    const idx count = pixels / s.pixels[i], done = count * s.pixels[i];
-    if (!count) continue;
-    s.run[i](run, count);
-    run.x += done * run.pixel, run.at += done * L;
-    pixels -= done;
+// What a way sets in the CPU is set for the time of a call, so that the caller finds what it left.
+class LowScope {
+ public:
+  LowScope(const LowTiles& tiles, idx pixels) : tiles_(tiles) {
+    if (tiles_.enter) tiles_.enter(before_, pixels);
   }
-}
+  ~LowScope() {
+    if (tiles_.leave) tiles_.leave(before_);
+  }
+  LowScope(const LowScope&) = delete;
+  LowScope& operator=(const LowScope&) = delete;
+
+ private:
+  const LowTiles& tiles_;
+  LowState before_;
+};
 
 // The scales and biases of bytes' sums hold the input's scale and zero: 16 KiB on the stack of a call at most.
 constexpr idx kByteOutputs = 2048;
@@ -111,7 +118,7 @@ FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const f
   const LowTiles& tiles = *c.tiles;
   const Window& w = c.window;
   const Epilogue& e = c.epilogue;
-  const idx x_size = size_of(c.x_type), words = ceil_div(c.x.channels, tiles.pack);
+  const idx x_size = size_of(c.x_type), block = static_cast<idx>(tiles.block_size(c.x.channels, w));
   const bool flat = is_flat(c), here = in_registers(e);
   const idx pixels = flat ? static_cast<idx>(part.y1 - part.y0) * c.y.width : c.y.width;
   LowFinish f = low_finish(c);
@@ -122,21 +129,21 @@ FF_NOINLINE void conv_part(const Conv& c, Part part, const float* scale, const f
              c.x.block * x_size,
              w.kh,
              w.kw,
-             words,
+             c.x.channels,
              nullptr,
              0,
              finish,
              &f};
+  const LowScope scope(tiles, pixels);
   for (idx b = part.b0; b < part.b1; b += c.panel) {
     const idx panel = min_idx(c.panel, part.b1 - b);
-    const LowSizes& s = tiles.sizes[w.sw == 1][panel - 1];
-    run.weights = c.weights + b * L * words * w.kh * w.kw * tiles.vectors;
+    run.weights = c.weights + b * block;
     f.scale = offset(scale, b * L), f.bias = bias + b * L;
     for (idx y = part.y0; y < part.y1; ++y) {
       run.x = place(c.x, c.x_type, 0, y * w.sh - w.top) - w.left * L * x_size;
       f.y = place(c.y, c.y_type, b, y);
       f.residual = e.residual.data && here ? place(e.residual, c.y_type, b, y) : nullptr;
-      run_tiles(s, run, pixels);
+      tiles.run(run, pixels, static_cast<int>(panel));
       if (flat) break;
     }
     finish_rows(e, c.y, part.y0, part.y1, b, b + panel);

@@ -66,7 +66,7 @@ static void deep_tiles(const DeepRun& d, LowRun run, LowFinish f, idx x0, idx ti
       }
       FF_UNROLL(16)
       for (int i = 0; i < TX; ++i) sums[i] = acc[i];
-      run.finish(run, sums, TX, 1, at * L);
+      run.finish(run, sums, TX * L, TX, 1, at * L);
     }
     f.y += d.y_row, f.residual = offset(f.residual, d.residual_row);
   }

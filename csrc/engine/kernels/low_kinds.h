@@ -4,8 +4,7 @@
 // where there is no dot product of bytes, these are widened to pairs of 16 bits, whose products are summed in 32
 // (PMADDWD), as 255·127·2 does not fit 16.
 #pragma once
-#include "engine/kernels/types.h"
-#include "engine/low_tiles.h"
+#include "engine/kernels/low_words.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -24,26 +23,14 @@ FF_INLINE int32_t word_at(const char* p) {
 FF_INLINE i32v every_word(const char* p) { return i32v{} + word_at(p); }
 FF_INLINE i32v load_words(const float* p) { return (i32v)load(p); }
 
-// The nearest bfloat16, ties to even; NaN stays.
-FF_INLINE uint16_t bf16_of(float v) {
-  uint32_t bits = 0;
-  __builtin_memcpy(&bits, &v, sizeof bits);
-  if (v != v) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 #if defined(__AVX512BF16__)
-struct Bf16Products {  // two products into a float32 lane
+struct Bf16Products : Bf16Words {  // two products into a float32 lane
   using Sum = vecf;
   static constexpr const char* kWay = "vdpbf16ps";
   static constexpr int kVectors = 1, kLatency = 14;
   static FF_CLASS_INLINE i32v operand(const char* x, int) { return every_word(x); }
   static FF_CLASS_INLINE i32v weights(const float* w) { return load_words(w); }
   static FF_CLASS_INLINE Sum add(Sum sum, i32v x, i32v w) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w); }
-  static FF_CLASS_INLINE void put(char* to, idx, idx lane, const float (&w)[2]) {
-    const uint16_t pair[2] = {bf16_of(w[0]), bf16_of(w[1])};
-    __builtin_memcpy(to + lane * 4, pair, sizeof pair);
-  }
 };
 #else
 struct Bf16Products {  // both channels as float32: a bfloat16 is its upper half
@@ -66,7 +53,7 @@ struct Bf16Products {  // both channels as float32: a bfloat16 is its upper half
 #endif
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
-struct ByteProducts {  // four products into an int32 lane
+struct ByteProducts : ByteWords {  // four products into an int32 lane
   using Sum = i32v;
   static constexpr int kVectors = 1, kLatency = 8;
   static FF_CLASS_INLINE i32v weights(const float* w) { return load_words(w); }
@@ -91,9 +78,6 @@ struct ByteProducts {  // four products into an int32 lane
   }
 #endif
 #endif
-  static FF_CLASS_INLINE void put(char* to, idx, idx lane, const int8_t (&w)[4]) {
-    __builtin_memcpy(to + lane * 4, w, sizeof w);
-  }
 };
 #elif defined(__x86_64__)
 struct ByteProducts {  // channels 0 and 2, then 1 and 3, of 16 bits each
