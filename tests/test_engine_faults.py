@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_bytes import Network, pack, run
+from engine_bytes import ISAS, Network, pack, run
 from engine_networks import binary, conv, global_pool, line_pool, se, window_pool
 
 from fastfer import _C
 
-ISAS = _C.isas(True)
 CRASHES = sorted((Path(__file__).resolve().parents[2] / "shared" / "cases" / "ffe").glob("*.ffe"))
 
 

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_bytes import Network, run, seal
+from engine_bytes import ISAS, Network, run, seal
 from engine_networks import affine, case, cases, cbam, conv, csa, global_pool
 
 from fastfer import _C
 
 CASES = {name: (shape, build) for name, shape, build in cases()}
-ISAS = _C.isas(True)
 
 
 def images(net: Network, batch: int, seed: int = 3) -> np.ndarray[Any, Any]:

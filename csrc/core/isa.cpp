@@ -3,15 +3,12 @@
 
 #include <array>
 #include <atomic>
-#include <cerrno>
 #include <cstring>
 #include <string>
+
+#include "core/system.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
-#endif
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace ff {
@@ -33,19 +30,6 @@ bool cpuid7(unsigned leaf, int which, int bit) {
 }
 #define cpu_avxvnni() has("avxvnni", cpuid7(1, 0, 4), lacks)  // its registers are those of AVX2
 
-#if defined(__linux__)
-constexpr int kTileData = 18;  // the state component
-// Linux gives tile registers to a process that asks for them: its signal frames are 8 KiB longer from then on.
-bool tile_permission(std::string& lacks) {
-  constexpr int kRequest = 0x1023;  // ARCH_REQ_XCOMP_PERM
-  if (!syscall(SYS_arch_prctl, kRequest, kTileData)) return true;
-  return has((std::string("permission for tile registers (arch_prctl: ") + std::strerror(errno) + ")").c_str(), false,
-             lacks);
-}
-#else
-bool tile_permission(std::string& lacks) { return has("permission for tile registers", false, lacks); }
-#endif
-
 // Whether the operating system saves tile configurations and tiles, which XGETBV tells.
 bool saves_tiles() {
   unsigned low = 0, high = 0;
@@ -53,11 +37,15 @@ bool saves_tiles() {
   return (low >> 17 & 3) == 3;
 }
 bool cpu_tiles(std::string& lacks) {
-  return has("amx_tile", cpuid7(0, 3, 24), lacks) && has("amx_bf16", cpuid7(0, 3, 22), lacks) &&
-         has("amx_int8", cpuid7(0, 3, 25), lacks) && has("tile registers that are saved", saves_tiles(), lacks) &&
-         tile_permission(lacks);
+  if (!has("amx_tile", cpuid7(0, 3, 24), lacks) || !has("amx_bf16", cpuid7(0, 3, 22), lacks) ||
+      !has("amx_int8", cpuid7(0, 3, 25), lacks) || !has("tile registers that are saved", saves_tiles(), lacks))
+    return false;
+  const std::string refusal = tile_refusal();
+  return has(refusal.c_str(), refusal.empty(), lacks);
 }
 #endif
+// Of an ARM CPU: bit `bit` of word `word` of what the system says.
+#define hwcap(feature, word, bit) has(#feature, cpu_bits(word) >> bit & 1, lacks)
 #define FF_NEEDS_any(needs) needs
 #if defined(__x86_64__)
 #define FF_NEEDS_x86_64(needs) needs
@@ -79,6 +67,7 @@ bool cpu_has(const char* isa, bool by_name, std::string& lacks) {
   return false;
 }
 #undef cpu
+#undef hwcap
 #undef cpu_avxvnni
 
 struct Support {

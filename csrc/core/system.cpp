@@ -3,6 +3,9 @@
 
 #include <sys/mman.h>
 
+#include <cerrno>
+#include <cstring>
+
 // FF_POSIX: as on a system that has POSIX alone, so that Linux may test it.
 #if defined(__linux__) && !defined(FF_POSIX)
 #include <linux/futex.h>
@@ -16,6 +19,11 @@
 #include <mach-o/dyld.h>
 #else
 #include <link.h>
+#endif
+#if defined(__linux__)
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace ff {
@@ -104,5 +112,24 @@ std::string loaded_library(bool (*wanted)(const char* path)) {
 }
 
 #endif
+
+std::string tile_refusal() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM; the component of a thread's state
+  if (!syscall(SYS_arch_prctl, kRequest, kTileData)) return {};
+  return std::string("permission for tile registers (arch_prctl: ") + std::strerror(errno) + ")";
+#else
+  return "permission for tile registers";
+#endif
+}
+
+unsigned long cpu_bits(int word) {
+#if defined(__linux__)
+  return getauxval(word == 1 ? AT_HWCAP : AT_HWCAP2);
+#else
+  (void)word;
+  return 0;
+#endif
+}
 
 }  // namespace ff

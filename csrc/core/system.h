@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each operating system does in a way of its own: sleeping on a word, large pages, which libraries are loaded.
+// What each operating system does in a way of its own: sleeping on a word, large pages, which libraries are
+// loaded, what it says of the CPU.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -19,5 +20,12 @@ void advise_huge_pages(void* block, size_t bytes);
 
 // The path of the first loaded library for whose path `wanted` is true, or "".
 std::string loaded_library(bool (*wanted)(const char* path));
+
+// Asks for the use of tile registers by this process: "" where it has it, else why not. Linux gives them to who asks:
+// its signal frames are 8 KiB longer from then on.
+std::string tile_refusal();
+
+// What the system says that the CPU has, word 1 or 2 of bits (AT_HWCAP, AT_HWCAP2); 0 where it does not say.
+unsigned long cpu_bits(int word);
 
 }  // namespace ff
