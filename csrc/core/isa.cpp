@@ -15,7 +15,7 @@ namespace ff {
 namespace {
 
 // What is missing first, by name.
-bool has(const char* feature, bool there, std::string& lacks) {
+[[maybe_unused]] bool has(const char* feature, bool there, std::string& lacks) {
   if (!there && lacks.empty()) lacks = feature;
   return there;
 }
