@@ -301,6 +301,19 @@ def test_an_output_that_cannot_be_written(engine: Path, folder: Path, tmp_path: 
         assert b"No space left" in ended.stderr
 
 
+def test_an_opencv_without_windows(engine: Path, folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    class Headless:
+        error = ValueError
+
+        @staticmethod
+        def imshow(*_: Any) -> None:
+            raise ValueError("The function is not implemented")
+
+    monkeypatch.setattr("fastfer.predict.run.opencv", Headless)
+    assert run(engine, folder, "--show") == 2  # once, and not for each picture
+    assert capsys.readouterr().err.count("this OpenCV opens no windows") == 1
+
+
 def test_a_reader_that_has_enough(engine: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "fastfer.predict", str(folder), "--weights", str(engine), "--faces", "whole"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -128,19 +128,22 @@ class Run:
                 self._messages.note(item.name, "an animation: its first picture alone was looked at")
             self._keep(result)
             if photo is not None:
-                try:
-                    self._draw(item, result, photo)
-                except DataError as error:  # decoding all of it: the file has gone, or is another one
-                    self.fail(item.name, str(error))
+                self._draw(item, result, photo)
 
     def _draw(self, item: Item, result: Result, photo: Photo) -> None:
         """The faces for the sheets, and the picture with its boxes where it is wanted."""
-        if self._sheets is not None:
-            self._sheets.add(photo, result.faces)
-        if self._plan.annotated is not None:
-            draw.save(draw.annotated(photo.pixels(), result.faces), self._plan.annotated / f"{item.place}.jpg")
-        if self._plan.show:
-            _show(draw.annotated(photo.pixels(), result.faces), wait=0)
+        plan, image = self._plan, None
+        try:
+            if self._sheets is not None:
+                self._sheets.add(photo, result.faces)
+            if plan.annotated is not None or plan.show:
+                image = draw.annotated(photo.pixels(), result.faces)
+        except DataError as error:  # what is not decoded yet: the file has gone, or is another one
+            self.fail(item.name, str(error))
+        if image is not None and plan.annotated is not None:
+            draw.save(image, plan.annotated / f"{item.place}.jpg")
+        if image is not None and plan.show:
+            _show(image, wait=0)
 
     def _watch(self, item: Item) -> None:
         plan = self._plan
