@@ -111,3 +111,14 @@ def dense_array(x: Any) -> Any:
     import numpy as np
 
     return np.require(x, x.dtype.newbyteorder("="), ("C_CONTIGUOUS", "ALIGNED"))
+
+
+def keep_pages() -> None:
+    """Let the C library keep the memory of pictures for the next ones.
+
+    glibc gives blocks above 128 KB back to the system as they are freed, until one was freed that is larger than those
+    to come, and up to 32 MB. Each page that comes back costs up to 2 µs: 1.7 ms of 11 for a photo of 640x480.
+    """
+    import numpy as np
+
+    np.empty(20 << 20, np.uint8)

@@ -264,10 +264,13 @@ def photographs() -> list[np.ndarray[Any, Any]]:
     return [astronaut, astronaut[:301, :423], np.asarray(image)]
 
 
-def test_boxes_are_those_of_the_network_in_onnx_runtime(model: Path, cached: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("dtype", "within"), [(None, (0.999, 1e-3, 0.05)), ("bfloat16", (0.99, 1e-2, 0.5))])
+def test_boxes_are_those_of_the_network_in_onnx_runtime(
+    model: Path, cached: Path, monkeypatch: Any, dtype: str | None, within: tuple[float, float, float]
+) -> None:
     runtime = pytest.importorskip("onnxruntime")
     monkeypatch.setenv("FASTFER_CACHE", str(cached))
-    detector = YuNet(model, score=0.6, threads=1, longest=640)
+    detector = YuNet(model, score=0.6, threads=1, longest=640, dtype=dtype)
     session = runtime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     for picture in [np.random.default_rng(1).integers(0, 256, (640, 640, 3), np.uint8), *photographs()]:
         square = np.zeros((640, 640, 3), np.uint8)  # the only size that the file takes
@@ -278,9 +281,9 @@ def test_boxes_are_those_of_the_network_in_onnx_runtime(model: Path, cached: Pat
         wanted, found = yunet.faces(values, (640, 640), 0.6, 0.3), detector(square)
         assert len(found) == len(wanted)
         for got, face in zip(found, wanted, strict=True):
-            assert overlap(got.box, face.box) > 0.999
-            assert got.score == pytest.approx(face.score, abs=1e-3)
-            np.testing.assert_allclose(got.points, face.points, atol=0.05)
+            assert overlap(got.box, face.box) > within[0]
+            assert got.score == pytest.approx(face.score, abs=within[1])
+            np.testing.assert_allclose(got.points, face.points, atol=within[2])
 
 
 def test_boxes_are_those_of_opencv(model: Path, cached: Path, monkeypatch: Any) -> None:
@@ -300,6 +303,21 @@ def test_boxes_are_those_of_opencv(model: Path, cached: Path, monkeypatch: Any) 
             assert overlap(got.box, row) >= 0.99
             np.testing.assert_allclose(np.ravel(got.points), row[4:14], atol=0.5)
     assert counts == [1, 1, 5]
+
+
+def test_pillow_images_and_precisions(model: Path, cached: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FASTFER_CACHE", str(cached))
+    astronaut = photographs()[0]
+    detector = YuNet(model, threads=1)
+    for picture in (astronaut, astronaut[..., 0]):
+        assert detector(Image.fromarray(picture)) == detector(picture)
+    with pytest.raises(ValueError, match="mode RGB or L, got RGBA"):
+        detector(Image.fromarray(astronaut).convert("RGBA"))
+    low = detector.computing_in("bfloat16")
+    assert (detector.engine((32, 32)).dtype, low.engine((32, 32)).dtype) == ("float32", "bfloat16")
+    assert overlap(low(astronaut)[0].box, detector(astronaut)[0].box) > 0.99
+    with pytest.raises(ValueError, match="dtype: expected float32 or bfloat16, got 'int8'"):
+        YuNet(model, dtype="int8")
 
 
 def test_photographs_of_any_size(model: Path, cached: Path, monkeypatch: Any) -> None:

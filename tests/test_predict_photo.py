@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import io
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from predict_cases import Picture, drawn_faces
+from predict_cases import Picture, drawn_faces, engine_file
 
 from fastfer import Recognizer
 from fastfer.data.images import decode
@@ -203,6 +206,37 @@ def test_a_file_that_goes_away_meanwhile(weights: Path, tmp_path: Path) -> None:
         result = each([tmp_path / "photo.jpg"], errors="keep")[0]
     assert result.faces == ()
     assert "photo.jpg is missing" in str(result.error)
+
+
+@pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
+def test_the_precision_reaches_the_detector(weights: Path, monkeypatch: Any, precision: str | None) -> None:
+    asked = []
+
+    def as_detector(*_: Any, **options: Any) -> Placed:
+        asked.append(options["dtype"])
+        return Placed([])
+
+    monkeypatch.setattr("fastfer.predict.recognizer.as_detector", as_detector)
+    Recognizer(weights, threads=1, precision=precision)
+    assert asked == ["bfloat16" if precision == "bfloat16" else None]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep memory as they like")
+def test_the_memory_of_a_picture_serves_the_next_one(weights: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg")
+    engine = engine_file(weights, tmp_path / "net.ffe")
+    code = (
+        "import resource, fastfer\n"
+        f"r = fastfer.Recognizer({str(engine)!r}, detector=lambda p: [(9, 9, 60, 60)], threads=1)\n"
+        "def faults():\n  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        f"for _ in range(5): r({str(tmp_path / 'photo.jpg')!r})\n"
+        "before = faults()\n"
+        f"for _ in range(10): r({str(tmp_path / 'photo.jpg')!r})\n"
+        "print((faults() - before) / 10)\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(printed) < 50  # its pixels alone have 300 pages
 
 
 def test_the_command_draws_into_the_whole_picture(weights: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +40,22 @@ class YuNet:
         overlap: float = 0.3,
         longest: int = 640,
         threads: int | None = None,
+        dtype: str | None = None,
     ) -> None:
         """``path``: its ONNX file, or an engine file; None looks for it as `find_detector`.
 
         ``score`` is the least one of a face, ``overlap`` the intersection over union above which the weaker of two is
-        left out. Raises FileNotFoundError, ImportError naming what reading ONNX needs, ValueError for another file.
+        left out. ``dtype``: what it computes in, float32 or bfloat16, by default as its file was compiled. Raises
+        FileNotFoundError, ImportError naming what reading ONNX needs, ValueError for another file.
         """
         if not 0 < score <= 1 or not 0 <= overlap <= 1 or not 32 <= longest <= 8192:
             raise ValueError(
                 f"score, overlap, longest: expected above 0 to 1, 0 to 1, 32 to 8192, got {score}, {overlap}, {longest}"
             )
         self.score, self.overlap, self.longest, self._threads = score, overlap, longest, threads
+        if dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype!r}")
+        self.dtype = dtype
         self._data = engine_bytes(path)
         self._engines: OrderedDict[tuple[int, int], Engine] = OrderedDict()
         self._lock = threading.Lock()
@@ -81,6 +87,12 @@ class YuNet:
         scale = width / columns, height / rows
         return found if scale == (1, 1) else [_scaled(face, *scale) for face in found]
 
+    def computing_in(self, dtype: str | None) -> YuNet:
+        """The same detector, computing in float32, bfloat16 or as its file was compiled."""
+        other = copy(self)
+        other.dtype = dtype
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickled and copied without the engines, which are made again where they are needed."""
         return {key: value for key, value in vars(self).items() if key not in ("_engines", "_lock")}
@@ -96,7 +108,7 @@ class YuNet:
         with self._lock:
             engine = self._engines.pop(size, None)
             if engine is None:
-                engine = Engine(resized(self._data, size), threads=self._threads)
+                engine = Engine(resized(self._data, size), threads=self._threads, dtype=self.dtype)
                 while len(self._engines) >= _KEPT:
                     self._engines.popitem(last=False)
             self._engines[size] = engine
@@ -117,11 +129,16 @@ class Adapted:
 
 
 def as_detector(
-    detector: Detector | str | Path | None, *, score: float, threads: int | None, longest: int = 640
-) -> Detector:  # fmt: skip
+    detector: Detector | str | Path | None,
+    *,
+    score: float,
+    threads: int | None,
+    longest: int = 640,
+    dtype: str | None = None,
+) -> Detector:
     """What finds faces: YuNet from a path or from where it is found, or the callable itself."""
     if detector is None or isinstance(detector, str | Path):
-        return YuNet(detector, score=score, threads=threads, longest=longest)
+        return YuNet(detector, score=score, threads=threads, longest=longest, dtype=dtype)
     if isinstance(detector, YuNet):
         return detector
     if not callable(detector):

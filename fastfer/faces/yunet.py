@@ -58,24 +58,30 @@ def faces(maps: Maps, size: tuple[int, int], score: float, overlap: float, most:
     ``maps``: by the names OUTPUTS, each (cells, n). ``score``: least one; ``overlap``: intersection over union above
     which the weaker of two boxes is left out; ``most`` candidates are looked at.
     """
-    rows = np.concatenate([_candidates(maps, size[1] // stride, stride, score) for stride in STRIDES])
-    if not len(rows):
+    found = [rows for stride in STRIDES if len(rows := _candidates(maps, size[1] // stride, stride, score))]
+    if not found:
         return []
+    rows = np.concatenate(found)
     rows = rows[np.argsort(-rows[:, 14], kind="stable")[:most]]
     return [_face(row) for row in rows[suppressed(rows[:, :4], overlap)]]
 
 
 def _candidates(maps: Maps, columns: int, stride: int, score: float) -> _Array:
     """(candidates, 15): box, points and score of the cells that reach ``score``."""
-    both = np.clip(maps[f"cls_{stride}"].reshape(-1), 0, 1) * np.clip(maps[f"obj_{stride}"].reshape(-1), 0, 1)
-    at = np.flatnonzero(both >= score * score)
+    classes, objects = maps[f"cls_{stride}"].reshape(-1), maps[f"obj_{stride}"].reshape(-1)
+    # Both have to reach the product, as neither counts for more than 1: few of thousands of cells are left.
+    at = np.flatnonzero(np.minimum(classes, objects) >= score * score)
+    both = np.clip(classes[at], 0, 1) * np.clip(objects[at], 0, 1)
+    at, both = at[(kept := both >= score * score)], both[kept]
+    found = np.empty((len(at), 15), np.float32)
+    if not len(at):
+        return found
     cell = np.stack([at % columns, at // columns], 1).astype(np.float32)
     boxes, points = maps[f"bbox_{stride}"].reshape(-1, 4)[at], maps[f"kps_{stride}"].reshape(-1, 10)[at]
-    found = np.empty((len(at), 15), np.float32)
     found[:, 2:4] = np.exp(boxes[:, 2:]) * stride
     found[:, :2] = (cell + boxes[:, :2]) * stride - found[:, 2:4] / 2
     found[:, 4:14] = (points + np.tile(cell, 5)) * stride
-    found[:, 14] = np.sqrt(both[at])
+    found[:, 14] = np.sqrt(both)
     return found
 
 

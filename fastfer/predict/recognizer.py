@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastfer._memory import keep_pages
 from fastfer.data.split import DataError
 from fastfer.faces.detector import Detector, YuNet, as_detector
 from fastfer.faces.face import Face, FaceCrop, Picture
@@ -65,7 +66,8 @@ class Recognizer:
                 or as rows of box, points, score; by default YuNet, where `fastfer.predict.find_detector` finds it
             faces: "detect" looks for faces, "whole" takes each picture as one face
             threads: of engine and detector; by default as `fastfer.runtime.default_threads`
-            precision: float32, bfloat16, or as the engine file was compiled
+            precision: float32, bfloat16, or as the engine file was compiled; of YuNet, too, which computes in float32
+                where it is neither
             margin: around a face's box as a fraction of its longer side; by default that of the training
             min_score: of a detection
             min_size: of the shorter side of a face's box, in pixels
@@ -94,7 +96,9 @@ class Recognizer:
         self.classes = self.engine.class_names or tuple(str(index) for index in range(count))
         self._detector: Detector | None = None
         if faces == "detect":
-            self._detector = as_detector(detector, score=min_score, threads=threads, longest=longest)
+            dtype = "bfloat16" if precision == "bfloat16" else None
+            self._detector = as_detector(detector, score=min_score, threads=threads, longest=longest, dtype=dtype)
+            keep_pages()
         # Another detector sees all pixels, and so does a network that is shown whole pictures, as in an evaluation.
         self.longest = self._detector.longest if decode == "needed" and isinstance(self._detector, YuNet) else None
         self.faces, self.min_score, self.min_size = faces, min_score, min_size

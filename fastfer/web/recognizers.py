@@ -93,7 +93,10 @@ class Recognizers:
     def _keep(self, key: tuple[str, str | None], whole: Recognizer) -> dict[str, Recognizer]:
         loaded = {"whole": whole}
         if self._detector is not None:
-            loaded["detect"] = Recognizer(whole.engine, detector=self._detector)
+            detector = self._detector
+            if isinstance(detector, YuNet) and key[1] == "bfloat16":
+                detector = detector.computing_in("bfloat16")
+            loaded["detect"] = Recognizer(whole.engine, detector=detector)
         with self._lock:
             while len(self._loaded) >= _KEPT:
                 self._loaded.popitem(last=False)
