@@ -183,19 +183,31 @@ def test_wrong_settings(changes: dict[str, Any]) -> None:
 
 
 class Net(nn.Module):
-    """Convolutions, a pooling, a resize, pixels as rows: maps that scale with the image."""
+    """Convolutions, a pooling, a resize, pixels as rows, heads of few channels: maps that scale with the image."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, 2, 1)
         self.second = nn.Conv2d(8, 8, 3, 1, 1, groups=8)
         self.third = nn.Conv2d(8, 4, 1)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, count, 1), nn.Conv2d(count, count, 3, 1, 1, groups=count))
+            for count in (1, 1, 4, 10)
+        )
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         x = torch.relu(self.second(torch.relu(self.first(x))))
         small = self.third(nn.functional.max_pool2d(x, 2))
         wide = nn.functional.interpolate(small, scale_factor=2.0, mode="nearest")
-        return {"large": x, "small": small, "rows": small.permute(0, 2, 3, 1).reshape(len(x), -1, 4), "wide": wide}
+        made = {"large": x, "small": small, "rows": rows(small), "wide": wide}
+        for number, head in enumerate(self.heads):
+            made[f"head {number}"] = rows(head(x).sigmoid() if number < 2 else head(x))
+        return made
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """Pixels as rows, as YuNet gives them."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (128, 64), (4, 4)])

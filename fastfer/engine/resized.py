@@ -7,6 +7,7 @@ input: the same weights fit any size, and only shapes and the tables of moved el
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -101,32 +102,44 @@ def _gather(node: Node, old: Shape, new: Shape) -> tuple[tuple[int, ...], tuple[
     """Attributes and weights of elements moved in a larger or smaller map: channels, rows, columns or all pixels."""
     counts, strides = node.attrs[3 : 3 + _GATHER_DIMS], node.attrs[3 + _GATHER_DIMS :]
     index, fill = node.weights
-    ways = {
-        old.height * old.width: (old.channels, new.height * new.width, new.channels),
-        old.width: (old.height, new.width, new.height),
-        1: (old.width, 1, new.width),
-    }
-    new_counts, new_strides, tables, at = [], [], [], 0
+    dims, at = [], 0
     for count, stride in zip(counts, strides, strict=True):
-        table = index[at : at + count]
+        dims.append(_dim(index[at : at + count], stride, old, new))
         at += count
-        if count == 1:
-            length, new_stride, new_length = 1, stride, 1
-        elif stride == 1 and count == old.height * old.width:
-            length, new_stride, new_length = count, 1, new.height * new.width
-        elif stride in ways:
-            length, new_stride, new_length = ways[stride]
-        else:
-            raise GraphError(f"a gather in steps of {stride} in a map of {tuple(old)}")
-        if not np.array_equal(table, np.arange(count) * length // count) or count % length:
-            raise GraphError("a gather that is no repetition by a whole number")
-        new_count = count // length * new_length
-        new_counts.append(new_count)
-        new_strides.append(new_stride)
-        tables.append(np.arange(new_count) * new_length // new_count)
-    if node.attrs[:3] != counts[:3] or any(count != 1 for count in counts[3:]):
+    new_counts = [len(table) for table, _ in dims]
+    if any(count != 1 for count in counts[3:]) or node.attrs[:3] not in (counts[:3], (counts[0], *old[1:])):
         raise GraphError(f"a gather into {node.attrs[:3]} by {counts}")
-    return (*new_counts[:3], *new_counts, *new_strides), (np.concatenate(tables), fill)
+    shape = new_counts[:3] if node.attrs[:3] == counts[:3] else (new_counts[0], *new[1:])
+    if math.prod(shape) != math.prod(new_counts):
+        raise GraphError(f"a gather into {tuple(shape)} by {new_counts}")
+    return (*shape, *new_counts, *(stride for _, stride in dims)), (np.concatenate([t for t, _ in dims]), fill)
+
+
+def _dim(table: Any, stride: int, old: Shape, new: Shape) -> tuple[Any, int]:
+    """Of a gather's dimension the indices and the distance of their elements. Channels do not scale, so any will do."""
+    count, pixels, new_pixels = len(table), old.height * old.width, new.height * new.width
+    if count == 1:
+        if table[0] <= 0 or stride == 0:
+            return table, stride
+        if stride % pixels:  # where a slice begins; it is one of the channels
+            raise GraphError(f"a gather from element {stride} on in a map of {tuple(old)}")
+        return table, stride // pixels * new_pixels
+    if stride == pixels and count <= old.channels:
+        return table, new_pixels
+    if stride == 1 and count == pixels:
+        length, new_stride, new_length = count, 1, new_pixels
+    elif stride == old.width:
+        length, new_stride, new_length = old.height, new.width, new.height
+    elif stride == 1:
+        length, new_stride, new_length = old.width, 1, new.width
+    elif stride == pixels:
+        length, new_stride, new_length = old.channels, new_pixels, new.channels
+    else:
+        raise GraphError(f"a gather in steps of {stride} in a map of {tuple(old)}")
+    if not np.array_equal(table, np.arange(count) * length // count) or count % length:
+        raise GraphError("a gather that is no repetition by a whole number")
+    new_count = count // length * new_length
+    return np.arange(new_count) * new_length // new_count, new_stride
 
 
 def _output(shape: Any, old: Shape, new: Shape) -> list[int]:
