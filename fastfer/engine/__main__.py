@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of images, for an ONNX file")
     parser.add_argument("--fallback", default="error", help="of an ONNX file: error, torch or onnxruntime")
     parser.add_argument("--threads", type=int, help="threads (default: torch's)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, int8 or auto (default: float32)")
+    parser.add_argument("--dtype", help="float32, bfloat16, int8 or auto (default: float32, a quantised file int8)")
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="float32 images (N, C, H, W), .npy, for int8, auto"
     )

@@ -53,7 +53,7 @@ def compile(
     model: nn.Module | str | os.PathLike[str],
     example: Tensor | Sequence[int] | None = None,
     threads: int | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     *,
     input_size: int | Sequence[int] | None = None,
     sizes: str | None = None,
@@ -78,8 +78,9 @@ def compile(
     `recipe.MOST_SIZES` are kept; of a module it keeps a copy for that, which a pickle holds, too, where it can. With
     "fixed", the default of fastfer's own models, it takes one size. ``threads`` defaults to `runtime.default_threads`.
     ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the largest output, otherwise within
-    1e-4. ``dtype`` "int8" takes the ranges of its tensors from ``calibration``: float32 batches as the network takes
-    them, or pairs with such a batch first, as loaders give. "auto" takes the fastest precision on this CPU that chooses
+    1e-4. ``dtype`` is float32, or int8 for a quantised ONNX file, which has ranges and scales of its own; any other
+    "int8" takes the ranges of its tensors from ``calibration``: float32 batches as the network takes them, or pairs
+    with such a batch first, as loaders give. "auto" takes the fastest precision on this CPU that chooses
     the same class as float32 on a share of at least ``agreement`` of these images; ``engine.plan()`` says why.
     ``mean`` and ``std``, one number a channel on the scale 0
     to 1, allow uint8 images, which are normalised inside; not for a network whose pixels are equalised first, as a
@@ -107,10 +108,8 @@ def compile(
             ),
             calibration, agreement,
         )  # fmt: skip
-    if dtype not in DTYPES:
+    if dtype not in (None, *DTYPES):
         raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)} or auto, got {dtype!r}")
-    if (dtype == "int8") != (calibration is not None):
-        raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
     kinds = ("error", "torch") if isinstance(model, nn.Module) else ("error", "torch", "onnxruntime")
     if fallback not in kinds:
         *first, last = map(repr, kinds)
@@ -123,6 +122,10 @@ def compile(
         twin = _twin(model) if sizes == "any" and packed.several(example) is None else None
         model, sizes = (model, "fixed") if twin is None else (twin, sizes)
     subject = _subject(model, example, input_size)
+    by_file = subject.is_quantised and dtype in (None, "int8") and calibration is None
+    dtype = "int8" if by_file else dtype or "float32"
+    if not by_file and (dtype == "int8") != (calibration is not None):
+        raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
     known = subject.known
     names = known.get("classes") if class_names is None else class_names
     if mean is None and std is None:
@@ -147,7 +150,7 @@ def compile(
     fields.normalisation(header, subject.size[0])
     if calibration is not None and "inputs" in known:
         raise ValueError("compile: dtype: expected float32 or bfloat16 for a network of several inputs, got int8")
-    recipe = Recipe(subject, header, threads, dtype, fallback)
+    recipe = Recipe(subject, header, threads, dtype, fallback, by_file=by_file)
     engine = recipe.engine(subject.size, calibration)
     if sizes == "any" and len(subject.size) == 3:
         engine.sizes = Sizes(recipe)

@@ -35,7 +35,7 @@ def _replaced(graph: Graph, nodes: list[Node], renamed: dict[int, int]) -> Graph
         return value
 
     moved = [Node(node.op, tuple(map(name, node.inputs)), node.output, node.attrs, node.weights) for node in nodes]
-    return Graph(graph.values, graph.input, moved, tuple(map(name, graph.outputs)))
+    return Graph(graph.values, graph.input, moved, tuple(map(name, graph.outputs)), graph.ranges)
 
 
 def _pair(graph: Graph) -> Graph:

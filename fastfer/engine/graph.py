@@ -60,12 +60,16 @@ class Node:
 
 @dataclass
 class Graph:
-    """``values`` are the shapes by number; ``input`` is a number, ``outputs`` are numbers."""
+    """``values`` are the shapes by number; ``input`` is a number, ``outputs`` are numbers.
+
+    ``ranges`` are (least, largest) of the values that a quantised file keeps as integers.
+    """
 
     values: list[Shape]
     input: int
     nodes: list[Node] = field(default_factory=list)
     outputs: tuple[int, ...] = ()
+    ranges: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def add(self, op: str, inputs: Sequence[int], attrs: Sequence[int] = (), weights: Sequence[Array] = ()) -> int:
         """Append an operation; the number of its output. Raises GraphError where the parts do not fit."""
@@ -91,6 +95,7 @@ class Graph:
         nodes.reverse()
         numbers = {old: new for new, old in enumerate([self.input, *(node.output for node in nodes)])}
         graph = Graph([self.values[old] for old in numbers], 0, outputs=tuple(numbers[o] for o in self.outputs))
+        graph.ranges = {numbers[old]: range_ for old, range_ in self.ranges.items() if old in numbers}
         for node in nodes:
             inputs = tuple(numbers[i] for i in node.inputs)
             graph.nodes.append(Node(node.op, inputs, numbers[node.output], node.attrs, node.weights))

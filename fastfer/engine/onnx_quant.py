@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantised models with QuantizeLinear and DequantizeLinear pairs, understood as the float network that they stand for.
+"""Quantised models, by QuantizeLinear and DequantizeLinear or operators of integers, as torch's fake quantising.
 
-Weights are dequantised. A pair around an activation becomes a clamp to the numbers that its integers can hold: that is
-where quantisers put the ReLU that they removed; the rounding itself is left out.
+Weights are dequantised. What a pair says of an activation is the range of a value in an int8 plan
+(`fastfer.engine.quantised`). In a float plan it is a clamp to the numbers that its integers can hold: that is where
+quantisers put the ReLU that they removed; the rounding itself is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fastfer.engine.onnx_pointwise import axis_of, fixed, number
 from fastfer.engine.onnx_read import OnnxError, OnnxNode
-from fastfer.engine.onnx_trace import Traced, Tracer, Value, aten, onnx_op
+from fastfer.engine.onnx_trace import HANDLERS, Traced, Tracer, Value, aten, onnx_op
 from fastfer.engine.views import Uncovered
 
 _LIMITS = {
@@ -50,7 +51,7 @@ def _quantize(g: Tracer, node: OnnxNode, x: Value, scale: Value, zero: Any = Non
         g.spend(x.numel(), 4)
         rounded = torch.clamp(torch.round(x.float() / rate) + offset.float(), low, high)
         return rounded.to(offset.dtype)
-    return Quantized(_clamped(g, x, (low - offset.float()) * rate, (high - offset.float()) * rate), offset.dtype)
+    return Quantized(_rounded(g, x, rate, offset, low, high), offset.dtype)
 
 
 class Quantized:
@@ -67,12 +68,11 @@ class Quantized:
         return self.real.dim()
 
 
-def _clamped(g: Tracer, x: Traced, low: Tensor, high: Tensor) -> Traced:
-    least, largest = number(low), number(high)
-    if least is None or largest is None:
+def _rounded(g: Tracer, x: Traced, rate: Tensor, offset: Tensor, low: int, high: int) -> Traced:
+    scale, zero = number(rate), number(offset)
+    if scale is None or zero is None:
         raise Uncovered("an activation that is quantised with a scale for each channel")
-    result: Traced = g.call(aten.clamp.default, x, least, largest)
-    return result
+    return g.like(aten.fake_quantize_per_tensor_affine.default, x, scale, int(zero), low, high)
 
 
 @onnx_op("DequantizeLinear")
@@ -84,3 +84,32 @@ def _dequantize(g: Tracer, node: OnnxNode, x: Any, scale: Value, zero: Any = Non
     rate, offset = _parts(node, x, scale, zero)
     g.spend(x.numel(), 4)
     return (x.float() - offset.float()) * rate
+
+
+@onnx_op("QLinearConv")
+def _qlinear_conv(g: Tracer, node: OnnxNode, x: Any, x_scale: Value, x_zero: Any, w: Value, w_scale: Value,
+                  w_zero: Any, y_scale: Value, y_zero: Any, bias: Any = None) -> Any:  # fmt: skip
+    by_output = OnnxNode(node.op, node.name, node.inputs, node.outputs, {**node.attrs, "axis": 0})
+    weight = _dequantize(g, by_output, w, w_scale, w_zero)
+    if bias is not None:  # its scale is that of the products
+        rate = fixed(x_scale, "a scale").float().reshape(-1) * fixed(w_scale, "a scale").float().reshape(-1)
+        bias = fixed(bias, "a bias").float() * rate
+    y = HANDLERS["Conv"](g, node, _real(x), weight, bias)
+    return _quantize(g, node, y, y_scale, y_zero)
+
+
+@onnx_op("QLinearMatMul")
+def _qlinear_matmul(g: Tracer, node: OnnxNode, a: Any, a_scale: Value, a_zero: Any, b: Any, b_scale: Value,
+                    b_zero: Any, y_scale: Value, y_zero: Any) -> Any:  # fmt: skip
+    last = OnnxNode(node.op, node.name, node.inputs, node.outputs, {**node.attrs, "axis": -1})
+    parts = [
+        _real(value) if isinstance(value, Quantized) else _dequantize(g, last, value, scale, zero)
+        for value, scale, zero in ((a, a_scale, a_zero), (b, b_scale, b_zero))
+    ]
+    return _quantize(g, node, g.call(aten.matmul.default, *parts), y_scale, y_zero)
+
+
+def _real(x: Any) -> Traced:
+    if not isinstance(x, Quantized):
+        raise Uncovered("integers that were not quantised here")
+    return x.real

@@ -52,7 +52,9 @@ def opened(path: str | os.PathLike[str], example: Any = None, input_size: int | 
     if shapes is not None:
         known["inputs"] = [list(shape) for shape in shapes]
     name = str(known.pop("model", None) or Path(model.path).stem)
-    return Subject(name, size, partial(program_of, model, shapes=shapes), known, None, partial(_in_onnxruntime, model))
+    traced, in_onnxruntime = partial(program_of, model, shapes=shapes), partial(_in_onnxruntime, model)
+    quantised = any(node.op in ("QuantizeLinear", "QLinearConv") for node in model.nodes)
+    return Subject(name, size, traced, known, None, in_onnxruntime, quantised)
 
 
 def _in_onnxruntime(model: OnnxModel, header: dict[str, Any], size: tuple[int, ...], threads: int | None) -> Any:

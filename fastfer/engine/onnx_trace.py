@@ -180,9 +180,16 @@ class Tracer:
     def repeated(self, constant: Tensor) -> Traced:
         """A constant (1, ...) for each of the images, however many there are."""
         sizes = [self.images, *(-1 for _ in constant.shape[1:])]
-        made = self._made(torch.empty(self.images, *constant.shape[1:], dtype=constant.dtype, device="meta"))
-        target = aten.expand.default
-        self.program.calls.append(Call(target, (self._held(constant), sizes), {}, (made.ref,), str(self.node)))
+        meta = torch.empty(self.images, *constant.shape[1:], dtype=constant.dtype, device="meta")
+        return self._noted(aten.expand.default, (self._held(constant), sizes), meta)
+
+    def like(self, target: Any, x: Traced, *rest: Any) -> Traced:
+        """A call of an op that torch has no shape rule for: its result is as ``x``."""
+        return self._noted(target, (x.ref, *rest), x.meta)
+
+    def _noted(self, target: Any, args: tuple[Any, ...], meta: Tensor) -> Traced:
+        made = self._made(meta)
+        self.program.calls.append(Call(target, args, {}, (made.ref,), str(self.node)))
         return made
 
     def _made(self, meta: Tensor) -> Traced:

@@ -19,6 +19,7 @@ from fastfer.engine.graph import Graph
 from fastfer.engine.outputs import placed, usual
 from fastfer.engine.paddings import paddings
 from fastfer.engine.program import Program
+from fastfer.engine.quantised import as_bytes, ranges_of
 from fastfer.engine.subject import Size, Subject
 from fastfer.runtime import Engine, default_threads
 
@@ -39,7 +40,8 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass
 class Recipe:
-    """Arguments of `compile`, checked; ``ranges`` are those of an int8 plan's values, whose graph has ``ops``."""
+    """Arguments of `compile`, checked; ``ranges`` are those of an int8 plan's values, whose graph has ``ops``, where
+    they were measured. ``by_file``: int8 because the file is quantised, which brings its ranges along at any size."""
 
     subject: Subject
     header: dict[str, Any]
@@ -48,19 +50,22 @@ class Recipe:
     fallback: str
     ranges: Ranges | None = None
     ops: tuple[str, ...] = ()
+    by_file: bool = False
 
     def engine(self, size: Size, calibration: Iterable[Any] | None = None) -> Engine:
         """The engine for images of ``size``. Raises as `compile`."""
         header = dict(self.header)
         try:
             program = paddings(self.subject.traced(size))
-            graph = fused(converted(program))
+            graph = converted(program)
+            keeps = self.dtype == "int8" and calibration is None and self.ranges is None
+            graph = fused(as_bytes(graph) if keeps else graph)
             described = dict(header)
             _describe_outputs(described, program)
         except UncoveredError:
             if self.fallback == "error":
                 raise
-            if self.dtype == "int8":
+            if self.dtype == "int8" and not self.by_file:
                 raise ValueError(
                     f"compile: dtype: expected float32 or bfloat16 with {self.fallback} islands, got int8"
                 ) from None
@@ -72,11 +77,12 @@ class Recipe:
             self.ops = _ops(graph)
         elif self.ranges is not None and self.ops != _ops(graph):
             raise ValueError(f"compile: dtype: expected a network whose int8 ranges hold at any size, got it at {size}")
-        data = to_bytes(graph, described, self.ranges)
+        data = to_bytes(graph, described, ranges_of(graph) if keeps else self.ranges)
         return Engine(data, threads=self.threads, classes=program.classes)
 
     def _fallen_back(self, header: dict[str, Any], size: Size) -> Engine:
-        """An engine of which torch, or ONNX Runtime, runs what no plan has."""
+        """An engine of which torch, or ONNX Runtime, runs what no plan has; then a quantised file is float, too."""
+        dtype = header["dtype"] = "float32" if self.dtype == "int8" else self.dtype
         if self.fallback == "onnxruntime":
             assert self.subject.in_onnxruntime is not None
             engine: Engine = self.subject.in_onnxruntime(header, size, self.threads)
@@ -86,7 +92,7 @@ class Recipe:
         program = self.subject.traced(size)
         if self.subject.in_torch is not None:
             program = self.subject.in_torch(program, size)
-        return Islands(program, header, self.threads, self.dtype)
+        return Islands(program, header, self.threads, dtype)
 
 
 def _ops(graph: Graph) -> tuple[str, ...]:

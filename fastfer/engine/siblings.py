@@ -121,7 +121,7 @@ def _in_place(graph: Graph, made: Graph, new: list[Node], gone: set[int]) -> Gra
         elif not placed:
             nodes += [*new, *made.nodes]
             placed = True
-    return Graph(made.values, graph.input, nodes, graph.outputs)
+    return Graph(made.values, graph.input, nodes, graph.outputs, graph.ranges)
 
 
 def _only_readers(graph: Graph) -> dict[int, Node]:

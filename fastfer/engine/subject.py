@@ -27,3 +27,5 @@ class Subject:
     known: dict[str, Any] = field(default_factory=dict)
     in_torch: Callable[[Program, Size], Program] | None = None
     in_onnxruntime: Callable[[dict[str, Any], Size, int | None], Any] | None = None
+    is_quantised: bool = False
+    """Whether the file says ranges of its values."""

@@ -28,12 +28,17 @@ struct Node {
 // Every value but the input is the output of one node, which comes before its readers.
 struct Graph {
   std::vector<Shape> values;
-  std::vector<Range> ranges;  // of values, measured on real images; or none
+  std::vector<Range> ranges;  // of values, measured on real images or known to a quantised file; or none
   std::vector<Node> nodes;
   int input;
   std::vector<int> outputs;
 
   const Shape& shape(int value) const { return values[static_cast<size_t>(value)]; }
+  // Whether a value may be kept as bytes: a range of no width says that a file knows none.
+  bool fits_bytes(int value) const {
+    const Range& r = ranges[static_cast<size_t>(value)];
+    return r.least < r.most;
+  }
 };
 
 // The operation and its parts as the file has them. Throws std::invalid_argument, which begins with `where`, if any,

@@ -14,7 +14,7 @@ enum class Method { direct, winograd, strassen };
 using ConvStage = graph::Stage<graph::Conv>;
 
 bool is_low(const Lowering& l, const ConvStage& s) {
-  return computes_low(s.op, l.reads_image(s.input), l.shape(s.output), l.target());
+  return computes_low(s.op, l.reads_as_it_is(s.input), l.shape(s.output), l.target());
 }
 
 // What a convolution takes its input in.

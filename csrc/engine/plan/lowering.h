@@ -43,6 +43,7 @@ class Lowering {
   // converted.
   int input() const { return graph_.input; }
   bool reads_image(int value) const { return value == graph_.input; }
+  bool reads_as_it_is(int value) const { return engine::reads_as_it_is(graph_, value, target_); }
   // Whether a convolution of the image is to read it as it came.
   bool takes_image(int value) const {
     return image_steps_ && reads_image(value) && values_[static_cast<size_t>(value)].buffer < 0;

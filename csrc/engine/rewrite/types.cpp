@@ -22,6 +22,8 @@ class Types {
   std::vector<Type> run() {
     for (const Node& node : graph_.nodes) std::visit([&](const auto& op) { makes(node, op); }, node.op);
     for (const int output : graph_.outputs) low_[at(output)] = false;
+    for (size_t v = 0; v < low_.size() && target_.type == Type::uint8; ++v)
+      if (!graph_.fits_bytes(static_cast<int>(v))) low_[v] = false;
     for (const Node& node : graph_.nodes) {
       std::visit([&](const auto& op) { reads(node, op); }, node.op);
       if (node.residual < 0) continue;
@@ -41,7 +43,7 @@ class Types {
  private:
   static size_t at(int value) { return static_cast<size_t>(value); }
   bool is_low(const graph::Conv& conv, int input, int output) const {
-    return computes_low(conv, input == graph_.input, graph_.shape(output), target_);
+    return computes_low(conv, reads_as_it_is(graph_, input, target_), graph_.shape(output), target_);
   }
 
   template <class T>
@@ -94,8 +96,12 @@ class Types {
 
 }  // namespace
 
-bool computes_low(const graph::Conv& conv, bool reads_image, const Shape& y, const Target& target) {
-  return target.type != Type::float32 && conv.groups == 1 && !reads_image && y.height * y.width > 1 &&
+bool reads_as_it_is(const Graph& graph, int value, const Target& target) {
+  return value == graph.input || (target.type == Type::uint8 && !graph.fits_bytes(value));
+}
+
+bool computes_low(const graph::Conv& conv, bool as_it_is, const Shape& y, const Target& target) {
+  return target.type != Type::float32 && conv.groups == 1 && !as_it_is && y.height * y.width > 1 &&
          (target.type == Type::bfloat16 || y.channels <= kMostByteOutputs);
 }
 
