@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import cuda_cases
 import pytest
@@ -156,6 +158,20 @@ def test_second_device_while_the_first_is_current(family: Flat) -> None:
         pytest.skip("one GPU")
     cuda_cases.check(family, cuda_cases.random((1025,), torch.float32, "cuda:1"), SILU)
     assert torch.cuda.current_device() == 0
+
+
+def test_a_wrong_label_ends_the_launch(name: str) -> None:
+    """In a process of its own: an error on the device is the end of its CUDA context, and of every test after it."""
+    lines = (
+        "import torch, fastfer",
+        f"fastfer.use({name!r})",
+        "labels = torch.tensor([0, 7], device='cuda')",
+        "fastfer.ops.cross_entropy(torch.zeros(2, 7, device='cuda'), labels)",
+        "torch.cuda.synchronize()",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "CUDA error" in done.stderr
 
 
 class Foreign:

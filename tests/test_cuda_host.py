@@ -101,21 +101,43 @@ def test_missing_cupy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cupy_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each instance is compiled once for a device, and launched with the words given, on torch's stream."""
+    """Each instance is compiled once for a device, and launched with the words given, on torch's stream.
+
+    A device's default stream has the address of every other's, so streams are told apart by both; and none is let go
+    of, since CuPy 14 would destroy the stream, which is torch's.
+    """
     compiled: list[str] = []
     launched: list[tuple[Any, ...]] = []
-    streams: list[int] = []
+    streams: list[tuple[int, int]] = []
+    devices: list[int] = []
+    destroyed: list[int] = []
 
-    class Scope:
-        def __init__(self, *_: Any) -> None: ...
-        def __enter__(self) -> None: ...
+    class Device:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            devices.append(self.index)
+
+        def __exit__(self, *_: Any) -> None:
+            devices.pop()
+
+    class Stream:
+        def __init__(self, device: int, address: int) -> None:
+            self.device, self.address = device, address
+
+        @staticmethod
+        def from_external(source: Any) -> Stream:
+            streams.append((devices[-1], source.__cuda_stream__()[1]))
+            return Stream(*streams[-1])
+
+        def __enter__(self) -> None:
+            assert self.device == devices[-1], "a stream of another device"
+
         def __exit__(self, *_: Any) -> None: ...
 
-    class Stream(Scope):
-        @staticmethod
-        def from_external(source: Any) -> Scope:
-            streams.append(source.__cuda_stream__()[1])
-            return Scope()
+        def __del__(self) -> None:
+            destroyed.append(self.address)
 
     def module(code: str, options: tuple[str, ...], name_expressions: tuple[str]) -> Any:
         assert '#include "elementwise/cuda.cuh"' in code
@@ -123,18 +145,24 @@ def test_cupy_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.extend(name_expressions)
         return SimpleNamespace(get_function=lambda name: lambda *call: launched.append((name, *call)))
 
-    fake = SimpleNamespace(RawModule=module, cuda=SimpleNamespace(Device=Scope, Stream=Stream))
+    fake = SimpleNamespace(RawModule=module, cuda=SimpleNamespace(Device=Device, Stream=Stream))
     monkeypatch.setattr(jit, "import_cupy", lambda: fake)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    current = SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     cupy, name = jit.CupyLaunch(), elementwise.kernel("activation_fwd", "float", 5, 4)
     try:
         for grid in ((3, 1, 1), (80, 2, 1)):
             cupy.run(name, torch.device("cuda", 0), grid, 256, (1024, 2048, 5))
+        before, device = list(launched), torch.device("cuda", 1)
+        for current.cuda_stream in range(100):
+            cupy.run(name, device, (1, 1, 1), 256, ())
+        assert destroyed == []
     finally:
         jit._function.cache_clear()
         jit._cupy_stream.cache_clear()
-    assert compiled == [name] == ["activation_fwd<float, Act::silu, 4, 256>"]
-    assert streams == [77]
+    assert compiled == [name] * 2 == ["activation_fwd<float, Act::silu, 4, 256>"] * 2
+    assert streams == [(0, 0), *((1, address) for address in range(100))]
+    launched = before
     assert launched == [(name, (3, 1, 1), (256,), (1024, 2048, 5)), (name, (80, 2, 1), (256,), (1024, 2048, 5))]
 
 

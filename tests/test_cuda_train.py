@@ -16,6 +16,8 @@ if not torch.cuda.is_available():
     pytest.skip(f"torch {torch.__version__} sees no CUDA device", allow_module_level=True)
 pytest.importorskip("torchmetrics", reason="the trainer's packages are not installed")
 pytest.importorskip("accelerate", reason="the trainer's packages are not installed")
+pytest.importorskip("jsonargparse", reason="the trainer's packages are not installed")
+pytest.importorskip("captum", reason="the packages of explanations are not installed")
 
 from safetensors.torch import load_file
 from test_networks import small

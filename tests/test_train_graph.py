@@ -7,6 +7,7 @@ The stand-in for a recording calls the step when it is replayed, and gives every
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,3 +188,26 @@ def test_every_loss_can_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 each.train_epoch(epoch)
             centers.append(each.objective.centers)
     torch.testing.assert_close(centers[1], centers[0], rtol=1e-3, atol=1e-4)
+
+
+def test_all_steps_aside_have_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory freed on a stream is reused on that stream alone: on three, activations lie there three times."""
+    made: list[int] = []
+
+    class Stream:
+        def __init__(self, device: int = 0) -> None:
+            made.append(device)
+
+        def wait_stream(self, other: object) -> None: ...
+
+    main = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    graph._side_stream.cache_clear()
+    try:
+        assert [float(graph.aside(lambda: torch.ones(()))) for _ in range(graph.WARM_UP)] == [1.0] * graph.WARM_UP
+    finally:
+        graph._side_stream.cache_clear()
+    assert made == [0, 1]

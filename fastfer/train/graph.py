@@ -7,6 +7,7 @@ the learning rate is read from the device, and whatever decides on the host with
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -104,9 +105,15 @@ class StepGraph:
                 group.update(old)
 
 
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for all steps: memory that is freed on a stream is reused on that stream alone."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def aside(call: Callable[[], Tensor]) -> Tensor:
     """``call`` on a stream of its own, in order with the current one: nothing of it is bound to the default stream."""
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    current, side = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
     side.wait_stream(current)
     with torch.cuda.stream(side):
         result = call()

@@ -82,12 +82,15 @@ class _Stream:
         return 0, self.address
 
 
-@functools.lru_cache(maxsize=64)
-def _cupy_stream(address: int) -> Any:
+@functools.cache
+def _cupy_stream(device: int, address: int) -> Any:
+    """CuPy's object for a stream of the current device, kept for good: a device's default stream has address 0 on every
+    one, and CuPy 14 destroys the stream behind such an object together with it, though it is not CuPy's.
+    """
     stream = import_cupy().cuda.Stream
     if hasattr(stream, "from_external"):
         return stream.from_external(_Stream(address))
-    return import_cupy().cuda.ExternalStream(address)  # CuPy 13
+    return import_cupy().cuda.ExternalStream(address, device)  # CuPy 13
 
 
 class CupyLaunch(Launch):
@@ -96,6 +99,6 @@ class CupyLaunch(Launch):
     def run(
         self, kernel: str, device: torch.device, grid: tuple[int, int, int], threads: int, words: tuple[Any, ...]
     ) -> None:
-        stream = torch.cuda.current_stream(device).cuda_stream
-        with import_cupy().cuda.Device(device.index), _cupy_stream(stream):
+        address = torch.cuda.current_stream(device).cuda_stream
+        with import_cupy().cuda.Device(device.index), _cupy_stream(device.index, address):
             _function(device.index, kernel)(grid, (threads,), words)
