@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bench.gpu``: every op and network on a GPU beside stock PyTorch, as one JSON and one table.
+"""``python -m bench.gpu networks|ops``: the networks, or every op, on a GPU beside stock PyTorch.
 
-The cases are those of the CPU benchmarks (bench/bench_*.py), built on the GPU with larger batches, and whole networks.
-Each contender is captured into a CUDA graph and replayed, interleaved with the others, after a write that empties the
-cache. "fastfer" is the public function on the CUDA backend; torch_compile is max-autotune. bfloat16 is autocast. When
-the time is over, what is left is listed and not measured. ``--dry-run`` lists all cases; ``--device cpu`` runs them
-without graphs, to try the cases where there is no GPU.
+Ops are the cases of the CPU benchmarks (bench/bench_*.py), built on the GPU with larger batches. Each contender is
+captured into a CUDA graph and replayed, interleaved with the others, after a write that empties the cache. "fastfer" is
+the public function on the CUDA backend; torch_compile is max-autotune. A run may be cut: every result is a line of
+JSON, written when it is there (gpu-networks.jsonl, gpu-ops.jsonl), and the table (.md) is of what was reached. When the
+time is over, what is left is listed and not measured. ``--dry-run`` lists all cases; ``--device cpu`` runs them without
+graphs, to try the cases where there is no GPU.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +33,9 @@ from bench import contenders, gpu_report, layers, measure, networks
 from bench.cases import Case, verify
 
 ROOT = Path(__file__).parent.parent
-PEERS = ("torch_nchw", "torch_channels_last", "torch_compile", "torch_compile_channels_last")
-DTYPES = ("float32", "bfloat16")
+PEERS = ("torch_channels_last", "torch_compile", "torch_compile_channels_last")
+PRECISIONS = ("ieee", "tf32", "bfloat16")
+"""What products round float32 to, for all contenders alike; bfloat16 is autocast."""
 _OWN = "fastfer_native"
 """The name under which problems build fastfer's side; its tensors decide on the backend."""
 _FACTORIES = {
@@ -52,8 +54,8 @@ _FACTORIES = {
         "zeros",
     )
 }
-_BFLOAT16_LIMIT = 0.1
-"""Largest difference from float64 in the Euclidean norm that autocast may leave."""
+_LOW_LIMIT = 0.1
+"""Largest difference from float64 in the Euclidean norm that tf32 and autocast may leave."""
 
 
 class OnDevice(TorchFunctionMode):
@@ -65,62 +67,63 @@ class OnDevice(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        return result.to(self.device) if func in _FACTORIES and "device" not in (kwargs or {}) else result
+        asked = (kwargs or {}).get("device")  # modules pass the device that they were asked for: None for any
+        return result.to(self.device) if func in _FACTORIES and asked is None else result
 
 
 @dataclass(frozen=True)
 class Work:
-    """A case in one dtype, and the contenders that are timed together."""
+    """A case in one precision, and the contenders that are timed together."""
 
     case: Case
-    dtype: str
+    precision: str
     names: tuple[str, ...]
 
     @property
     def id(self) -> str:
-        return f"{self.case.work} {self.case.id} {self.dtype}"
+        return f"{self.case.work} {self.case.id} {self.precision}"
 
 
-def collect(batch: int) -> list[Case]:
-    """Every case of the op and network benchmarks at ``batch`` images."""
+def collect_networks(batch: int) -> list[Case]:
+    """The five networks: a training step and inference of ``batch`` images, and inference of one."""
+    whole = (("training step", "step", batch), ("network inference", "forward", batch), ("network inference", "one", 1))
+    build = {"training step": networks.training_step, "network inference": networks.inference}
+    return [
+        Case(work, network, shape, size, 1, partial(build[work], network, size), networks.CONTENDERS)
+        for work, shape, size in whole
+        for network in layers.TRAIN_BATCH
+    ]
+
+
+def collect_ops(batch: int) -> list[Case]:
+    """Every case of the op benchmarks at ``batch`` images."""
     layers.TRAIN_BATCH.update(dict.fromkeys(layers.TRAIN_BATCH, batch))
     layers.INFERENCE_BATCHES = (batch,)
     cases: dict[tuple[str, str], Case] = {}
     for path in sorted(Path(__file__).parent.glob("bench_*.py")):
-        if path.stem == "bench_dispatch":  # what a call costs the host
+        if path.stem in ("bench_dispatch", "bench_networks"):  # what a call costs the host; `collect_networks`
             continue
         module = importlib.import_module(f"bench.{path.stem}")
         for name, function in vars(module).items():
             for mark in getattr(function, "pytestmark", ()) if name.startswith("test_") else ():
                 if mark.name == "parametrize" and mark.args[0] == ("case", "contender"):
                     cases.update({(p.values[0].work, p.values[0].id): p.values[0] for p in mark.args[1]})
-    whole = [
-        Case(
-            "network inference",
-            network,
-            "forward",
-            batch,
-            1,
-            partial(networks.inference, network, batch),
-            networks.CONTENDERS,
-        )
-        for network in layers.TRAIN_BATCH
-    ]
-    return sorted([*whole, *cases.values()], key=lambda case: case.shape not in ("forward", "step"))  # networks first
+    return list(cases.values())
 
 
-def plan(cases: Sequence[Case]) -> list[Work]:
-    """Eager peers of all cases, one of each table in turn, then the compiled ones, which take long to build."""
+def plan(part: str, batch: int) -> list[Work]:
+    """Eager peers of all cases, of the ops one of each table in turn; then compiled ones, which take long to build."""
     tables: dict[str, list[Case]] = {}
-    for case in cases:
+    for case in collect_ops(batch) if part == "ops" else collect_networks(batch):
         tables.setdefault(case.work, []).append(case)
     turns = [case for turn in itertools.zip_longest(*tables.values()) for case in turn if case is not None]
+    precisions = ("ieee", "bfloat16") if part == "ops" else PRECISIONS
     works = []
     for compiled in (False, True):
-        for case, dtype in itertools.product(turns, DTYPES):
+        for case, name in itertools.product(turns, precisions):
             peers = tuple(p for p in PEERS if p in case.contenders and ("compile" in p) == compiled)
             if peers:
-                works.append(Work(case, dtype, ("fastfer", *peers)))
+                works.append(Work(case, name, ("fastfer", *peers)))
     return works
 
 
@@ -177,49 +180,69 @@ def interleaved(clock: Clock, calls: dict[str, Callable[[], Any]], rounds: int) 
     return readings
 
 
-def _autocast(device: str, dtype: str) -> AbstractContextManager[Any]:
-    return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+@contextmanager
+def precision(device: str, name: str) -> Iterator[None]:
+    """One of `PRECISIONS` for torch, cuDNN and fastfer alike.
+
+    Autocast keeps no casts: those of one graph would be those of the next, and casts made while a graph is captured
+    bind gradients to the capture's stream.
+    """
+    products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [backend.fp32_precision for backend in products]
+    for backend in products:
+        backend.fp32_precision = "tf32" if name == "tf32" else "ieee"
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=name == "bfloat16", cache_enabled=False):
+            yield
+    finally:
+        for backend, value in zip(products, before, strict=True):
+            backend.fp32_precision = value
 
 
 def checked(work: Work, problem: contenders.Problem, run: measure.Runner, expected: list[Tensor]) -> float:
-    """Error of the results; AssertionError where it is beyond the dtype's limit."""
-    if work.dtype == "float32":
+    """Error of the results; AssertionError where it is beyond the precision's limit."""
+    if work.precision == "ieee":
         return max(verify(problem, run, expected))
     found = max(measure.error(got, want)[1] for got, want in zip(run(0)[:1], expected[:1], strict=True))
-    if not found <= _BFLOAT16_LIMIT:
-        raise AssertionError(f"expected relative error <= {_BFLOAT16_LIMIT}, got {found:.1e}")
+    if not found <= _LOW_LIMIT:
+        raise AssertionError(f"expected relative error <= {_LOW_LIMIT}, got {found:.1e}")
     return found
 
 
 def measured(work: Work, device: str, clock: Clock, rounds: int) -> Iterator[dict[str, Any]]:
-    """A row for every contender: its times, or its failure."""
+    """A row for every contender: its times, or its failure; one that fails leaves the others to be timed."""
     row = {
+        "kind": "result",
         "work": work.case.work,
         "network": work.case.network,
         "shape": work.case.shape,
         "batch": work.case.batch,
         "count": work.case.count,
-        "dtype": work.dtype,
+        "precision": work.precision,
     }
-    with OnDevice(device):
-        problem = work.case.problem()
-        expected = problem.oracle()
     calls, errors, failed = {}, {}, {}
+    try:
+        with OnDevice(device):
+            problem = work.case.problem()
+            expected = problem.oracle()
+    except Exception as failure:
+        yield from ({**row, "contender": name, "failure": _text(failure)} for name in work.names)
+        return
     for name in work.names:
         try:
             with OnDevice(device), problem.mode():
                 run = problem.build(_OWN if name == "fastfer" else name)
-            with problem.mode(), _autocast(device, work.dtype):
+            with problem.mode(), precision(device, work.precision):
                 errors[name] = checked(work, problem, run, expected)
                 calls[name] = clock.prepared(lambda run=run: run(0))
-        except Exception as failure:  # one contender that fails leaves the others to be timed
-            failed[name] = f"{type(failure).__name__}: {failure}"
+        except Exception as failure:
+            failed[name] = _text(failure)
     del expected
-    with problem.mode(), _autocast(device, work.dtype):
+    with problem.mode(), precision(device, work.precision):
         readings = interleaved(clock, calls, rounds)
     for name in work.names:
         if name in failed:
-            yield {**row, "contender": name, "failure": failed[name][:400]}
+            yield {**row, "contender": name, "failure": failed[name]}
             continue
         times = sorted(readings[name])
         yield {
@@ -233,22 +256,28 @@ def measured(work: Work, device: str, clock: Clock, rounds: int) -> Iterator[dic
         }
 
 
-def ceilings(device: str, clock: Clock) -> dict[str, float]:
+def _text(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}"[:400]
+
+
+def ceilings(device: str, clock: Clock) -> dict[str, Any]:
     """Best of copies (GB/s read plus written) and of square products (TFLOP/s)."""
     count, size = (256 << 20, 8192) if device == "cuda" else (1 << 20, 256)
     source, target = torch.rand(count, device=device), torch.empty(count, device=device)
     copy = clock.prepared(lambda: target.copy_(source))
-    found = {"copy": 8 * count / min(clock.read(copy) for _ in range(10)) / 1e9}
-    for dtype in DTYPES:
-        a = torch.rand(size, size, device=device).to(getattr(torch, dtype))
-        product = clock.prepared(lambda a=a: a @ a)
-        found[dtype] = 2 * size**3 / min(clock.read(product) for _ in range(5)) / 1e12
+    found: dict[str, Any] = {"kind": "ceilings", "copy": 8 * count / min(clock.read(copy) for _ in range(10)) / 1e9}
+    for name in PRECISIONS:
+        a = torch.rand(size, size, device=device)
+        with precision(device, name):
+            product = clock.prepared(lambda a=a: a @ a)
+        found[name] = 2 * size**3 / min(clock.read(product) for _ in range(5)) / 1e12
     return found
 
 
 def machine(device: str) -> dict[str, Any]:
     """What the results were measured on, and with."""
-    found: dict[str, Any] = {"torch": torch.__version__, "fastfer": fastfer.__version__, "device": device}
+    found: dict[str, Any] = {"kind": "machine", "torch": torch.__version__, "fastfer": fastfer.__version__}
+    found["device"] = device
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found |= {"gpu": properties.name, "sm": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda}
@@ -258,16 +287,16 @@ def machine(device: str) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("part", choices=("networks", "ops"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--minutes", type=float, default=4.0, help="time for measuring; what is left is listed")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", default="", help="cases whose name holds this text")
-    parser.add_argument("--name", default="gpu", help="name of the result files in --folder")
     parser.add_argument("--folder", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--dry-run", action="store_true", help="list the cases and measure nothing")
     options = parser.parse_args()
-    works = [work for work in plan(collect(options.batch)) if options.only in work.id]
+    works = [work for work in plan(options.part, options.batch) if options.only in work.id]
     if options.dry_run:
         for work in works:
             print(f"{work.id}: {', '.join(work.names)}")
@@ -277,23 +306,28 @@ def main() -> int:
         return 1
     contenders.COMPILE_OPTIONS["max_autotune"] = options.device == "cuda"
     clock: Clock = GpuClock() if options.device == "cuda" else HostClock()
-    result: dict[str, Any] = {"machine": machine(options.device), "ceilings": ceilings(options.device, clock)}
-    rows: list[dict[str, Any]] = []
+    file = gpu_report.Lines(options.folder / f"gpu-{options.part}.jsonl")
+    file.write(machine(options.device))
+    file.write(ceilings(options.device, clock))
     deadline = time.monotonic() + 60 * options.minutes
     done = 0
     for work in works:
         if time.monotonic() > deadline:
             break
-        rows += measured(work, options.device, clock, options.rounds)
+        for row in measured(work, options.device, clock, options.rounds):
+            file.write(row)
         torch._dynamo.reset()
         done += 1
-    result |= {"results": rows, "left_out": [work.id for work in works[done:]]}
-    gpu_report.write(result, options.folder, options.name)
-    failures = [row for row in rows if row["contender"] == "fastfer" and "failure" in row]
+    file.write({"kind": "left_out", "cases": [work.id for work in works[done:]]})
+    rows = gpu_report.read(file.path)
+    file.path.with_suffix(".md").write_text(gpu_report.table(rows), encoding="utf-8")
+    results = [row for row in rows if row["kind"] == "result"]
+    failures = [row for row in results if row["contender"] == "fastfer" and "failure" in row]
     for row in failures:
-        print(f"{row['work']} {row['network']} {row['shape']} {row['dtype']}: {row['failure']}", file=sys.stderr)
+        print(f"{row['work']} {row['network']} {row['shape']} {row['precision']}: {row['failure']}", file=sys.stderr)
+    print(gpu_report.summary(rows))
     print(f"{done} of {len(works)} cases measured, {len(failures)} failed")
-    return 1 if failures or not rows else 0
+    return 1 if failures or not results else 0
 
 
 if __name__ == "__main__":
