@@ -31,10 +31,10 @@ from shapes import around_vectors
 from tolerance import assert_close
 from torch import Tensor
 
-from fastfer import ops
+from fastfer import nn, ops
 from fastfer._checks import ACTIVATIONS
 from fastfer.ops import Norm
-from fastfer.ops.norm import update_running
+from fastfer.ops.norm import update_running, updates_together
 
 LAYERS = (
     alone(2, 17, 5, 7),
@@ -188,3 +188,40 @@ def test_update_running_is_what_training_does(cpu_backend: Variant) -> None:
 def test_errors(x: Tensor, norm: Norm, kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.batch_norm(x, norm, **kwargs)
+
+
+def test_updates_together_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: momenta of their own, a norm that runs twice, one that averages over all batches."""
+    monkeypatch.setattr("fastfer.ops.norm._native", None)
+    g = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, 3, 5, 5, generator=g) for _ in range(2)]
+
+    def trained(device: str) -> dict[str, Tensor]:
+        layers = [nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=0.5), nn.BatchNorm2d(3, momentum=None)]
+        net = torch.nn.Sequential(*layers, layers[0])
+        for x in batches:
+            with updates_together(torch.empty(0, device=device)):
+                net(x)
+                counted = int(layers[0].num_batches_tracked)
+            assert int(layers[0].num_batches_tracked) - counted == (device != "cpu")
+        return net.state_dict()
+
+    want, got = trained("cpu"), trained("meta")
+    assert int(want["0.num_batches_tracked"]) == 4
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_updates_are_made_where_a_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the norms before the failure, as one by one."""
+    monkeypatch.setattr("fastfer.ops.norm._native", None)
+    layer = nn.BatchNorm2d(3)
+
+    def failing() -> None:
+        layer(torch.randn(2, 3, 4, 4))
+        raise KeyError("after the norm")
+
+    with pytest.raises(KeyError), updates_together(torch.empty(0, device="meta")):
+        failing()
+    assert int(layer.num_batches_tracked) == 1
+    assert bool(layer.running_mean.any())

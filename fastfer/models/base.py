@@ -6,9 +6,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fastfer.nn._checks import positive
+from fastfer.nn.norm import updates_together
 
 if TYPE_CHECKING:
     from fastfer.models.pretrained import LoadReport
@@ -35,6 +37,13 @@ class FerModel(nn.Module, ABC):
         self.options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **options}
         self.class_names: tuple[str, ...] | None = None
         self.pretrained: LoadReport | None = None
+
+    def __call__(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """As a module's, with one update of all norms' running statistics on a GPU."""
+        if torch.compiler.is_compiling():
+            return super().__call__(x, *args, **options)
+        with updates_together(x):
+            return super().__call__(x, *args, **options)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

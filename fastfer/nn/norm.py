@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastfer.nn._plain import fused, replaceable
 from fastfer.ops.elementwise import activation
-from fastfer.ops.norm import Norm, batch_norm
+from fastfer.ops.norm import Norm, batch_norm, count_batch
+from fastfer.ops.norm import updates_together as updates_together
 
 
 @fused()
@@ -54,8 +55,12 @@ class BatchNorm2d(torch.nn.BatchNorm2d):
 
     def step(self) -> Norm:
         """`norm` for one forward pass: in training it counts the batch first, as torch does."""
-        if self.training:
-            self._buffers["num_batches_tracked"].add_(1)  # type: ignore[union-attr]
+        counter = self._buffers["num_batches_tracked"]
+        if self.training and counter is not None:
+            if self.momentum is None:  # which is read from the counter at once
+                counter.add_(1)
+            else:
+                count_batch(counter)
         return self.norm()
 
     def forward(self, input: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ activated values are computed again.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +71,63 @@ def check_batch(op: str, shape: Sequence[int]) -> None:
         raise ValueError(f"{op}: x: expected more than one value per channel in training, got {tuple(shape)}")
 
 
+class _Updates(threading.local):
+    """Updates of running statistics and batch counters that wait for the end of a network's forward pass."""
+
+    waits = False
+
+    def __init__(self) -> None:
+        self.running: dict[float, list[tuple[Tensor, Tensor]]] = {}
+        self.counters: list[Tensor] = []
+        self.seen: set[int] = set()
+
+    def first(self, t: Tensor) -> None:
+        """Make those that wait now, if one of them is of ``t``."""
+        if id(t) in self.seen:
+            self.make()
+        self.seen.add(id(t))
+
+    def make(self) -> None:
+        """Make them all: a launch for up to 64 tensors, in place of one each."""
+        running, counters = self.running, self.counters
+        self.running, self.counters, self.seen = {}, [], set()
+        with torch.no_grad():
+            for momentum, pairs in running.items():
+                torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], momentum)
+            if counters:
+                torch._foreach_add_(counters, 1)
+
+
+_updates = _Updates()
+
+
+@contextmanager
+def updates_together(x: object) -> Iterator[None]:
+    """Norms on a GPU inside update their running statistics and batch counters at the end, all together.
+
+    On the CPU, where an update costs no launch, and under torch.func each updates its own.
+    """
+    wanted = isinstance(x, Tensor) and not x.is_cpu
+    if not wanted or _updates.waits or torch._C._functorch.peek_interpreter_stack() is not None:
+        yield
+        return
+    _updates.waits = True
+    try:
+        yield
+    finally:
+        _updates.waits = False
+        _updates.make()
+
+
+def count_batch(counter: Tensor) -> None:
+    """counter += 1"""
+    if not _updates.waits:
+        counter.add_(1)
+        return
+    _updates.first(counter)
+    _updates.counters.append(counter)
+
+
 def update_running(norm: Norm | None, stats: Tensor) -> None:
     """running = (1 - momentum) · running + momentum · batch, in place; ``stats`` (3, C): mean, -, unbiased variance."""
     if norm is None:
@@ -78,8 +137,13 @@ def update_running(norm: Norm | None, stats: Tensor) -> None:
     if eager and _native.update_running(mean, var, stats, norm.momentum):
         return
     with torch.no_grad():
-        mean.lerp_(stats[0].to(mean.dtype), norm.momentum)
-        var.lerp_(stats[2].to(var.dtype), norm.momentum)
+        pairs = [(mean, stats[0].to(mean.dtype)), (var, stats[2].to(var.dtype))]
+        if _updates.waits:
+            _updates.first(mean)
+            _updates.running.setdefault(norm.momentum, []).extend(pairs)
+            return
+        for old, new in pairs:
+            old.lerp_(new, norm.momentum)
 
 
 def _like(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fastfer.data import Split
 from fastfer.models import FerModel
 from fastfer.nn import TripletLoss
 from fastfer.ops.loss import center_loss, cross_entropy, update_centers_
+from fastfer.ops.norm import updates_together
 from fastfer.train.options import LossOptions
 
 
@@ -158,6 +159,12 @@ class WithEmbedding(nn.Module):
         self._detached = softmax_trains == "head"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if torch.compiler.is_compiling():
+            return self._both(x)
+        with updates_together(x):
+            return self._both(x)
+
+    def _both(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._detached:
             embedding = self.model.forward_features(x)
             return self.model.forward_head(embedding.detach()), embedding
