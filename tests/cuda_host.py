@@ -87,6 +87,15 @@ class HostLibrary:
             pytest.skip("the C++ compiler has no _Float16")
         assert run.returncode == 0, run.stderr
 
+    @contextmanager
+    def sampled(self, blocks: int) -> Iterator[None]:
+        """Launches inside run about so many of their blocks."""
+        self._library.sample(ctypes.c_int64(blocks))
+        try:
+            yield
+        finally:
+            self._library.sample(ctypes.c_int64(0))
+
     def names(self) -> list[str]:
         """Every kernel instance."""
         names: list[str] = []
@@ -118,7 +127,7 @@ class HostLaunch(Launch):
         self.launched.add(kernel)
         self.library.launch(kernel, grid, threads, words)
 
-    def strided(self, kernel: str, like: torch.Tensor, items: int, threads: int, *args: Any) -> None:
+    def strided(self, kernel: str, like: torch.Tensor, items: int, threads: int, *args: Any, multiple: int = 1) -> None:
         self(kernel, like, (min(-(-items // threads), 3), 1, 1), threads, *args)
 
 

@@ -87,6 +87,25 @@ def test_divergence_and_races(planted: HostLibrary, error: int, message: str) ->
         branches(planted, error)
 
 
+@pytest.mark.parametrize("grid", [(2**31, 1, 1), (1, 65536, 1), (1, 1, 65536), (0, 1, 1)])
+def test_grids_have_cudas_limits(planted: HostLibrary, grid: tuple[int, int, int]) -> None:
+    with pytest.raises(RuntimeError, match=r"grid side [012]: expected 1 to \d+ blocks"):
+        planted.launch("branches<0>", grid, 64, (0,))
+
+
+def test_samples_of_a_grid(planted: HostLibrary) -> None:
+    """The first block, the last and some between write; the others do not run."""
+    x, y = torch.ones(64 * 100), torch.zeros(64 * 100)
+    with planted.sampled(10):
+        planted.launch("three_point<0>", (100, 1, 1), 64, (x.data_ptr(), y.data_ptr(), 6400))
+    ran = [i for i, block in enumerate(y.view(100, 64)) if block.any()]
+    assert ran[0] == 0
+    assert ran[-1] == 99
+    assert 10 <= len(ran) <= 12
+    planted.launch("three_point<0>", (100, 1, 1), 64, (x.data_ptr(), y.data_ptr(), 6400))
+    assert bool(y.view(100, 64).any(1).all())
+
+
 def test_blocks_and_names(planted: HostLibrary) -> None:
     assert "three_point<0>" in planted.names()
     with pytest.raises(RuntimeError, match="whole warps"):

@@ -31,6 +31,8 @@ extern "C" const char* launch(const char* name, const int64_t* grid, int threads
   return "no such kernel";
 }
 
+extern "C" void sample(int64_t blocks) { shim::sample(blocks); }
+
 // The i-th kernel's name, or nullptr.
 extern "C" const char* kernel_name(int i) {
   for (const ff::cuda::Kernel* kernel : kFamilies)

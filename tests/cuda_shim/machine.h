@@ -37,6 +37,9 @@ const unsigned char* warp_exchange(const void* mine, std::size_t bytes, Place pl
 // Ends the launch with a message; the fibers are abandoned.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
+// From now on launches run only about so many of their blocks, 0 for all.
+void sample(std::int64_t blocks);
+
 using Body = void (*)(const std::int64_t* arguments);
 // Runs the grid, block by block; the message of the first error, or nullptr.
 const char* run(Body body, const std::int64_t* arguments, const std::int64_t grid[3], int threads);

@@ -43,6 +43,17 @@ inline void require(bool holds, const char* message) {
   if (!holds) shim::fail("%s", message);
 }
 
+inline void publish() {}
+inline bool take_ticket(unsigned* ticket, index_t blocks) {
+  const bool last = *ticket + 1 == static_cast<unsigned>(blocks);
+  *ticket = last ? 0 : *ticket + 1;
+  return last;
+}
+template <class C>
+C load_written(const C* p) {
+  return *p;
+}
+
 template <class T>
 T shuffle_xor(T value, int mask, FF_HERE) {
   const unsigned char* slots = shim::warp_exchange(&value, sizeof value, here);
