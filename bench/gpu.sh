@@ -6,7 +6,7 @@
 # `--dry-run` as the second argument prints the steps and the cases instead; any further arguments go to bench.gpu.
 #
 # Nothing is downloaded. In the environment of $PYTHON: torch with CUDA, and pytest. Where fastfer's extension is not
-# there yet, it is built here for 70 s with nvcc and what pyproject.toml builds with; `gpu.sh build` does it beforehand,
+# there yet, it is built here with nvcc and what pyproject.toml builds with; `gpu.sh build` does it beforehand,
 # for the architectures of $FASTFER_CUDA_ARCHS and the Python of $PYTHON. Else CuPy compiles the kernels at first use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

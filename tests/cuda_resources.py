@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registers and shared memory of every CUDA kernel by architecture; run as a script, writes tests/cuda_resources.csv.
 
-A cell is "registers+bytes of static shared memory". The table holds for the nvcc that its first line names.
+A cell is "registers+bytes of static shared memory", or empty where the kernel was not compiled for the architecture.
+The table holds for the nvcc that its first line names. ``--arch 90a norm pool`` compiles these families for one
+architecture alone, and empties the other cells of their kernels whose resources changed there.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import ctypes
 import os
@@ -14,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -89,28 +92,42 @@ def compiled(nvcc: str, source: Path, arch: str) -> dict[str, Resources]:
     return parse(run.stdout + run.stderr)
 
 
-def rows(nvcc: str) -> Iterator[list[str]]:
-    """A row a kernel, from compiling all of them."""
+def rows(nvcc: str, archs: Sequence[str], families: Sequence[str]) -> Iterator[dict[str, str]]:
+    """A row a kernel, from compiling all of them, or those of the families for ``archs``."""
+    _, table = read()
     for source in sorted(CSRC.glob("*/cuda.cu")):
+        if families and source.parent.name not in families:
+            own = re.findall(
+                r"__global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(", source.with_suffix(".cuh").read_text()
+            )
+            yield from ({"kernel": name, **table[name]} for name in sorted(table) if name.partition("<")[0] in own)
+            continue
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            by_arch = list(pool.map(lambda arch, source=source: compiled(nvcc, source, arch), ARCHS))
+            by_arch = list(pool.map(lambda arch, source=source: compiled(nvcc, source, arch), archs))
         for name in sorted(by_arch[0]):
-            for arch, kernels in zip(ARCHS, by_arch, strict=True):
+            for arch, kernels in zip(archs, by_arch, strict=True):
                 if kernels[name].spills:
                     print(f"sm_{arch}: {name} spills {kernels[name].spills} bytes", file=sys.stderr)
-            yield [name, *(str(kernels[name]) for kernels in by_arch)]
+            cells = {arch: str(kernels[name]) for arch, kernels in zip(archs, by_arch, strict=True)}
+            before = table.get(name, {})
+            same = all(before.get(arch) == cell for arch, cell in cells.items())
+            yield {"kernel": name, **dict.fromkeys(ARCHS, ""), **(before if same else {}), **cells}
 
 
 def main() -> None:
     nvcc = find_nvcc()
     if nvcc is None:
         sys.exit("nvcc is not installed")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", choices=ARCHS, action="append")
+    parser.add_argument("families", nargs="*")
+    options = parser.parse_args()
     scratch = TABLE.with_suffix(".csv.tmp")
     with scratch.open("w", encoding="utf-8", newline="") as file:
         file.write(f"# nvcc {version(nvcc)}\n")
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["kernel", *ARCHS])
-        writer.writerows(rows(nvcc))
+        writer = csv.DictWriter(file, ["kernel", *ARCHS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows(nvcc, options.arch or ARCHS, options.families))
     scratch.replace(TABLE)
 
 

@@ -138,7 +138,7 @@ def test_opcheck_and_gradcheck(cpu_backend: Variant) -> None:
     out, y, best, positions, stats = namespace.conv2d_pool_train(*arguments)
     arguments = [
         torch.ones_like(out), x, y, best, positions, weight, n_weight, n_bias, stats, 5, [1, 1], [1, 1, 1, 1], *window,
-        True, [True, True],
+        True, [True] * 3,
     ]  # fmt: skip
     torch.library.opcheck(namespace.conv2d_pool_backward.default, arguments)
 

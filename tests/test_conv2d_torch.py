@@ -43,10 +43,10 @@ def ops_of(layer: Layer) -> tuple[Any, Any, Any]:
 def backward_arguments(case: Case, dtype: torch.dtype, train: Any) -> tuple[Any, ...]:
     """Arguments of the backward op, from a run of ``train``."""
     args, training = case.raw(dtype, False), case.layer.training
-    dout, mask = case.upstream.to(dtype).contiguous(memory_format=_CL), [True, True]
+    dout, mask = case.upstream.to(dtype).contiguous(memory_format=_CL), [True] * 3
     if case.layer.kernel is None:
         x, weight, bias, _, _, _, act = args
-        return dout, x, weight, bias, train(*args, training)[1], act, training, mask
+        return dout, x, weight, bias, train(*args, training)[1], act, training, mask[:2]
     x, weight, _, n_weight, n_bias, _, _, _, act, stride, padding = args
     _, y, stats = train(*args, training)
     return dout, x, y, weight, n_weight, n_bias, stats, act, stride, padding, training, mask

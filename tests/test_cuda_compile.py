@@ -61,6 +61,8 @@ def test_no_kernel_spills_or_grows(source: str, arch: str, tmp_path: Path, host_
     remedy = "if it should, run: python tests/cuda_resources.py"
     for name, each in kernels.items():
         assert name in table, f"{name} is not in tests/cuda_resources.csv: {remedy}"
+        if not table[name][arch]:  # not compiled for it yet
+            continue
         registers, shared = map(int, table[name][arch].split("+"))
         grown = each.registers > registers or each.shared > shared
         assert not grown, f"{name} on sm_{arch} grew from {table[name][arch]} to {each} registers+bytes: {remedy}"

@@ -178,10 +178,14 @@ def test_conv2d(case: Conv, fused: tuple[bool, bool, int, bool], dtype: torch.dt
     inputs = (*leaves, n_weight, n_bias)
     # What batch statistics cancel, and the bias before them entirely, leaves the rounding of terms of this size.
     term = float(dout.abs().max()) * (1 if n[0] is None else float(n[0].abs().max() * stats[1].abs().max()))
-    for mask in ((True, True), (True, False), (False, True), (False, False)):
+    for mask in (
+        *itertools.product((True, False), (True,), (True, False)),
+        (True, False, False),
+        (False, False, False),
+    ):
         grads = conv2d.conv2d_backward(dout, tensors[0], *rest, list(mask))
         for name, grad, wide, asked in zip(
-            ("x", "weight", "bias", "n_weight", "n_bias"), grads, inputs, (mask[0], *(mask[1],) * 4), strict=True
+            ("x", "weight", "bias", "n_weight", "n_bias"), grads, inputs, (*mask, mask[1], mask[1]), strict=True
         ):
             if not asked or (wide is None and name != "bias"):
                 assert grad.numel() == 0, name
@@ -205,7 +209,7 @@ def test_layouts_of_the_input() -> None:
         for each in (x, x.contiguous()):
             assert torch.equal(conv2d.conv2d(each, turned, *none, *options), want)
         grads = [
-            conv2d.conv2d_backward(dy, each, want, w, None, None, x.new_empty(0), *options[1:], False, [True, True])
+            conv2d.conv2d_backward(dy, each, want, w, None, None, x.new_empty(0), *options[1:], False, [True] * 3)
             for dy, each, w in ((want, dense, weight), (want.contiguous(), x, turned))
         ]
         assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
@@ -279,7 +283,7 @@ def test_non_finite_stays_in_its_windows(case: Conv, value: float) -> None:
     dy[0, 2, 1, 1] = value
     nothing = x.new_empty(0)
     dx, dw, db = conv2d.conv2d_backward(
-        dy, x, nothing, weight, None, None, nothing, 0, *case.options, False, [True, True]
+        dy, x, nothing, weight, None, None, nothing, 0, *case.options, False, [True] * 3
     )[:3]
     leaves = [t.double().requires_grad_() for t in (x, weight)]
     torch_conv(leaves[0], leaves[1], None, case).backward(dy.double())
@@ -307,7 +311,7 @@ def test_empty(shape: tuple[int, ...]) -> None:
     assert y.shape == (shape[0], 6, shape[2] + 2, shape[3] + 2)
     assert torch.equal(y, bias.view(1, -1, 1, 1).expand(y.shape))
     out, y, stats = conv2d.conv2d_train(x, weight, bias, *n, EPS, 1, *options, shape[0] > 0)
-    grads = conv2d.conv2d_backward(out, x, y, weight, n[0], n[1], stats, 1, *options, shape[0] > 0, [True, True])
+    grads = conv2d.conv2d_backward(out, x, y, weight, n[0], n[1], stats, 1, *options, shape[0] > 0, [True] * 3)
     assert [tuple(t.shape) for t in grads] == [shape, (6, 4, 3, 3), (6,), (6,), (6,)]
     assert not grads[1].any()
     m = norm_tensors(torch.Generator(), 4, torch.float32)
@@ -328,7 +332,7 @@ def test_nothing_is_written_outside(dtype: torch.dtype) -> None:
         with Guarded() as guarded:
             out, y, stats = conv2d.conv2d_train(x, weight, None, *n, EPS, 1, *case.options, True)
             conv2d.conv2d(x, weight, None, *n, EPS, 1, *case.options)
-            conv2d.conv2d_backward(out, x, y, weight, n[0], n[1], stats, 1, *case.options, True, [True, True])
+            conv2d.conv2d_backward(out, x, y, weight, n[0], n[1], stats, 1, *case.options, True, [True] * 3)
             norm.batch_norm_backward(
                 out, y, n[0], n[1], norm.batch_norm_train(y, *n, EPS, 0, True)[1], 1, True, [True, True]
             )
@@ -350,7 +354,7 @@ def everything(case: Conv, seed: int) -> list[Tensor]:
     for batch in (True, False):
         out, y, stats = conv2d.conv2d_train(x, weight, None, *n, EPS, 3, *case.options, batch)
         results += [out, y, stats]
-        results += conv2d.conv2d_backward(out, x, y, weight, n[0], n[1], stats, 3, *case.options, batch, [True, True])
+        results += conv2d.conv2d_backward(out, x, y, weight, n[0], n[1], stats, 3, *case.options, batch, [True] * 3)
     out, stats = norm.batch_norm_train(y, *n, EPS, 5, True)
     return [*results, out, stats, *norm.batch_norm_backward(y, out, n[0], n[1], stats, 5, True, [True, True])]
 

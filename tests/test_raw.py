@@ -68,7 +68,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a saved tensor that is missing": (
         lambda: RAW.conv2d_backward(X, X, torch.empty(0), DENSE, *[None] * 2, torch.empty(0), 1, [1, 1], [0] * 4, False,
-                                    [True] * 2),
+                                    [True] * 3),
         r"y: expected shape \(2, o, 6, 6\)|y: expected shape \(2, 3, 6, 6\)",
     ),
     "a norm without its second tensor": (
@@ -111,7 +111,7 @@ def test_saved_tensors_may_have_any_strides(cpu_backend: Variant) -> None:
     out, y, stats = RAW.depthwise_norm_train(
         x, W, None, CHANNELS, CHANNELS, CHANNELS, CHANNELS, 1e-5, 1, [1, 1], [1] * 4, True
     )
-    rest = (W, CHANNELS, CHANNELS), (1, [1, 1], [1] * 4, True, [True] * 2)
+    rest = (W, CHANNELS, CHANNELS), (1, [1, 1], [1] * 4, True, [True] * 3)
     want = RAW.depthwise_norm_backward(out, x, y, *rest[0], stats, *rest[1])
     strange = stats.t().contiguous().t()
     assert not strange.is_contiguous()

@@ -124,7 +124,7 @@ def test_depthwise_norm_opcheck(cpu_backend: Variant) -> None:
         namespace.depthwise_norm_train.default, (*(t.clone().requires_grad_() for t in plain), *rest, True)
     )
     out, y, stats = namespace.depthwise_norm_train(*plain, *rest, True)
-    arguments = (dout, x, y, plain[1], plain[3], plain[4], stats, 4, [1, 1], [1, 1, 1, 1], True, [True, True])
+    arguments = (dout, x, y, plain[1], plain[3], plain[4], stats, 4, [1, 1], [1, 1, 1, 1], True, [True] * 3)
     torch.library.opcheck(namespace.depthwise_norm_backward.default, arguments)
     assert out.shape == dout.shape
 

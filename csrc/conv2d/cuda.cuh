@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense convolution as im2col-free products, NHWC. Weights come packed by the caller: (kh, kw, c, o) for the output and
-// the weight gradient, (kh, kw, o, c) for the input gradient. A 1 x 1 convolution is the same product with one tap.
+// Dense convolution as im2col-free products, NHWC. Weights and their gradients lie (o, kh, kw, c), in the
+// compute type. A 1 x 1 convolution is the same product with one tap.
 // S: what the operands of a product are rounded to, T, or tf32 for float.
 #pragma once
 
@@ -48,40 +48,46 @@ struct WindowOnto {
   }
 };
 
-// y (rows, o) = windows of x times weight (kh·kw·c, o) + bias, and unless null the moments of y's tiles.
+// y (rows, o) = windows of x times weight (o, kh·kw·c) + bias, and what `Output` does with it.
 template <class T, class S>
 __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
-    conv2d_fwd(const T* __restrict__ x, const T* __restrict__ weight, const compute_t<T>* __restrict__ bias,
-               T* __restrict__ y, compute_t<T>* __restrict__ partial, index_t rows, index_t outputs, index_t height,
-               index_t width, index_t channels, index_t oh, index_t ow, index_t kh, index_t kw, index_t sh, index_t sw,
-               index_t top, index_t left) {
-  using C = compute_t<T>;
+    conv2d_fwd(const T* __restrict__ x, const compute_t<T>* __restrict__ weight, const compute_t<T>* __restrict__ bias,
+               const compute_t<T>* __restrict__ a_weight, const compute_t<T>* __restrict__ a_bias,
+               const compute_t<T>* __restrict__ a_stats, const compute_t<T>* __restrict__ a_var, double a_eps,
+               T* __restrict__ y, compute_t<T>* partial, compute_t<T>* __restrict__ stats, unsigned* tickets,
+               double eps, index_t act, index_t rows, index_t outputs, index_t height, index_t width, index_t channels,
+               index_t oh, index_t ow, index_t kh, index_t kw, index_t sh, index_t sw, index_t top, index_t left) {
   const WindowOf<T> windows{x, {height, width, channels, oh, ow, kh, kw, sh, sw, top, left}};
-  matmul_tile<Along::k, Along::other, S>(
-      block_x() * kTile, block_y() * kTile, rows, outputs, 0, kh * kw * channels, windows,
-      [&](index_t k, index_t n) { return widen(weight[k * outputs + n]); },
-      [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
-        store_output(sums, m, n, rows, outputs, bias, y, partial);
-      });
+  const index_t inner = kh * kw * channels;
+  const Output<T> out{y,
+                      bias,
+                      {a_weight, a_bias, a_stats, a_var, a_eps, outputs, static_cast<int>(act)},
+                      {partial, stats, tickets, outputs, eps}};
+  matmul_rows<Along::k, Along::k, S>(
+      rows, inner, windows, [&](index_t k, index_t n) { return weight[n * inner + k]; }, out);
 }
 
-// dx (rows, c) from dy and weight (kh·kw·o, c).
+// dx (rows, c) from dy and weight (o, kh·kw·c).
 template <class T, class S>
 __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
-    conv2d_bwd_input(const T* __restrict__ dy, const T* __restrict__ weight, T* __restrict__ dx, index_t rows,
-                     index_t channels, index_t height, index_t width, index_t outputs, index_t oh, index_t ow,
-                     index_t kh, index_t kw, index_t sh, index_t sw, index_t top, index_t left) {
+    conv2d_bwd_input(const T* __restrict__ dy, const compute_t<T>* __restrict__ weight, T* __restrict__ dx,
+                     index_t rows, index_t channels, index_t height, index_t width, index_t outputs, index_t oh,
+                     index_t ow, index_t kh, index_t kw, index_t sh, index_t sw, index_t top, index_t left) {
   using C = compute_t<T>;
   const WindowOnto<T> windows{dy, {height, width, outputs, oh, ow, kh, kw, sh, sw, top, left}};
+  const index_t taps = kh * kw;
   matmul_tile<Along::k, Along::other, S>(
-      block_x() * kTile, block_y() * kTile, rows, channels, 0, kh * kw * outputs, windows,
-      [&](index_t k, index_t n) { return widen(weight[k * channels + n]); },
+      block_x() * kTile, block_y() * kTile, rows, channels, 0, taps * outputs, windows,
+      [&](index_t k, index_t n) {
+        const Split output = split(k, outputs);
+        return weight[(output.rest * taps + output.whole) * channels + n];
+      },
       [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
         store_part(sums, m, n, rows, channels, dx);
       });
 }
 
-// partial [parts][kh·kw·c][o]: the weight gradient over each part of the output pixels.
+// partial [parts][o][kh·kw·c]: the weight gradient over each part of the output pixels.
 template <class T, class S>
 __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     conv2d_bwd_weight(const T* __restrict__ x, const T* __restrict__ dy, compute_t<T>* __restrict__ partial,
@@ -94,11 +100,10 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
   const index_t last = first + pixels_per_part < pixels ? first + pixels_per_part : pixels;
   C* const target = partial + block_z() * taps * outputs;
   matmul_tile<Along::other, Along::other, S>(
-      block_x() * kTile, block_y() * kTile, taps, outputs, first, last,
-      [&](index_t m, index_t k) { return windows(k, m); },
-      [&](index_t k, index_t n) { return widen(dy[k * outputs + n]); },
+      block_x() * kTile, block_y() * kTile, outputs, taps, first, last,
+      [&](index_t m, index_t k) { return widen(dy[k * outputs + m]); }, windows,
       [&](const C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
-        store_part(sums, m, n, taps, outputs, target);
+        store_part(sums, m, n, outputs, taps, target);
       });
 }
 

@@ -42,6 +42,19 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
 template <class T>
 using Shared = T*;
 
+// Whether this is the last of `blocks` calls on a ticket, by one thread of as many blocks; the ticket begins and ends
+// as 0. What all threads of the blocks wrote before `publish` and a barrier is then there to be read by `load_written`.
+__device__ __forceinline__ void publish() { __threadfence(); }
+__device__ __forceinline__ bool take_ticket(unsigned* ticket, index_t blocks) {
+  const unsigned last = static_cast<unsigned>(blocks - 1);
+  return atomicInc(ticket, last) == last;
+}
+// Past the cache of the multiprocessor, which does not see what others wrote.
+template <class C>
+__device__ __forceinline__ C load_written(const C* p) {
+  return __ldcg(p);
+}
+
 __device__ __forceinline__ float f16_bits_to_float(unsigned short bits) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));

@@ -5,7 +5,9 @@
 // of it; float and double by multiply-adds, a thread 4 x 4 of it, 16 for 8 reads of shared memory.
 #pragma once
 
+#include "cuda/columns.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/normalise.cuh"
 
 namespace ff::cuda {
 
@@ -148,41 +150,57 @@ __device__ __forceinline__ void matmul_tile(index_t m0, index_t n0, index_t rows
 template <class S>
 constexpr int kStage = kTensorCores && kPerWord<S> > 0 ? kWords * kPerWord<S> : kSlice;
 
-// partial [tiles of rows][2][columns]: mean and sum of squared deviations of the tile's rows, for each column: the
-// statistics of a product gathered where it is made. Called by all threads of the block with their parts.
+// Count, mean and m2 (`MergeMoments`) of the rows of the tiles that a block makes, for each of a thread's columns: the
+// statistics of a product gathered where it is made. All threads of a column hold the same.
 template <class C>
-__device__ __forceinline__ void tile_moments(const C (&values)[kPerThread][kPerThread], index_t m, index_t n,
-                                             index_t rows, index_t columns, C* __restrict__ partial) {
-  FF_SHARED(C, sums, kSide * kTile);
-  const int group = thread_rank() / kSide, column = thread_rank() % kSide * kPerThread;
-  const index_t first = block_x() * kTile;
-  const C count = static_cast<C>(rows - first < kTile ? rows - first : kTile);
-  C mean[kPerThread];
+struct TileMoments {
+  C columns[kPerThread][3] = {};
+
+  // Adds a tile from row `first` on. Called by all threads of the block with their parts.
+  __device__ __forceinline__ void add(const C (&values)[kPerThread][kPerThread], index_t first, index_t m,
+                                      index_t rows) {
+    FF_SHARED(C, sums, kSide * kTile);
+    const int group = thread_rank() / kSide, column = thread_rank() % kSide * kPerThread;
+    C tile[kPerThread][3];
 #pragma unroll
-  for (int pass = 0; pass < 2; ++pass) {  // the mean, then the deviations from it
+    for (int pass = 1; pass < 3; ++pass) {  // the mean, then the deviations from it
 #pragma unroll
-    for (int j = 0; j < kPerThread; ++j) {
-      C sum = C(0);
+      for (int j = 0; j < kPerThread; ++j) {
+        C sum = C(0);
 #pragma unroll
-      for (int i = 0; i < kPerThread; ++i)
-        if (m + i < rows) {
-          const C value = pass == 0 ? values[i][j] : values[i][j] - mean[j];
-          sum += pass == 0 ? value : value * value;
-        }
-      sums[group * kTile + column + j] = sum;
+        for (int i = 0; i < kPerThread; ++i)
+          if (m + i < rows) {
+            const C value = pass == 1 ? values[i][j] : values[i][j] - tile[j][1];
+            sum += pass == 1 ? value : value * value;
+          }
+        sums[group * kTile + column + j] = sum;
+      }
+      sync();
+#pragma unroll
+      for (int j = 0; j < kPerThread; ++j) {
+        C total = C(0);
+        for (int g = 0; g < kSide; ++g) total += sums[g * kTile + column + j];
+        tile[j][0] = static_cast<C>(rows - first < kTile ? rows - first : kTile);
+        tile[j][pass] = pass == 1 ? total / tile[j][0] : total;
+      }
+      sync();
     }
-    sync();
 #pragma unroll
-    for (int j = 0; j < kPerThread; ++j) {
-      C total = C(0);
-      for (int g = 0; g < kSide; ++g) total += sums[g * kTile + column + j];
-      if (pass == 0) mean[j] = total / count;
-      if (group == 0 && n + j < columns)
-        partial[(2 * block_x() + pass) * columns + n + j] = pass == 0 ? mean[j] : total;
-    }
-    sync();
+    for (int j = 0; j < kPerThread; ++j) MergeMoments()(columns[j], tile[j]);
   }
-}
+
+  // Hands them over as the block's part; the last block of the same columns, from column n0 on, finishes.
+  __device__ __forceinline__ void finish(const Gathered<C>& out, index_t n0) const {
+    FF_SHARED(double, states, kGemmThreads);
+    const index_t n = n0 + thread_rank() % kSide * kPerThread;
+#pragma unroll
+    for (int j = 0; j < kPerThread; ++j)
+      if (thread_rank() < kSide && n + j < out.channels) out.put(block_x(), n + j, columns[j]);
+    if (!last_block(out.tickets + block_y(), blocks_x())) return;
+    for (int half = 0; half < kTile; half += kColumnLanes)
+      out.template finish<kGemmThreads>(blocks_x(), n0 + half, states);
+  }
+};
 
 // The elements of a thread's part that lie inside: body(row, column, element).
 template <class Part, class Body>
@@ -203,16 +221,44 @@ __device__ __forceinline__ void store_part(const C (&sums)[kPerThread][kPerThrea
            [&](index_t row, index_t column, C sum) { target[row * columns + column] = narrow<T>(sum); });
 }
 
-// Adds the bias, unless null, to a thread's part, stores it, and gathers the moments of y's tiles, unless null.
-template <class T, class C>
-__device__ __forceinline__ void store_output(C (&sums)[kPerThread][kPerThread], index_t m, index_t n, index_t rows,
-                                             index_t columns, const C* __restrict__ bias, T* __restrict__ y,
-                                             C* __restrict__ partial) {
-  for_part(sums, m, n, rows, columns, [&](index_t row, index_t column, C& sum) {
-    if (bias) sum += bias[column];
-    y[row * columns + column] = narrow<T>(sum);
-  });
-  if (partial) tile_moments(sums, m, n, rows, columns, partial);
+// Where a product goes: y (rows, columns), with the bias, unless null, added, and a norm and an activation after it;
+// the statistics of what is before these, where asked for.
+template <class T>
+struct Output {
+  using C = compute_t<T>;
+  T* y;
+  const C* bias;
+  Before<C> after;
+  Gathered<C> gathered;
+
+  __device__ __forceinline__ void store(C (&sums)[kPerThread][kPerThread], index_t m, index_t n, index_t rows) const {
+    if (bias)
+      for_part(sums, m, n, rows, gathered.channels, [&](index_t, index_t column, C& sum) { sum += bias[column]; });
+    if (after.none()) return store_part(sums, m, n, rows, gathered.channels, y);
+#pragma unroll
+    for (int j = 0; j < kPerThread; ++j) {
+      const ChannelNorm<C> norm = after.of(n + j);
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i)
+        if (m + i < rows && n + j < gathered.channels)
+          y[(m + i) * gathered.channels + n + j] = narrow<T>(norm(sums[i][j]));
+    }
+  }
+};
+
+// All tiles of rows of a product, in turn by the blocks of one column of tiles: a(m, k) times b(k, n) into `out`.
+template <Along kA, Along kB, class S, class T, class A, class B>
+__device__ __forceinline__ void matmul_rows(index_t rows, index_t inner, const A& a, const B& b, const Output<T>& out) {
+  using C = compute_t<T>;
+  const index_t n0 = block_y() * kTile;
+  TileMoments<C> moments;
+  for (index_t first = block_x() * kTile; first < rows; first += blocks_x() * kTile)
+    matmul_tile<kA, kB, S>(first, n0, rows, out.gathered.channels, 0, inner, a, b,
+                           [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
+                             out.store(sums, m, n, rows);
+                             if (out.gathered.partial) moments.add(sums, first, m, rows);
+                           });
+  if (out.gathered.partial) moments.finish(out.gathered, n0);
 }
 
 }  // namespace ff::cuda

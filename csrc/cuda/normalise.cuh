@@ -18,17 +18,21 @@ struct ChannelNorm {
   }
 };
 
-// A norm, or none where weight is null, and an activation; stats [3][channels] are those of norm/cuda.cuh.
+// A norm, or none where weight is null, and an activation. Statistics are either those of a batch, [3][channels] of
+// norm/cuda.cuh, or, unless var is null, running ones: means, and variances, to which eps is added.
 template <class C>
 struct Before {
-  const C *weight, *bias, *stats;
+  const C *weight, *bias, *stats, *var;
+  double eps;
   index_t channels;
   int act;
 
   __device__ __forceinline__ ChannelNorm<C> of(index_t channel) const {
     if (!weight || channel >= channels) return {C(0), C(1), C(0), act, false};
-    return {stats[channel], stats[channels + channel] * weight[channel], bias[channel], act, true};
+    const C invstd = var ? C(1) / sqrt(var[channel] + static_cast<C>(eps)) : stats[channels + channel];
+    return {stats[channel], invstd * weight[channel], bias[channel], act, true};
   }
+  __device__ __forceinline__ bool none() const { return !weight && act == static_cast<int>(Act::none); }
 };
 
 // act(norm(x)) at (row, channel).

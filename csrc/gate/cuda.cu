@@ -18,6 +18,8 @@ STORED(float, 4)
 STORED(double, 2)
 STORED(bf16, 8)
 STORED(f16, 8)
+FF_KERNEL(gate_layers_weights<float>)
+FF_KERNEL(gate_layers_weights<double>)
 FF_KERNELS_END
 
 }  // namespace ff::cuda

@@ -286,4 +286,32 @@ __global__ void __launch_bounds__(kThreads)
       AddWords(), [&](const C(&state)[1], index_t c) { partial[n * channels + c] = state[0]; });
 }
 
+// Gradients of a gate's two layers, summed over rows: w1 [hidden][channels] and b1 of dh [rows][hidden] and the layer's
+// inputs [rows][channels]; w2 [channels][hidden] and b2, which counts `times`, of dz [images][channels] and the hidden
+// sums [images][hidden]. blockIdx: channels, hidden unit, layer.
+template <class C>
+__global__ void __launch_bounds__(kColumnThreads)
+    gate_layers_weights(const C* __restrict__ dh, const C* __restrict__ inputs, const C* __restrict__ dz,
+                        const C* __restrict__ sums, C* __restrict__ d_w1, C* __restrict__ d_b1, C* __restrict__ d_w2,
+                        C* __restrict__ d_b2, index_t rows, index_t images, index_t channels, index_t hidden,
+                        double times) {
+  const index_t unit = block_y();
+  const bool first = block_z() == 0;
+  const C* const units = first ? dh : sums;
+  const C* const values = first ? inputs : dz;
+  reduce_columns<2, C>(
+      0, first ? rows : images, block_x() * kColumnLanes, channels, {C(0), C(0)},
+      [&](C(&state)[2], index_t row, index_t c) {
+        const C of_unit = units[row * hidden + unit], value = values[row * channels + c];
+        state[0] += of_unit * value;
+        state[1] += first ? of_unit : value;
+      },
+      AddWords(),
+      [&](const C(&state)[2], index_t c) {
+        (first ? d_w1[unit * channels + c] : d_w2[c * hidden + unit]) = state[0];
+        if (first && c == 0) d_b1[unit] = state[1];
+        if (!first && unit == 0) d_b2[c] = state[1] * static_cast<C>(times);
+      });
+}
+
 }  // namespace ff::cuda

@@ -6,23 +6,22 @@
 
 namespace ff::cuda {
 
-#define STORED(T)             \
-  FF_KERNEL(moments<T>)       \
-  FF_KERNEL(column_sums<T>)   \
-  FF_KERNEL(norm_act<T, 256>) \
-  FF_KERNEL(norm_sums<T>)     \
-  FF_KERNEL(norm_grad<T, 256>)
-#define COMPUTED(C)                 \
-  FF_KERNEL(moments_finish<C, 256>) \
-  FF_KERNEL(sum_blocks<C, 256>)
+#define STORED(T, vec)             \
+  FF_KERNEL(moments<T>)            \
+  FF_KERNEL(column_sums<T>)        \
+  FF_KERNEL(norm_act<T, 1, 256>)   \
+  FF_KERNEL(norm_act<T, vec, 256>) \
+  FF_KERNEL(norm_sums<T>)          \
+  FF_KERNEL(norm_grad<T, 1, 256>)  \
+  FF_KERNEL(norm_grad<T, vec, 256>)
 
 FF_KERNELS_BEGIN(norm)
-STORED(float)
-STORED(double)
-STORED(bf16)
-STORED(f16)
-COMPUTED(float)
-COMPUTED(double)
+STORED(float, 4)
+STORED(double, 2)
+STORED(bf16, 8)
+STORED(f16, 8)
+FF_KERNEL(sum_blocks<float>)
+FF_KERNEL(sum_blocks<double>)
 FF_KERNELS_END
 
 }  // namespace ff::cuda

@@ -9,78 +9,80 @@
 
 namespace ff::cuda {
 
-// Chan, Golub, LeVeque 1979: (count, mean, m2) of two samples together.
-template <class C>
-__device__ __forceinline__ void merge_moments(C (&into)[3], const C (&from)[3]) {
-  const C count = into[0] + from[0];
-  if (from[0] == C(0)) return;
-  const C delta = from[1] - into[1], share = from[0] / count;
-  into[1] += delta * share;
-  into[2] += from[2] + delta * delta * into[0] * share;
-  into[0] = count;
-}
-
-// partial [row blocks][2][channels]: mean and sum of squared deviations of each part of `rows_per_block` rows.
+// Statistics of x, gathered over parts of `rows_per_block` rows.
 template <class T>
 __global__ void __launch_bounds__(kColumnThreads, 4)
-    moments(const T* __restrict__ x, compute_t<T>* __restrict__ partial, index_t rows, index_t channels,
-            index_t rows_per_block) {
+    moments(const T* __restrict__ x, compute_t<T>* partial, compute_t<T>* __restrict__ stats, unsigned* tickets,
+            double eps, index_t rows, index_t channels, index_t rows_per_block) {
   using C = compute_t<T>;
-  const index_t first = block_x() * rows_per_block;
+  FF_SHARED(double, states, kColumnThreads);
+  const Gathered<C> out{partial, stats, tickets + block_y(), channels, eps};
+  const index_t first = block_x() * rows_per_block, first_channel = block_y() * kColumnLanes;
   const index_t last = first + rows_per_block < rows ? first + rows_per_block : rows;
   reduce_columns<3, C>(
-      first, last, block_y() * kColumnLanes, channels, {C(0), C(0), C(0)},
-      [&](C(&state)[3], index_t row, index_t channel) {  // Welford
-        const C value = widen(x[row * channels + channel]), delta = value - state[1];
-        state[0] += C(1);
-        state[1] += delta / state[0];
-        state[2] += delta * (value - state[1]);
+      first, last, first_channel, channels, {C(0), C(0), C(0)},
+      [&](C(&state)[3], index_t row, index_t channel) { add_moment(state, C(widen(x[row * channels + channel]))); },
+      MergeMoments(), [&](const C(&state)[3], index_t channel) { out.put(block_x(), channel, state); });
+  if (last_block(out.tickets, blocks_x())) out.template finish<kColumnThreads>(blocks_x(), first_channel, states);
+}
+
+// act(norm(x)) of packs of kVec elements, channels a multiple of kVec. Element i belongs to channel i % channels, which
+// a thread follows without dividing; where the grid's stride is a multiple of the channels, it stays the same.
+template <class T, int kVec, int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    norm_act(const T* __restrict__ x, const compute_t<T>* __restrict__ weight, const compute_t<T>* __restrict__ bias,
+             const compute_t<T>* __restrict__ stats, const compute_t<T>* __restrict__ var, double eps,
+             T* __restrict__ z, index_t count, index_t channels, index_t act) {
+  using C = compute_t<T>;
+  const Before<C> before{weight, bias, stats, var, eps, channels, static_cast<int>(act)};
+  const index_t step = split(grid_size<kThreads>() * kVec, channels).rest;
+  index_t channel = split(grid_rank<kThreads>() * kVec, channels).rest;
+  ChannelNorm<C> norms[kVec];
+#pragma unroll
+  for (int k = 0; k < kVec; ++k) norms[k] = before.of(channel + k);
+  for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
+    Pack<T, kVec> v = load<kVec>(x + i * kVec, kVec);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) v.at[k] = narrow<T>(norms[k](widen(v.at[k])));
+    store(z + i * kVec, v, kVec);
+    if (step == 0) continue;
+    channel += step;
+    if (channel >= channels) channel -= channels;
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) norms[k] = before.of(channel + k);
+  }
+}
+
+// Adds up the parts [parts][words][channels] that blocks with the same channels left, by the last of them: total
+// (word, channel) goes to `put`.
+template <int kWords, class C, class Put>
+__device__ __forceinline__ void finish_sums(const C* partial, unsigned* tickets, index_t channels,
+                                            const Shared<double>& states, const Put& put) {
+  if (!last_block(tickets + block_y(), blocks_x())) return;
+  const double zero[kWords] = {};
+  reduce_rows<kWords, kColumnThreads, double>(
+      0, blocks_x(), block_y() * kColumnLanes, channels, states, zero,
+      [&](double (&state)[kWords], index_t part, index_t channel) {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) state[i] += load_written(partial + (kWords * part + i) * channels + channel);
       },
-      [](C(&into)[3], const C(&from)[3]) { merge_moments(into, from); },
-      [&](const C(&state)[3], index_t channel) {
-        partial[(2 * block_x() + 0) * channels + channel] = state[1];
-        partial[(2 * block_x() + 1) * channels + channel] = state[2];
+      AddWords(),
+      [&](const double (&state)[kWords], index_t channel) {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) put(i, channel, static_cast<C>(state[i]));
       });
 }
 
-// stats [3][channels]: mean, 1/sqrt(var + eps), unbiased variance, from the parts in order, in double.
-template <class C, int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    moments_finish(const C* __restrict__ partial, C* __restrict__ stats, index_t rows, index_t channels,
-                   index_t rows_per_block, double eps) {
-  const index_t channel = grid_rank<kThreads>();
-  if (channel >= channels) return;
-  double total[3] = {0, 0, 0};
-  for (index_t first = 0, block = 0; first < rows; first += rows_per_block, ++block) {
-    const index_t count = first + rows_per_block < rows ? rows_per_block : rows - first;
-    const double part[3] = {static_cast<double>(count), static_cast<double>(partial[2 * block * channels + channel]),
-                            static_cast<double>(partial[(2 * block + 1) * channels + channel])};
-    merge_moments(total, part);
-  }
-  const double count = static_cast<double>(rows);
-  stats[channel] = static_cast<C>(total[1]);
-  stats[channels + channel] = static_cast<C>(1 / sqrt(total[2] / count + eps));
-  stats[2 * channels + channel] = static_cast<C>(rows > 1 ? total[2] / (count - 1) : total[2]);
-}
-
-// z from x, elementwise: element i belongs to channel i % channels; a null weight stands for no norm.
-template <class T, int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    norm_act(const T* __restrict__ x, const compute_t<T>* __restrict__ weight, const compute_t<T>* __restrict__ bias,
-             const compute_t<T>* __restrict__ stats, T* __restrict__ z, index_t count, index_t channels, index_t act) {
-  using C = compute_t<T>;
-  const Before<C> before{weight, bias, stats, channels, static_cast<int>(act)};
-  for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>())
-    z[i] = narrow<T>(before.of(split(i, channels).rest)(widen(x[i])));
-}
-
-// partial [row blocks][2][channels]: sums of g and g·xhat over the part's rows, g = dz·act'(normalised x).
+// Sums over the rows of g and g·xhat, the gradients of the norm's bias and weight, g = dz·act'(normalised x); partial
+// [row blocks][2][channels].
 template <class T>
 __global__ void __launch_bounds__(kColumnThreads)
     norm_sums(const T* __restrict__ dz, const T* __restrict__ x, const compute_t<T>* __restrict__ weight,
-              const compute_t<T>* __restrict__ bias, const compute_t<T>* __restrict__ stats,
-              compute_t<T>* __restrict__ partial, index_t rows, index_t channels, index_t rows_per_block, index_t act) {
+              const compute_t<T>* __restrict__ bias, const compute_t<T>* __restrict__ stats, compute_t<T>* partial,
+              compute_t<T>* __restrict__ d_bias, compute_t<T>* __restrict__ d_weight, unsigned* tickets, index_t rows,
+              index_t channels, index_t rows_per_block, index_t act) {
   using C = compute_t<T>;
+  FF_SHARED(double, states, 2 * kColumnThreads);
   const index_t first = block_x() * rows_per_block;
   const index_t last = first + rows_per_block < rows ? first + rows_per_block : rows;
   reduce_columns<2, C>(
@@ -97,53 +99,87 @@ __global__ void __launch_bounds__(kColumnThreads)
         partial[2 * block_x() * channels + channel] = state[0];
         partial[(2 * block_x() + 1) * channels + channel] = state[1];
       });
+  finish_sums<2, C>(partial, tickets, channels, states,
+                    [&](int word, index_t channel, C sum) { (word == 0 ? d_bias : d_weight)[channel] = sum; });
 }
 
-// partial [row blocks][channels]: sums of x over the part's rows.
+// sums [channels] of x over the rows; partial [row blocks][channels].
 template <class T>
 __global__ void __launch_bounds__(kColumnThreads)
-    column_sums(const T* __restrict__ x, compute_t<T>* __restrict__ partial, index_t rows, index_t channels,
-                index_t rows_per_block) {
+    column_sums(const T* __restrict__ x, compute_t<T>* partial, compute_t<T>* __restrict__ sums, unsigned* tickets,
+                index_t rows, index_t channels, index_t rows_per_block) {
   using C = compute_t<T>;
+  FF_SHARED(double, states, kColumnThreads);
   const index_t first = block_x() * rows_per_block;
   const index_t last = first + rows_per_block < rows ? first + rows_per_block : rows;
   reduce_columns<1, C>(
       first, last, block_y() * kColumnLanes, channels, {C(0)},
       [&](C(&state)[1], index_t row, index_t channel) { state[0] += widen(x[row * channels + channel]); }, AddWords(),
       [&](const C(&state)[1], index_t channel) { partial[block_x() * channels + channel] = state[0]; });
+  finish_sums<1, C>(partial, tickets, channels, states, [&](int, index_t channel, C sum) { sums[channel] = sum; });
 }
 
-// sums [words] of partial [blocks][words], in the order of the blocks, in double.
-template <class C, int kThreads>
-__global__ void __launch_bounds__(kThreads)
-    sum_blocks(const C* __restrict__ partial, C* __restrict__ sums, index_t blocks, index_t words) {
-  const index_t i = grid_rank<kThreads>();
-  if (i >= words) return;
-  double total = 0;
-  for (index_t block = 0; block < blocks; ++block) total += static_cast<double>(partial[block * words + i]);
-  sums[i] = static_cast<C>(total);
+// sums [words] of partial [blocks][words], words [outputs][taps][channels] turned into [outputs][channels][taps], in
+// double. A block takes 32 words, its groups of lanes the parts in turn.
+template <class C>
+__global__ void __launch_bounds__(kColumnThreads)
+    sum_blocks(const C* __restrict__ partial, C* __restrict__ sums, index_t blocks, index_t words, index_t taps,
+               index_t channels) {
+  reduce_columns<1, double>(
+      0, blocks, block_x() * kColumnLanes, words, {0.0},
+      [&](double (&state)[1], index_t block, index_t i) {
+        state[0] += static_cast<double>(partial[block * words + i]);
+      },
+      AddWords(),
+      [&](const double (&state)[1], index_t i) {
+        const Split row = split(i, channels), output = split(row.whole, taps);
+        sums[(output.whole * channels + row.rest) * taps + output.rest] = static_cast<C>(state[0]);
+      });
 }
+
+// What a norm's gradient takes from its channel: act'(norm) and, with batch statistics, their share.
+template <class C>
+struct ChannelGrad {
+  C mean, invstd, weight, bias, of_bias, of_weight;
+};
 
 // dx = weight·invstd·(g - (sum g + xhat·sum g·xhat) / rows); without batch statistics (null sums) the sums drop out; a
-// null weight stands for no norm.
-template <class T, int kThreads>
+// null weight stands for no norm. Packs and channels as `norm_act`.
+template <class T, int kVec, int kThreads>
 __global__ void __launch_bounds__(kThreads)
     norm_grad(const T* __restrict__ dz, const T* __restrict__ x, const compute_t<T>* __restrict__ weight,
               const compute_t<T>* __restrict__ bias, const compute_t<T>* __restrict__ stats,
-              const compute_t<T>* __restrict__ sums, T* __restrict__ dx, index_t count, index_t channels, index_t act) {
+              const compute_t<T>* __restrict__ d_bias, const compute_t<T>* __restrict__ d_weight, T* __restrict__ dx,
+              index_t count, index_t channels, index_t act) {
   using C = compute_t<T>;
-  const C share = C(1) / static_cast<C>(count / channels);
+  const C share = C(1) / static_cast<C>(split(count * kVec, channels).whole);
+  const auto of = [&](index_t c) -> ChannelGrad<C> {
+    if (!weight) return {C(0), C(1), C(1), C(0), C(0), C(0)};
+    const C of_bias = d_bias ? d_bias[c] * share : C(0), of_weight = d_bias ? d_weight[c] * share : C(0);
+    return {stats[c], stats[channels + c], weight[c], bias[c], of_bias, of_weight};
+  };
+  const index_t step = split(grid_size<kThreads>() * kVec, channels).rest;
+  index_t channel = split(grid_rank<kThreads>() * kVec, channels).rest;
+  ChannelGrad<C> grads[kVec];
+#pragma unroll
+  for (int k = 0; k < kVec; ++k) grads[k] = of(channel + k);
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
-    const index_t channel = split(i, channels).rest;
-    const C grad = widen(dz[i]), value = widen(x[i]);
-    if (!weight) {
-      dx[i] = narrow<T>(activate_grad(static_cast<int>(act), grad, value));
-      continue;
+    Pack<T, kVec> g = load<kVec>(dz + i * kVec, kVec);
+    const Pack<T, kVec> v = load<kVec>(x + i * kVec, kVec);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) {
+      const ChannelGrad<C>& c = grads[k];
+      const C xhat = (widen(v.at[k]) - c.mean) * c.invstd;
+      C grad = activate_grad(static_cast<int>(act), widen(g.at[k]), xhat * c.weight + c.bias);
+      if (d_bias) grad -= c.of_bias + xhat * c.of_weight;
+      g.at[k] = narrow<T>(grad * c.invstd * c.weight);
     }
-    const C xhat = (value - stats[channel]) * stats[channels + channel];
-    C g = activate_grad(static_cast<int>(act), grad, xhat * weight[channel] + bias[channel]);
-    if (sums) g -= (sums[channel] + xhat * sums[channels + channel]) * share;
-    dx[i] = narrow<T>(g * stats[channels + channel] * weight[channel]);
+    store(dx + i * kVec, g, kVec);
+    if (step == 0) continue;
+    channel += step;
+    if (channel >= channels) channel -= channels;
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) grads[k] = of(channel + k);
   }
 }
 

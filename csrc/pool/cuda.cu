@@ -9,8 +9,12 @@ namespace ff::cuda {
 #define PLACED(T, P)                   \
   FF_KERNEL(max_pool2d_fwd<T, P, 256>) \
   FF_KERNEL(max_pool2d_bwd<T, P, 256>)
-#define STORED(T)                                                       \
-  PLACED(T, unsigned char) PLACED(T, int) FF_KERNEL(global_pool_fwd<T>) \
+#define STORED(T)                                 \
+  PLACED(T, unsigned char)                        \
+  PLACED(T, int)                                  \
+  FF_KERNEL(norm_pool_fwd<T, unsigned char, 256>) \
+  FF_KERNEL(norm_pool_bwd<T, unsigned char, 256>) \
+  FF_KERNEL(global_pool_fwd<T>)                   \
   FF_KERNEL(global_pool_bwd<T, 256>)
 
 FF_KERNELS_BEGIN(pool)

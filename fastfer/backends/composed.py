@@ -108,7 +108,7 @@ def conv2d_linked_backward(
     grads = backward(Conv2dBackward(
         d_out=statistics_backward(a.d_y, a.d_stats, a.y, a.stats), x=a.x, y=nothing, weight=a.weight, norm=None,
         stats=nothing, act=0, stride=a.stride, padding=a.padding, batch_stats=True,
-        needs=Conv2dNeeds(a.needs.x, a.needs.weight),
+        needs=Conv2dNeeds(a.needs.x, a.needs.weight, a.needs.bias),
     ))  # fmt: skip
     return ConvGradients(grads.d_x, grads.d_weight, grads.d_bias)
 

@@ -50,7 +50,7 @@ def _fake_train(a: Conv2dTrain) -> Conv2dTrained:
 
 def _fake_backward(a: Conv2dBackward | Conv2dPoolBackward) -> Conv2dGradients:
     params, outputs = a.needs.params, a.weight.shape[0]
-    sizes = (outputs if wanted else 0 for wanted in (params, params and a.norm is not None))
+    sizes = (outputs if wanted else 0 for wanted in (params and a.needs.bias, params and a.norm is not None))
     d_bias, d_norm_weight = (a.x.new_empty(size) for size in sizes)
     return Conv2dGradients(
         d_x=image_like(a.needs.x, a.x),

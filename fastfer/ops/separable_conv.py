@@ -80,7 +80,8 @@ def _fake_depthwise_norm_train(a: DepthwiseNormTrain | DepthwiseNormLinked) -> D
 
 
 def _fake_depthwise_norm_backward(a: DepthwiseNormBackward) -> DepthwiseNormGradients:
-    d_channels = [like(a.needs.params, a.norm.weight, a.x) for _ in range(3)]
+    wanted = (a.needs.params and a.needs.bias, a.needs.params, a.needs.params)
+    d_channels = [like(each, a.norm.weight, a.x) for each in wanted]
     return DepthwiseNormGradients(image_like(a.needs.x, a.x), like(a.needs.params, a.weight, a.x), *d_channels)
 
 

@@ -59,10 +59,11 @@ class Conv2dTrained(NamedTuple):
 
 
 class Conv2dNeeds(NamedTuple):
-    """Which gradients are asked for: x's, the parameters'."""
+    """Which gradients are asked for: x's, the parameters', and of those the bias's."""
 
     x: bool
     params: Annotated[bool, "weight", "bias", "norm"]
+    bias: bool
 
 
 @shapes(d_out="n o oh ow", x="n c h w", y=_kept_y, weight="o+ c+ p+ q+", norm="o", stats=_kept_stats)

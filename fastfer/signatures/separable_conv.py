@@ -123,10 +123,14 @@ class DepthwiseNormTrained(NamedTuple):
 
 
 class DepthwiseNormNeeds(NamedTuple):
-    """Which gradients are asked for: x's, the parameters'. With a link x's is computed always: the link's follow."""
+    """Which gradients are asked for: x's, the parameters', and of those the bias's.
+
+    With a link x's is computed always: the link's follow.
+    """
 
     x: Annotated[bool, "x", "link"]
     params: Annotated[bool, "weight", "bias", "norm"]
+    bias: bool
 
 
 @shapes(d_out="n c oh ow", x="n c h w", y="n c oh ow", weight="c 1 p+ q+", norm="c", stats="3 c")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastfer.backends.cuda import norm
-from fastfer.backends.cuda.conv2d import tiles
 from fastfer.backends.cuda.loader import Launch, compute_dtype, type_name
+from fastfer.backends.cuda.product import tiles
 from fastfer.signatures.attention import (
     Additive,
     AdditiveBackward,
@@ -120,6 +120,6 @@ def additive_attention_backward(launch: Launch, a: AdditiveBackward) -> Additive
     parts = _new(x, -(-b * t // part), units, 2 * d)
     grid = (tiles(units), tiles(2 * d), len(parts))
     launch(f"additive_bwd_weight<{dtype}>", x, grid, THREADS, dz, x, h, parts, b * t, part, d, units)
-    dv = norm.total(launch, partial)[0]
-    d_weight, d_bias = norm.total(launch, parts), norm.column_sums(launch, dz)
+    dv = norm.total(launch, partial)
+    d_weight, d_bias = norm.total(launch, parts).view(weight.shape), norm.column_sums(launch, dz)
     return AdditiveGradients(dx, dh, d_weight, d_bias, dv[:units].reshape(v.shape).clone(), dv[units:].clone())

@@ -11,15 +11,13 @@ from torch import Tensor
 
 from fastfer.backends.cuda import norm
 from fastfer.backends.cuda.loader import Launch, nhwc
+from fastfer.backends.cuda.product import PLAIN, Operand, product, product_backward, product_norm
 from fastfer.backends.cuda.separable_conv import (
-    PLAIN,
-    Operand,
+    depthwise,
     depthwise_train,
     depthwise_train_backward,
-    product,
-    product_backward,
-    product_norm,
     separable_backward,
+    separable_inference,
     separable_train,
 )
 from fastfer.backends.reference.bottleneck import kept_covariance
@@ -60,21 +58,28 @@ def inverted_bottleneck_train(launch: Launch, a: BottleneckTrain) -> BottleneckT
 
 
 def inverted_bottleneck(launch: Launch, a: Bottleneck) -> Tensor:
-    """Output with running statistics."""
-    return inverted_bottleneck_train(launch, BottleneckTrain(a, False)).out
+    """Output with running statistics: norms and activations where their input is made."""
+    x = nhwc(a.x)
+    z = product(launch, x, PLAIN, a.expand_weight, None, Operand(a.norm1, None, a.act))[0]
+    if a.project_weight is None:
+        after = Operand(a.norm2, None, a.act)
+        return depthwise(launch, z, PLAIN, a.dw_weight, None, a.stride, a.padding, after)[0]
+    pair = Separable(z, a.dw_weight, None, a.norm2, a.act, a.project_weight, None, a.norm3, 0, a.stride, a.padding)
+    out = separable_inference(launch, z, PLAIN, pair)
+    return out.add_(x) if a.residual else out
 
 
 def inverted_bottleneck_backward(launch: Launch, a: BottleneckBackward) -> BottleneckGradients:
     """Gradients of x; the expansion's weight, norm1's two; the depthwise weight, norm2's two; the projection's, norm3's
     two."""
     dout, x, params = nhwc(a.d_out), nhwc(a.x), a.needs.params
-    z = product(launch, x, PLAIN, a.expand_weight, None, False)[0]
+    z = product(launch, x, PLAIN, a.expand_weight, None)[0]
     expanded = Operand(a.norm1, a.stats1, a.act)
     grads: DepthwiseNormGradients | SeparableGradients
     if a.project_weight is None:
         grads = depthwise_train_backward(launch, z, expanded, DepthwiseNormBackward(
             dout, z, a.y1, a.dw_weight, a.norm2, a.stats2, a.act, a.stride, a.padding, a.batch_stats,
-            DepthwiseNormNeeds(True, params),
+            DepthwiseNormNeeds(True, params, False),
         ))  # fmt: skip
         d_a1, depthwise = grads.d_x, (grads.d_weight, grads.d_norm_weight, grads.d_norm_bias)
         projection = x.new_empty(0), x.new_empty(0), x.new_empty(0)
@@ -85,7 +90,7 @@ def inverted_bottleneck_backward(launch: Launch, a: BottleneckBackward) -> Bottl
         ))  # fmt: skip
         d_a1, depthwise = grads.d_x, (grads.d_dw_weight, grads.d_norm1_weight, grads.d_norm1_bias)
         projection = grads.d_pw_weight, grads.d_norm2_weight, grads.d_norm2_bias
-    dz, d_norm1_weight, d_norm1_bias = norm.normalise_backward(launch, d_a1, z, a.norm1, a.stats1, a.act, a.batch_stats)
+    dz, d_norm1_weight, d_norm1_bias = norm.norm_act_backward(launch, d_a1, z, a.norm1, a.stats1, a.act, a.batch_stats)
     d_x, d_expand, _ = product_backward(launch, dz, x, PLAIN, a.expand_weight, ConvNeeds(a.needs.x, params, False))
     if a.residual and a.needs.x:
         d_x = d_x.add_(dout)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastfer._types import ACTIVATIONS
 from fastfer.backends.cuda import norm
+from fastfer.backends.cuda.gate import layer_gradients
 from fastfer.backends.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
-from fastfer.backends.cuda.separable_conv import PLAIN, product_backward
 from fastfer.signatures.cbam import (
     Cbam,
     CbamBackward,
@@ -36,7 +36,6 @@ from fastfer.signatures.cbam import (
     SpatialLayers,
 )
 from fastfer.signatures.fields import Affine, RunningNorm
-from fastfer.signatures.separable_conv import ConvNeeds
 
 THREADS, IMAGE_THREADS = 256, 512
 _RUN = 4  # csrc/cbam/cuda.cuh
@@ -93,9 +92,9 @@ def _apply(launch: Launch, x: Tensor, gates: Tensor | None, spatial: Tensor | No
     return out
 
 
-def _spatial(launch: Launch, y: Tensor, affine: RunningNorm | Affine, stats: Tensor) -> Tensor:
+def _spatial(launch: Launch, y: Tensor, affine: RunningNorm | Affine, stats: Tensor | None) -> Tensor:
     """s (N, H, W)."""
-    return norm.normalise(launch, y[:, None], affine, stats, _SIGMOID)[:, 0]
+    return norm.norm_act(launch, y[:, None], affine, stats, _SIGMOID)[:, 0]
 
 
 def channel_gate_train(launch: Launch, a: ChannelGate) -> ChannelGateTrained:
@@ -110,14 +109,17 @@ def channel_gate(launch: Launch, a: ChannelGate) -> Tensor:
     return channel_gate_train(launch, a).out
 
 
-def _train(launch: Launch, x: Tensor, mlp: Mlp | None, spatial: SpatialLayers, batch_stats: bool) -> CbamTrained:
+def _train(
+    launch: Launch, x: Tensor, mlp: Mlp | None, spatial: SpatialLayers, batch_stats: bool, training: bool = True
+) -> CbamTrained:
+    """What training keeps; in inference without statistics: the norm reads the running ones."""
     x = nhwc(x)
     pooled, positions, planes, channels = _gates(launch, x, mlp, True)
     _convolve(launch, planes[:2], spatial.weight, planes[2], False)
-    stats = norm.norm_statistics(launch, planes[2][:, None], spatial.norm, batch_stats)
+    stats = norm.norm_statistics(launch, planes[2][:, None], spatial.norm, batch_stats) if training else None
     gate = _spatial(launch, planes[2], spatial.norm, stats)
     out = _apply(launch, x, pooled[2] if mlp else None, gate)
-    return CbamTrained(out, pooled, positions, planes, channels, stats)
+    return CbamTrained(out, pooled, positions, planes, channels, x.new_empty(0) if stats is None else stats)
 
 
 def spatial_gate_train(launch: Launch, a: SpatialGateTrain) -> SpatialGateTrained:
@@ -129,7 +131,7 @@ def spatial_gate_train(launch: Launch, a: SpatialGateTrain) -> SpatialGateTraine
 
 def spatial_gate(launch: Launch, a: SpatialGate) -> Tensor:
     """x · s with running statistics."""
-    return _train(launch, a.x, None, SpatialLayers(a.weight, a.norm), False).out
+    return _train(launch, a.x, None, SpatialLayers(a.weight, a.norm), False, False).out
 
 
 def cbam_train(launch: Launch, a: CbamTrain) -> CbamTrained:
@@ -140,7 +142,7 @@ def cbam_train(launch: Launch, a: CbamTrain) -> CbamTrained:
 
 def cbam(launch: Launch, a: Cbam) -> Tensor:
     """out with running statistics."""
-    return cbam_train(launch, CbamTrain(a, False)).out
+    return _train(launch, a.x, a.mlp, SpatialLayers(a.weight, a.norm), False, False).out
 
 
 def _backward_image(
@@ -170,10 +172,8 @@ def _backward_image(
     if not channel or not need_mlp:
         return ChannelGateGradients(dx, none, none, none, none)
     dz, dh, sums, _ = scratch
-    needs = ConvNeeds(False, True, True)
-    _, d_w1, d_b1 = product_backward(launch, dh, channel.pooled[:2].flatten(0, 1), PLAIN, channel.mlp.w1, needs)
-    _, d_w2, d_b2 = product_backward(launch, dz, sums, PLAIN, channel.mlp.w2, needs)
-    return ChannelGateGradients(dx, d_w1, d_b1, d_w2, 2 * d_b2)
+    made = layer_gradients(launch, dh, channel.pooled[:2].flatten(0, 1), dz, sums, 2.0)
+    return ChannelGateGradients(dx, *made)
 
 
 def _backward_planes(
@@ -193,7 +193,7 @@ def _backward_planes(
     dots = torch.empty((n, 1, h, w), dtype=planes.dtype, device=x.device)
     name, factor = f"pixel_dots<{type_name('cbam', x)}, {IMAGE_THREADS}>", 0 if gates is None else gates
     launch(name, x, (n, 1, 1), IMAGE_THREADS, dout, x, factor, dots, h * w, c)
-    dy, *d_norm = norm.normalise_backward(launch, dots, planes[2][:, None], affine, stats, _SIGMOID, batch_stats)
+    dy, *d_norm = norm.norm_act_backward(launch, dots, planes[2][:, None], affine, stats, _SIGMOID, batch_stats)
     dplanes = torch.empty((2, n, h, w), dtype=planes.dtype, device=x.device)
     _convolve(launch, dy[:, 0], weight, dplanes, True)
     if not need_params:

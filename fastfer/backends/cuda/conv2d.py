@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense convolution with norm, activation and pooling on CUDA tensors; the functions of `backends.reference.conv2d`.
 
-Training gathers the statistics of y where y is made, then normalises it in one more pass. The weight gradient sums over
-parts of the pixels that follow from the shape alone, so that results repeat bit by bit.
+Training gathers the statistics of y where y is made, then normalises it in one more pass; inference normalises y as it
+is made. The weight gradient sums over parts of the pixels that follow from the shape alone, so that results repeat bit
+by bit. A 1×1 convolution is the product of `backends.cuda.product`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,17 @@ from torch import Tensor
 from fastfer.backends import composed
 from fastfer.backends.cuda import norm, pool
 from fastfer.backends.cuda.loader import Launch, compute_dtype, empty_nhwc, nhwc, product_types
+from fastfer.backends.cuda.product import (
+    PLAIN,
+    THREADS,
+    Operand,
+    gathered,
+    product,
+    product_backward,
+    row_blocks,
+    row_parts,
+    tiles,
+)
 from fastfer.signatures.conv2d import (
     Conv2d,
     Conv2dBackward,
@@ -30,41 +42,50 @@ from fastfer.signatures.conv2d import (
 )
 from fastfer.signatures.separable_conv import ConvGradients, ConvNeeds
 
-TILE, THREADS = 64, 256  # csrc/cuda/gemm.cuh
-_PART = 4096
-"""Least output pixels of one part of the weight gradient."""
-_PARTS = 64
+
+def _is_pointwise(weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    return weight.shape[2:] == (1, 1) and stride == [1, 1] and not any(padding)
 
 
-def tiles(size: int) -> int:
-    """Tiles that cover ``size`` rows or columns of a product."""
-    return -(-size // TILE)
+def _packed(weight: Tensor, like: Tensor) -> Tensor:
+    """(O, C, KH, KW) -> (O, KH, KW, C) in the compute dtype: a view of a weight in channels_last."""
+    return weight.permute(0, 2, 3, 1).to(compute_dtype(like)).contiguous()
 
 
-def _convolution(
-    launch: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], moments: bool
-) -> tuple[Tensor, Tensor | None]:
-    """y, and where asked for the moments (tiles, 2, O) of its rows; ``x`` NHWC, dense."""
+def convolution(
+    launch: Launch,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    after: Operand = PLAIN,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y with what is ``after`` it applied, and for an eps the statistics (3, O) of y; ``x`` NHWC, dense."""
+    if _is_pointwise(weight, stride, padding):
+        return product(launch, x, PLAIN, weight, bias, after, eps)
     outputs, channels, *kernel = weight.shape
     height, width = x.shape[2:]
     out = [(size + padding[i] + padding[i + 2] - kernel[i]) // stride[i] + 1 for i, size in enumerate((height, width))]
-    y = empty_nhwc(x, outputs, *out)
+    y, nothing = empty_nhwc(x, outputs, *out), x.new_empty(0)
     rows = x.shape[0] * out[0] * out[1]
-    packed = weight.permute(2, 3, 1, 0).to(x.dtype).contiguous()
-    parts = None
-    if moments:
-        parts = torch.empty((tiles(rows), 2, outputs), dtype=compute_dtype(x), device=x.device)
+    if not rows:
+        return y, nothing if eps is None else x.new_zeros((3, outputs), dtype=compute_dtype(x))
+    target = gathered(launch, x, rows, outputs, eps)
     shape = (rows, outputs, height, width, channels, *out, *kernel, *stride, *padding[:2])
-    optional = [0 if t is None else t for t in (bias, parts)]
-    kernel_name = f"conv2d_fwd<{product_types('conv2d', x)}>"
-    launch(kernel_name, x, (tiles(rows), tiles(outputs), 1), THREADS, x, packed, optional[0], y, optional[1], *shape)
-    return y, parts
+    inputs = (x, _packed(weight, x), 0 if bias is None else bias, *after.words())
+    grid = (row_blocks(rows), tiles(outputs), 1)
+    launch(f"conv2d_fwd<{product_types('conv2d', x)}>", x, grid, THREADS, *inputs, y, *target, after.act, *shape)
+    return y, target.stats if isinstance(target.stats, Tensor) else nothing
 
 
 def convolution_backward(
     launch: Launch, dy: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needs: ConvNeeds
 ) -> ConvGradients:
     """Gradients of x, weight and bias; ``dy`` and ``x`` NHWC, dense."""
+    if _is_pointwise(weight, stride, padding):
+        return product_backward(launch, dy, x, PLAIN, weight, needs)
     types = product_types("conv2d", x)
     outputs, channels, *kernel = weight.shape
     height, width = x.shape[2:]
@@ -72,20 +93,20 @@ def convolution_backward(
     dx, dw, db = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if needs.x:
         dx, rows = torch.empty_like(x), x.shape[0] * height * width
-        packed = weight.permute(2, 3, 0, 1).to(x.dtype).contiguous()
         shape = (rows, channels, height, width, outputs, *out, *kernel, *stride, *padding[:2])
         grid = (tiles(rows), tiles(channels), 1)
-        launch(f"conv2d_bwd_input<{types}>", x, grid, THREADS, dy, packed, dx, *shape)
+        launch(f"conv2d_bwd_input<{types}>", x, grid, THREADS, dy, _packed(weight, x), dx, *shape)
     pixels = dy.shape[0] * out[0] * out[1]
-    if needs.weight:
-        taps = kernel[0] * kernel[1] * channels
-        part = max(_PART, -(-pixels // _PARTS))
-        sums = torch.empty((-(-pixels // part), taps, outputs), dtype=compute_dtype(x), device=x.device)
+    if needs.weight and pixels:
+        taps = kernel[0] * kernel[1]
+        grid = (tiles(outputs), tiles(taps * channels), 1)
+        parts, part = row_parts(pixels, grid[0] * grid[1])
+        partial = torch.empty((parts, outputs, taps, channels), dtype=compute_dtype(x), device=x.device)
         shape = (pixels, part, outputs, height, width, channels, *out, *kernel, *stride, *padding[:2])
-        grid = (tiles(taps), tiles(outputs), len(sums))
-        launch(f"conv2d_bwd_weight<{types}>", x, grid, THREADS, x, dy, sums, *shape)
-        dw = norm.total(launch, sums).view(*kernel, channels, outputs)
-        dw = dw.permute(3, 2, 0, 1).to(weight.dtype).contiguous()
+        launch(f"conv2d_bwd_weight<{types}>", x, (*grid[:2], parts), THREADS, x, dy, partial, *shape)
+        dw = norm.total(launch, partial, taps, channels).to(weight.dtype).view(weight.shape)
+    elif needs.weight:
+        dw = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     if needs.bias:
         db = norm.column_sums(launch, dy)
     return ConvGradients(dx, dw, db)
@@ -94,20 +115,18 @@ def convolution_backward(
 def conv2d_train(launch: Launch, a: Conv2dTrain) -> Conv2dTrained:
     """Output, y where norm or activation follows, statistics with a norm."""
     b = a.block
-    gathered = a.batch_stats and b.norm is not None
-    y, parts = _convolution(launch, nhwc(b.x), b.weight, b.bias, b.stride, b.padding, gathered)
-    if parts is not None and b.norm is not None:
-        stats = norm.finish_moments(launch, y, parts, TILE, b.norm.eps)
-    else:
+    eps = b.norm.eps if a.batch_stats and b.norm is not None else None
+    y, stats = convolution(launch, nhwc(b.x), b.weight, b.bias, b.stride, b.padding, eps=eps)
+    if eps is None:
         stats = norm.norm_statistics(launch, y, b.norm, False)
     if b.norm is None and b.act == 0:
         return Conv2dTrained(y, y.new_empty(0), stats)
-    return Conv2dTrained(norm.normalise(launch, y, b.norm, stats, b.act), y, stats)
+    return Conv2dTrained(norm.norm_act(launch, y, b.norm, stats, b.act), y, stats)
 
 
 def conv2d(launch: Launch, a: Conv2d) -> Tensor:
-    """Output with running statistics."""
-    return conv2d_train(launch, Conv2dTrain(a, False)).out
+    """Output with running statistics, in one pass."""
+    return convolution(launch, nhwc(a.x), a.weight, a.bias, a.stride, a.padding, Operand(a.norm, None, a.act))[0]
 
 
 def conv2d_backward(launch: Launch, a: Conv2dBackward) -> Conv2dGradients:
@@ -115,21 +134,35 @@ def conv2d_backward(launch: Launch, a: Conv2dBackward) -> Conv2dGradients:
     params = a.needs.params
     dy, d_norm = nhwc(a.d_out), (a.x.new_empty(0), a.x.new_empty(0))
     if a.norm is not None or a.act:
-        dy, d_norm_weight, d_norm_bias = norm.normalise_backward(launch, dy, a.y, a.norm, a.stats, a.act, a.batch_stats)
-        d_norm = (d_norm_weight, d_norm_bias) if params else d_norm
-    needs = ConvNeeds(a.needs.x, params, params)
+        dy, *d_layer = norm.norm_act_backward(launch, dy, a.y, a.norm, a.stats, a.act, a.batch_stats)
+        d_norm = (d_layer[0], d_layer[1]) if params else d_norm
+    needs = ConvNeeds(a.needs.x, params, a.needs.bias)
     grads = convolution_backward(launch, dy, nhwc(a.x), a.weight, a.stride, a.padding, needs)
     return Conv2dGradients(*grads, *d_norm)
 
 
 def conv2d_pool_train(launch: Launch, a: Conv2dPoolTrain) -> Conv2dPoolTrained:
     """Output of the pooling after `conv2d_train`, y, y at the maxima, their places in the windows, statistics."""
-    return composed.conv2d_pool_train(partial(conv2d_train, launch), partial(pool.max_pool2d_train, launch), a)
+    b = a.block
+    assert b.norm is not None
+    eps = b.norm.eps if a.batch_stats else None
+    y, stats = convolution(launch, nhwc(b.x), b.weight, b.bias, b.stride, b.padding, eps=eps)
+    if eps is None:
+        stats = norm.norm_statistics(launch, y, b.norm, False)
+    out, best, places = pool.norm_max_pool(launch, y, b.norm, stats, b.act, a.pool)
+    return Conv2dPoolTrained(out, y, best, places, stats)
 
 
 def conv2d_pool_backward(launch: Launch, a: Conv2dPoolBackward) -> Conv2dGradients:
     """Gradients as `conv2d_backward`, ``d_out`` that of the pooled output."""
-    return composed.conv2d_pool_backward(partial(conv2d_backward, launch), partial(pool.max_pool2d_backward, launch), a)
+    params = a.needs.params
+    dy, *d_layer = pool.norm_max_pool_backward(
+        launch, nhwc(a.d_out), a.y, a.best, nhwc(a.positions), a.norm, a.stats, a.act, a.pool, a.batch_stats
+    )
+    needs = ConvNeeds(a.needs.x, params, a.needs.bias)
+    grads = convolution_backward(launch, dy, nhwc(a.x), a.weight, a.stride, a.padding, needs)
+    d_norm = (d_layer[0], d_layer[1]) if params else (a.x.new_empty(0), a.x.new_empty(0))
+    return Conv2dGradients(*grads, *d_norm)
 
 
 def conv2d_linked(launch: Launch, a: Conv2dLinked) -> Conv2dLinkedTrained:

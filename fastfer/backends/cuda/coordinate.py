@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastfer._types import ACTIVATIONS
-from fastfer.backends.cuda import elementwise, norm
+from fastfer.backends.cuda import norm
 from fastfer.backends.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
-from fastfer.backends.cuda.separable_conv import PLAIN, Operand, product, product_backward, product_norm
+from fastfer.backends.cuda.product import PLAIN, Operand, product, product_backward, product_norm
 from fastfer.signatures.coordinate import (
     Coordinate,
     CoordinateBackward,
@@ -120,11 +120,10 @@ def coordinate_attention_train(launch: Launch, a: CoordinateTrain) -> Coordinate
     biases = block.bias * 2 if kind == _CPSCA else block.bias
     y, stats = product_norm(launch, _column(pooled), PLAIN, block.weight, biases, block.norm, a.batch_stats)
     gates = torch.empty_like(pooled)
-    before = Operand(block.norm, stats, block.act)
+    before, sigmoid = Operand(block.norm, stats, block.act), Operand(act=_SIGMOID)
     layers = ((block.h_weight, block.h_bias), (block.w_weight, block.w_bias))
     for lines, target, layer in zip(_split(y, x), _split(gates, x), layers, strict=True):
-        logits = product(launch, lines, before, *layer, False)[0]
-        elementwise.run(launch, "activation_fwd", type_name("coordinate", logits), _SIGMOID, logits, target)
+        product(launch, lines, before, *layer, sigmoid, into=target)
     out = torch.empty_like(x)
     vec = _packs(x, out)
     name, count = f"coordinate_gate<{type_name('coordinate', x)}, {vec}, {THREADS}>", x.numel() // vec
@@ -146,14 +145,14 @@ def coordinate_attention_backward(launch: Launch, a: CoordinateBackward) -> Coor
     launch(name, x, _blocks(x), THREADS, dout, x, *_split(gates, x), *_split(d_logits, x), *sizes)
     before = Operand(a.norm, stats, a.act)
     wanted = ConvNeeds(True, need_params, need_params)
-    (dz_h, *d_h), (dz_w, *d_w) = (
-        product_backward(launch, grads, lines, before, layer, wanted)
-        for grads, lines, layer in zip(_split(d_logits, x), _split(a.y, x), (a.h_weight, a.w_weight), strict=True)
+    dz = torch.empty_like(a.y)
+    sides = zip(_split(d_logits, x), _split(a.y, x), (a.h_weight, a.w_weight), _split(dz, x), strict=True)
+    (_, *d_h), (_, *d_w) = (
+        product_backward(launch, grads, lines, before, layer, wanted, into=target)
+        for grads, lines, layer, target in sides
     )
-    dz = _column(torch.cat([dz_h, dz_w]))
-    dy, d_n_weight, d_n_bias = norm.norm_act_backward(
-        launch, dz, _column(a.y), a.norm.weight, a.norm.bias, stats, a.act, a.batch_stats
-    )
+    dz = _column(dz)
+    dy, d_n_weight, d_n_bias = norm.norm_act_backward(launch, dz, _column(a.y), a.norm, stats, a.act, a.batch_stats)
     d_pooled, d_weight, d_bias = product_backward(
         launch, dy[:, :, 0, 0], a.pooled, PLAIN, a.weight, ConvNeeds(need_dx, need_params, need_params)
     )

@@ -15,7 +15,6 @@ from torch import Tensor
 from fastfer.backends import composed
 from fastfer.backends.cuda import norm
 from fastfer.backends.cuda.loader import Launch, compute_dtype, empty_nhwc, lanes, nhwc, type_name
-from fastfer.backends.cuda.separable_conv import PLAIN, product_backward
 from fastfer.signatures.gate import (
     ChannelSide,
     Gate,
@@ -27,9 +26,9 @@ from fastfer.signatures.gate import (
     Gates,
     GateTrained,
 )
-from fastfer.signatures.separable_conv import ConvNeeds
 
 THREADS, IMAGE_THREADS = 256, 512
+_LANES = 32  # csrc/cuda/columns.cuh
 
 
 def _sizes(x: Tensor, gates: Gates) -> tuple[int, int, int, int]:
@@ -107,7 +106,7 @@ def gate_backward(launch: Launch, a: GateBackward) -> GateGradients:
         of_channel = _channel_gradients(launch, dz, dh, sums, a.means, side)
     of_pixel = next(nothing), next(nothing)
     if pixel is not None and needs.pixel:
-        totals = norm.total(launch, d_pixel)[0]
+        totals = norm.total(launch, d_pixel)
         d_weight, d_bias = totals[:2], totals[2:]
         if pixel.linear:
             parts = torch.empty((n, 1, c), dtype=compute_dtype(x), device=x.device)
@@ -123,12 +122,28 @@ def _channel_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of w1, b1, w2, b2 by what `gate_bwd` left for each image."""
     if side.w2 is None:
-        d_w1 = norm.total(launch, dh[:, None]).view(side.w1.shape)
+        d_w1 = norm.total(launch, dh).view(side.w1.shape)
         return d_w1, dz.new_empty(0), dz.new_empty(0), dz.new_empty(0)
-    needs = ConvNeeds(False, True, True)
-    _, d_w1, d_b1 = product_backward(launch, dh, means, PLAIN, side.w1, needs)
-    _, d_w2, d_b2 = product_backward(launch, dz, sums, PLAIN, side.w2, needs)
-    return d_w1, d_b1, d_w2, d_b2
+    d_w1, d_b1, d_w2, d_b2 = layer_gradients(launch, dh, means, dz, sums, 1.0)
+    return d_w1.view(side.w1.shape), d_b1, d_w2.view(side.w2.shape), d_b2
+
+
+def layer_gradients(
+    launch: Launch, dh: Tensor, inputs: Tensor, dz: Tensor, sums: Tensor, times: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of w1 (hidden, C), b1, w2 (C, hidden), b2 of a gate's two layers, summed over images.
+
+    ``dh`` (rows, hidden) belongs to ``inputs`` (rows, C), ``dz`` (images, C) to the hidden layer ``sums``
+    (images, hidden), on which b2 counts ``times``.
+    """
+    (images, c), hidden = dz.shape, dh.shape[1]
+    make = torch.empty if images else torch.zeros
+    sizes = ((hidden, c), (hidden,), (c, hidden), (c,))
+    made = tuple(make(size, dtype=dz.dtype, device=dz.device) for size in sizes)
+    if images:
+        name, grid = f"gate_layers_weights<{type_name('gate', dz)}>", (-(-c // _LANES), hidden, 2)
+        launch(name, dz, grid, THREADS, dh, inputs, dz, sums, *made, len(dh), images, c, hidden, times)
+    return made[0], made[1], made[2], made[3]
 
 
 def gate_linked(launch: Launch, a: GateLinked) -> GateTrained:

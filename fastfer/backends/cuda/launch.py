@@ -24,10 +24,29 @@ class Launch(ABC):
         words = tuple(arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args)
         self.run(kernel, like.device, grid, threads, words)
 
-    def strided(self, kernel: str, like: Tensor, items: int, threads: int, *args: Any) -> None:
-        """A grid-stride kernel over ``items``, in at most the blocks that the device holds at once."""
-        blocks = min(-(-items // threads), self.multiprocessors(like.device) * (2048 // threads))
-        self(kernel, like, (blocks, 1, 1), threads, *args)
+    def strided(self, kernel: str, like: Tensor, items: int, threads: int, *args: Any, multiple: int = 1) -> None:
+        """A grid-stride kernel over ``items``, in at most the blocks that the device holds at once.
+
+        Fewer blocks than the items ask for are a multiple of ``multiple``, if there are so many.
+        """
+        blocks = self.multiprocessors(like.device) * (2048 // threads)
+        blocks -= blocks % multiple if blocks > multiple else 0
+        self(kernel, like, (min(-(-items // threads), blocks), 1, 1), threads, *args)
+
+    def tickets(self, like: Tensor, count: int) -> Tensor:
+        """``count`` zeros by which blocks of a kernel find out which is the last; it leaves zeros there.
+
+        Kernels on one stream run one after the other and share theirs. What is captured into a graph may be replayed
+        beside anything, so it gets zeros that nothing else does.
+        """
+        device = like.device
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        own = _own_tickets(device)
+        if capturing:
+            return own.take(count)
+        own.refill()
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        return _shared_tickets(device, stream, -(-count // _TICKETS) * _TICKETS)
 
     @abstractmethod
     def run(
@@ -38,6 +57,39 @@ class Launch(ABC):
     def multiprocessors(self, device: torch.device) -> int:
         """Multiprocessors of ``device``."""
         return _multiprocessors(device)
+
+
+_TICKETS, _OWN_TICKETS = 1024, 1 << 18
+
+
+class _OwnTickets:
+    """Zeros that are given out once. They are made between captures, as long as there are any: a graph would make its
+    own again at each replay.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._left = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def refill(self) -> None:
+        if len(self._left) < _OWN_TICKETS // 2:
+            self._left = torch.zeros(_OWN_TICKETS, dtype=torch.int32, device=self._device)
+
+    def take(self, count: int) -> Tensor:
+        if count > len(self._left):
+            return torch.zeros(count, dtype=torch.int32, device=self._device)
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
+
+
+@functools.cache
+def _own_tickets(device: torch.device) -> _OwnTickets:
+    return _OwnTickets(device)
+
+
+@functools.cache
+def _shared_tickets(device: torch.device, stream: int, count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int32, device=device)
 
 
 @functools.cache

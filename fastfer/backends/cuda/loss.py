@@ -30,7 +30,7 @@ _SAMPLES = THREADS // 32
 
 def _labels(op: str, labels: Tensor, classes: int) -> Tensor:
     """``labels`` dense; those on the host are checked at once."""
-    if not labels.is_cuda:
+    if labels.is_cpu:
         check_labels(op, labels, classes)
     return labels.contiguous()
 

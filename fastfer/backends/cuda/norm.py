@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from fastfer.backends.cuda.loader import Launch, compute_dtype, nhwc, type_name
+from fastfer.backends.cuda.loader import Launch, compute_dtype, lanes, nhwc, type_name
 from fastfer.signatures.fields import Affine, RunningNorm
 from fastfer.signatures.norm import (
     BatchNorm,
@@ -29,122 +32,133 @@ def rows_per_block(rows: int) -> int:
     return max(_ROWS, -(-rows // _PARTS))
 
 
-def columns(
-    launch: Launch,
-    kernel: str,
-    words: int,
-    rows: int,
-    channels: int,
-    like: Tensor,
-    *tensors: Tensor | int,
-    more: tuple[int, ...] = (),
-) -> Tensor:
-    """Partial results (parts, words, channels) of a kernel on csrc/cuda/columns.cuh."""
+class Gathered(NamedTuple):
+    """Where a kernel leaves the statistics of what it makes, as csrc/cuda/columns.cuh has them."""
+
+    partial: Tensor | int = 0
+    stats: Tensor | int = 0
+    tickets: Tensor | int = 0
+    eps: float = 0.0
+
+
+NOTHING = Gathered()
+
+
+def gathered(launch: Launch, like: Tensor, channels: int, parts: int, groups: int, eps: float) -> Gathered:
+    """Memory for ``parts`` parts of each channel, and for the statistics; ``groups`` of channels are waited for."""
+    dtype = compute_dtype(like)
+    partial = torch.empty((parts, 3, channels), dtype=dtype, device=like.device)
+    stats = torch.empty((3, channels), dtype=dtype, device=like.device)
+    return Gathered(partial, stats, launch.tickets(like, groups), float(eps))
+
+
+def words(norm: RunningNorm | Affine | None, stats: Tensor | None) -> tuple[Tensor | int | float, ...]:
+    """A norm as kernels take it: of a batch's statistics (3, C), of its running ones for None, or no norm."""
+    if norm is None:
+        return 0, 0, 0, 0, 0.0
+    if stats is not None:
+        return norm.weight, norm.bias, stats, 0, 0.0
+    assert isinstance(norm, RunningNorm)
+    return norm.weight, norm.bias, norm.mean, norm.var, float(norm.eps)
+
+
+def _columns(
+    launch: Launch, kernel: str, y: Tensor, count: int, before: tuple[Any, ...], after: tuple[Any, ...], *more: int
+) -> None:
+    """A kernel on csrc/cuda/columns.cuh that leaves ``count`` words a channel and part, and adds them up."""
+    channels = y.shape[1]
+    rows = y.numel() // channels
     part = rows_per_block(rows)
-    partial = torch.empty((-(-rows // part), words, channels), dtype=compute_dtype(like), device=like.device)
+    partial = torch.empty((-(-rows // part), count, channels), dtype=compute_dtype(y), device=y.device)
     grid = (len(partial), -(-channels // _COLUMN_LANES), 1)
-    launch(kernel, like, grid, _COLUMN_THREADS, *tensors, partial, rows, channels, part, *more)
-    return partial
+    tickets = launch.tickets(y, grid[1])
+    launch(kernel, y, grid, _COLUMN_THREADS, *before, partial, *after, tickets, rows, channels, part, *more)
 
 
-def total(launch: Launch, partial: Tensor) -> Tensor:
-    """The parts' sums (words, channels)."""
-    sums = torch.empty(partial.shape[1:], dtype=partial.dtype, device=partial.device)
-    grid = (-(-sums.numel() // THREADS), 1, 1)
-    kernel = f"sum_blocks<{type_name('sum', partial)}, {THREADS}>"
-    launch(kernel, partial, grid, THREADS, partial, sums, len(partial), sums.numel())
+def total(launch: Launch, partial: Tensor, taps: int = 1, channels: int = 1) -> Tensor:
+    """The parts' sums (words,); words (outputs, taps, channels) are turned into (outputs, channels, taps)."""
+    if len(partial) == 1 and taps == 1:
+        return partial.view(-1)
+    sums = torch.empty(partial[0].numel(), dtype=partial.dtype, device=partial.device)
+    grid = (-(-sums.numel() // _COLUMN_LANES), 1, 1)
+    kernel = f"sum_blocks<{type_name('sum', partial)}>"
+    launch(kernel, partial, grid, _COLUMN_THREADS, partial, sums, len(partial), sums.numel(), taps, channels)
     return sums
 
 
 def column_sums(launch: Launch, y: Tensor) -> Tensor:
     """Sum over N, H, W: (N, C, H, W), NHWC -> (C,) in the compute dtype."""
-    channels, rows = y.shape[1], y.numel() // max(y.shape[1], 1)
-    if not rows:
-        return y.new_zeros(channels, dtype=compute_dtype(y))
-    return total(launch, columns(launch, f"column_sums<{type_name('sum', y)}>", 1, rows, channels, y, y))[0]
-
-
-def statistics(
-    launch: Launch, y: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, batch_stats: bool
-) -> Tensor:
-    """(3, C): mean, 1/sqrt(var + eps), unbiased variance, of ``y`` or the running ones; empty without a norm."""
-    if mean is None or var is None:
-        return y.new_empty(0)
-    if not batch_stats:
-        return torch.stack([mean, (var + eps).rsqrt(), var])
-    channels, rows = y.shape[1], y.numel() // max(y.shape[1], 1)
-    if not rows:
-        return y.new_zeros((3, channels), dtype=compute_dtype(y))
-    partial = columns(launch, f"moments<{type_name('norm', y)}>", 2, rows, channels, y, y)
-    return finish_moments(launch, y, partial, rows_per_block(rows), eps)
-
-
-def finish_moments(launch: Launch, y: Tensor, partial: Tensor, rows_per_part: int, eps: float) -> Tensor:
-    """Statistics (3, C) from the moments (parts, 2, C) of parts of y's rows."""
-    channels, rows = y.shape[1], y.numel() // max(y.shape[1], 1)
-    if not rows:
-        return y.new_zeros((3, channels), dtype=compute_dtype(y))
-    stats = torch.empty((3, channels), dtype=partial.dtype, device=y.device)
-    kernel = f"moments_finish<{type_name('norm', partial)}, {THREADS}>"
-    grid = (-(-channels // THREADS), 1, 1)
-    launch(kernel, y, grid, THREADS, partial, stats, rows, channels, rows_per_part, float(eps))
-    return stats
-
-
-def norm_act(launch: Launch, y: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Tensor, act: int) -> Tensor:
-    """act(norm(y)), or act(y) without a weight; ``y`` NHWC, dense."""
-    out = torch.empty_like(y)
-    parameters = (weight, bias, stats) if weight is not None and bias is not None else (0, 0, 0)
-    kernel = f"norm_act<{type_name('norm', y)}, {THREADS}>"
-    launch.strided(kernel, y, y.numel(), THREADS, y, *parameters, out, y.numel(), y.shape[1], act)
-    return out
-
-
-def norm_act_backward(
-    launch: Launch,
-    dz: Tensor,
-    y: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    stats: Tensor,
-    act: int,
-    batch_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of y, norm weight and norm bias (empty without norm)."""
-    dtype, channels, dy = type_name("norm", y), y.shape[1], torch.empty_like(y)
-    d_weight = d_bias = y.new_empty(0)
-    parameters: tuple[Tensor | int, ...] = (0, 0, 0, 0)
-    if weight is not None and bias is not None:
-        rows = y.numel() // max(channels, 1)
-        if rows:
-            kernel = f"norm_sums<{dtype}>"
-            sums = total(launch, columns(launch, kernel, 2, rows, channels, y, dz, y, weight, bias, stats, more=(act,)))
-        else:
-            sums = y.new_zeros((2, channels), dtype=compute_dtype(y))
-        d_bias, d_weight = sums.unbind(0)
-        parameters = (weight, bias, stats, sums if batch_stats else 0)
-    kernel = f"norm_grad<{dtype}, {THREADS}>"
-    launch.strided(kernel, y, y.numel(), THREADS, dz, y, *parameters, dy, y.numel(), channels, act)
-    return dy, d_weight.clone(), d_bias.clone()
+    if not y.numel():
+        return y.new_zeros(y.shape[1], dtype=compute_dtype(y))
+    sums = torch.empty(y.shape[1], dtype=compute_dtype(y), device=y.device)
+    _columns(launch, f"column_sums<{type_name('sum', y)}>", y, 1, (y,), (sums,))
+    return sums
 
 
 def norm_statistics(launch: Launch, y: Tensor, norm: RunningNorm | None, batch_stats: bool) -> Tensor:
     """(3, C): mean, 1/sqrt(var + eps), unbiased variance, of ``y`` or the running ones; empty without a norm."""
-    return y.new_empty(0) if norm is None else statistics(launch, y, norm.mean, norm.var, norm.eps, batch_stats)
+    if norm is None:
+        return y.new_empty(0)
+    if not batch_stats:
+        return torch.stack([norm.mean, (norm.var + norm.eps).rsqrt(), norm.var])
+    return batch_statistics(launch, y, norm.eps)
 
 
-def normalise(launch: Launch, y: Tensor, norm: RunningNorm | Affine | None, stats: Tensor, act: int) -> Tensor:
-    """act(norm(y)), or act(y) without a norm; ``y`` NHWC, dense."""
-    weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-    return norm_act(launch, y, weight, bias, stats, act)
+def batch_statistics(launch: Launch, y: Tensor, eps: float) -> Tensor:
+    """(3, C): mean, 1/sqrt(var + eps), unbiased variance, of ``y``, NHWC, dense."""
+    channels = y.shape[1]
+    if not y.numel():
+        return y.new_zeros((3, channels), dtype=compute_dtype(y))
+    rows = y.numel() // channels
+    part = rows_per_block(rows)
+    grid = (-(-rows // part), -(-channels // _COLUMN_LANES), 1)
+    out = gathered(launch, y, channels, grid[0], grid[1], eps)
+    launch(f"moments<{type_name('norm', y)}>", y, grid, _COLUMN_THREADS, y, *out, rows, channels, part)
+    assert isinstance(out.stats, Tensor)
+    return out.stats
 
 
-def normalise_backward(
+def _packs(y: Tensor, *others: Tensor) -> tuple[int, int]:
+    """Channels that a thread takes at once, and blocks after which its channels come again."""
+    vec = lanes(y, *others)
+    vec = 1 if y.shape[1] % vec else vec
+    return vec, y.shape[1] // math.gcd(y.shape[1], THREADS * vec)
+
+
+def norm_act(launch: Launch, y: Tensor, norm: RunningNorm | Affine | None, stats: Tensor | None, act: int) -> Tensor:
+    """act(norm(y)), or act(y) without a norm; ``y`` NHWC, dense; statistics as `words`."""
+    out = torch.empty_like(y)
+    vec, multiple = _packs(y, out)
+    kernel, count = f"norm_act<{type_name('norm', y)}, {vec}, {THREADS}>", y.numel() // vec
+    arguments = (y, *words(norm, stats), out, count, y.shape[1], act)
+    launch.strided(kernel, y, count, THREADS, *arguments, multiple=multiple)
+    return out
+
+
+def norm_sums(launch: Launch, dz: Tensor, y: Tensor, norm: Affine, stats: Tensor, act: int) -> tuple[Tensor, Tensor]:
+    """Gradients of norm weight and norm bias."""
+    make = torch.empty if y.numel() else torch.zeros
+    d_weight, d_bias = (make(y.shape[1], dtype=compute_dtype(y), device=y.device) for _ in range(2))
+    if y.numel():
+        layer = (norm.weight, norm.bias, stats)
+        _columns(launch, f"norm_sums<{type_name('norm', y)}>", y, 2, (dz, y, *layer), (d_bias, d_weight), act)
+    return d_weight, d_bias
+
+
+def norm_act_backward(
     launch: Launch, dz: Tensor, y: Tensor, norm: Affine | None, stats: Tensor, act: int, batch_stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of y, norm weight and norm bias (empty without norm)."""
-    weight, bias = (None, None) if norm is None else norm
-    return norm_act_backward(launch, dz, y, weight, bias, stats, act, batch_stats)
+    dtype, channels, dy = type_name("norm", y), y.shape[1], torch.empty_like(y)
+    d_weight, d_bias = y.new_empty(0), y.new_empty(0)
+    parameters: tuple[Tensor | int, ...] = (0, 0, 0, 0, 0)
+    if norm is not None:
+        d_weight, d_bias = norm_sums(launch, dz, y, norm, stats, act)
+        parameters = (norm.weight, norm.bias, stats, *((d_bias, d_weight) if batch_stats else (0, 0)))
+    vec, multiple = _packs(y, dz, dy)
+    kernel, count = f"norm_grad<{dtype}, {vec}, {THREADS}>", y.numel() // vec
+    launch.strided(kernel, y, count, THREADS, dz, y, *parameters, dy, count, channels, act, multiple=multiple)
+    return dy, d_weight, d_bias
 
 
 def batch_norm_train(launch: Launch, a: BatchNormTrain) -> BatchNormTrained:
@@ -152,16 +166,16 @@ def batch_norm_train(launch: Launch, a: BatchNormTrain) -> BatchNormTrained:
     block = a.block
     x = nhwc(block.x)
     stats = norm_statistics(launch, x, block.norm, a.batch_stats)
-    return BatchNormTrained(normalise(launch, x, block.norm, stats, block.act), stats)
+    return BatchNormTrained(norm_act(launch, x, block.norm, stats, block.act), stats)
 
 
 def batch_norm(launch: Launch, a: BatchNorm) -> Tensor:
     """Output with running statistics."""
-    return batch_norm_train(launch, BatchNormTrain(a, False)).out
+    return norm_act(launch, nhwc(a.x), a.norm, None, a.act)
 
 
 def batch_norm_backward(launch: Launch, a: BatchNormBackward) -> BatchNormGradients:
     """Gradients of x, weight and bias."""
-    d_x, d_weight, d_bias = normalise_backward(launch, nhwc(a.d_out), nhwc(a.x), a.norm, a.stats, a.act, a.batch_stats)
+    d_x, d_weight, d_bias = norm_act_backward(launch, nhwc(a.d_out), nhwc(a.x), a.norm, a.stats, a.act, a.batch_stats)
     params = (d_weight, d_bias) if a.needs.params else (a.x.new_empty(0), a.x.new_empty(0))
     return BatchNormGradients(d_x if a.needs.x else a.x.new_empty(0), *params)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from fastfer.backends.cuda.loader import Launch, empty_nhwc, nhwc, type_name
+from fastfer.backends.cuda.norm import norm_sums, words
+from fastfer.signatures.fields import Affine, RunningNorm, Window
 from fastfer.signatures.pool import (
     GlobalAvgBackward,
     GlobalAvgMaxBackward,
@@ -56,6 +58,46 @@ def max_pool2d_backward(launch: Launch, a: MaxPoolBackward) -> Tensor:
     shape = (dx.numel(), *a.size, dx.shape[1], *dy.shape[2:], *kernel, *stride, *padding[:2])
     launch.strided(name, dx, dx.numel(), THREADS, dy, positions, dx, *shape)
     return dx
+
+
+def norm_max_pool(
+    launch: Launch, y: Tensor, norm: RunningNorm, stats: Tensor, act: int, window: Window
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Max pooling of act(norm(y)), ``y`` NHWC, dense, in one pass: output, y at the maxima, and their places."""
+    kernel, stride, (top, left, bottom, right) = window
+    height, width = y.shape[2:]
+    size = (height + top + bottom - kernel[0]) // stride[0] + 1, (width + left + right - kernel[1]) // stride[1] + 1
+    out, best = (empty_nhwc(y, y.shape[1], *size) for _ in range(2))
+    places = torch.empty_like(out, dtype=torch.uint8)
+    shape = (out.numel(), height, width, y.shape[1], *size, *kernel, *stride, top, left)
+    name = f"norm_pool_fwd<{type_name('max_pool2d', y)}, unsigned char, {THREADS}>"
+    arguments = (y, *words(norm, stats), out, best, places, act, *shape)
+    launch.strided(name, y, out.numel(), THREADS, *arguments)
+    return out, best, places
+
+
+def norm_max_pool_backward(
+    launch: Launch,
+    d_out: Tensor,
+    y: Tensor,
+    best: Tensor,
+    places: Tensor,
+    norm: Affine,
+    stats: Tensor,
+    act: int,
+    window: Window,
+    batch_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y, norm weight and norm bias: their sums are over the maxima, where alone something arrives."""
+    kernel, stride, padding = window
+    d_weight, d_bias = norm_sums(launch, d_out, best, norm, stats, act)
+    dy = torch.empty_like(y)
+    shape = (dy.numel(), *y.shape[2:], y.shape[1], *d_out.shape[2:], *kernel, *stride, *padding[:2])
+    sums = (d_bias, d_weight) if batch_stats else (0, 0)
+    name = f"norm_pool_bwd<{type_name('max_pool2d', y)}, unsigned char, {THREADS}>"
+    arguments = (d_out, places, y, norm.weight, norm.bias, stats, *sums, dy, act, *shape)
+    launch.strided(name, y, dy.numel(), THREADS, *arguments)
+    return dy, d_weight, d_bias
 
 
 def _global(launch: Launch, x: Tensor, mean: Tensor | None, most: Tensor | None, places: Tensor | None) -> None:

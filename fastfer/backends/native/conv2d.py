@@ -149,6 +149,7 @@ def _backward(
     shape = _shape(a.x, a.weight, a.stride, a.padding)
     x, weight = nhwc(a.x), a.weight.contiguous()
     d_x = empty_nhwc(x, shape.c, shape.h, shape.w) if a.needs.x else None
+    # The bias's gradient is a by-product of the weight's.
     d_weight, d_bias = (torch.empty_like(weight), x.new_empty(shape.o)) if a.needs.params else (None, None)
     d_norm = norm_gradients(a.norm, a.needs.params)
     params = _C.Conv2dParams(
@@ -169,7 +170,7 @@ def _backward(
         threads=num_threads(),
     )
     _C.conv2d_bwd(x.dtype == torch.float64, params)
-    return Conv2dGradients(*_or_empty(x, d_x, d_weight, d_bias, *d_norm))
+    return Conv2dGradients(*_or_empty(x, d_x, d_weight, d_bias if a.needs.bias else None, *d_norm))
 
 
 def conv2d_linked(a: Conv2dLinked) -> Conv2dLinkedTrained:

@@ -187,7 +187,8 @@ def _norm_backward(
         threads=num_threads(),
     )
     _C.depthwise_norm_bwd(x.dtype == torch.float64, params)
-    return DepthwiseNormGradients(*_or_empty(x, d_x, d_weight, d_bias, *d_norm))
+    # The bias's gradient is a by-product of the weight's.
+    return DepthwiseNormGradients(*_or_empty(x, d_x, d_weight, d_bias if a.needs.bias else None, *d_norm))
 
 
 def pointwise_conv2d(a: Pointwise) -> Tensor:

@@ -86,7 +86,7 @@ def inverted_bottleneck_backward(a: BottleneckBackward) -> BottleneckGradients:
     if a.project_weight is None:
         first = depthwise_norm_backward(DepthwiseNormBackward(
             a.d_out, a1, a.y1, a.dw_weight, a.norm2, a.stats2, a.act, a.stride, a.padding, a.batch_stats,
-            DepthwiseNormNeeds(True, params),
+            DepthwiseNormNeeds(True, params, False),
         ))  # fmt: skip
         d_a1, d_dw, d_norm2_weight, d_norm2_bias = first.d_x, first.d_weight, first.d_norm_weight, first.d_norm_bias
         d_project = d_norm3_weight = d_norm3_bias = nothing
@@ -99,7 +99,7 @@ def inverted_bottleneck_backward(a: BottleneckBackward) -> BottleneckGradients:
         d_project, d_norm3_weight, d_norm3_bias = both.d_pw_weight, both.d_norm2_weight, both.d_norm2_bias
     grads = conv2d_backward(Conv2dBackward(
         d_a1, x, z, a.expand_weight, a.norm1, a.stats1, a.act, *_POINTWISE, a.batch_stats,
-        Conv2dNeeds(a.needs.x, params),
+        Conv2dNeeds(a.needs.x, params, False),
     ))  # fmt: skip
     d_x = grads.d_x
     if a.residual and a.needs.x:

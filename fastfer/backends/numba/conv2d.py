@@ -207,7 +207,7 @@ def conv2d_backward(a: Conv2dBackward) -> Conv2dGradients:
     if needs.x:
         d_x = _input_gradient(dy, x, a.weight, a.stride, a.padding)
     of_norm = (d_scale, d_shift) if needs.params else (nothing, nothing)
-    return Conv2dGradients(*distinct(d_x, d_weight, d_bias, *of_norm))
+    return Conv2dGradients(*distinct(d_x, d_weight, d_bias if needs.bias else nothing, *of_norm))
 
 
 def conv2d_pool_train(a: Conv2dPoolTrain) -> Conv2dPoolTrained:

@@ -181,7 +181,7 @@ def depthwise_norm_backward(a: DepthwiseNormBackward) -> DepthwiseNormGradients:
     dy = torch.empty_like(y)
     norm_backward(dy, dout, y, norm, coef, a.act)
     grads = depthwise_conv2d_backward(
-        DepthwiseBackward(dy, a.x, a.weight, a.stride, a.padding, ConvNeeds(a.needs.x, params, params))
+        DepthwiseBackward(dy, a.x, a.weight, a.stride, a.padding, ConvNeeds(a.needs.x, params, params and a.needs.bias))
     )
     of_norm = (d_weight, d_bias) if params else (nothing, nothing)
     return DepthwiseNormGradients(*distinct(*grads, *of_norm))

@@ -66,7 +66,8 @@ def conv2d_backward(a: Conv2dBackward) -> Conv2dGradients:
     height, width = padded.shape[2], padded.shape[3]
     params: tuple[Tensor, ...]
     if needs.params:
-        params = d_weight.contiguous(), dy.sum((0, 2, 3)), d_norm_weight, d_norm_bias
+        d_bias = dy.sum((0, 2, 3)) if needs.bias else x.new_empty(0)
+        params = d_weight.contiguous(), d_bias, d_norm_weight, d_norm_bias
     else:
         params = tuple(x.new_empty(0) for _ in range(4))
     d_x = nhwc(dx[:, :, top : height - bottom, left : width - right]) if needs.x else x.new_empty(0)
@@ -127,7 +128,7 @@ def conv2d_linked_backward(a: Conv2dLinkedBackward) -> ConvGradients:
             stride=a.stride,
             padding=a.padding,
             batch_stats=True,
-            needs=Conv2dNeeds(a.needs.x, a.needs.weight),
+            needs=Conv2dNeeds(a.needs.x, a.needs.weight, a.needs.bias),
         )
     )
     return ConvGradients(grads.d_x, grads.d_weight, grads.d_bias)

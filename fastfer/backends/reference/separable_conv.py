@@ -87,7 +87,7 @@ def depthwise_norm_backward(a: DepthwiseNormBackward) -> DepthwiseNormGradients:
     params = a.needs.params
     dy, d_weight, d_bias = normalise_backward(a.d_out, a.y, a.norm, a.stats, a.act, a.batch_stats)
     grads = depthwise_conv2d_backward(
-        DepthwiseBackward(dy, a.x, a.weight, a.stride, a.padding, ConvNeeds(a.needs.x, params, params))
+        DepthwiseBackward(dy, a.x, a.weight, a.stride, a.padding, ConvNeeds(a.needs.x, params, params and a.needs.bias))
     )
     return DepthwiseNormGradients(*grads, *wanted(params, d_weight, d_bias))
 
