@@ -31,6 +31,7 @@ BARE = {
     "step_fill": "FillParams",
     "step_scale": "ScaleParams",
     "step_strided_copy": "StridedCopyParams",
+    "step_tick": "CountParams",
     "update_running": "RunningParams",
 }
 """Compiled once, for any CPU, and in no list of kernels of ops."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,17 @@ def test_what_cannot_be_recorded_is_refused(options: dict[str, Any], message: st
     with pytest.raises(InputError, match=message):
         train(tiny(tmp_path / "run", compile=True, **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_without_the_extension_the_trainer_is_there_and_steps_say_why() -> None:
+    code = """
+import sys
+sys.modules["fastfer._C"] = None
+import fastfer, fastfer.train.loop
+try:
+    fastfer.compile_step
+except fastfer.step.StepError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "compile_step: expected the native kernels, which are not available" in done.stdout

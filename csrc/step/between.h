@@ -84,6 +84,11 @@ void fill(const FillParams& p) {
   std::fill_n(static_cast<T*>(p.out), p.count, static_cast<T>(p.value));
 }
 
+template <class T>
+void tick(const CountParams& p) {
+  *static_cast<T*>(p.counter) += static_cast<T>(p.by);
+}
+
 inline void count_up(const CountParams& p) { *static_cast<idx*>(p.counter) += p.by; }
 
 }  // namespace step

@@ -68,6 +68,7 @@ void bind_step(py::module_& m) {
   add<CopyParams, step::copy>(m, "copy");
   add<FillParams, step::fill<float>, step::fill<double>>(m, "fill");
   add<CountParams, step::count_up>(m, "count");
+  add<CountParams, step::tick<float>, step::tick<double>>(m, "tick");
   m.def("set_recorder", bind::set_recorder, py::arg("recorder").none(true),
         "Who hears of this thread's kernel calls: kernel(name, f64, params) and memory(address); None ends it.");
   py::class_<Steps>(m, "Steps")

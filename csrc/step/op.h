@@ -57,7 +57,7 @@ struct FillParams {
   FF_OPTIONAL()
 };
 
-// A counter of 64 bits: += by.
+// A counter, += by: of 64 bits, or of optimisers, which count in floats.
 struct CountParams {
   idx by;
   void* counter;

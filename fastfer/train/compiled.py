@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastfer.step import Gradients, StepError, Update
+from fastfer import step
 from fastfer.train.config import TrainConfig
 from fastfer.train.objective import Objective, Targets, WithEmbedding
 from fastfer.train.placement import Placement
@@ -45,13 +45,13 @@ class CompiledPasses:
         _require_recordable(config, placement)
         self._compute = compute
         self._mode, self._has_soft = "crossentropy", False
-        trusted = (WithEmbedding, Objective)
-        self._passes = Gradients(self._forward, [network, objective], list(network.parameters()), trusted=trusted)
+        modules, trained, trusted = [network, objective], list(network.parameters()), (WithEmbedding, Objective)
         try:
+            self._passes = step.Gradients(self._forward, modules, trained, trusted=trusted)
             self._passes.check()
-        except StepError as error:
+        except step.StepError as error:
             raise ValueError(f"compile: {error}") from error
-        self.update = Update(optimizer)
+        self.update = step.Update(optimizer)
 
     def __call__(self, x: Tensor, targets: Targets, taught: Tensor | None) -> Computed:
         """The passes over one batch; gradients are left with the parameters."""
