@@ -207,8 +207,8 @@ class Engine:
         return self
 
     def plan(self) -> str:
-        """The steps of the plan in order as a table: what each makes, and what it takes on one image; and why its
-        precision was chosen, where `compile` did that."""
+        """The steps of the plan in order as a table: what each makes, and what it takes on one image; what dense
+        convolutions multiply with; and why its precision was chosen, where `compile` did that."""
         import numpy as np
 
         from fastfer.engine.choose import reason
@@ -217,7 +217,13 @@ class Engine:
         image = np.zeros((1, *self.input_shape), np.float32)
         rows = self._plan.profile(image.ctypes.data, "float32", 1)
         why = reason(self.metadata.get("choice"), self.dtype)
-        return steps_table(rows, repr(self), self.memory) + (f"\n{why}" if why else "")
+        return "\n".join(filter(None, (steps_table(rows, repr(self), self.memory), self._products(), why)))
+
+    def _products(self) -> str:
+        """What dense convolutions multiply with, and why with that."""
+        best = [isa for isa in native().isas(True) if "emulated" not in isa][-1]
+        reason = "the best that this CPU has" if self._plan.isa == best else "which was asked for"
+        return f"Dense convolutions of {self.dtype} multiply by {self._plan.way}, on {self._plan.isa}, {reason}."
 
     def profile(self, x: Any = None, repeats: int = 20) -> Profile:
         """The time of each step on one image: ``x`` (1, C, H, W), by default zeros; medians of ``repeats`` runs.

@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CPU_BACKENDS = ("native", "numba", "reference")
 OPS_OF = {
     **{"avxvnni": "avx2", "amxemulated": "baseline"},
+    **dict.fromkeys(("neondot", "neoni8mm", "neonbf16"), "neon"),
     **dict.fromkeys(("avx512vnni", "avx512bf16", "amxemulated512", "amx"), "avx512"),
 }
 """ISAs that have kernels of their own in the engine alone, and whose ops they run."""

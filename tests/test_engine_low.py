@@ -66,6 +66,23 @@ def test_low_precision(dtype: str, limit: float, tmp_path: Path) -> None:
     close(runtime.load(tmp_path / "into.ffe", dtype="float32")(x), want)
 
 
+def test_the_plan_says_what_multiplies() -> None:
+    """By the instruction of the set in use, and whether that is the best or was asked for."""
+    extension = runtime.native()
+    model, x = network("fgw_fer")
+    half = fastfer.compile(model, dtype="bfloat16", threads=1)
+    assert "convolutions of float32 multiply by float32, on" in fastfer.compile(model, threads=1).plan()
+    assert f"on {extension.isa()}, the best that this CPU has." in half.plan()
+    before = extension.isa()
+    try:
+        extension.set_isa("amxemulated")
+        asked = fastfer.compile(model, dtype="bfloat16", threads=1)
+    finally:
+        extension.set_isa(before)
+    assert "bfloat16 multiply by tdpbf16ps (emulated), on amxemulated, which was asked for." in asked.plan()
+    torch.testing.assert_close(asked(x), half(x), rtol=0.05, atol=0.05)
+
+
 def test_int8_needs_calibration() -> None:
     for arguments in ({"dtype": "int8"}, {"calibration": []}):
         with pytest.raises(ValueError, match="calibration: expected images for dtype int8, and for no other"):

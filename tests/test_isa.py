@@ -26,7 +26,7 @@ ORDER = {
     "x86_64": [
         *("baseline", "amxemulated", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxemulated512", "amx")
     ],
-    "aarch64": ["baseline", "amxemulated", "neon"],
+    "aarch64": ["baseline", "amxemulated", "neon", "neondot", "neoni8mm", "neonbf16"],
 }
 EMULATED = ("amxemulated", "amxemulated512")
 """Run when asked for by name, and never because they are the best."""

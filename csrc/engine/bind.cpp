@@ -164,6 +164,8 @@ void bind_engine(py::module_& m) {
                                return shapes;
                              })
       .def_property_readonly("threads", &Plan::threads)
+      .def_property_readonly("way", &Plan::way)
+      .def_property_readonly("isa", [](const Plan& p) { return isa_name(p.isa()); })
       .def_property_readonly("image_threads", &Plan::image_threads)
       .def_property_readonly("arena_bytes", &Plan::arena_bytes)
       .def_property_readonly("weight_bytes", &Plan::weight_bytes);

@@ -32,6 +32,18 @@ struct Bf16Products : Bf16Words {  // two products into a float32 lane
   static FF_CLASS_INLINE i32v weights(const float* w) { return load_words(w); }
   static FF_CLASS_INLINE Sum add(Sum sum, i32v x, i32v w) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w); }
 };
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+struct Bf16Products : Bf16Words {  // two products into a float32 lane
+  using Sum = vecf;
+  static constexpr const char* kWay = "bfdot";
+  static constexpr int kVectors = 1, kLatency = 8;
+  static FF_CLASS_INLINE i32v operand(const char* x, int) { return every_word(x); }
+  static FF_CLASS_INLINE i32v weights(const float* w) { return load_words(w); }
+  static FF_CLASS_INLINE Sum add(Sum sum, i32v x, i32v w) {
+    return (Sum)vbfdotq_f32((float32x4_t)sum, vreinterpretq_bf16_s32((int32x4_t)x),
+                            vreinterpretq_bf16_s32((int32x4_t)w));
+  }
+};
 #else
 struct Bf16Products {  // both channels as float32: a bfloat16 is its upper half
   using Sum = vecf;
@@ -57,7 +69,14 @@ struct ByteProducts : ByteWords {  // four products into an int32 lane
   using Sum = i32v;
   static constexpr int kVectors = 1, kLatency = 8;
   static FF_CLASS_INLINE i32v weights(const float* w) { return load_words(w); }
-#if defined(__ARM_FEATURE_DOTPROD)  // of signed bytes
+#if defined(__ARM_FEATURE_MATMUL_INT8)  // of bytes without a sign by bytes with one
+  static constexpr const char* kWay = "usdot";
+  static constexpr int kOffset = 0;
+  static FF_CLASS_INLINE i32v operand(const char* x, int) { return every_word(x); }
+  static FF_CLASS_INLINE Sum add(Sum sum, i32v x, i32v w) {
+    return (Sum)vusdotq_s32((int32x4_t)sum, (uint8x16_t)x, (int8x16_t)w);
+  }
+#elif defined(__ARM_FEATURE_DOTPROD)  // of signed bytes
   static constexpr const char* kWay = "sdot";
   static constexpr int kOffset = -128;
   static FF_CLASS_INLINE i32v operand(const char* x, int) { return every_word(x) ^ static_cast<int32_t>(0x80808080u); }

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "engine/graph/file.h"
+#include "engine/low_tiles.h"
 #include "engine/threads.h"
 
 namespace ff::engine {
@@ -128,7 +129,7 @@ struct Plan::Job {
 };
 
 Plan::Plan(const void* file, size_t size, const PlanOptions& options)
-    : threads_(options.threads), fenced_(options.fenced) {
+    : threads_(options.threads), isa_(options.isa), fenced_(options.fenced) {
   guard_fork();
   File parsed = parse_file(file, size);
   Graph& graph = parsed.graph;
@@ -143,7 +144,9 @@ Plan::Plan(const void* file, size_t size, const PlanOptions& options)
   build_options.strip_bytes = options.strip_bytes, build_options.most_weights = kPackedWeights + kPackedShare * size;
   program_ = build(std::move(graph), build_options, options.bytes);
   metadata_ = std::move(parsed.metadata);
-  const int lanes = kernels_of(options.isa).lanes;
+  const Kernels& kernels = kernels_of(options.isa);
+  const int lanes = kernels.lanes;
+  way_ = options.type == Type::float32 ? "float32" : kernels.tiles(options.type)->way;
   for (Step& step : program_->steps) {
     step.seconds = seconds_of(step, lanes);
     step.solo = (!step.by_rows && !step.by_blocks) || (step.seconds < kLeastSeconds && !options.image_threads);

@@ -54,6 +54,9 @@ class Plan {
   size_t arena_bytes() const { return program_->layout.bytes(); }
   size_t weight_bytes() const { return program_->weights.bytes(); }
   int threads() const { return threads_; }
+  // The instruction that multiplies in dense convolutions of the plan's type, and whose it is.
+  const char* way() const { return way_; }
+  Isa isa() const { return isa_; }
   // Threads that one image is split over; of a short one, where that turns out to be quicker.
   int image_threads() const { return image_threads_; }
 
@@ -71,6 +74,8 @@ class Plan {
   std::vector<Shape> outputs_;
   std::unique_ptr<Program> program_;
   int threads_, image_threads_;
+  Isa isa_;
+  const char* way_;
   bool fenced_, paced_ = false, worth_waking_ = false;
   mutable Pace pace_;  // of single images
   mutable std::vector<std::unique_ptr<Context>> idle_;
