@@ -233,3 +233,11 @@ def test_a_map_is_sampled_as_in_onnx_runtime(mode: str, outside: str, corners: i
         want = onnx_files.run(path, x[n : n + 1])
         for name in ("y", "z"):
             np.testing.assert_allclose(got[name][n : n + 1], want[name], atol=1e-4)
+
+
+def test_constants_beside_the_images_of_a_file_for_one(tmp_path: Path) -> None:
+    """Coordinates joined to the channels: the file has them once, the engine for each of its images."""
+    path = written(model([node("Concat", "x", "c", axis=1)], (1, 4, 8, 9), {"c": _w(1, 2, 8, 9)}), tmp_path)
+    x = images(3, 4, 8, 9)
+    want = np.concatenate([onnx_files.run(path, x[n : n + 1])["y"] for n in range(3)])
+    np.testing.assert_array_equal(fastfer.compile(path)(x), want)

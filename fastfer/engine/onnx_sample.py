@@ -8,7 +8,7 @@ from typing import Any
 from fastfer.engine.functions import OUTSIDE, SAMPLING
 from fastfer.engine.onnx_pointwise import ints
 from fastfer.engine.onnx_read import OnnxError, OnnxNode
-from fastfer.engine.onnx_trace import Traced, Tracer, Value, aten, onnx_op
+from fastfer.engine.onnx_trace import Tracer, Value, aten, onnx_op
 from fastfer.engine.views import Uncovered
 
 _NAMES = {"linear": "bilinear", "cubic": "bicubic"}
@@ -23,8 +23,7 @@ def _grid_sample(g: Tracer, node: OnnxNode, x: Value, grid: Value) -> Any:
         raise OnnxError(f"expected a mode of {SAMPLING} and a padding_mode of {OUTSIDE}, got {mode!r}, {outside!r}")
     if x.dim() != 4:
         raise Uncovered(f"places in a tensor of shape {tuple(x.shape)}, expected images")
-    if not isinstance(grid, Traced) and len(grid) in (1, g.declared) and bool((grid == grid[:1]).all()):
-        grid = g.repeated(grid[:1])
+    x, grid = g.beside_images([x, grid])
     corners = bool(node.attrs.get("align_corners", 0))
     return g.call(aten.grid_sampler.default, x, grid, SAMPLING.index(mode), OUTSIDE.index(outside), corners)
 

@@ -116,7 +116,10 @@ def _transpose(g: Tracer, node: OnnxNode, x: Value) -> Any:
 
 @onnx_op("Concat")
 def _concat(g: Tracer, node: OnnxNode, *values: Value) -> Any:
-    return values[0] if len(values) == 1 else g.call(aten.cat.default, list(values), node.attrs["axis"])
+    if len(values) == 1:
+        return values[0]
+    parts = values if axis_of(values[0], node.attrs["axis"]) == 0 else g.beside_images(values)
+    return g.call(aten.cat.default, list(parts), node.attrs["axis"])
 
 
 @onnx_op("Split")

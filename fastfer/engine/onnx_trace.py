@@ -183,6 +183,17 @@ class Tracer:
         meta = torch.empty(self.images, *constant.shape[1:], dtype=constant.dtype, device="meta")
         return self._noted(aten.expand.default, (self._held(constant), sizes), meta)
 
+    def beside_images(self, values: Sequence[Value]) -> list[Value]:
+        """Values of which some are of the images: constants that are the same for all that the file fixes (class
+        tokens, coordinates) for however many there are."""
+        if not any(isinstance(v, Traced) and v.shape[:1] == (self.images,) for v in values):
+            return list(values)
+        same = [
+            isinstance(v, Tensor) and v.dim() > 0 and len(v) in (1, self.declared) and bool((v == v[:1]).all())
+            for v in values
+        ]
+        return [self.repeated(v[:1]) if fits else v for v, fits in zip(values, same, strict=True)]  # type: ignore[index]
+
     def like(self, target: Any, x: Traced, *rest: Any) -> Traced:
         """A call of an op that torch has no shape rule for: its result is as ``x``."""
         return self._noted(target, (x.ref, *rest), x.meta)
