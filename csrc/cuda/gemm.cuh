@@ -228,7 +228,7 @@ struct Output {
   using C = compute_t<T>;
   T* y;
   const C* bias;
-  Before<C> after;
+  NormOnLoad<C> after;
   Gathered<C> gathered;
 
   __device__ __forceinline__ void store(C (&sums)[kPerThread][kPerThread], index_t m, index_t n, index_t rows) const {

@@ -21,7 +21,7 @@ struct ChannelNorm {
 // A norm, or none where weight is null, and an activation. Statistics are either those of a batch, [3][channels] of
 // norm/cuda.cuh, or, unless var is null, running ones: means, and variances, to which eps is added.
 template <class C>
-struct Before {
+struct NormOnLoad {
   const C *weight, *bias, *stats, *var;
   double eps;
   index_t channels;
@@ -39,10 +39,10 @@ struct Before {
 template <class T>
 struct Normalised {
   const T* x;
-  Before<compute_t<T>> before;
+  NormOnLoad<compute_t<T>> on_load;
 
   __device__ __forceinline__ compute_t<T> operator()(index_t row, index_t channel) const {
-    return before.of(channel)(widen(x[row * before.channels + channel]));
+    return on_load.of(channel)(widen(x[row * on_load.channels + channel]));
   }
 };
 

@@ -34,12 +34,12 @@ __global__ void __launch_bounds__(kThreads)
              const compute_t<T>* __restrict__ stats, const compute_t<T>* __restrict__ var, double eps,
              T* __restrict__ z, index_t count, index_t channels, index_t act) {
   using C = compute_t<T>;
-  const Before<C> before{weight, bias, stats, var, eps, channels, static_cast<int>(act)};
+  const NormOnLoad<C> on_load{weight, bias, stats, var, eps, channels, static_cast<int>(act)};
   const index_t step = split(grid_size<kThreads>() * kVec, channels).rest;
   index_t channel = split(grid_rank<kThreads>() * kVec, channels).rest;
   ChannelNorm<C> norms[kVec];
 #pragma unroll
-  for (int k = 0; k < kVec; ++k) norms[k] = before.of(channel + k);
+  for (int k = 0; k < kVec; ++k) norms[k] = on_load.of(channel + k);
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
     Pack<T, kVec> v = load<kVec>(x + i * kVec, kVec);
 #pragma unroll
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
     channel += step;
     if (channel >= channels) channel -= channels;
 #pragma unroll
-    for (int k = 0; k < kVec; ++k) norms[k] = before.of(channel + k);
+    for (int k = 0; k < kVec; ++k) norms[k] = on_load.of(channel + k);
   }
 }
 

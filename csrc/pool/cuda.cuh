@@ -60,10 +60,10 @@ __global__ void __launch_bounds__(kThreads, 2)
                   P* __restrict__ places, index_t act, index_t count, index_t height, index_t width, index_t channels,
                   index_t oh, index_t ow, index_t kh, index_t kw, index_t sh, index_t sw, index_t top, index_t left) {
   using C = compute_t<T>;
-  const Before<C> before{weight, bias, stats, var, eps, channels, static_cast<int>(act)};
+  const NormOnLoad<C> on_load{weight, bias, stats, var, eps, channels, static_cast<int>(act)};
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
     const Split pixel = split(i, channels), line = split(pixel.whole, ow), image = split(line.whole, oh);
-    const ChannelNorm<C> norm = before.of(pixel.rest);
+    const ChannelNorm<C> norm = on_load.of(pixel.rest);
     const index_t column = line.rest * sw - left, row = image.rest * sh - top;
     const index_t p0 = row < 0 ? -row : 0, q0 = column < 0 ? -column : 0;
     const index_t p1 = row + kh < height ? kh : height - row, q1 = column + kw < width ? kw : width - column;

@@ -55,9 +55,9 @@ __global__ void __launch_bounds__(kColumnThreads, kDepthwiseBlocks<T, k>)
   const index_t channel = at.group * kColumnLanes + lane_rank();
   const index_t row0 = at.row * kPixels, column0 = at.column * kPixels, row = row0 + warp_rank();
   const ChannelNorm<C> norm =
-      Before<C>{n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)}.of(channel);
+      NormOnLoad<C>{n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)}.of(channel);
   const ChannelNorm<C> after =
-      Before<C>{a_weight, a_bias, a_stats, a_var, a_eps, channels, static_cast<int>(a_act)}.of(channel);
+      NormOnLoad<C>{a_weight, a_bias, a_stats, a_var, a_eps, channels, static_cast<int>(a_act)}.of(channel);
   const bool writes = channel < channels && row < oh;
   C taps[k * k], state[3] = {};
 #pragma unroll
@@ -104,10 +104,10 @@ __global__ void __launch_bounds__(kThreads, 3)
                   index_t width, index_t channels, index_t oh, index_t ow, index_t kh, index_t kw, index_t sh,
                   index_t sw, index_t top, index_t left) {
   using C = compute_t<T>;
-  const Before<C> before{n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)};
+  const NormOnLoad<C> on_load{n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)};
   for (index_t i = grid_rank<kThreads>(); i < count; i += grid_size<kThreads>()) {
     const Split pixel = split(i, channels), line = split(pixel.whole, ow), image = split(line.whole, oh);
-    const ChannelNorm<C> norm = before.of(pixel.rest);
+    const ChannelNorm<C> norm = on_load.of(pixel.rest);
     C sum = bias ? bias[pixel.rest] : C(0);
     for (index_t p = 0; p < kh; ++p)
 #pragma unroll 1  // the branches of an activation once
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kColumnThreads, k == 3 ? 2 : 1)
   const auto first_output = [](index_t i) { return i <= 0 ? 0 : (i + s - 1) / s; };
   const index_t out_row0 = first_output(row0 + top - k + 1), out_column0 = first_output(column0 + left - k + 1);
   const ChannelNorm<C> norm =
-      Before<C>{n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)}.of(channel);
+      NormOnLoad<C>{n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)}.of(channel);
   C taps[k * k], sums[k * k];
 #pragma unroll
   for (int i = 0; i < k * k; ++i) {
@@ -280,8 +280,8 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
   static_assert(kPixels * kPixels == kTile, "a tile's pixels are the rows of a product");
   FF_SHARED(T, tile, kHalo * kHalo * kChannels);
   FF_SHARED(C, stage_taps, k * k * kChannels);
-  const Before<C> between{n1_weight, n1_bias, n1_stats, n1_var, n1_eps, channels, static_cast<int>(act1)};
-  const Before<C> after{n2_weight, n2_bias, n2_stats, n2_var, n2_eps, outputs, static_cast<int>(act2)};
+  const NormOnLoad<C> between{n1_weight, n1_bias, n1_stats, n1_var, n1_eps, channels, static_cast<int>(act1)};
+  const NormOnLoad<C> after{n2_weight, n2_bias, n2_stats, n2_var, n2_eps, outputs, static_cast<int>(act2)};
   const Split line = split(block_x(), (ow + kPixels - 1) / kPixels);
   const Split image = split(line.whole, (oh + kPixels - 1) / kPixels);
   const index_t row0 = image.rest * kPixels, column0 = line.rest * kPixels;

@@ -88,6 +88,7 @@ def _plot(reports: Sequence[dict[str, Any]]) -> Figure:
     right.set(
         xlabel="ms an image, batch 1", ylabel="accuracy on PublicTest, %", title="the torch network, CPU of the cards"
     )
+    right.margins(x=0.25)  # room for the last name
     for axes in (left, right):
         axes.grid(alpha=0.3)
     return figure
