@@ -29,7 +29,7 @@ SUMS = {"column_sums", "moments_finish", "sum_blocks"}
 """Kernels over partial sums, which are float32."""
 LAYERS = {
     *("activation_fwd", "cbam_conv", "cbam_conv_weight", "moments", "norm_act", "norm_grad", "norm_sums"),
-    *("pointwise_bwd_input", "pointwise_bwd_weight", "pointwise_fwd"),
+    *("gate_layers_weights", "pointwise_bwd_input", "pointwise_bwd_weight", "pointwise_fwd"),
 }
 """Kernels of the layers between means and gates, which are float32, too."""
 GATES = {"cbam", "channel_gate", "coordinate_attention", "scse", "spatial_gate", "squeeze_excite"}

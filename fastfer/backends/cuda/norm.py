@@ -79,7 +79,9 @@ def total(launch: Launch, partial: Tensor, taps: int = 1, channels: int = 1) -> 
     """The parts' sums (words,); words (outputs, taps, channels) are turned into (outputs, channels, taps)."""
     if len(partial) == 1 and taps == 1:
         return partial.view(-1)
-    sums = torch.empty(partial[0].numel(), dtype=partial.dtype, device=partial.device)
+    if not len(partial):  # of an empty batch
+        return partial.new_zeros(math.prod(partial.shape[1:]))
+    sums = torch.empty(math.prod(partial.shape[1:]), dtype=partial.dtype, device=partial.device)
     grid = (-(-sums.numel() // _COLUMN_LANES), 1, 1)
     kernel = f"sum_blocks<{type_name('sum', partial)}>"
     launch(kernel, partial, grid, _COLUMN_THREADS, partial, sums, len(partial), sums.numel(), taps, channels)
