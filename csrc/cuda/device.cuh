@@ -42,6 +42,12 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
 template <class T>
 using Shared = T*;
 
+// The value, of which the compiler knows nothing: what is computed with it in a loop stays there.
+__device__ __forceinline__ index_t opaque(index_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+
 // Whether this is the last of `blocks` calls on a ticket, by one thread of as many blocks; the ticket begins and ends
 // as 0. What all threads of the blocks wrote before `publish` and a barrier is then there to be read by `load_written`.
 __device__ __forceinline__ void publish() { __threadfence(); }

@@ -252,12 +252,15 @@ __device__ __forceinline__ void matmul_rows(index_t rows, index_t inner, const A
   using C = compute_t<T>;
   const index_t n0 = block_y() * kTile;
   TileMoments<C> moments;
-  for (index_t first = block_x() * kTile; first < rows; first += blocks_x() * kTile)
-    matmul_tile<kA, kB, S>(first, n0, rows, out.gathered.channels, 0, inner, a, b,
+  for (index_t first = block_x() * kTile; first < rows; first += blocks_x() * kTile) {
+    // Bias and norms of the columns would be read before the loop, and their 16 registers spill on sm_80.
+    const index_t column = opaque(n0);
+    matmul_tile<kA, kB, S>(first, column, rows, out.gathered.channels, 0, inner, a, b,
                            [&](C(&sums)[kPerThread][kPerThread], index_t m, index_t n) {
                              out.store(sums, m, n, rows);
                              if (out.gathered.partial) moments.add(sums, first, m, rows);
                            });
+  }
   if (out.gathered.partial) moments.finish(out.gathered, n0);
 }
 

@@ -224,7 +224,9 @@ __global__ void __launch_bounds__(kColumnThreads)
                              index_t channels, index_t rows_per_block, index_t height, index_t width, index_t oh,
                              index_t ow, index_t kw, index_t sh, index_t sw, index_t top, index_t left, index_t taps) {
   using C = compute_t<T>;
-  const Normalised<T> a{x, {n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)}};
+  const ChannelNorm<C> norm =
+      NormOnLoad<C>{n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)}.of(
+          block_y() * kColumnLanes + lane_rank());
   const index_t first = block_x() * rows_per_block, p = block_z() / kw, q = block_z() % kw;
   const index_t last = first + rows_per_block < rows ? first + rows_per_block : rows;
   reduce_columns<1, C>(
@@ -233,7 +235,8 @@ __global__ void __launch_bounds__(kColumnThreads)
         const Split line = split(pixel, ow), image = split(line.whole, oh);
         const index_t row = image.rest * sh + p - top, column = line.rest * sw + q - left;
         if (row >= 0 && row < height && column >= 0 && column < width)
-          state[0] += widen(dy[pixel * channels + channel]) * a((image.whole * height + row) * width + column, channel);
+          state[0] += widen(dy[pixel * channels + channel]) *
+                      norm(widen(x[((image.whole * height + row) * width + column) * channels + channel]));
       },
       AddWords(),
       [&](const C(&state)[1], index_t channel) {
