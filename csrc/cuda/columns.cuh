@@ -15,6 +15,11 @@ constexpr int kColumnThreads = kColumnLanes * kColumnWarps;
 // Lanes that take one row's channels: a warp, or a part of it where that suffices, so that none idles.
 __device__ __forceinline__ int column_lanes(index_t channels) { return channels > 16 ? 32 : channels > 8 ? 16 : 8; }
 
+// The channel whose rows this thread takes, of a block that begins at first_channel; it may be past the last.
+__device__ __forceinline__ index_t channel_of_thread(index_t first_channel, index_t channels) {
+  return first_channel + thread_rank() % column_lanes(channels);
+}
+
 // Joins the states that `lanes` threads of each group hold, with `merge(into, from)`, pairs in a tree: group 0 has the
 // totals. `states` has kWords * kThreads elements, and is free again when all have returned and met a barrier.
 template <int kWords, int kThreads, class C, class Merge>
@@ -43,7 +48,7 @@ __device__ __forceinline__ void reduce_rows(index_t first, index_t last, index_t
                                             const Shared<C>& states, const C (&zero)[kWords], const Add& add,
                                             const Merge& merge, const Finish& finish) {
   const int lanes = column_lanes(channels), groups = kThreads / lanes, group = thread_rank() / lanes;
-  const index_t channel = first_channel + thread_rank() % lanes;
+  const index_t channel = channel_of_thread(first_channel, channels);
   C state[kWords];
 #pragma unroll
   for (int i = 0; i < kWords; ++i) state[i] = zero[i];

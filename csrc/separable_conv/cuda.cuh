@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kColumnThreads)
   using C = compute_t<T>;
   const ChannelNorm<C> norm =
       NormOnLoad<C>{n_weight, n_bias, n_stats, n_var, n_eps, channels, static_cast<int>(act)}.of(
-          block_y() * kColumnLanes + lane_rank());
+          channel_of_thread(block_y() * kColumnLanes, channels));
   const index_t first = block_x() * rows_per_block, p = block_z() / kw, q = block_z() % kw;
   const index_t last = first + rows_per_block < rows ? first + rows_per_block : rows;
   reduce_columns<1, C>(
