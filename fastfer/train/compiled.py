@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,6 +13,9 @@ from fastfer import step
 from fastfer.train.config import TrainConfig
 from fastfer.train.objective import Objective, Targets, WithEmbedding
 from fastfer.train.placement import Placement
+
+if TYPE_CHECKING:
+    from fastfer.step.plan import Plan
 
 
 class Computed(NamedTuple):
@@ -61,6 +64,10 @@ class CompiledPasses:
         assert loss is not None
         assert logits is not None
         return Computed(loss, logits, embedding)
+
+    def plans(self) -> list[Plan]:
+        """What is recorded, the plan used last at the end."""
+        return self._passes.plans()
 
     def _forward(self, x: Tensor, labels: Tensor, *more: Tensor) -> Computed:
         soft = more[0] if self._has_soft else None

@@ -134,7 +134,8 @@ class Objective(nn.Module):
         if soft is not None and targets.mode == "multi_target":
             return -(F.log_softmax(logits, 1) + soft.log()).amax(1).mean()
         if soft is None and self.weight is not None:
-            soft = F.one_hot(targets.labels, logits.shape[1]).float()
+            # one_hot would look at the labels in Python, which a recorded step cannot do again
+            soft = torch.zeros_like(logits).scatter(1, targets.labels[:, None], 1.0)
         target = targets.labels if soft is None else soft
         return cross_entropy(logits, target, weight=self.weight, label_smoothing=self.label_smoothing)
 
