@@ -16,7 +16,7 @@ pytest.importorskip("torchmetrics", reason="the trainer's packages are not insta
 pytest.importorskip("accelerate", reason="the trainer's packages are not installed")
 
 import fastfer
-from fastfer import backend
+from fastfer import backend, step
 from fastfer.data import Split, drawn
 from fastfer.models import FerModel, save_weights
 from fastfer.train.config import TrainConfig
@@ -52,15 +52,18 @@ def soft(mode: str) -> Split:
     return replace(split, soft=(0.75 * own + 0.25 * own.roll(1, 1)).numpy(), soft_mode=mode)
 
 
-def trainers(split: Split, teacher: Teacher | None = None, **options: Any) -> tuple[Trainer, Trainer]:
-    """Of equal networks: one computes as ever, the other records."""
+def trainers(
+    split: Split, teacher: Teacher | None = None, compiles: tuple[bool, bool] = (False, True), **options: Any
+) -> tuple[Trainer, Trainer]:
+    """Of equal networks: one computes as ever, with torch's own step of the optimiser, the other records."""
     stage: Stage | None = options.pop("stage", None)
     values: dict[str, Any] = {"epochs": 2, "batch_size": BATCH, "threads": 1, "schedule": "constant", **options}
-    configs = [TrainConfig(**values, compile=recorded).resolved() for recorded in (False, True)]
+    configs = [TrainConfig(**values, compile=each).resolved() for each in compiles]
     eager, recorded = (
         Trainer(copy.deepcopy(network(c.model)), split, c.input.preprocess(split), c, stage, teacher=teacher)
         for c in configs
     )
+    eager.take_step = eager.optimizer.step
     return eager, recorded
 
 
@@ -73,6 +76,11 @@ def train_alike(eager: Trainer, recorded: Trainer, plans: tuple[int, int] = (2, 
         seen.append({id(plan) for plan in recorded.compiled.plans()})
     assert tuple(map(len, seen)) == plans
     assert seen[0] <= seen[1]
+    same_state(eager, recorded)
+
+
+def same_state(eager: Trainer, recorded: Trainer) -> None:
+    """Weights, statistics, centres and what the optimisers keep."""
     for want, got in ((eager.model, recorded.model), (eager.objective, recorded.objective)):
         state = got.state_dict()
         assert not [name for name, t in want.state_dict().items() if not torch.equal(t, state[name])]
@@ -100,6 +108,18 @@ LOSSES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", LOSSES.values(), ids=LOSSES)
 def test_losses(options: dict[str, Any]) -> None:
     train_alike(*trainers(images(), **options))
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_eager_training_updates_as_torch_does(name: str) -> None:
+    """Under a schedule of torch's, which counts the steps."""
+    options: dict[str, Any] = {"optimizer": name, "schedule": "onecycle", "clip_norm": 0.5}
+    torchs, ours = trainers(images(), compiles=(False, False), **options)
+    assert isinstance(ours.take_step, step.Update)
+    for epoch in (1, 2):
+        assert torchs.train_epoch(epoch).loss == ours.train_epoch(epoch).loss
+    same_state(torchs, ours)
+    assert torchs.schedule.state_dict() == ours.schedule.state_dict()
 
 
 @pytest.mark.parametrize("mode", ["crossentropy", "probability", "multi_target"])

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from fastfer import step
 from fastfer.train.config import TrainConfig
@@ -31,7 +30,7 @@ Compute = Callable[[Tensor, Targets, Tensor | None], Computed]
 
 
 class CompiledPasses:
-    """``compute`` with gradients, recorded for each shape of batch; and ``update``, the optimiser's step.
+    """``compute`` with gradients, recorded for each shape of batch.
 
     ValueError where a run's steps cannot be recorded, with what stands in the way.
     """
@@ -41,7 +40,6 @@ class CompiledPasses:
         compute: Compute,
         network: nn.Module,
         objective: Objective,
-        optimizer: Optimizer,
         config: TrainConfig,
         placement: Placement,
     ) -> None:
@@ -54,7 +52,6 @@ class CompiledPasses:
             self._passes.check()
         except step.StepError as error:
             raise ValueError(f"compile: {error}") from error
-        self.update = step.Update(optimizer)
 
     def __call__(self, x: Tensor, targets: Targets, taught: Tensor | None) -> Computed:
         """The passes over one batch; gradients are left with the parameters."""

@@ -28,7 +28,7 @@ from fastfer.train.feed import Portion, Source, class_counts, derived_seed, gene
 from fastfer.train.freezing import StageModes
 from fastfer.train.graph import StepGraph, require_capturable
 from fastfer.train.objective import Objective, Targets, WithEmbedding
-from fastfer.train.optim import Schedule, make_optimizer
+from fastfer.train.optim import Schedule, make_optimizer, make_update
 from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
 from fastfer.train.resolution import at_epoch
@@ -95,18 +95,17 @@ class Trainer:
             config.optimizer, self._trained, self.stage.lr, config.weight_decay, config.momentum
         )
         self.schedule = Schedule(self.optimizer, self.stage, self.steps_per_epoch)
-        self._network, self._stepper = self.placement.prepare(
+        self._network, prepared = self.placement.prepare(
             WithEmbedding(self.model, self.objective.needs_embedding, config.loss.softmax_trains), self.optimizer
         )
+        self.take_step = make_update(self.optimizer, prepared, self.placement.device)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         # Waiting for each loss would let a GPU run dry: there it is looked at when the next step is under way.
         self._deferred = self.placement.device.type == "cuda" and config.on_nan == "stop"
         self.graph = StepGraph(self._whole_step, self.optimizer) if config.cuda_graph else None
         self.compiled: CompiledPasses | None = None
         if config.compile:
-            self.compiled = CompiledPasses(
-                self._computed, self._network, self.objective, self.optimizer, config, self.placement
-            )
+            self.compiled = CompiledPasses(self._computed, self._network, self.objective, config, self.placement)
 
     @property
     def resident(self) -> bool:
@@ -223,10 +222,7 @@ class Trainer:
     def _update(self, logits: Tensor, embedding: Tensor | None, targets: Targets) -> None:
         if self.config.clip_norm:
             self.placement.clip(self._trained, self.config.clip_norm)
-        if self.compiled is None:
-            self._stepper.step()
-        else:
-            self.compiled.update()
+        self.take_step()
         if self.objective.centers is not None:
             gathered = self.placement.gathered
             features = None if embedding is None else gathered(embedding.detach())

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from fastfer import backend
+from fastfer import step as _step
 from fastfer.train.options import Monitor, OptimizerName, Stage
 
 _PER_STEP = ("onecycle", "cosine")
@@ -26,6 +28,15 @@ def make_optimizer(
         )
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     return kind(parameters, lr, weight_decay=weight_decay, fused=True)
+
+
+def make_update(optimizer: Optimizer, prepared: Optimizer, device: torch.device) -> Callable[[], object]:
+    """What a step ends with: ``optimizer.step()``, on the CPU without torch's search for tensors, which took 0.7 to
+    2.3 ms a step, with the same bits and state; elsewhere ``prepared``, the optimiser as accelerate has it.
+    """
+    if device.type != "cpu" or not backend.list_backends()["native"].available:
+        return prepared.step
+    return _step.Update(optimizer)
 
 
 class Schedule:
