@@ -213,11 +213,13 @@ class Engine:
 
         from fastfer.engine.choose import reason
         from fastfer.engine.profile import steps_table
+        from fastfer.engine.sensitivity import table
 
         image = np.zeros((1, *self.input_shape), np.float32)
         rows = self._plan.profile(image.ctypes.data, "float32", 1)
         why = reason(self.metadata.get("choice"), self.dtype)
-        return "\n".join(filter(None, (steps_table(rows, repr(self), self.memory), self._products(), why)))
+        costs = table(self.metadata.get("sensitivity"))
+        return "\n".join(filter(None, (steps_table(rows, repr(self), self.memory), self._products(), why, costs)))
 
     def _products(self) -> str:
         """What dense convolutions multiply with, and why with that."""

@@ -81,13 +81,29 @@ class Network:
 
     def file(
         self, outputs: Sequence[int] | None = None, metadata: bytes = b"{}",
-        ranges: Sequence[tuple[float, float]] = (),
+        ranges: Sequence[tuple[float, float]] = (), notes: bytes = b"",
     ) -> bytes:  # fmt: skip
-        """The bytes of the file; by default the last node's output is the only one."""
+        """The bytes of the file; by default the last node's output is the only one. ``notes`` stand behind ranges."""
         graph, data = self.graph([len(self.shapes) - 1] if outputs is None else outputs)
         if ranges:
             graph += struct.pack("<I", len(ranges)) + b"".join(struct.pack("<2f", *r) for r in ranges)
+        graph += notes
         return pack(graph, data, metadata)
+
+
+def values_of(file: bytes, x: np.ndarray[Any, Any], shapes: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+    """Each value of the float32 network for a batch of images."""
+    plan = _C.EnginePlan(file, apart=True, strict=True)
+    found = [np.zeros((len(x), *shape), np.float32) for shape in shapes]
+    for i, image in enumerate(np.ascontiguousarray(x)):
+        plan.values(image.ctypes.data, str(x.dtype), [value[i].ctypes.data for value in found])
+    found[0][:] = x  # no step of the plan writes it
+    return found
+
+
+def ranges_of(file: bytes, x: np.ndarray[Any, Any], shapes: Sequence[Any]) -> list[tuple[float, float]]:
+    """Least and largest number of each value for a batch of images."""
+    return [(float(value.min()), float(value.max())) for value in values_of(file, x, shapes)]
 
 
 def pack(graph: bytes, data: bytes, metadata: bytes = b"{}") -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_bytes import ISAS, Network, pack, run
+from engine_bytes import ISAS, Network, pack, ranges_of, run
 from engine_networks import binary, conv, global_pool, line_pool, se, window_pool
 
 from fastfer import _C
@@ -25,8 +25,7 @@ def images(net: Network, batch: int) -> np.ndarray[Any, Any]:
 def errors(net: Network, outputs: list[int], dtype: str = "float32", isa: str = "auto") -> list[float]:
     """The largest error of each output over its largest value, on one thread and on two."""
     x = images(net, 2)
-    apart = _C.EnginePlan(net.file(outputs), apart=True, strict=True)
-    file = net.file(outputs, ranges=apart.ranges(x.ctypes.data, "float32", len(x)))
+    file = net.file(outputs, ranges=ranges_of(net.file(outputs), x, net.shapes))
     want = net.expected(x, outputs)
     worst = [0.0] * len(outputs)
     for threads in (1, 2):

@@ -14,8 +14,9 @@ from engine_models import close, graph_of, logits, network
 
 import fastfer
 from fastfer import runtime
-from fastfer.engine.calibrate import COVERED, calibrated
+from fastfer.engine.calibrate import observed
 from fastfer.engine.graph import Graph
+from fastfer.engine.rules import COVERED
 from fastfer.models import create_model
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 def test_calibration_finds_the_range_of_every_value() -> None:
     model, x = network("mobilenetv3_cpsca")
     graph = graph_of(model, tuple(x.shape[1:]))
-    ranges = calibrated(graph, [x[:2], (x[2:], torch.zeros(1)), x[:0].numpy()], 2)
+    ranges = observed(graph, [x[:2], (x[2:], torch.zeros(1)), x[:0].numpy()], 2).notes(graph).ranges
     every = Graph(graph.values, graph.input, graph.nodes, tuple(node.output for node in graph.nodes))
     values = [x.numpy(), *engine_oracle.run(every, x.double().numpy())]
     least = [np.quantile(v.min((1, 2, 3)), 1 - COVERED) for v in values]
@@ -41,8 +42,10 @@ def test_calibration_finds_the_range_of_every_value() -> None:
         ([torch.full((1, 1, 48, 48), float("nan"))], "batch 0: expected finite images, got NaN or infinity"),
         (
             [torch.zeros(1, 1, 48, 47)],
-            r"batch 0: expected float32 images \(N, 1, 48, 48\), got float32 \(1, 1, 48, 47\)",
+            r"batch 0: expected float32 images \(N, 1, 48, 48\), as the network takes them, got float32 \(1, 1, 48, 47",
         ),
+        ([torch.ones(1, 1, 48, 48)], "expected images that differ, got 1 that are all equal"),
+        ([torch.rand(1, 1, 48, 48).expand(3, -1, -1, -1)], "expected images that differ, got 3 that are all equal"),
         ([torch.zeros(1, 1, 48, 48), "face"], r"batch 1: expected a numpy.ndarray or a torch.Tensor, got str"),
     ],
 )

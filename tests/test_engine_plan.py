@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_bytes import ISAS, Network, run, seal
+from engine_bytes import ISAS, Network, ranges_of, run, seal, values_of
 from engine_networks import affine, case, cases, cbam, conv, csa, global_pool
 
 from fastfer import _C
@@ -99,13 +99,6 @@ def test_fewer_products_are_not_for_strict_plans(
             assert_close(run(plan, x)[0], want, isa, bound)
 
 
-def ranges_of(file: bytes, x: np.ndarray[Any, Any]) -> list[tuple[float, float]]:
-    ranges: list[tuple[float, float]] = _C.EnginePlan(file, apart=True, strict=True).ranges(
-        x.ctypes.data, str(x.dtype), len(x)
-    )
-    return ranges
-
-
 LOW = [name for name in CASES if name.startswith(("conv", "depthwise", "inverted", "separable", "sum", "planes"))]
 
 
@@ -120,7 +113,7 @@ def test_low_precision(name: str, isa: str) -> None:
     conv(net, len(net.shapes) - 1, out, (1, 1))
     x = images(net, 3)
     (want,) = net.expected(x, [-1])
-    file = net.file(ranges=ranges_of(net.file(), x))
+    file = net.file(ranges=ranges_of(net.file(), x, net.shapes))
     for dtype, bound in (("bfloat16", 0.03), ("int8", 0.12)):
         for threads in (1, 3):
             plan = _C.EnginePlan(file, dtype=dtype, isa=isa, threads=threads, image_threads=threads)
@@ -130,15 +123,15 @@ def test_low_precision(name: str, isa: str) -> None:
             assert np.array_equal(alone[0], got[1])
 
 
-def test_ranges(whole: Any) -> None:
+def test_values(whole: Any) -> None:
     net, file, x, _ = whole
-    values = net.expected(x, range(len(net.shapes)))
-    for (least, most), value in zip(ranges_of(file, x), values, strict=True):
-        largest = np.abs(value).max()
-        assert abs(least - value.min()) < 1e-5 * largest
-        assert abs(most - value.max()) < 1e-5 * largest
-    with pytest.raises(ValueError, match="ranges: expected a plan whose steps are apart"):
-        _C.EnginePlan(file).ranges(x.ctypes.data, "float32", 1)
+    wanted = net.expected(x, range(len(net.shapes)))
+    for got, want in zip(values_of(file, x, net.shapes), wanted, strict=True):
+        assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+    with pytest.raises(ValueError, match="values: expected a plan whose steps are apart"):
+        _C.EnginePlan(file).values(x.ctypes.data, "float32", [])
+    with pytest.raises(ValueError, match=f"values: to: expected {len(net.shapes)} places, got 0"):
+        _C.EnginePlan(file, apart=True).values(x.ctypes.data, "float32", [])
 
 
 def test_bad_ranges(whole: Any) -> None:

@@ -108,18 +108,12 @@ std::vector<Row> profile_plan(const Plan& plan, Address image, const std::string
   return rows;
 }
 
-// (least, most) of each value.
-std::vector<std::pair<float, float>> plan_ranges(const Plan& plan, Address images, const std::string& dtype,
-                                                 idx batch) {
+void plan_values(const Plan& plan, Address image, const std::string& dtype, const std::vector<Address>& to) {
   const engine::Pixels type = pixels_of(dtype);
-  std::vector<engine::Range> ranges;
-  {
-    const WithoutGil release;
-    ranges = plan.ranges(pointer(images), type, batch);
-  }
-  std::vector<std::pair<float, float>> pairs;
-  for (const engine::Range& r : ranges) pairs.emplace_back(r.least, r.most);
-  return pairs;
+  std::vector<float*> places;
+  for (const Address place : to) places.push_back(static_cast<float*>(pointer(place)));
+  const WithoutGil release;
+  plan.values(pointer(image), type, places);
 }
 
 using OpRow = std::tuple<std::string, uint32_t, int, std::vector<std::string>, std::vector<std::string>>;
@@ -154,7 +148,7 @@ void bind_engine(py::module_& m) {
            py::arg("image_threads") = 0, py::arg("strict") = false, py::arg("apart") = false)
       .def("run", run_plan, py::arg("images"), py::arg("dtype"), py::arg("batch"), py::arg("outputs"))
       .def("profile", profile_plan, py::arg("image"), py::arg("dtype"), py::arg("repeats") = 20)
-      .def("ranges", plan_ranges, py::arg("images"), py::arg("dtype"), py::arg("batch"))
+      .def("values", plan_values, py::arg("image"), py::arg("dtype"), py::arg("to"))
       .def_property_readonly("metadata", [](const Plan& p) { return py::bytes(p.metadata()); })
       .def_property_readonly("input", [](const Plan& p) { return as_tuple(p.input()); })
       .def_property_readonly("outputs",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastfer import weights
+from fastfer.engine.rules import RULES, USUAL
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,6 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="float32 images (N, C, H, W), .npy, for int8, auto"
     )
+    parser.add_argument("--rule", default=USUAL, help=f"of int8's ranges: {', '.join(RULES)} (default: {USUAL})")
+    parser.add_argument(
+        "--agreement", type=float, metavar="SHARE",
+        help="of the calibration images on which the class is to be float32's: int8 keeps the steps in bfloat16 that "
+        "this takes, and prints what each costs; auto takes the fastest precision (default: 0.99)",
+    )  # fmt: skip
     return parser
 
 
@@ -73,6 +80,7 @@ def _run(options: argparse.Namespace) -> None:
 
     from fastfer.engine.choose import reason
     from fastfer.engine.compiler import compile
+    from fastfer.engine.sensitivity import table
 
     is_onnx = options.model.endswith(".onnx")
     model, known = (options.model, {"fallback": options.fallback}) if is_onnx else _network(options.model)
@@ -80,11 +88,14 @@ def _run(options: argparse.Namespace) -> None:
         if not is_onnx:
             raise ValueError("--size: expected it with an ONNX file, got it with another network")
         known["input_size"] = options.size
+    known.update(rule=options.rule, agreement=options.agreement)
     images = None if options.calibration is None else [np.load(options.calibration, allow_pickle=False)]
     engine = compile(model, threads=options.threads, dtype=options.dtype, calibration=images, **known)
     kib = {name: f"{size / 1024:.0f} KiB" for name, size in engine.memory.items()}
     if why := reason(engine.metadata.get("choice"), engine.dtype):
         print(why)
+    if costs := table(engine.metadata.get("sensitivity")):
+        print(costs)
     print(f"{engine}, weights {kib['weights']}, activations of a caller {kib['activations']}")
     if options.profile or options.plot is not None:
         profile = engine.profile()

@@ -16,8 +16,15 @@ from fastfer.runtime import Engine, as_array
 PRECISIONS = ("float32", "bfloat16", "int8")
 _ROUNDS, _SECONDS = 5, 0.02
 """Interleaved rounds, and how long an engine runs in one."""
+USUAL_AGREEMENT = 0.99
 _LEAST_GAIN = 1.05
 """How much faster than what is more exact a precision has to be: closer ones change places from run to run."""
+
+
+def check_agreement(agreement: Any) -> None:
+    """Raise ValueError unless it is a share."""
+    if not isinstance(agreement, (int, float)) or not 0 < agreement <= 1:
+        raise ValueError(f"compile: agreement: expected a share above 0, at most 1, got {agreement!r}")
 
 
 def fastest(build: Callable[..., Engine], images: Iterable[Any] | None, agreement: float) -> Engine:
@@ -26,8 +33,7 @@ def fastest(build: Callable[..., Engine], images: Iterable[Any] | None, agreemen
 
     Raises ValueError for no images, and for a network whose output is no vector of logits.
     """
-    if not isinstance(agreement, (int, float)) or not 0 < agreement <= 1:
-        raise ValueError(f"compile: agreement: expected a share above 0, at most 1, got {agreement!r}")
+    check_agreement(agreement)
     if images is None:
         raise ValueError("compile: calibration: expected images for dtype auto, which measures agreement on them")
     batches = [item[0] if isinstance(item, (list, tuple)) else item for item in images]

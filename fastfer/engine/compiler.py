@@ -30,10 +30,12 @@ from fastfer.engine import (  # noqa: F401 - they register handlers
     packed,
 )
 from fastfer.engine import metadata as fields
-from fastfer.engine.choose import fastest
+from fastfer.engine.calibrate import check_rule
+from fastfer.engine.choose import USUAL_AGREEMENT, check_agreement, fastest
 from fastfer.engine.program import Program
 from fastfer.engine.recipe import Recipe, Sizes
 from fastfer.engine.record import recorded
+from fastfer.engine.rules import USUAL
 from fastfer.engine.subject import Subject
 from fastfer.engine.trace import check_tensors, evaluating, traced
 from fastfer.engine.trained import trained
@@ -60,7 +62,8 @@ def compile(
     strict: bool = False,
     fallback: str = "error",
     calibration: Iterable[Any] | None = None,
-    agreement: float = 0.99,
+    rule: str = USUAL,
+    agreement: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
@@ -80,8 +83,10 @@ def compile(
     ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the largest output, otherwise within
     1e-4. ``dtype`` is float32, or int8 for a quantised ONNX file, which has ranges and scales of its own; any other
     "int8" takes the ranges of its tensors from ``calibration``: float32 batches as the network takes them, or pairs
-    with such a batch first, as loaders give. "auto" takes the fastest precision on this CPU that chooses
-    the same class as float32 on a share of at least ``agreement`` of these images; ``engine.plan()`` says why.
+    with such a batch first, as loaders give; ``rule`` is the one of `rules.RULES` by which ranges follow. With
+    ``agreement`` it keeps those steps in bfloat16 that it takes to choose float32's class on that share of the images;
+    ``engine.plan()`` has the table. "auto" takes the fastest precision on this CPU that chooses
+    the same class as float32 on a share of at least ``agreement``, 0.99 by default, of these images, and says why.
     ``mean`` and ``std``, one number a channel on the scale 0
     to 1, allow uint8 images, which are normalised inside; not for a network whose pixels are equalised first, as a
     record in ``metadata["preprocess"]`` may say. ``fallback="torch"`` runs ops that no plan has in torch, between
@@ -103,11 +108,18 @@ def compile(
         return fastest(
             lambda dtype, calibration, choice=None: compile(
                 model, example, threads, dtype, input_size=input_size, sizes=sizes, strict=strict, fallback=fallback,
-                calibration=calibration, mean=mean, std=std, class_names=class_names,
+                calibration=calibration, rule=rule, mean=mean, std=std, class_names=class_names,
                 metadata=metadata if choice is None else {**(metadata or {}), "choice": choice},
             ),
-            calibration, agreement,
+            calibration, USUAL_AGREEMENT if agreement is None else agreement,
         )  # fmt: skip
+    check_rule(rule)
+    if agreement is not None:
+        check_agreement(agreement)
+        if calibration is None:
+            raise ValueError(
+                "compile: agreement: expected it with calibration images, which it is measured on, got none"
+            )
     if dtype not in (None, *DTYPES):
         raise ValueError(f"compile: dtype: expected one of {', '.join(DTYPES)} or auto, got {dtype!r}")
     kinds = ("error", "torch") if isinstance(model, nn.Module) else ("error", "torch", "onnxruntime")
@@ -150,7 +162,7 @@ def compile(
     fields.normalisation(header, subject.size[0])
     if calibration is not None and "inputs" in known:
         raise ValueError("compile: dtype: expected float32 or bfloat16 for a network of several inputs, got int8")
-    recipe = Recipe(subject, header, threads, dtype, fallback, by_file=by_file)
+    recipe = Recipe(subject, header, threads, dtype, fallback, rule, agreement, by_file=by_file)
     engine = recipe.engine(subject.size, calibration)
     if sizes == "any" and len(subject.size) == 3:
         engine.sizes = Sizes(recipe)

@@ -7,7 +7,9 @@
 The graph is u32 but for attributes (i32) and weights (u64): counts of values and nodes, the input, the outputs' count
 and numbers; channels, height and width of each value; of each node the code of its op, counts of inputs, attributes and
 weights, its output, inputs, attributes, and of each weight the first float in the data and their count. Behind it may
-stand the ranges that int8 plans need: their count, that of the values, and of each value f32 least and largest element.
+stand what int8 plans need: the count of ranges, that of the values, and of each value f32 least and largest element;
+then, where there are any, the count and numbers of values that stay bfloat16, and the count of convolutions whose
+biases are corrected there, of each its number, the count of its channels, and f32 what each adds.
 
 The checksum: word i of 64 bits goes into lane i mod 4; the lanes, which start at 1 to 4, go into one that starts at the
 size; lane = (lane xor word) · 0x9E3779B97F4A7C15, lane ^= lane >> 32; the last word is padded with zeros.
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,12 +31,33 @@ from fastfer.runtime import native
 MAGIC = b"FFENGINE"
 VERSION = 1
 _HEADER, _START = 96, 32
-Ranges = list[tuple[float, float]]
+Ranges = Sequence[tuple[float, float]]
 _ALIGNMENT = 16
 """Floats at which each weight starts: a cache line."""
 
 
-def _description(graph: Graph, ranges: Ranges) -> tuple[bytes, list[tuple[int, Node, Array]]]:
+@dataclass(frozen=True)
+class ByteNotes:
+    """What an int8 plan needs: a range of each value, of no width for one that no bytes are to hold; values that stay
+    bfloat16 (the others of no range stay float32); by a convolution's number, what its biases lack."""
+
+    ranges: Ranges
+    halves: frozenset[int] = frozenset()
+    corrections: Mapping[int, Array] = field(default_factory=dict)
+
+    def packed(self) -> bytes:
+        """The bytes behind the graph's nodes."""
+        bounds = [bound for pair in self.ranges for bound in pair]
+        parts = [struct.pack(f"<I{len(bounds)}f", len(self.ranges), *bounds)]
+        if self.halves or self.corrections:
+            parts.append(struct.pack(f"<I{len(self.halves)}I", len(self.halves), *sorted(self.halves)))
+            parts.append(struct.pack("<I", len(self.corrections)))
+            for node, shifts in self.corrections.items():
+                parts.append(struct.pack(f"<2I{len(shifts)}f", node, len(shifts), *shifts))
+        return b"".join(parts)
+
+
+def _description(graph: Graph, notes: ByteNotes | None) -> tuple[bytes, list[tuple[int, Node, Array]]]:
     """The graph section, and of each weight its first float in the data."""
     head = [len(graph.values), len(graph.nodes), graph.input, len(graph.outputs), *graph.outputs]
     for shape in graph.values:
@@ -47,8 +71,8 @@ def _description(graph: Graph, ranges: Ranges) -> tuple[bytes, list[tuple[int, N
             parts.append(struct.pack("<QQ", count, weight.size))
             places.append((count, node, weight))
             count += weight.size + -weight.size % _ALIGNMENT
-    if ranges:
-        parts.append(struct.pack(f"<I{2 * len(ranges)}f", len(ranges), *(bound for pair in ranges for bound in pair)))
+    if notes is not None:
+        parts.append(notes.packed())
     return b"".join(parts), places
 
 
@@ -62,8 +86,8 @@ def _write(data: Array, places: list[tuple[int, Node, Array]]) -> None:
             raise GraphError(f"{node.op}: expected finite weights within float32, got NaN or infinity")
 
 
-def to_bytes(graph: Graph, metadata: Mapping[str, Any], ranges: Ranges | None = None) -> bytearray:
-    """The file's bytes, with the ``ranges`` of the values where they are known.
+def to_bytes(graph: Graph, metadata: Mapping[str, Any], notes: ByteNotes | None = None) -> bytearray:
+    """The file's bytes, with what int8 plans need where that is known.
 
     Raises TypeError for metadata that JSON cannot hold, GraphError for weights that are not finite.
     """
@@ -72,7 +96,7 @@ def to_bytes(graph: Graph, metadata: Mapping[str, Any], ranges: Ranges | None = 
         text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise TypeError(f"compile: metadata: expected JSON values, got {dict(metadata)!r} ({error})") from None
-    body, places = _description(graph, ranges or [])
+    body, places = _description(graph, notes)
     floats = sum(weight.size + -weight.size % _ALIGNMENT for _, _, weight in places)
     sections, end = [], _HEADER
     for size in (len(text), len(body), 4 * floats):

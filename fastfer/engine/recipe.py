@@ -11,15 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fastfer.engine.calibrate import calibrated
+from fastfer.engine import sensitivity
+from fastfer.engine.calibrate import batches_of, observed
 from fastfer.engine.convert import UncoveredError, converted
-from fastfer.engine.file import Ranges, to_bytes
+from fastfer.engine.file import ByteNotes, to_bytes
 from fastfer.engine.fuse import fused
 from fastfer.engine.graph import Graph
 from fastfer.engine.outputs import placed, usual
 from fastfer.engine.paddings import paddings
 from fastfer.engine.program import Program
 from fastfer.engine.quantised import as_bytes, ranges_of
+from fastfer.engine.rules import USUAL
 from fastfer.engine.subject import Size, Subject
 from fastfer.runtime import Engine, default_threads
 
@@ -40,17 +42,21 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass
 class Recipe:
-    """Arguments of `compile`, checked; ``ranges`` are those of an int8 plan's values, whose graph has ``ops``, where
-    they were measured. ``by_file``: int8 because the file is quantised, which brings its ranges along at any size."""
+    """Arguments of `compile`, checked; ``notes`` are those of an int8 plan, whose graph has ``ops``, where they were
+    measured, by ``rule`` and for a least ``agreement``, if any. ``by_file``: int8 because the file is quantised, which
+    brings its ranges along at any size."""
 
     subject: Subject
     header: dict[str, Any]
     threads: int | None
     dtype: str
     fallback: str
-    ranges: Ranges | None = None
+    rule: str = USUAL
+    agreement: float | None = None
+    notes: ByteNotes | None = None
     ops: tuple[str, ...] = ()
     by_file: bool = False
+    table: sensitivity.Sensitivity | None = None
 
     def engine(self, size: Size, calibration: Iterable[Any] | None = None) -> Engine:
         """The engine for images of ``size``. Raises as `compile`."""
@@ -58,7 +64,7 @@ class Recipe:
         try:
             program = paddings(self.subject.traced(size))
             graph = converted(program)
-            keeps = self.dtype == "int8" and calibration is None and self.ranges is None
+            keeps = self.dtype == "int8" and calibration is None and self.notes is None
             graph = fused(as_bytes(graph) if keeps else graph)
             described = dict(header)
             _describe_outputs(described, program)
@@ -73,12 +79,24 @@ class Recipe:
         if not graph.outputs:
             raise ValueError("compile: model: expected a tensor among its outputs, got none")
         if calibration is not None:
-            self.ranges = calibrated(graph, calibration, default_threads(self.threads))
+            self.notes = self._measured(graph, calibration)
             self.ops = _ops(graph)
-        elif self.ranges is not None and self.ops != _ops(graph):
+        elif self.notes is not None and self.ops != _ops(graph):
             raise ValueError(f"compile: dtype: expected a network whose int8 ranges hold at any size, got it at {size}")
-        data = to_bytes(graph, described, ranges_of(graph) if keeps else self.ranges)
+        if self.table is not None:
+            described["sensitivity"] = self.table.record()
+        data = to_bytes(graph, described, ByteNotes(ranges_of(graph)) if keeps else self.notes)
         return Engine(data, threads=self.threads, classes=program.classes)
+
+    def _measured(self, graph: Graph, calibration: Iterable[Any]) -> ByteNotes:
+        threads = default_threads(self.threads)
+        if self.agreement is None:
+            return observed(graph, calibration, threads).notes(graph, self.rule)
+        batches = list(batches_of(calibration, graph.values[graph.input]))
+        notes = observed(graph, batches, threads).notes(graph, self.rule)
+        strict = self.header["strict"]
+        notes, self.table = sensitivity.kept(graph, notes, batches, self.agreement, threads, strict)
+        return notes
 
     def _fallen_back(self, header: dict[str, Any], size: Size) -> Engine:
         """An engine of which torch, or ONNX Runtime, runs what no plan has; then a quantised file is float, too."""

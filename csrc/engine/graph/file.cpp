@@ -109,6 +109,32 @@ void read_ranges(Reader& reader, Graph& g) {
   }
 }
 
+// What a convolution of bytes adds to its biases.
+void read_correction(Reader& reader, Graph& g) {
+  const auto node = static_cast<size_t>(reader.id("a corrected node", g.nodes.size()));
+  const auto* conv = std::get_if<graph::Conv>(&g.nodes[node].op);
+  const auto count = reader.count("a correction", kMostValues, 4);
+  if (!g.corrections[node].empty()) fail("correction of node " + std::to_string(node) + ": expected one, got two");
+  if (!conv || static_cast<idx>(count) != conv->bias.count)
+    fail("correction of node " + std::to_string(node) + ": expected one for each bias of a convolution, got " +
+         std::to_string(count));
+  for (uint32_t i = 0; i < count; ++i) {
+    const auto shift = reader.next<float>("a correction");
+    if (!std::isfinite(shift)) fail("correction of node " + std::to_string(node) + ": expected finite numbers");
+    g.corrections[node].push_back(shift);
+  }
+}
+
+// What plans of bytes need beside ranges.
+void read_byte_notes(Reader& reader, Graph& g) {
+  g.halves.resize(g.values.size()), g.corrections.resize(g.nodes.size());
+  const auto halves = reader.count("values that stay bfloat16", kMostValues, 4);
+  for (uint32_t i = 0; i < halves; ++i)
+    g.halves[static_cast<size_t>(reader.id("a value that stays bfloat16", g.values.size()))] = true;
+  const auto corrections = reader.count("corrected nodes", kMostValues, 8);
+  for (uint32_t i = 0; i < corrections; ++i) read_correction(reader, g);
+}
+
 Graph read_graph(const uint8_t* bytes, Section where, const uint8_t* data, size_t floats) {
   Reader reader(bytes + where.offset, where.size);
   Graph g{};
@@ -122,7 +148,8 @@ Graph read_graph(const uint8_t* bytes, Section where, const uint8_t* data, size_
   }
   for (uint32_t i = 0; i < nodes; ++i) g.nodes.push_back(read_node(reader, values, data, floats, static_cast<int>(i)));
   if (!reader.done()) read_ranges(reader, g);
-  if (!reader.done()) fail("graph: expected nothing after the ranges");
+  if (!reader.done()) read_byte_notes(reader, g);
+  if (!reader.done()) fail("graph: expected nothing after what plans of bytes need");
   return g;
 }
 

@@ -5,7 +5,8 @@
 // The graph is u32: values, nodes, the input's id, outputs, their ids; per value channels, height, width; per node op,
 // inputs, attributes, weights (counts), output id, input ids, i32 attributes, per weight u64 first float and u64 count.
 // Behind the last node may stand the ranges that int8 plans need: u32 values, per value f32 least and f32 largest
-// number.
+// number; then what else they need: u32 values that stay bfloat16, their ids; u32 convolutions whose biases are
+// corrected, of each its number, u32 output channels, and of each channel the f32 to add.
 #pragma once
 #include <cstddef>
 #include <cstdint>

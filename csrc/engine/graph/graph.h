@@ -29,6 +29,9 @@ struct Node {
 struct Graph {
   std::vector<Shape> values;
   std::vector<Range> ranges;  // of values, measured on real images or known to a quantised file; or none
+  std::vector<bool> halves;   // values that a plan of bytes keeps as bfloat16; or none
+  // By the number in the file of a convolution: what it adds to its biases where it computes with bytes; or none.
+  std::vector<std::vector<float>> corrections;
   std::vector<Node> nodes;
   int input;
   std::vector<int> outputs;
@@ -39,6 +42,7 @@ struct Graph {
     const Range& r = ranges[static_cast<size_t>(value)];
     return r.least < r.most;
   }
+  bool stays_half(int value) const { return !halves.empty() && halves[static_cast<size_t>(value)]; }
 };
 
 // The operation and its parts as the file has them. Throws std::invalid_argument, which begins with `where`, if any,

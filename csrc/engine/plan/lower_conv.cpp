@@ -14,13 +14,13 @@ enum class Method { direct, winograd, strassen };
 using ConvStage = graph::Stage<graph::Conv>;
 
 bool is_low(const Lowering& l, const ConvStage& s) {
-  return computes_low(s.op, l.reads_as_it_is(s.input), l.shape(s.output), l.target());
+  return computes_low(s.op, l.taken_as(s.input), l.shape(s.output));
 }
 
 // What a convolution takes its input in.
 Type reads(const Lowering& l, const ConvStage& s) {
   if (s.op.depthwise()) return l.type_of(s.input);
-  return is_low(l, s) ? l.target().type : Type::float32;
+  return is_low(l, s) ? l.taken_as(s.input) : Type::float32;
 }
 
 float* pack(Lowering& l, const ConvStage& s, Method method, int* panel) {
@@ -34,7 +34,7 @@ float* pack(Lowering& l, const ConvStage& s, Method method, int* panel) {
     *panel = 1, packed = l.packed(k.depthwise_packed(in, window));
     k.pack_depthwise(packed, w, in, window);
   } else if (is_low(l, s)) {
-    const LowTiles& tiles = *k.tiles(l.target().type);
+    const LowTiles& tiles = *k.tiles(reads(l, s));
     *panel = tiles.panel(in, out, y.height, y.width, window), packed = l.packed(tiles.packed(in, out, window));
     tiles.pack_weights(packed, w, in, out, window, *panel);
   } else if (method == Method::winograd) {
@@ -50,6 +50,14 @@ float* pack(Lowering& l, const ConvStage& s, Method method, int* panel) {
   return packed;
 }
 
+const float* biases(Lowering& l, const ConvStage& s) {
+  const std::vector<float>* more = is_low(l, s) && reads(l, s) == Type::uint8 ? l.correction(s.origin) : nullptr;
+  if (!more || more->empty()) return l.padded(s.op.bias);
+  std::vector<float> sums(*more);
+  for (size_t i = 0; i < sums.size(); ++i) sums[i] += s.op.bias.data[i];
+  return l.padded({sums.data(), s.op.bias.count});
+}
+
 // A convolution with its packed weights, from types as values have them; its maps have sizes and no places.
 Conv describe(Lowering& l, const ConvStage& s, Method method) {
   const auto sized = [&](int value) {
@@ -61,7 +69,7 @@ Conv describe(Lowering& l, const ConvStage& s, Method method) {
   c.x_type = reads(l, s), c.x_quant = l.quant_of(s.input, c.x_type);
   c.y_type = l.type_of(s.output), c.y_quant = l.quant_of(s.output, c.y_type);
   c.weights = pack(l, s, method, &c.panel), c.tiles = is_low(l, s) ? l.kernels().tiles(c.x_type) : nullptr;
-  c.epilogue.bias = l.padded(s.op.bias), c.epilogue.act = s.op.act;
+  c.epilogue.bias = biases(l, s), c.epilogue.act = s.op.act;
   return c;
 }
 

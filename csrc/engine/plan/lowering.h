@@ -43,7 +43,11 @@ class Lowering {
   // converted.
   int input() const { return graph_.input; }
   bool reads_image(int value) const { return value == graph_.input; }
-  bool reads_as_it_is(int value) const { return engine::reads_as_it_is(graph_, value, target_); }
+  Type taken_as(int value) const { return engine::taken_as(graph_, value, target_); }
+  // What the convolution of this number in the file adds to its biases where it computes with bytes.
+  const std::vector<float>* correction(int origin) const {
+    return graph_.corrections.empty() ? nullptr : &graph_.corrections[static_cast<size_t>(origin)];
+  }
   // Whether a convolution of the image is to read it as it came.
   bool takes_image(int value) const {
     return image_steps_ && reads_image(value) && values_[static_cast<size_t>(value)].buffer < 0;

@@ -248,41 +248,35 @@ std::vector<StepTime> Plan::profile(const void* image, Pixels type, int repeats)
   return result;
 }
 
-std::vector<Range> Plan::ranges(const void* images, Pixels type, idx batch) const {
+void Plan::values(const void* image, Pixels type, const std::vector<float*>& to) const {
   const std::vector<Slot>& values = program_->values;
-  if (values.empty()) throw std::invalid_argument("EnginePlan.ranges: expected a plan whose steps are apart");
+  if (values.empty()) throw std::invalid_argument("EnginePlan.values: expected a plan whose steps are apart");
   for (const Slot& s : values)
-    if (s.type != Type::float32) throw std::invalid_argument("EnginePlan.ranges: expected a plan in float32");
-  constexpr float kMost = std::numeric_limits<float>::max();
-  std::vector<Range> ranges(values.size(), Range{kMost, -kMost});
+    if (s.type != Type::float32) throw std::invalid_argument("EnginePlan.values: expected a plan in float32");
+  if (to.size() != values.size())
+    throw std::invalid_argument("EnginePlan.values: to: expected " + std::to_string(values.size()) + " places, got " +
+                                std::to_string(to.size()));
   std::vector<std::vector<float>> room;
   std::vector<float*> outputs;
   for (const Shape& s : outputs_)
-    room.emplace_back(static_cast<size_t>(batch) * elements(s)), outputs.push_back(room.back().data());
+    room.emplace_back(static_cast<size_t>(elements(s))), outputs.push_back(room.back().data());
   std::unique_ptr<Context> context = acquire(1);
-  Job job{this, context.get(), static_cast<const char*>(images), type, batch, outputs.data(), nullptr};
-  float* places[kMostOutputs];
-  const auto measure = [&](const Slot& s, const Frame& frame, Range& range) {
+  Job job{this, context.get(), static_cast<const char*>(image), type, 1, outputs.data(), nullptr};
+  const auto copy = [](const Slot& s, const Frame& frame, float* place) {
     const Map m = frame.map(s);
     for (int c = 0; c < s.channels; ++c)
       for (int y = 0; y < s.height; ++y)
-        for (int x = 0; x < s.width; ++x) {
-          const float v = m.data[c / s.pixel * s.block + y * s.row + x * s.pixel + c % s.pixel];
-          range = {std::min(range.least, v), std::max(range.most, v)};
-        }
+        for (int x = 0; x < s.width; ++x)
+          *place++ = m.data[c / s.pixel * s.block + y * s.row + x * s.pixel + c % s.pixel];
   };
-  for (idx i = 0; i < batch; ++i) {
-    const Frame frame = job.frame(i, 0, 0, places);
-    for (const Step& step : program_->steps) {
-      run_part(step, frame, {0, step.height, 0, step.blocks});
-      for (size_t v = 0; v < values.size(); ++v)
-        if (step.y.buffer >= 0 && values[v].buffer == step.y.buffer) measure(values[v], frame, ranges[v]);
-    }
+  float* places[kMostOutputs];
+  const Frame frame = job.frame(0, 0, 0, places);
+  for (const Step& step : program_->steps) {
+    run_part(step, frame, {0, step.height, 0, step.blocks});
+    for (size_t v = 0; v < values.size(); ++v)
+      if (step.y.buffer >= 0 && values[v].buffer == step.y.buffer) copy(values[v], frame, to[v]);
   }
   release(std::move(context));
-  for (Range& range : ranges)
-    if (range.least > range.most) range = {0, 0};
-  return ranges;
 }
 
 }  // namespace ff::engine

@@ -25,7 +25,7 @@ struct PlanOptions {
   int image_threads = 0;  // of these, at most so many on one image; 0: as many as pay
   Type type = Type::float32;  // what dense convolutions compute in, see BuildOptions
   bool strict = false;    // no Winograd and no Strassen convolutions: float32's own rounding alone
-  bool apart = false;     // each value by a step of its own, for ranges()
+  bool apart = false;     // each value by a step of its own, for values()
   bool fenced = false;    // for tests: see Arena
   double strip_bytes = kStripBytes;
   Normalisation bytes;    // of uint8 images
@@ -44,8 +44,8 @@ class Plan {
   // The median time of each step over `repeats` runs of one image.
   std::vector<StepTime> profile(const void* image, Pixels type, int repeats) const;
 
-  // The least and the largest number of each value of the graph over a batch. Only for plans whose steps are apart.
-  std::vector<Range> ranges(const void* images, Pixels type, idx batch) const;
+  // Each value of the graph but its input, of one image, [C][H][W] each. Only for plans whose steps are apart.
+  void values(const void* image, Pixels type, const std::vector<float*>& to) const;
 
   const std::string& metadata() const { return metadata_; }
   const Shape& input() const { return input_; }

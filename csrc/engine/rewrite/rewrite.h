@@ -68,11 +68,11 @@ Graph take_strips(Graph graph, const Target& target);
 // All of them in order; `image` is what reading the image does to it.
 Graph rewritten(Graph graph, const Target& target, Normalisation& image);
 
-// Low precision. A dense convolution that computes in the plan's type; of vectors it is not worth it. `as_it_is`: it
-// reads the image, or what no bytes hold.
-bool computes_low(const graph::Conv& conv, bool as_it_is, const Shape& y, const Target& target);
-// Whether a convolution reads the image, or in a plan of bytes a value without a range.
-bool reads_as_it_is(const Graph& graph, int value, const Target& target);
+// Low precision. What dense convolutions take a value in: the plan's type, but for the image, and in a plan of bytes
+// for what stays bfloat16 or has no range.
+Type taken_as(const Graph& graph, int value, const Target& target);
+// Whether a convolution of what is taken so computes in that; of vectors low precision is not worth it.
+bool computes_low(const graph::Conv& conv, Type taken, const Shape& y);
 // Whether a convolution's kernel can write anything but float32: its last activation is then in registers.
 bool writes_low(const graph::Conv& conv, bool computes_low, Act after);
 // Which values are kept as bfloat16 or bytes. Throws std::invalid_argument where the type is not there.

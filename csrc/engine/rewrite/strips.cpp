@@ -71,7 +71,7 @@ class StripFinder {
     if (between < target_.strip_bytes) return;
     const auto depthwise = stage(i), project = stage(reader);
     // A strip keeps what its last convolution reads, in that type.
-    if (computes_low(project.op, false, graph_.shape(project.output), target_) &&
+    if (computes_low(project.op, target_.type, graph_.shape(project.output)) &&
         !writes_low(depthwise.op, false, Act::none))
       return;
     graph::Strips strips{std::nullopt, depthwise, project};

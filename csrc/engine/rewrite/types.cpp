@@ -23,7 +23,7 @@ class Types {
     for (const Node& node : graph_.nodes) std::visit([&](const auto& op) { makes(node, op); }, node.op);
     for (const int output : graph_.outputs) low_[at(output)] = false;
     for (size_t v = 0; v < low_.size() && target_.type == Type::uint8; ++v)
-      if (!graph_.fits_bytes(static_cast<int>(v))) low_[v] = false;
+      if (taken_as(graph_, static_cast<int>(v), target_) == Type::float32) low_[v] = false;
     for (const Node& node : graph_.nodes) {
       std::visit([&](const auto& op) { reads(node, op); }, node.op);
       if (node.residual < 0) continue;
@@ -36,14 +36,14 @@ class Types {
     std::vector<Type> types(low_.size(), Type::float32);
     for (size_t v = 0; v < low_.size(); ++v)
       // Between a depthwise convolution and another nothing is gained.
-      if (low_[v] && (wanted_[v] || dense_[v])) types[v] = target_.type;
+      if (low_[v] && (wanted_[v] || dense_[v])) types[v] = taken_as(graph_, static_cast<int>(v), target_);
     return types;
   }
 
  private:
   static size_t at(int value) { return static_cast<size_t>(value); }
   bool is_low(const graph::Conv& conv, int input, int output) const {
-    return computes_low(conv, reads_as_it_is(graph_, input, target_), graph_.shape(output), target_);
+    return computes_low(conv, taken_as(graph_, input, target_), graph_.shape(output));
   }
 
   template <class T>
@@ -96,13 +96,15 @@ class Types {
 
 }  // namespace
 
-bool reads_as_it_is(const Graph& graph, int value, const Target& target) {
-  return value == graph.input || (target.type == Type::uint8 && !graph.fits_bytes(value));
+Type taken_as(const Graph& graph, int value, const Target& target) {
+  if (value == graph.input) return Type::float32;
+  if (target.type != Type::uint8 || graph.fits_bytes(value)) return target.type;
+  return graph.stays_half(value) ? Type::bfloat16 : Type::float32;
 }
 
-bool computes_low(const graph::Conv& conv, bool as_it_is, const Shape& y, const Target& target) {
-  return target.type != Type::float32 && conv.groups == 1 && !as_it_is && y.height * y.width > 1 &&
-         (target.type == Type::bfloat16 || y.channels <= kMostByteOutputs);
+bool computes_low(const graph::Conv& conv, Type taken, const Shape& y) {
+  return taken != Type::float32 && conv.groups == 1 && y.height * y.width > 1 &&
+         (taken == Type::bfloat16 || y.channels <= kMostByteOutputs);
 }
 
 bool writes_low(const graph::Conv& conv, bool computes_low, Act after) {
