@@ -2,11 +2,13 @@
 // The self-test of the engine's executor: a plan of every operation gives the same bits for any number of threads, for
 // one image and for many, to one caller and to several; barriers and the team of threads under load.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <stdexcept>
 #include <thread>
 
+#include "engine/graph/file.h"
 #include "engine/plan/plan.h"
 #include "engine/threads.h"
 #include "engine_file.h"
@@ -66,15 +68,37 @@ void engine_plans(Isa isa, engine::Type type, const std::vector<uint8_t>& file, 
   }
 }
 
+// Least and largest number of each value of the network over the images.
+std::vector<engine::Range> ranges_of(Isa isa, const std::vector<uint8_t>& file, const std::vector<float>& images,
+                                     size_t batch) {
+  PlanOptions apart = plan_options(isa, 1);
+  apart.apart = true;
+  const Plan plan(file.data(), file.size(), apart);
+  const engine::File parsed = engine::parse_file(file.data(), file.size());
+  std::vector<std::vector<float>> values;
+  std::vector<float*> places;
+  for (const engine::Shape& s : parsed.graph.values)
+    values.emplace_back(static_cast<size_t>(s.channels) * static_cast<size_t>(s.height * s.width));
+  for (auto& value : values) places.push_back(value.data());
+  std::vector<engine::Range> ranges(values.size(), engine::Range{INFINITY, -INFINITY});
+  for (size_t i = 0; i < batch; ++i) {
+    const float* image = images.data() + i * images.size() / batch;
+    plan.values(image, engine::Pixels::float32, places);
+    std::copy_n(image, images.size() / batch, values[static_cast<size_t>(parsed.graph.input)].begin());
+    for (size_t v = 0; v < values.size(); ++v) {
+      const auto [least, most] = std::minmax_element(values[v].begin(), values[v].end());
+      ranges[v] = {std::min(ranges[v].least, *least), std::max(ranges[v].most, *most)};
+    }
+  }
+  return ranges;
+}
+
 void engine_plans(Isa isa) {
   Random random(5);
   const Values values = random.values(5 * 3 * 12 * 14);
   const std::vector<float> images(values.begin(), values.end());
   const std::vector<uint8_t> plain = every_operation();
-  PlanOptions apart = plan_options(isa, 1);
-  apart.apart = true;
-  const auto ranges = Plan(plain.data(), plain.size(), apart).ranges(images.data(), engine::Pixels::float32, 5);
-  const std::vector<uint8_t> file = every_operation(ranges);
+  const std::vector<uint8_t> file = every_operation(ranges_of(isa, plain, images, 5));
   engine_plans(isa, engine::Type::float32, file, images);
   for (const engine::Type type : {engine::Type::bfloat16, engine::Type::uint8}) engine_plans(isa, type, file, images);
   bool raised = false;
