@@ -17,6 +17,7 @@
 #include "linked.h"
 #include "loss.h"
 #include "pool.h"
+#include "step.h"
 #include "stream.h"
 #include "tiles.h"
 
@@ -281,6 +282,9 @@ int main() {
       check(table[k].calls[i] > 0, std::string(table[k].name) + " never ran on " + isa_name(isa));
     std::printf("%s: done\n", isa_name(isa));
   }
+  steps<float, uint32_t>();
+  steps<double, uint64_t>();
+  step_counters();
   engine_threads();
   engine_low();
   tiles();
