@@ -59,6 +59,11 @@ class Plan:
         for part in self._parts:
             part()
 
+    def each(self) -> list[tuple[Call, Callable[[], object]]]:
+        """The calls of `run` one by one, to time them."""
+        bound = [(call, self._bound(call)) for call in self._calls]
+        return [(call, _C.Steps([one]).run if isinstance(one, tuple) else one) for call, one in bound]
+
     def counts(self) -> tuple[int, int, int]:
         """Kernel calls, native calls that they make up, operators of torch."""
         kernels = sum(isinstance(call.function, str) for call in self._calls)
