@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ OPS_OF = {
     **dict.fromkeys(("avx512vnni", "avx512bf16", "amxemulated512", "amx"), "avx512"),
 }
 """ISAs that have kernels of their own in the engine alone, and whose ops they run."""
+OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,6 +73,13 @@ class Variant:
                 yield
             finally:
                 extension.set_isa(before)
+
+    def opcheck(self, op: Any, arguments: tuple[Any, ...], test_utils: Sequence[str] = OPCHECKS) -> None:
+        """`torch.library.opcheck`. Tracing and the autograd formula are the same on every backend, and nine tenths of
+        its time: they are checked on one, schema and fake tensors on all."""
+        first = forced_backend() or next(name for name in CPU_BACKENDS if backend.list_backends()[name].available)
+        chosen = [name for name in test_utils if self.backend == first or name in ("test_schema", "test_faketensor")]
+        torch.library.opcheck(op, arguments, test_utils=chosen)
 
     @contextmanager
     def runs(self, *kernels: str) -> Iterator[None]:

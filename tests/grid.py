@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-MOST = 24
+MOST = 12
 
 
 def thin(items: Sequence[pytest.Item]) -> None:

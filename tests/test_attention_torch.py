@@ -27,21 +27,21 @@ def test_opcheck(cpu_backend: Variant, dtype: torch.dtype) -> None:
     space = torch.ops.fastfer
     leaves, dout = dot_inputs(Sizes(2, 3, 5, 4, 6), dtype)
     plain = [leaf.detach() for leaf in leaves]
-    torch.library.opcheck(space.dot_product_attention.default, (*plain, 0.5))
-    torch.library.opcheck(space.dot_product_attention_train.default, (*leaves, 0.5))
-    torch.library.opcheck(space.dot_product_attention_train.default, (*leaves[:3], None, 0.5))
+    cpu_backend.opcheck(space.dot_product_attention.default, (*plain, 0.5))
+    cpu_backend.opcheck(space.dot_product_attention_train.default, (*leaves, 0.5))
+    cpu_backend.opcheck(space.dot_product_attention_train.default, (*leaves[:3], None, 0.5))
     out, stats = space.dot_product_attention_train(*plain, 0.5)
-    torch.library.opcheck(
+    cpu_backend.opcheck(
         space.dot_product_attention_backward.default,
         (dout, *plain, 0.5, out, stats, [True, False, True, True]),
     )
     leaves, dout = additive_inputs(2, 3, 4, 5, dtype)
     plain = [leaf.detach() for leaf in leaves]
-    torch.library.opcheck(space.additive_attention.default, tuple(plain))
-    torch.library.opcheck(space.additive_attention_train.default, tuple(leaves))
+    cpu_backend.opcheck(space.additive_attention.default, tuple(plain))
+    cpu_backend.opcheck(space.additive_attention_train.default, tuple(leaves))
     _, u, weights = space.additive_attention_train(*plain)
     x, h, weight, _, v, _ = plain
-    torch.library.opcheck(
+    cpu_backend.opcheck(
         space.additive_attention_backward.default, (dout, x, h, weight, v, u, weights, [True, True, True])
     )
 

@@ -210,14 +210,14 @@ def test_gradcheck(cpu_backend: Variant, training: bool) -> None:
 def test_opcheck(cpu_backend: Variant, block: Block) -> None:
     namespace, case = torch.ops.fastfer, make(block)
     plain = case.raw(torch.float32, False)
-    torch.library.opcheck(namespace.inverted_bottleneck.default, tuple(plain))
-    torch.library.opcheck(namespace.inverted_bottleneck_train.default, (*case.raw(torch.float32, True), block.training))
+    cpu_backend.opcheck(namespace.inverted_bottleneck.default, tuple(plain))
+    cpu_backend.opcheck(namespace.inverted_bottleneck_train.default, (*case.raw(torch.float32, True), block.training))
     out, y1, y2, covariance, *stats = namespace.inverted_bottleneck_train(*plain, block.training)
     args: list[Any] = [torch.ones_like(out), plain[0], y1, y2, covariance]
     for at, of_norm in zip((1, 7, 13), stats, strict=True):
         args += [*plain[at : at + 3], of_norm]
     args += [*plain[19:], block.training, [True, True]]
-    torch.library.opcheck(namespace.inverted_bottleneck_backward.default, tuple(args))
+    cpu_backend.opcheck(namespace.inverted_bottleneck_backward.default, tuple(args))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -286,11 +286,11 @@ def test_opcheck(cpu_backend: Variant, gate: str) -> None:
     case = make(gate, Shape(2, 3, 5, 4, 2, 3), gate != "channel_gate")
     library, flag = torch.ops.fastfer, [] if gate == "channel_gate" else [case.training]
     plain = arguments(case, torch.float32, False)
-    torch.library.opcheck(getattr(library, gate).default, tuple(plain))
+    cpu_backend.opcheck(getattr(library, gate).default, tuple(plain))
     train = getattr(library, f"{gate}_train").default
-    torch.library.opcheck(train, (*arguments(case, torch.float32, True), *flag))
+    cpu_backend.opcheck(train, (*arguments(case, torch.float32, True), *flag))
     _, *kept = train(*plain, *flag)
-    torch.library.opcheck(getattr(library, f"{gate}_backward").default, backward_arguments(case, plain, kept))
+    cpu_backend.opcheck(getattr(library, f"{gate}_backward").default, backward_arguments(case, plain, kept))
 
 
 @pytest.mark.parametrize("training", [True, False])

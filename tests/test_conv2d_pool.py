@@ -134,13 +134,13 @@ def test_opcheck_and_gradcheck(cpu_backend: Variant) -> None:
     window = [2, 2], [2, 2], [0, 0, 0, 0]
     namespace = torch.ops.fastfer
     arguments = [x, weight, bias, n_weight, n_bias, *running, 1e-5, 5, [1, 1], [1, 1, 1, 1], *window, True]
-    torch.library.opcheck(namespace.conv2d_pool_train.default, arguments)
+    cpu_backend.opcheck(namespace.conv2d_pool_train.default, arguments)
     out, y, best, positions, stats = namespace.conv2d_pool_train(*arguments)
     arguments = [
         torch.ones_like(out), x, y, best, positions, weight, n_weight, n_bias, stats, 5, [1, 1], [1, 1, 1, 1], *window,
         True, [True] * 3,
     ]  # fmt: skip
-    torch.library.opcheck(namespace.conv2d_pool_backward.default, arguments)
+    cpu_backend.opcheck(namespace.conv2d_pool_backward.default, arguments)
 
 
 def test_compile(cpu_backend: Variant) -> None:

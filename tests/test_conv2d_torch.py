@@ -67,9 +67,9 @@ def test_gradcheck(cpu_backend: Variant, layer: Layer) -> None:
 def test_opcheck(cpu_backend: Variant, layer: Layer) -> None:
     case = make(layer)
     infer, train, backward = ops_of(layer)
-    torch.library.opcheck(infer, tuple(case.raw(torch.float32, False)))
-    torch.library.opcheck(train, (*case.raw(torch.float32, True), layer.training))
-    torch.library.opcheck(backward, backward_arguments(case, torch.float32, train))
+    cpu_backend.opcheck(infer, tuple(case.raw(torch.float32, False)))
+    cpu_backend.opcheck(train, (*case.raw(torch.float32, True), layer.training))
+    cpu_backend.opcheck(backward, backward_arguments(case, torch.float32, train))
 
 
 @blocks

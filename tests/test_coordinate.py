@@ -238,13 +238,13 @@ def backward_arguments(args: list[Any], saved: tuple[Tensor, ...], dout: Tensor,
 @kinds
 def test_opcheck(cpu_backend: Variant, kind: str) -> None:
     namespace, case = torch.ops.fastfer, make(Shape(2, 5, 3, 4, 3))
-    torch.library.opcheck(namespace.coordinate_attention.default, tuple(arguments(case, kind, torch.float32, False)))
+    cpu_backend.opcheck(namespace.coordinate_attention.default, tuple(arguments(case, kind, torch.float32, False)))
     args = arguments(case, kind, torch.float32, True)
-    torch.library.opcheck(namespace.coordinate_attention_train.default, (*args, True))
+    cpu_backend.opcheck(namespace.coordinate_attention_train.default, (*args, True))
     args = arguments(case, kind, torch.float32, False)
     out, *saved = namespace.coordinate_attention_train(*args, True)
     for mask in ([True, True], [False, True], [True, False]):
-        torch.library.opcheck(
+        cpu_backend.opcheck(
             namespace.coordinate_attention_backward.default,
             backward_arguments(args, tuple(saved), torch.ones_like(out), mask),
         )
@@ -252,9 +252,9 @@ def test_opcheck(cpu_backend: Variant, kind: str) -> None:
 
 def test_opcheck_pool(cpu_backend: Variant) -> None:
     x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    torch.library.opcheck(torch.ops.fastfer.cpsca_pool.default, (x.clone().requires_grad_(),))
+    cpu_backend.opcheck(torch.ops.fastfer.cpsca_pool.default, (x.clone().requires_grad_(),))
     grads = [torch.ones_like(t) for t in ops.cpsca_pool(x)]
-    torch.library.opcheck(torch.ops.fastfer.cpsca_pool_backward.default, (*grads, x))
+    cpu_backend.opcheck(torch.ops.fastfer.cpsca_pool_backward.default, (*grads, x))
 
 
 @pytest.mark.parametrize("train", [True, False])

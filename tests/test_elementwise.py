@@ -137,8 +137,8 @@ def test_gradcheck(cpu_backend: Variant, act: str) -> None:
 def test_opcheck(cpu_backend: Variant, dtype: torch.dtype) -> None:
     x = random(2, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last)
     namespace = torch.ops.fastfer
-    torch.library.opcheck(namespace.activation.default, (x.requires_grad_(), act_code("test", "hardswish")))
-    torch.library.opcheck(namespace.activation_backward.default, (random(2, 3, 4, 5, dtype=dtype), x.detach(), 5))
+    cpu_backend.opcheck(namespace.activation.default, (x.requires_grad_(), act_code("test", "hardswish")))
+    cpu_backend.opcheck(namespace.activation_backward.default, (random(2, 3, 4, 5, dtype=dtype), x.detach(), 5))
 
 
 def test_compile(cpu_backend: Variant) -> None:

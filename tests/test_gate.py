@@ -166,12 +166,12 @@ def arguments(t: Tensors, kind: str, grad: bool, dtype: torch.dtype = torch.floa
 @kinds
 def test_opcheck(cpu_backend: Variant, kind: str) -> None:
     namespace, t = torch.ops.fastfer, make(Shape(2, 5, 4, 6))
-    torch.library.opcheck(namespace.gate.default, tuple(arguments(t, kind, False)))
-    torch.library.opcheck(namespace.gate_train.default, tuple(arguments(t, kind, True)))
+    cpu_backend.opcheck(namespace.gate.default, tuple(arguments(t, kind, False)))
+    cpu_backend.opcheck(namespace.gate_train.default, tuple(arguments(t, kind, True)))
     x, *rest = arguments(t, kind, False)
     out, means, pixels = namespace.gate_train(x, *rest)
     for mask in ([True, True, True], [True, False, False]):
-        torch.library.opcheck(namespace.gate_backward.default, (torch.ones_like(out), x, means, pixels, *rest, mask))
+        cpu_backend.opcheck(namespace.gate_backward.default, (torch.ones_like(out), x, means, pixels, *rest, mask))
 
 
 def test_compile(cpu_backend: Variant) -> None:

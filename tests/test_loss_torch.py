@@ -28,16 +28,16 @@ def test_opcheck(cpu_backend: Variant, dtype: torch.dtype) -> None:
     space, labels = torch.ops.fastfer, torch.tensor([0, 1, 2, 1, 0])
     x, centers = normal(5, 4, dtype=dtype), normal(3, 4, dtype=dtype)
     leaves, one = (x.clone().requires_grad_(), centers.clone().requires_grad_()), torch.ones((), dtype=dtype)
-    torch.library.opcheck(space.center_loss.default, (leaves[0], labels, leaves[1]))
-    torch.library.opcheck(space.center_loss_backward.default, (one, x, labels, centers, [True, True]))
-    torch.library.opcheck(space.center_loss_backward.default, (one, x, labels, centers, [True, False]))
-    torch.library.opcheck(space.triplet_loss.default, (x, labels, 2.0))
-    torch.library.opcheck(space.triplet_loss_train.default, (leaves[0], labels, 2.0))
+    cpu_backend.opcheck(space.center_loss.default, (leaves[0], labels, leaves[1]))
+    cpu_backend.opcheck(space.center_loss_backward.default, (one, x, labels, centers, [True, True]))
+    cpu_backend.opcheck(space.center_loss_backward.default, (one, x, labels, centers, [True, False]))
+    cpu_backend.opcheck(space.triplet_loss.default, (x, labels, 2.0))
+    cpu_backend.opcheck(space.triplet_loss_train.default, (leaves[0], labels, 2.0))
     _, pairs, slopes = space.triplet_loss_train(x, labels, 2.0)
-    torch.library.opcheck(space.triplet_loss_backward.default, (one, x, pairs, slopes))
+    cpu_backend.opcheck(space.triplet_loss_backward.default, (one, x, pairs, slopes))
     for target in (labels, torch.softmax(x, 1)):
-        torch.library.opcheck(space.cross_entropy.default, (x, target, None, 0.1))
-        torch.library.opcheck(space.cross_entropy_train.default, (leaves[0], target, x[0].abs(), 0.1))
+        cpu_backend.opcheck(space.cross_entropy.default, (x, target, None, 0.1))
+        cpu_backend.opcheck(space.cross_entropy_train.default, (leaves[0], target, x[0].abs(), 0.1))
 
 
 def test_compile(cpu_backend: Variant) -> None:

@@ -171,25 +171,28 @@ def test_embedding_and_empty_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_compiles_without_graph_breaks(name: str) -> None:
+@pytest.mark.parametrize("through", ["eager", pytest.param("aot_eager", marks=pytest.mark.full)])
+def test_compiles_without_graph_breaks(through: str, name: str) -> None:
+    """The graph has no break. The ops' own tests show that each can be traced and differentiated, `aot_eager` that the
+    whole can."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = settled(name)
     x = small(model, 2)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(model)(x), model(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled(model, through)(x), model(x), rtol=1e-4, atol=1e-4)
     # In float64: of two images, gradients in float32 are 1 % and more off by rounding, and eager ops are linked.
     without_dropout(model).double().train()
     x, twin = x.double(), copy.deepcopy(model)
-    want, got = twin(x), compiled(model)(x)
+    want, got = twin(x), compiled(model, through)(x)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     expected = torch.autograd.grad(want.square().sum(), list(twin.parameters()))
     actual = torch.autograd.grad(got.square().sum(), list(model.parameters()))
     torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
 
 
-def compiled(model: FerModel) -> FerModel:
-    return torch.compile(model, fullgraph=True, backend="aot_eager")  # type: ignore[return-value]
+def compiled(model: FerModel, through: str) -> FerModel:
+    return torch.compile(model, fullgraph=True, backend=through)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", list_models())

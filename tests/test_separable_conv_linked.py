@@ -334,7 +334,7 @@ def test_opcheck(cpu_backend: Variant) -> None:
     pick = {"test_utils": ("test_schema", "test_autograd_registration", "test_faketensor")}
     x, weight = torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
     ones = torch.ones(4)
-    torch.library.opcheck(
+    cpu_backend.opcheck(
         namespace.conv2d_linked.default, (x, weight, None, ones, ones, 1e-5, [1, 1], [1, 1, 1, 1]), **pick
     )
     dw, pw = torch.randn(18, 1, 3, 3, requires_grad=True), torch.randn(4, 18, 1, 1, requires_grad=True)
@@ -343,9 +343,9 @@ def test_opcheck(cpu_backend: Variant) -> None:
         block = (dw, None, None, None, None, None, 0.0, 0, pw, None, *norm2, 0, [1, 1], [1, 1, 1, 1])
         left = (ones, ones, 1e-5) if leaves else (None, None, 0.0)
         args = (values.y, *block, *link, *left)
-        torch.library.opcheck(namespace.separable_conv2d_linked.default, args, **pick)
+        cpu_backend.opcheck(namespace.separable_conv2d_linked.default, args, **pick)
     wide = torch.ones(18)
     depthwise = (dw, None, wide, wide, wide, wide, 1e-5, 3, [1, 1], [1, 1, 1, 1])
-    torch.library.opcheck(namespace.depthwise_norm_linked.default, (values.y, *depthwise, *link), **pick)
+    cpu_backend.opcheck(namespace.depthwise_norm_linked.default, (values.y, *depthwise, *link), **pick)
     gates = (torch.randn(1, 1, 3), None, None, None, 0, 6, torch.randn(1, 2, 1, 1), torch.randn(1), False, True)
-    torch.library.opcheck(namespace.gate_linked.default, (values.y, *link, *gates), **pick)
+    cpu_backend.opcheck(namespace.gate_linked.default, (values.y, *link, *gates), **pick)

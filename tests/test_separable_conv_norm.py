@@ -119,13 +119,13 @@ def test_depthwise_norm_opcheck(cpu_backend: Variant) -> None:
     x = leaves[0].detach().contiguous(memory_format=torch.channels_last)
     plain = [x, *(leaf.detach() for leaf in leaves[1:])]
     rest = [*running, 1e-5, 4, [1, 1], [1, 1, 1, 1]]
-    torch.library.opcheck(namespace.depthwise_norm.default, (*plain, *rest))
-    torch.library.opcheck(
+    cpu_backend.opcheck(namespace.depthwise_norm.default, (*plain, *rest))
+    cpu_backend.opcheck(
         namespace.depthwise_norm_train.default, (*(t.clone().requires_grad_() for t in plain), *rest, True)
     )
     out, y, stats = namespace.depthwise_norm_train(*plain, *rest, True)
     arguments = (dout, x, y, plain[1], plain[3], plain[4], stats, 4, [1, 1], [1, 1, 1, 1], True, [True] * 3)
-    torch.library.opcheck(namespace.depthwise_norm_backward.default, arguments)
+    cpu_backend.opcheck(namespace.depthwise_norm_backward.default, arguments)
     assert out.shape == dout.shape
 
 

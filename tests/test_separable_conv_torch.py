@@ -96,27 +96,27 @@ def test_opcheck_unfused(cpu_backend: Variant) -> None:
     x = torch.randn(2, 3, 6, 5).contiguous(memory_format=torch.channels_last)
     dw, pw, bias = torch.randn(3, 1, 3, 3), torch.randn(4, 3, 1, 1), torch.randn(3)
     leaves = [t.clone().requires_grad_() for t in (x, dw, bias)]
-    torch.library.opcheck(namespace.depthwise_conv2d.default, (*leaves, [2, 1], [1, 0, 2, 1]))
-    torch.library.opcheck(namespace.pointwise_conv2d.default, (leaves[0], pw.clone().requires_grad_(), None))
+    cpu_backend.opcheck(namespace.depthwise_conv2d.default, (*leaves, [2, 1], [1, 0, 2, 1]))
+    cpu_backend.opcheck(namespace.pointwise_conv2d.default, (leaves[0], pw.clone().requires_grad_(), None))
     dy = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    torch.library.opcheck(
+    cpu_backend.opcheck(
         namespace.depthwise_conv2d_backward.default, (dy, x, dw, [2, 1], [1, 0, 2, 1], [True, True, False])
     )
     dy = torch.randn(2, 4, 6, 5).contiguous(memory_format=torch.channels_last)
-    torch.library.opcheck(namespace.pointwise_conv2d_backward.default, (dy, x, pw, [False, True, True]))
+    cpu_backend.opcheck(namespace.pointwise_conv2d_backward.default, (dy, x, pw, [False, True, True]))
 
 
 @pytest.mark.parametrize("block", [SMOOTH, Block(True, False, False, "relu", None, False)], ids=["norms", "plain"])
 def test_opcheck_fused(cpu_backend: Variant, block: Block) -> None:
     namespace = torch.ops.fastfer
     case = make(Layer(2, 3, 6, 5, o=4), block)
-    torch.library.opcheck(namespace.separable_conv2d.default, tuple(block_arguments(case, torch.float32, False)))
+    cpu_backend.opcheck(namespace.separable_conv2d.default, tuple(block_arguments(case, torch.float32, False)))
     arguments = block_arguments(case, torch.float32, True)
-    torch.library.opcheck(namespace.separable_conv2d_train.default, (*arguments, block.training))
+    cpu_backend.opcheck(namespace.separable_conv2d_train.default, (*arguments, block.training))
     arguments = block_arguments(case, torch.float32, False)
     out, y1, y2, stats1, stats2 = namespace.separable_conv2d_train(*arguments, block.training)
     x, dw, _, w1, b1, _, _, _, act1, pw, _, w2, b2, _, _, _, act2, stride, padding = arguments
-    torch.library.opcheck(
+    cpu_backend.opcheck(
         namespace.separable_conv2d_backward.default,
         (
             torch.ones_like(out),

@@ -258,30 +258,32 @@ void all(const std::string& isa) {
 
 }  // namespace
 
-int main() {
-  std::printf("threads by %s\n", openmp_runtime());
-  for (int i = 0; i < static_cast<int>(Isa::count); ++i) {
-    const Isa isa = static_cast<Isa>(i);
-    if (!isa_supported(isa)) {
-      std::printf("%s: not on this CPU\n", isa_name(isa));
-      continue;
-    }
-    check(set_isa(isa_name(isa)) && active_isa() == isa, std::string("set_isa ") + isa_name(isa));
-    if (isa_has_ops(isa)) {
-      all<float>(std::string(isa_name(isa)) + " f32");
-      all<double>(std::string(isa_name(isa)) + " f64");
-    }
-    engine_kernels(isa);
-    engine_low(isa);
-    engine_plans(isa);
-    engine_planes(isa);
-    check(random_networks(isa, 1, 100) == 0, std::string(isa_name(isa)) + " engine: random networks");
-    int count = 0;
-    const KernelInfo* table = kernel_table(&count);
-    for (int k = 0; k < count && isa_has_ops(isa); ++k)
-      check(table[k].calls[i] > 0, std::string(table[k].name) + " never ran on " + isa_name(isa));
-    std::printf("%s: done\n", isa_name(isa));
+// All kernels of one instruction set.
+static void instruction_set(Isa isa) {
+  const std::string name = isa_name(isa);
+  if (!isa_supported(isa)) {
+    std::printf("%s: not on this CPU\n", isa_name(isa));
+    return;
   }
+  check(set_isa(isa_name(isa)) && active_isa() == isa, "set_isa " + name);
+  if (isa_has_ops(isa)) {
+    all<float>(name + " f32");
+    all<double>(name + " f64");
+  }
+  engine_kernels(isa);
+  engine_low(isa);
+  engine_plans(isa);
+  engine_planes(isa);
+  check(random_networks(isa, 1, 100) == 0, name + " engine: random networks");
+  int count = 0;
+  const KernelInfo* table = kernel_table(&count);
+  for (int k = 0; k < count && isa_has_ops(isa); ++k)
+    check(table[k].calls[static_cast<int>(isa)] > 0, std::string(table[k].name) + " never ran on " + name);
+  std::printf("%s: done\n", isa_name(isa));
+}
+
+// What no instruction set changes.
+static void common() {
   steps<float, uint32_t>();
   steps<double, uint64_t>();
   step_counters();
@@ -289,6 +291,32 @@ int main() {
   engine_low();
   tiles();
   check(!set_isa("sse9") && set_isa("auto"), "set_isa of an unknown name");
+  std::printf("common: done\n");
+}
+
+// Everything, or the parts named; --parts names them all, to run them side by side.
+int main(int count, char** arguments) {
+  std::vector<std::string> parts;
+  for (int i = static_cast<int>(Isa::count); i-- > 0;) parts.push_back(isa_name(static_cast<Isa>(i)));
+  parts.push_back("common");
+  if (count == 2 && arguments[1] == std::string("--parts")) {
+    for (const std::string& part : parts) std::printf("%s\n", part.c_str());
+    return 0;
+  }
+  const std::vector<std::string> asked = count > 1 ? std::vector<std::string>(arguments + 1, arguments + count) : parts;
+  std::printf("threads by %s\n", openmp_runtime());
+  for (const std::string& part : asked) {
+    int i = 0;
+    while (i < static_cast<int>(Isa::count) && part != isa_name(static_cast<Isa>(i))) ++i;
+    if (part == "common") {
+      common();
+    } else if (i < static_cast<int>(Isa::count)) {
+      instruction_set(static_cast<Isa>(i));
+    } else {
+      std::printf("selftest: expected --parts or some of what it prints, got %s\n", part.c_str());
+      return 2;
+    }
+  }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;
 }
