@@ -241,6 +241,12 @@ def define(
     return op
 
 
+def op(name: str) -> Op[Any, Any]:
+    """The op ``fastfer::<name>``."""
+    found: Op[Any, Any] = _OPS[name]
+    return found
+
+
 def autograd(
     op: Op[Any, Any],
     backward: Callable[[Any], Any],

@@ -83,6 +83,22 @@ def test_values_stay_bfloat16_and_biases_are_corrected() -> None:
     assert np.abs(back - want).max() < 1e-5 * np.abs(want).max()
 
 
+def test_what_is_added_to_bytes_needs_a_range() -> None:
+    """A sum of a convolution and a value without a range is kept in float32, whatever its own range."""
+    net, x = two()
+    weight, bias = net.weight(20, 20, 1, 1, scale=0.2), net.weight(20)
+    one = [1, 1, 1, 1, 0, 0, 0, 0, 1, 0]
+    y = net.add("conv", [1], one, [weight, bias], lambda v: F.conv2d(v, weight, bias))
+    y = net.add("add", [y, 1], [0], [], lambda a, b: a + b)
+    last = net.weight(6, 20, 1, 1)
+    net.add("conv", [y], one, [last, net.weight(6)], lambda v: F.conv2d(v, last, net.nodes[-1][3][1]))
+    (want,) = net.expected(x, [-1])
+    ranges = ranges_of(net.file(), x, net.shapes)
+    ranges[1] = (0.0, 0.0)
+    (got,) = run(_C.EnginePlan(net.file(ranges=ranges), dtype="int8"), x)
+    assert np.abs(got - want).max() < 0.03 * np.abs(want).max()
+
+
 @pytest.mark.parametrize(
     ("notes", "message"),
     [

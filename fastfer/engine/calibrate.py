@@ -134,3 +134,19 @@ def _correction(graph: Graph, node: Node, means: Array) -> Array:
     lost = weight - weights_as_stored(weight)
     result: Array = np.einsum("ockl,c,k,l->o", lost, means, rows, columns)
     return result
+
+
+def with_trained(graph: Graph, ranges: list[list[float]]) -> ByteNotes:
+    """Ranges that fine-tuning left, of what each convolution of a map reads, as `fastfer.train.quantise` lists them.
+
+    Raises ValueError where they are another network's.
+    """
+    found = [(0.0, 0.0)] * len(graph.values)
+    convs = [n for n in graph.nodes if n.op == "conv" and graph.values[n.output][1:] != (1, 1)]
+    kinds = [[n.attr("kh"), n.attr("kw"), n.attr("groups"), graph.values[n.output].channels] for n in convs]
+    if kinds != [row[:4] for row in ranges]:
+        raise ValueError("compile: dtype: expected ranges of this network's convolutions with its weights, got others")
+    for node, row in zip(convs, ranges, strict=True):
+        if row[4] < row[5]:
+            found[node.inputs[0]] = (row[4], row[5])
+    return ByteNotes(found)

@@ -83,7 +83,8 @@ def compile(
     ``strict`` keeps to plain float32 sums: within 1e-5 of torch, relative to the largest output, otherwise within
     1e-4. ``dtype`` is float32, or int8 for a quantised ONNX file, which has ranges and scales of its own; any other
     "int8" takes the ranges of its tensors from ``calibration``: float32 batches as the network takes them, or pairs
-    with such a batch first, as loaders give; ``rule`` is the one of `rules.RULES` by which ranges follow. With
+    with such a batch first, as loaders give; or, without any, those that fine-tuning for int8 left with a fastfer
+    model. ``rule`` is the one of `rules.RULES` by which ranges follow. With
     ``agreement`` it keeps those steps in bfloat16 that it takes to choose float32's class on that share of the images;
     ``engine.plan()`` has the table. "auto" takes the fastest precision on this CPU that chooses
     the same class as float32 on a share of at least ``agreement``, 0.99 by default, of these images, and says why.
@@ -136,7 +137,9 @@ def compile(
     subject = _subject(model, example, input_size)
     by_file = subject.is_quantised and dtype in (None, "int8") and calibration is None
     dtype = "int8" if by_file else dtype or "float32"
-    if not by_file and (dtype == "int8") != (calibration is not None):
+    trained_ranges = model.int8_ranges if isinstance(model, FerModel) and calibration is None else None
+    by_training = dtype == "int8" and trained_ranges is not None
+    if not by_file and not by_training and (dtype == "int8") != (calibration is not None):
         raise ValueError(f"compile: calibration: expected images for dtype int8, and for no other, got dtype {dtype}")
     known = subject.known
     names = known.get("classes") if class_names is None else class_names
@@ -163,6 +166,7 @@ def compile(
     if calibration is not None and "inputs" in known:
         raise ValueError("compile: dtype: expected float32 or bfloat16 for a network of several inputs, got int8")
     recipe = Recipe(subject, header, threads, dtype, fallback, rule, agreement, by_file=by_file)
+    recipe.trained = trained_ranges if by_training else None
     engine = recipe.engine(subject.size, calibration)
     if sizes == "any" and len(subject.size) == 3:
         engine.sizes = Sizes(recipe)

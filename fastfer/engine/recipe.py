@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastfer.engine import sensitivity
-from fastfer.engine.calibrate import batches_of, observed
+from fastfer.engine.calibrate import batches_of, observed, with_trained
 from fastfer.engine.convert import UncoveredError, converted
 from fastfer.engine.file import ByteNotes, to_bytes
 from fastfer.engine.fuse import fused
@@ -57,6 +57,7 @@ class Recipe:
     ops: tuple[str, ...] = ()
     by_file: bool = False
     table: sensitivity.Sensitivity | None = None
+    trained: list[list[float]] | None = None
 
     def engine(self, size: Size, calibration: Iterable[Any] | None = None) -> Engine:
         """The engine for images of ``size``. Raises as `compile`."""
@@ -64,7 +65,7 @@ class Recipe:
         try:
             program = paddings(self.subject.traced(size))
             graph = converted(program)
-            keeps = self.dtype == "int8" and calibration is None and self.notes is None
+            keeps = self.dtype == "int8" and calibration is None and self.notes is None and self.trained is None
             graph = fused(as_bytes(graph) if keeps else graph)
             described = dict(header)
             _describe_outputs(described, program)
@@ -81,6 +82,8 @@ class Recipe:
         if calibration is not None:
             self.notes = self._measured(graph, calibration)
             self.ops = _ops(graph)
+        elif self.trained is not None:
+            self.notes = with_trained(graph, self.trained)
         elif self.notes is not None and self.ops != _ops(graph):
             raise ValueError(f"compile: dtype: expected a network whose int8 ranges hold at any size, got it at {size}")
         if self.table is not None:

@@ -21,7 +21,7 @@ class FerModel(nn.Module, ABC):
 
     ``options`` are the constructor's arguments, enough to build the same network again; ``class_names``, where known,
     name the logits in order; ``pretrained`` says what `load_imagenet` did; ``embedding_dim`` is the width of
-    `forward_features`.
+    `forward_features`; ``int8_ranges`` are those that quantisation-aware fine-tuning ended with.
     """
 
     name: ClassVar[str]
@@ -37,6 +37,7 @@ class FerModel(nn.Module, ABC):
         self.options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **options}
         self.class_names: tuple[str, ...] | None = None
         self.pretrained: LoadReport | None = None
+        self.int8_ranges: list[list[float]] | None = None
 
     def __call__(self, x: Tensor, *args: Any, **options: Any) -> Any:
         """As a module's, with one update of all norms' running statistics on a GPU."""

@@ -8,6 +8,7 @@ constructor's arguments), "classes" (names in the order of the logits, or null),
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def save_weights(model: FerModel, path: str | Path, metadata: Mapping[str, Any] 
         raise TypeError(f"save_weights: model: expected a fastfer model, got {type(model).__name__}")
     own = {"fastfer": LAYOUT, "model": model.name, "options": model.options}
     entries = {"classes": model.class_names, **(metadata or {})}
+    if model.int8_ranges is not None:
+        entries["int8_ranges"] = model.int8_ranges
     for key, value in own.items():
         if entries.setdefault(key, value) != value:
             raise ValueError(f"save_weights: metadata[{key!r}]: expected {value!r} or nothing, got {entries[key]!r}")
@@ -73,6 +76,7 @@ def load_weights(path: str | Path) -> FerModel:
     model.load_state_dict({key: _widened(tensor) for key, tensor in state.items()}, assign=True)
     if metadata["classes"] is not None:
         model.class_names = tuple(metadata["classes"])
+    model.int8_ranges = _ranges(path, metadata.get("int8_ranges"))
     return model.eval()
 
 
@@ -86,6 +90,21 @@ def load(name: str | Path, data: str | None = None) -> FerModel:
     FileNotFoundError or ValueError, naming what there is.
     """
     return load_weights(name if data is None else shipped.path(str(name), data))
+
+
+def _ranges(path: str | Path, found: Any) -> list[list[float]] | None:
+    """The ranges that fine-tuning for int8 left, lists of six finite numbers."""
+    if found is None:
+        return None
+    for row in found if isinstance(found, list) else [None]:
+        if not (isinstance(row, list) and len(row) == 6 and all(_is_number(v) for v in row) and row[4] <= row[5]):
+            raise _invalid(path, f"int8_ranges: expected lists of six numbers, a range at the end, got {str(row)[:80]}")
+    ranges: list[list[float]] = found
+    return ranges
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _widened(tensor: Tensor) -> Tensor:

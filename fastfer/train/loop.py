@@ -31,6 +31,7 @@ from fastfer.train.objective import Objective, Targets, WithEmbedding
 from fastfer.train.optim import Schedule, make_optimizer, make_update
 from fastfer.train.options import Stage
 from fastfer.train.placement import Placement
+from fastfer.train.quantise import Quantised
 from fastfer.train.resolution import at_epoch
 from fastfer.train.teacher import Teacher
 
@@ -99,6 +100,12 @@ class Trainer:
             WithEmbedding(self.model, self.objective.needs_embedding, config.loss.softmax_trains), self.optimizer
         )
         self.take_step = make_update(self.optimizer, prepared, self.placement.device)
+        self._quantised: Quantised | None = None
+        if config.quantize == "int8":
+            if self.placement.processes > 1 or self.objective.needs_embedding or config.loss.softmax_trains == "head":
+                raise ValueError("quantize: expected one process and a loss of the logits alone")
+            size = preprocess.size or model.input_size
+            self._quantised = Quantised(self.model, (model.in_chans, *size))
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         # Waiting for each loss would let a GPU run dry: there it is looked at when the next step is under way.
         self._deferred = self.placement.device.type == "cuda" and config.on_nan == "stop"
@@ -206,7 +213,7 @@ class Trainer:
         return None
 
     def _computed(self, x: Tensor, targets: Targets, taught: Tensor | None, batch: int | None = None) -> Computed:
-        logits, embedding = self._network(x)
+        logits, embedding = (self._quantised or self._network)(x)
         loss = self.objective(logits, embedding, targets, batch)
         if self._teacher is not None and taught is not None:
             loss = self._teacher.mixed(loss, logits, taught)

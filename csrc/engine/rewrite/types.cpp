@@ -24,6 +24,11 @@ class Types {
     for (const int output : graph_.outputs) low_[at(output)] = false;
     for (size_t v = 0; v < low_.size() && target_.type == Type::uint8; ++v)
       if (taken_as(graph_, static_cast<int>(v), target_) == Type::float32) low_[v] = false;
+    for (const Node& node : graph_.nodes)
+      // What is added to bytes is bytes, too, so it needs a range.
+      if (target_.type == Type::uint8 && node.residual >= 0 && !graph_.fits_bytes(node.residual) &&
+          graph_.fits_bytes(node.output))
+        low_[at(node.output)] = false;
     for (const Node& node : graph_.nodes) {
       std::visit([&](const auto& op) { reads(node, op); }, node.op);
       if (node.residual < 0) continue;
