@@ -62,9 +62,11 @@ ROOMS: dict[str, set[str]] = {
     "export": {"data", "models", "weights"},
     "recipes": {"data"},
     "train": {
+        "_library",
         "_processes",
         "backend",
         "data",
+        "engine",
         "evaluate",
         "faces",
         "models",
