@@ -19,6 +19,7 @@ namespace ff {
 #undef FF_FAMILY
 void bind_engine(py::module_& m);
 void bind_memory(py::module_& m);
+void bind_pictures(py::module_& m);
 void bind_step(py::module_& m);
 #ifdef FASTFER_CUDA
 void bind_cuda(py::module_& m);
@@ -71,6 +72,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = __VERSION__;
   bind_memory(m);
   bind_engine(m);
+  bind_pictures(m);
 #define FF_FAMILY(name, device) bind_##name(m);
 #include "families.inc"
 #undef FF_FAMILY

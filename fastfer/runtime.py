@@ -311,6 +311,11 @@ def native() -> Any:
     return _C
 
 
+def own_precisions() -> tuple[str, ...]:
+    """Of float32 and bfloat16 what the ISA in use has instructions for: the other one runs, and slower."""
+    return ("float32",) if native().engine_way("bfloat16") == "float32" else ("float32", "bfloat16")
+
+
 def default_threads(threads: int | None = None) -> int:
     """``threads``, else ``FASTFER_NUM_THREADS``, else torch's number where torch is loaded, else the process's CPUs.
 

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from fastfer._lawful_use import LAWFUL_USE
 from fastfer.data import BASIC_NAMES
 from fastfer.faces.face import Face
 from fastfer.predict import DetectorNotFoundError
-from fastfer.runtime import native
+from fastfer.runtime import load, native
 from fastfer.web import cli
 from fastfer.web.guard import HEADERS
 from fastfer.web.limits import Limits
@@ -160,12 +159,18 @@ def test_settings_choose_the_recognizer(engine: Path, shipped: str) -> None:
     assert one["faces"][0] != other["faces"][0]
 
 
-def test_precisions_are_those_of_the_cpu(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    present = Recognizers(engine, faces="whole", threads=1).offers[engine.name]
-    assert present == ((None, "float32", "bfloat16") if native().isa() in ("avx512bf16", "amx") else (None, "float32"))
-    for isa in ("avx512bf16", "amx"):
-        monkeypatch.setattr("fastfer.web.recognizers.native", lambda isa=isa: SimpleNamespace(isa=lambda: isa))
-        assert Recognizers(engine, faces="whole", threads=1).offers[engine.name] == (None, "float32", "bfloat16")
+def test_precisions_are_those_that_the_kernels_have(engine: Path) -> None:
+    before, seen = native().isa(), set()
+    try:
+        for isa in native().isas(True):
+            native().set_isa(isa)
+            own = load(engine, dtype="bfloat16", threads=1)._plan.way != "float32"
+            wanted = (None, "float32", "bfloat16") if own else (None, "float32")
+            assert Recognizers(engine, faces="whole", threads=1).offers[engine.name] == wanted
+            seen.add(own)
+    finally:
+        native().set_isa(before)
+    assert False in seen  # the baseline
 
 
 def test_a_camera_numbers_and_smooths(url: str) -> None:

@@ -9,7 +9,9 @@
 
 #include "core/bind.h"
 #include "engine/graph/file.h"
+#include "engine/low_tiles.h"
 #include "engine/plan/plan.h"
+#include "engine/plan/program.h"
 
 namespace ff {
 namespace {
@@ -54,6 +56,11 @@ engine::Type type_of(const std::string& dtype) {
   if (dtype == "bfloat16") return engine::Type::bfloat16;
   if (dtype == "int8") return engine::Type::uint8;  // of maps; weights are int8
   throw py::value_error("EnginePlan: dtype: expected float32, bfloat16 or int8, got '" + dtype + "'");
+}
+
+std::string way_of(const std::string& dtype) {
+  const engine::LowTiles* tiles = engine::kernels_of(active_isa()).tiles(type_of(dtype));
+  return tiles ? tiles->way : "float32";
 }
 
 std::unique_ptr<Plan> make_plan(const py::buffer& file, int threads, const std::string& dtype, const std::string& isa,
@@ -173,6 +180,9 @@ void bind_engine(py::module_& m) {
   m.def("engine_ops", op_rows,
         "The operations of engine files: name, code, number of inputs (-1: one or more), names of attributes and of "
         "weights.");
+  m.def("engine_way", way_of, py::arg("dtype"),
+        "What dense convolutions of that dtype multiply with on the ISA in use; float32 where it has nothing of its "
+        "own.");
   m.def("engine_output_shape", shape_of, py::arg("op"), py::arg("inputs"), py::arg("attrs"), py::arg("weights"),
         "The (C, H, W) that an operation makes of maps of such shapes; of weights the numbers of floats. ValueError "
         "where they do not fit.");

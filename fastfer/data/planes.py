@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from fastfer._resample import resized
 
 Pixels = NDArray[np.uint8]
 RESIZE = "bilinear-antialiased"
@@ -17,7 +18,7 @@ RESIZE = "bilinear-antialiased"
 
 def grey(picture: Pixels) -> Pixels:
     """Luma of RGB, ITU-R 601 as in Pillow's "L": (H, W, 3) -> (H, W)."""
-    return np.asarray(Image.fromarray(picture).convert("L"))
+    return resized(picture, (picture.shape[0], picture.shape[1]), grey=True)
 
 
 def equalise(picture: Pixels) -> Pixels:
@@ -34,13 +35,6 @@ def equalise(picture: Pixels) -> Pixels:
     return levels
 
 
-def resize(picture: Pixels, size: tuple[int, int]) -> Pixels:
-    """(H, W) or (H, W, 3) -> (*size) or (*size, 3): along W, then along H, each rounded to a byte.
-
-    Either step is Pillow's BILINEAR; both at once would let Pillow pick the order.
-    """
-    image = Image.fromarray(picture)
-    for sides in ((size[1], image.height), (size[1], size[0])):
-        if image.size != sides:
-            image = image.resize(sides, Image.Resampling.BILINEAR)
-    return np.asarray(image)
+def resize(picture: Pixels, size: tuple[int, int], grey: bool = False) -> Pixels:
+    """(H, W) or (H, W, 3) -> (*size) or (*size, 3), ``grey`` first where asked; see `fastfer._resample.resized`."""
+    return resized(picture, size, grey)

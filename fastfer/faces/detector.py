@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from fastfer._resample import seen
 from fastfer.faces import yunet
 from fastfer.faces.detector_file import engine_bytes
 from fastfer.faces.face import Face, Picture
@@ -68,20 +69,18 @@ class YuNet:
         if isinstance(picture, Image.Image):
             if picture.mode not in ("RGB", "L"):
                 raise ValueError(f"picture: expected an image of mode RGB or L, got {picture.mode}")
-            return self._found(picture)
+            picture.load()
+            picture = seen(picture)
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
             raise ValueError(f"picture: expected uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}")
-        if not picture.size:
-            return []
-        return self._found(picture if max(picture.shape) <= self.longest else Image.fromarray(picture))
+        return self._found(picture) if picture.size else []
 
-    def _found(self, picture: Picture | Image.Image) -> list[Face]:
-        width, height = yunet.size_of(picture)
-        small = _shrunk(picture, self.longest) if isinstance(picture, Image.Image) else picture
-        columns, rows = yunet.size_of(small)
+    def _found(self, picture: Picture) -> list[Face]:
+        height, width = picture.shape[:2]
+        rows, columns = _shrunk(height, width, self.longest)
         size = yunet.input_size(rows, columns)
         x = np.empty((1, 3, *size), np.uint8)
-        yunet.to_input(small, x[0])
+        yunet.to_input(picture, x[0], (rows, columns))
         maps = _named(self.engine(size)(x))
         found = yunet.faces({name: value[0] for name, value in maps.items()}, size, self.score, self.overlap)
         scale = width / columns, height / rows
@@ -158,14 +157,10 @@ def as_face(item: Any) -> Face:
     return Face((left, top, width, height), rest[-1] if rest else 1.0, points)
 
 
-def _shrunk(image: Image.Image, longest: int) -> Image.Image:
-    """The image, no side longer than ``longest``."""
-    scale = longest / max(image.size)
-    if scale >= 1:
-        return image
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    # Whole pixels are averaged first, down to twice the size: a photograph of 12 million takes a third of the time.
-    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+def _shrunk(height: int, width: int, longest: int) -> tuple[int, int]:
+    """(H, W) of a picture, no side longer than ``longest``."""
+    scale = min(1.0, longest / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _scaled(face: Face, x: float, y: float) -> Face:

@@ -80,14 +80,15 @@ class FaceCrop:
             if self.missing == "whole":
                 return picture
             raise FaceNotFoundError(f"no face found in a picture of {picture.shape[1]}×{picture.shape[0]} pixels")
-        return self.cut(picture, max(faces, key=lambda face: face.box[2] * face.box[3]))
+        # A view would keep the picture.
+        return self.cut(picture, max(faces, key=lambda face: face.box[2] * face.box[3])).copy()
 
     def side(self, face: Face) -> int:
         """Of the square around ``face``, in pixels."""
         return max(1, math.floor(max(face.box[2:]) * (1 + 2 * self.margin) + 0.5))
 
     def cut(self, picture: Picture, face: Face) -> Picture:
-        """The square around ``face`` at the picture's own scale, (S, S) or (S, S, 3)."""
+        """The square around ``face`` at the picture's own scale, (S, S) or (S, S, 3); a view of it where it can be."""
         left, top, width, height = face.box
         side = self.side(face)
         x, y = left + width / 2, top + height / 2
@@ -121,7 +122,7 @@ class FaceCrop:
 def _window(picture: Picture, left: int, top: int, side: int) -> Picture:
     """A square of the picture, whose border is repeated beyond it."""
     if min(left, top) >= 0 and left + side <= picture.shape[1] and top + side <= picture.shape[0]:
-        return picture[top : top + side, left : left + side].copy()  # a view would keep the picture
+        return picture[top : top + side, left : left + side]
     rows = np.clip(np.arange(top, top + side), 0, picture.shape[0] - 1)
     columns = np.clip(np.arange(left, left + side), 0, picture.shape[1] - 1)
     return picture[rows][:, columns]

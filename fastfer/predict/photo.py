@@ -13,11 +13,11 @@ import math
 import numpy as np
 from PIL import Image
 
+from fastfer._resample import seen
 from fastfer.data.images import opened, orientation, upright_image
 from fastfer.data.manifest import Sample
 from fastfer.data.split import DataError
 from fastfer.faces.face import Face, FaceCrop, Picture
-from fastfer.faces.yunet import size_of
 
 _REDUCTIONS = (8, 4, 2)
 _SCALED = frozenset({"JPEG", "MPO"})
@@ -35,7 +35,7 @@ class Photo:
 
     size   width and height of the whole picture, upright
     by     what its sides are divided by as it is decoded now
-    view   it as decoded now: uint8 RGB (H, W, 3) or grey (H, W), or a Pillow image of mode RGB or L
+    view   it as decoded now: uint8 RGB (H, W, 3) or grey (H, W), maybe a view of pixels of four bytes
     """
 
     def __init__(
@@ -46,26 +46,27 @@ class Photo:
         Raises DataError for a damaged picture, or one of more than ``most`` pixels.
         """
         self.size: tuple[int, int]
-        self.view: Picture | Image.Image
+        self.view: Picture
         self.by, self._corner = 1, (0, 0)
         self._sample: Sample | None = None
         if isinstance(picture, Sample):
             self._sample = picture
             opened(picture, lambda image: self._read(image, longest, most))
         else:
-            self.view, self.size = picture, size_of(picture)
+            self.view = seen(picture) if isinstance(picture, Image.Image) else picture
+            self.size = _size(self.view)
 
     @property
     def bytes(self) -> int:
         """What its pixels take as decoded now."""
-        width, height = size_of(self.view)
-        return width * height * (4 if isinstance(self.view, Image.Image) else self.view.size // (width * height))
+        height, width = self.view.shape[:2]
+        return int(height * width * (self.view.strides[1] if self.view.ndim == 3 else 1))
 
     def pixels(self) -> Picture:
         """All of them, decoded where they are not yet: uint8 RGB (H, W, 3) or grey (H, W)."""
         self.refine(1)
-        if isinstance(self.view, Image.Image):
-            self.view = np.asarray(self.view)
+        if self.view.ndim == 3 and self.view.strides[1] == 4:  # others than ours expect three bytes
+            self.view = np.ascontiguousarray(self.view)
         return self.view
 
     def refine(self, by: int) -> None:
@@ -81,16 +82,12 @@ class Photo:
         """The part of the view that ``crop`` shows of a face, and the face in it: the same crop as of all the view."""
         if self.by != 1:
             face = face.moved(1 / self.by, *(-value / self.by for value in self._corner))
-        width, height = size_of(self.view)
+        width, height = _size(self.view)
         x, y = face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2
         reach = 0.75 * crop.side(face) + 4  # a turned square reaches sqrt(1/2) of its side
         left, right = _between(x - reach, x + reach, width)
         top, bottom = _between(y - reach, y + reach, height)
-        if isinstance(self.view, Image.Image):
-            part = np.asarray(self.view.crop((left, top, right, bottom)))
-        else:
-            part = self.view[top:bottom, left:right]
-        return part, face.moved(1, -left, -top)
+        return self.view[top:bottom, left:right], face.moved(1, -left, -top)
 
     def _read(self, image: Image.Image, longest: int | None, most: int | None) -> None:
         width, height = image.size
@@ -103,11 +100,16 @@ class Photo:
             image.draft(None, (width // by, height // by))
             if image.size != (-(-width // by), -(-height // by)):
                 by = 1
-        self.view, self.by = upright_image(image), by
+        self.view, self.by = seen(upright_image(image)), by
         self.size = (height, width) if turn >= 5 else (width, height)
         # The last column and row may stand for less than ``by`` pixels; mirrored they are the first ones.
-        rest = [side - by * part for side, part in zip(self.size, size_of(self.view), strict=True)]
+        rest = [side - by * part for side, part in zip(self.size, _size(self.view), strict=True)]
         self._corner = rest[0] if turn in _MIRRORED_X else 0, rest[1] if turn in _MIRRORED_Y else 0
+
+
+def _size(view: Picture) -> tuple[int, int]:
+    """Width and height."""
+    return view.shape[1], view.shape[0]
 
 
 def _between(first: float, last: float, size: int) -> tuple[int, int]:

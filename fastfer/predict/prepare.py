@@ -40,12 +40,10 @@ class Prepare:
         # The order is that of InputSpec, as rounding makes another one other bytes. Grey stays one channel throughout:
         # three equal ones would go through every step alike.
         if stored is not None:
-            x = planes.resize(_grey(x) if stored[0] == 1 else x, stored[1:])
-        if settings.colour == "grey" or settings.equalise:
-            x = _grey(x)
+            x = planes.resize(x, stored[1:], grey=stored[0] == 1)
         if settings.equalise:
-            x = planes.equalise(x)
-        x = planes.resize(_grey(x) if self.shape[0] == 1 else x, self.shape[1:])
+            x = planes.equalise(x if x.ndim == 2 else planes.grey(x))
+        x = planes.resize(x, self.shape[1:], grey=settings.colour == "grey" or self.shape[0] == 1)
         if x.ndim == 2:
             return np.broadcast_to(x, (self.shape[0], *x.shape))
         return x.transpose(2, 0, 1)
@@ -61,7 +59,3 @@ class Prepare:
         mean, std = (np.array(values)[:, None, None] for values in (settings.mean, settings.std))
         scaled: NDArray[np.float32] = pixels * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
         return scaled
-
-
-def _grey(x: Picture) -> Picture:
-    return planes.grey(x) if x.ndim == 3 else x

@@ -12,7 +12,7 @@ from fastfer.data.files import printable
 from fastfer.faces.detector import Detector, YuNet
 from fastfer.faces.detector_file import DetectorNotFoundError
 from fastfer.predict.recognizer import Recognizer
-from fastfer.runtime import native
+from fastfer.runtime import own_precisions
 from fastfer.web.settings import FACES, Settings
 
 _KEPT = 6
@@ -118,5 +118,5 @@ class Recognizers:
 
 def _precisions(source: str | Path) -> tuple[str | None, ...]:
     """What this CPU computes in; an engine file may be of another precision than these, and be left as it is."""
-    known = ("float32", "bfloat16") if native().isa() in ("avx512bf16", "amx") else ("float32",)
+    known = own_precisions()
     return (None, *known) if Path(source).suffix == ".ffe" else known

@@ -16,6 +16,7 @@
 #include "gate.h"
 #include "linked.h"
 #include "loss.h"
+#include "pictures.h"
 #include "pool.h"
 #include "step.h"
 #include "stream.h"
@@ -269,6 +270,7 @@ static void instruction_set(Isa isa) {
   if (isa_has_ops(isa)) {
     all<float>(name + " f32");
     all<double>(name + " f64");
+    resized_pictures(isa);
   }
   engine_kernels(isa);
   engine_low(isa);
