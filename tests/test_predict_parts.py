@@ -191,6 +191,35 @@ def test_without_ray(engine: Path, inputs: Path, tmp_path: Path, monkeypatch: An
     assert "--ray needs Ray: pip install 'fastfer[ray]'" in capsys.readouterr().err
 
 
+class Starting:
+    """A Ray that starts at a certain attempt."""
+
+    def __init__(self, error: Exception, failures: int) -> None:
+        self.error, self.failures, self.ended = error, failures, 0
+
+    def init(self, **options: Any) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+
+    def shutdown(self) -> None:
+        self.ended += 1
+
+
+def test_a_cluster_that_starts_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_agent_register_timeout_ms", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    late = Starting(Exception("timed out during startup"), 2)
+    cluster._start(late, None)
+    assert late.ended == 2
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    with pytest.raises(OSError, match="no cluster started: timed out"):
+        cluster._start(Starting(Exception("timed out during startup"), 3), None)
+    with pytest.raises(ConnectionError):
+        cluster._start(Starting(ConnectionError("no cluster there"), 1), "there:1")
+
+
 @pytest.mark.full
 def test_a_machine_is_lost(engine: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Two machines; one is killed while parts are in work on both: each picture is in the results once."""

@@ -8,6 +8,7 @@ and results lie in a file system that all machines share.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -22,6 +23,8 @@ from fastfer.predict.recognizer import Recognizer
 _BLOCKS = 10_000
 """Tasks at most: a part each, or several where there are more, as Ray plans all tasks ahead."""
 
+_ATTEMPTS = 3
+
 
 def run(
     todo: Sequence[Part], recognizer: Recognizer, out: Path, *, address: str | None, step: Callable[[], None]
@@ -32,7 +35,7 @@ def run(
     """
     ray = _ray()
     if not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        _start(ray, address)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     known = pickle.dumps(recognizer)
@@ -49,6 +52,25 @@ def run(
     lost = [part for part in todo if not parts.done(part.file(out))]
     if lost:
         raise OSError(f"--out: {len(lost)} parts are not in {out}: expected a folder that all machines of Ray share")
+
+
+def _start(ray: Any, address: str | None) -> None:
+    """Connect to the cluster, or start one here: on a busy machine that takes minutes, and more than one attempt.
+
+    Ray gives its own parts 30 s to start, and ends them. Lost workers are replaced as often as it takes by default.
+    """
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "600000")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+            return
+        except ConnectionError:
+            raise  # there is no such cluster
+        except Exception as error:  # Ray raises Exception itself for what did not start in time
+            ray.shutdown()
+            if not left:
+                raise OSError(f"--ray: no cluster started: {printable(_last_line(error))}") from error
 
 
 def work(batch: dict[str, Any], recognizer: bytes, out: str) -> dict[str, Any]:
