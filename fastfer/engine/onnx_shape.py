@@ -63,17 +63,64 @@ def _range(g: Tracer, node: OnnxNode, start: Value, limit: Value, delta: Value) 
 @onnx_op("Reshape")
 def _reshape(g: Tracer, node: OnnxNode, x: Value, shape: Any = None) -> Any:
     sizes = ints(node.attrs["shape"] if shape is None else shape, "sizes")
+    once = None if isinstance(x, Tensor) else g.once.get(node.inputs[0])
+    # Sizes that an earlier run for the file's own number of images had, too, are numbers of the file.
+    as_written = once is not None and (shape is None or g.once.get(node.inputs[1]) == tuple(sizes))
+    own = once if as_written and once is not None else tuple(x.shape)
     if not node.attrs.get("allowzero"):
-        sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(sizes)]
+        sizes = [own[i] if size == 0 else size for i, size in enumerate(sizes)]
+    if isinstance(x, Tensor):
+        return x.reshape(sizes)
+    if once is not None:  # in every run alike, so that these can be compared
+        sizes = known(own, sizes)
+    if as_written:
+        sizes, g.lead = of_images(own, x.shape, sizes, g.leads.get(node.inputs[0], 1), g.declared or 1)
     return reshaped(g, x, sizes)
 
 
+def known(shape: tuple[int, ...], sizes: list[int]) -> list[int]:
+    """The sizes of a reshape of ``shape`` with a number in place of one -1."""
+    if sizes.count(-1) != 1:
+        return sizes
+    return [prod(shape) // max(-prod(sizes), 1) if size == -1 else size for size in sizes]
+
+
+def of_images(
+    own: tuple[int, ...], shape: tuple[int, ...], sizes: list[int], lead: int, declared: int
+) -> tuple[list[int], int]:
+    """Sizes that the file gives a tensor of ``own`` shape for its number of images, as those of one of ``shape``; and
+    how many elements of the size that now has the images stand before them, as ``lead`` do in the tensor's.
+
+    Of one image, whose 1 may have gone: (T, 1, C) as (T, heads, C / heads) is (T, N · heads, C / heads), as (T, C) it
+    is (T · N, C). A place in which images would mix is refused later, as in every network.
+    """
+    grown = [axis for axis, size in enumerate(own) if size != shape[axis]]
+    if len(grown) != 1 or prod(own) == 0:
+        return sizes, 1
+    axis, images = grown[0], shape[grown[0]] * declared // own[grown[0]]
+    first = prod(own[:axis]) * lead
+    starts = [prod(sizes[:i]) for i in range(len(sizes))]
+    places = [
+        i
+        for i, start in enumerate(starts)
+        if start * sizes[i] > 0 and first % start == 0 and start * sizes[i] % (first * declared) == 0
+    ]
+    begin = [i for i in places if starts[i] == first]
+    exact = [i for i in begin if sizes[i] == declared]
+    # The last size, channels for the most part, does not hold images where the one before may.
+    ends = [i for i in places if starts[i] < first == starts[i] * sizes[i]]
+    ends = [i for i in ends if sizes[i + 1 :] == list(own[axis + 1 :]) or i == len(sizes) - 2]
+    chosen = next(iter(exact + ends + begin + places), None)
+    if chosen is None:
+        return sizes, 1
+    scaled = [size // declared * images if i == chosen else size for i, size in enumerate(sizes)]
+    return scaled, first // starts[chosen]
+
+
 def reshaped(g: Tracer, x: Value, sizes: list[int]) -> Any:
-    """The tensor with other sizes; a number of images that the file fixes stands for any."""
+    """The tensor with other sizes."""
     if isinstance(x, Tensor):
         return x.reshape(sizes)
-    if g.declared is not None and sizes and sizes[0] == g.declared and x.shape and x.shape[0] == g.images:
-        sizes = [g.images, *sizes[1:]]
     if sizes and g.declared is None and x.shape[:1] == (g.images,) and sizes[0] in range(1, g.images) and -1 in sizes:
         raise Uncovered(f"sizes {tuple(sizes)} that fix the number of images, which is free in the input")
     return x if tuple(sizes) == x.shape else g.call(aten.reshape.default, x, sizes)

@@ -71,10 +71,13 @@ def program_of(model: OnnxModel, size: Sequence[int], shapes: Sequence[Sequence[
     """
     batch = model.inputs[0].dims[0]
     declared = batch if isinstance(batch, int) else None
-    programs = [Tracer(model, size, images, declared, shapes).traced() for images in (BATCH, OTHER_BATCH)]
+    made: dict[str, tuple[int, ...]] = {}
+    if declared is not None:
+        tracer = Tracer(model, size, declared, declared, shapes)
+        once, made = tracer.traced(), tracer.noted()
+    programs = [Tracer(model, size, images, declared, shapes, made).traced() for images in (BATCH, OTHER_BATCH)]
     program = for_any_batch(*programs)
     if declared is not None:
-        once = Tracer(model, size, declared, declared, shapes).traced()
         for of_any, of_one in zip(program.outputs, once.outputs, strict=True):
             shape = once.sizes[of_one]
             if program.sizes[of_any][1:] != shape[1:] or shape[:1] != (declared,):

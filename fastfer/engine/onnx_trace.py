@@ -9,7 +9,7 @@ without memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -25,6 +25,7 @@ from fastfer.engine.views import Uncovered
 
 _MOST_ELEMENTS = 1 << 26
 _MOST_BYTES = 1 << 31
+_MOST_SIZES = 16
 _AS_FLOAT32 = (torch.float16, torch.bfloat16, torch.float64)
 """What is computed in float32, as an engine computes."""
 
@@ -69,7 +70,7 @@ class Tracer:
     """Runs a model's nodes for a number of images.
 
     ``shapes`` are those of several inputs that stand in one vector. ``declared`` is the number of images that the file
-    fixes: it stands for any number where a reshape names it first.
+    fixes, and ``once`` what `noted` gives for so many: sizes that the file gives as numbers are for these.
     """
 
     def __init__(
@@ -79,8 +80,11 @@ class Tracer:
         images: int,
         declared: int | None,
         shapes: Sequence[Sequence[int]] | None = None,
+        once: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        self.model, self.images, self.declared = model, images, declared
+        self.model, self.images, self.declared, self.once = model, images, declared, once or {}
+        self.leads: dict[str, int] = {}
+        self.lead = 1
         self.node = model.nodes[0] if model.nodes else OnnxNode("", "", (), ("",), {})
         self.count, self.bytes = 0, 0
         self.held: dict[int, Ref] = {}
@@ -161,6 +165,8 @@ class Tracer:
                 raise UncoveredError(f"compile: {self.model.path}: {node}: its output {number}")
             if name:
                 self.values[name] = results[number]
+                if self.once:
+                    self.leads[name] = self.lead if node.op == "Reshape" else self._lead_of(name, node)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         """What a torch op makes of its arguments: a `Traced`, or a tensor where all of them are constants."""
@@ -177,6 +183,29 @@ class Tracer:
         self.program.calls.append(Call(target, own[0], own[1], tuple(t.ref for t in made), str(self.node)))
         return made if isinstance(result, (tuple, list)) else made[0]
 
+    def noted(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what depends on the input, and the numbers that may be sizes, by name."""
+        made = {}
+        for name, value in self.values.items():
+            if isinstance(value, Traced):
+                made[name] = value.shape
+            elif isinstance(value, Tensor) and not value.dtype.is_floating_point and value.numel() <= _MOST_SIZES:
+                made[name] = tuple(int(v) for v in value.reshape(-1).tolist())
+        return made
+
+    def _lead_of(self, name: str, node: OnnxNode) -> int:
+        """How many elements stand before the images in the size of a result that grows with them: as in the input
+        whose own grows alike."""
+        sizes = self._growing(name)
+        alike = [other for other in node.inputs if other in self.leads and self._growing(other) == sizes]
+        return self.leads[alike[0]] if sizes and alike else 1
+
+    def _growing(self, name: str) -> list[int]:
+        value, own = self.values.get(name), self.once.get(name)
+        if not isinstance(value, Traced) or own is None or len(own) != value.dim():
+            return []
+        return [a for a, b in zip(own, value.shape, strict=True) if a != b]
+
     def repeated(self, constant: Tensor) -> Traced:
         """A constant (1, ...) for each of the images, however many there are."""
         sizes = [self.images, *(-1 for _ in constant.shape[1:])]
@@ -184,12 +213,15 @@ class Tracer:
         return self._noted(aten.expand.default, (self._held(constant), sizes), meta)
 
     def beside_images(self, values: Sequence[Value]) -> list[Value]:
-        """Values of which some are of the images: constants that are the same for all that the file fixes (class
-        tokens, coordinates) for however many there are."""
+        """Values of which some are of the images: constants that are the same for each of them (class tokens,
+        coordinates), as many as the file fixes or as a shape of the input said, for however many there are."""
         if not any(isinstance(v, Traced) and v.shape[:1] == (self.images,) for v in values):
             return list(values)
         same = [
-            isinstance(v, Tensor) and v.dim() > 0 and len(v) in (1, self.declared) and bool((v == v[:1]).all())
+            isinstance(v, Tensor)
+            and v.dim() > 0
+            and len(v) in (1, self.declared, self.images)
+            and bool((v == v[:1]).all())
             for v in values
         ]
         return [self.repeated(v[:1]) if fits else v for v, fits in zip(values, same, strict=True)]  # type: ignore[index]
