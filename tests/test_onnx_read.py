@@ -99,6 +99,34 @@ def _large(count: int = 1) -> Any:
     return model([node("ConstantOfShape", "s", out="c"), node("Add", "x", "c")], constants={"s": sizes})
 
 
+def _loop() -> Any:
+    turns, more = (helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("a", 9)))
+    body = helper.make_graph(
+        [node("Identity", "a", out="b")], "b", [turns, more], [helper.make_tensor_value_info("b", 9, [])]
+    )
+    return model([node("Loop", "", "c", body=body)], constants={"c": np.array(True)})
+
+
+def _twice(kind: str) -> Any:
+    """A name that is there twice among inputs, outputs or initializers."""
+    return _changed(lambda proto: getattr(proto.graph, kind).append(getattr(proto.graph, kind)[0]))
+
+
+def _many_nodes(count: int) -> Any:
+    proto = model([node("Relu", "x")])
+    proto.graph.node.extend([onnx.NodeProto(op_type="Relu", input=["x"])] * count)
+    return proto
+
+
+def _repeated(count: int) -> Any:
+    nodes = [node("Unsqueeze", "x", "a", out="u"), node("Expand", "u", "s")]
+    return model(nodes, constants={"a": np.array([2]), "s": np.array([1, 4, count, 8, 8])})
+
+
+def _sized(*shape: int | str) -> Any:
+    return model([node("Relu", "x")], shape)
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "claims more": (lambda: _claims([2, 4, 3, 300]), "expected 28800 bytes for the shape"),
     "claims a petabyte": (lambda: _claims([1 << 20, 1 << 20, 1 << 10]), "bytes for the shape"),
@@ -111,6 +139,20 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "beyond its end": (lambda: _external("w.bin", offset="1000"), "expected bytes 1000 to 1288"),
     "a circle": (_circle, "without a circle"),
     "control flow": (_branch, r"\(If\): expected no control flow"),
+    "a loop": (_loop, r"\(Loop\): expected no control flow"),
+    "two inputs of one name": (lambda: _twice("input"), "expected inputs of different names"),
+    "two outputs of one name": (lambda: _twice("output"), "expected outputs of different names"),
+    "two initializers of one name": (lambda: _twice("initializer"), "expected initializers of different names"),
+    "a million nodes": (lambda: _many_nodes(1_000_000), "expected at most 100000 nodes, got 1000001"),
+    "absurd repeats": (lambda: _repeated(1 << 40), r"\(Expand\): expected results of at most"),
+    "absurd images": (lambda: _sized(1 << 62, 4, 8, 8), "input 'x': expected sizes of at most"),
+    "many images": (lambda: _sized(1 << 30, 4, 8, 8), r"\(Relu\): expected results of at most"),
+    "negative images": (lambda: _sized(-1, 4, 8, 8), "input 'x': expected sizes >= 0"),
+    "absurd pixels": (lambda: _sized("n", 4, 1 << 40, 1 << 40), "input 'x': expected sizes of at most"),
+    "absurd window": (
+        lambda: model([node("MaxPool", "x", kernel_shape=[1 << 40] * 2, pads=[1 << 39] * 4)]),
+        r"\(MaxPool\): kernel, strides, dilations, pads: expected numbers of at most",
+    ),
     "custom domain": (lambda: _changed(_in_another_domain), "got the domain 'com.custom'"),
     "future opset": (lambda: _opset(999), "opset: expected 7 to [0-9]+, .* got 999"),
     "past opset": (lambda: _opset(3), "opset: expected 7 to"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastfer.engine.onnx_pointwise import axis_of, fixed
-from fastfer.engine.onnx_read import OnnxError, OnnxNode
+from fastfer.engine.onnx_read import MOST_SIZE, OnnxError, OnnxNode
 from fastfer.engine.onnx_shape import padded
 from fastfer.engine.onnx_trace import Traced, Tracer, Value, aten, onnx_op
 from fastfer.engine.views import Uncovered
@@ -27,6 +27,8 @@ def _window(node: OnnxNode, x: Value, kernel: Sequence[int]) -> tuple[list[int],
     pads, auto = node.attrs.get("pads") or [0] * 2 * count, node.attrs.get("auto_pad", "NOTSET")
     if any(len(part) != n for part, n in ((strides, count), (dilations, count), (pads, 2 * count))):
         raise OnnxError(f"strides, dilations, pads: expected {count}, {count} and {2 * count} numbers, got others")
+    if any(abs(number) > MOST_SIZE for number in (*kernel, *strides, *dilations, *pads)):
+        raise OnnxError(f"kernel, strides, dilations, pads: expected numbers of at most {MOST_SIZE}, got others")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         sides = []
         for size, k, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True):

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastfer.engine import onnx_layers, onnx_shape  # noqa: F401 - they register what is wrapped here
 from fastfer.engine.onnx_pointwise import axis_of, fixed, number
 from fastfer.engine.onnx_read import OnnxError, OnnxNode
-from fastfer.engine.onnx_trace import HANDLERS, Traced, Tracer, Value, aten, onnx_op
+from fastfer.engine.onnx_trace import HANDLERS, Quantized, Traced, Tracer, Value, aten, onnx_op
 from fastfer.engine.views import Uncovered
 
 _LIMITS = {
@@ -42,7 +43,8 @@ def _parts(node: OnnxNode, x: Value, scale: Value, zero: Any) -> tuple[Tensor, T
 
 
 @onnx_op("QuantizeLinear")
-def _quantize(g: Tracer, node: OnnxNode, x: Value, scale: Value, zero: Any = None) -> Any:
+def quantized(g: Tracer, node: OnnxNode, x: Value, scale: Value, zero: Any = None) -> Any:
+    """Numbers as integers."""
     rate, offset = _parts(node, x, scale, zero)
     if offset.dtype not in _LIMITS:
         raise Uncovered(f"a quantisation to {offset.dtype}")
@@ -51,28 +53,39 @@ def _quantize(g: Tracer, node: OnnxNode, x: Value, scale: Value, zero: Any = Non
         g.spend(x.numel(), 4)
         rounded = torch.clamp(torch.round(x.float() / rate) + offset.float(), low, high)
         return rounded.to(offset.dtype)
-    return Quantized(_rounded(g, x, rate, offset, low, high), offset.dtype)
+    return _again(g, x, offset.dtype, _rounding(rate, offset, low, high))
 
 
-class Quantized:
-    """An activation between a QuantizeLinear and its DequantizeLinear: the numbers that its integers stand for."""
-
-    def __init__(self, real: Traced, dtype: torch.dtype) -> None:
-        self.real, self.dtype = real, dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.real.shape
-
-    def dim(self) -> int:
-        return self.real.dim()
-
-
-def _rounded(g: Tracer, x: Traced, rate: Tensor, offset: Tensor, low: int, high: int) -> Traced:
+def _rounding(rate: Tensor, offset: Tensor, low: int, high: int) -> tuple[Any, ...]:
     scale, zero = number(rate), number(offset)
     if scale is None or zero is None:
         raise Uncovered("an activation that is quantised with a scale for each channel")
-    return g.like(aten.fake_quantize_per_tensor_affine.default, x, scale, int(zero), low, high)
+    return scale, int(zero), low, high
+
+
+def _again(g: Tracer, x: Traced, dtype: torch.dtype, rounding: tuple[Any, ...]) -> Quantized:
+    return Quantized(g.like(aten.fake_quantize_per_tensor_affine.default, x, *rounding), dtype, rounding)
+
+
+def _of_integers(name: str) -> None:
+    """An operator that only moves or chooses elements takes integers as they are."""
+    of_numbers = HANDLERS[name]
+
+    def handler(g: Tracer, node: OnnxNode, x: Any, *rest: Any) -> Any:
+        if not isinstance(x, Quantized):
+            return of_numbers(g, node, x, *rest)
+        results = of_numbers(g, node, x.real, *rest)
+        parts = results if isinstance(results, (tuple, list)) else [results]
+        return [_again(g, part, x.dtype, x.rounding) for part in parts]
+
+    onnx_op(name)(handler)
+
+
+for _name in (
+    "DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+):  # fmt: skip
+    _of_integers(_name)
 
 
 @onnx_op("DequantizeLinear")
@@ -89,24 +102,26 @@ def _dequantize(g: Tracer, node: OnnxNode, x: Any, scale: Value, zero: Any = Non
 @onnx_op("QLinearConv")
 def _qlinear_conv(g: Tracer, node: OnnxNode, x: Any, x_scale: Value, x_zero: Any, w: Value, w_scale: Value,
                   w_zero: Any, y_scale: Value, y_zero: Any, bias: Any = None) -> Any:  # fmt: skip
-    by_output = OnnxNode(node.op, node.name, node.inputs, node.outputs, {**node.attrs, "axis": 0})
-    weight = _dequantize(g, by_output, w, w_scale, w_zero)
+    weight = real(g, node, w, w_scale, w_zero, 0)
     if bias is not None:  # its scale is that of the products
         rate = fixed(x_scale, "a scale").float().reshape(-1) * fixed(w_scale, "a scale").float().reshape(-1)
         bias = fixed(bias, "a bias").float() * rate
     y = HANDLERS["Conv"](g, node, _real(x), weight, bias)
-    return _quantize(g, node, y, y_scale, y_zero)
+    return quantized(g, node, y, y_scale, y_zero)
 
 
 @onnx_op("QLinearMatMul")
 def _qlinear_matmul(g: Tracer, node: OnnxNode, a: Any, a_scale: Value, a_zero: Any, b: Any, b_scale: Value,
                     b_zero: Any, y_scale: Value, y_zero: Any) -> Any:  # fmt: skip
-    last = OnnxNode(node.op, node.name, node.inputs, node.outputs, {**node.attrs, "axis": -1})
-    parts = [
-        _real(value) if isinstance(value, Quantized) else _dequantize(g, last, value, scale, zero)
-        for value, scale, zero in ((a, a_scale, a_zero), (b, b_scale, b_zero))
-    ]
-    return _quantize(g, node, g.call(aten.matmul.default, *parts), y_scale, y_zero)
+    parts = [real(g, node, a, a_scale, a_zero, -1), real(g, node, b, b_scale, b_zero, -1)]
+    return quantized(g, node, g.call(aten.matmul.default, *parts), y_scale, y_zero)
+
+
+def real(g: Tracer, node: OnnxNode, x: Any, scale: Value, zero: Any, axis: int = 1) -> Value:
+    """The numbers of integers, of constants with scales along an axis."""
+    along = OnnxNode(node.op, node.name, node.inputs, node.outputs, {**node.attrs, "axis": axis})
+    value: Value = _dequantize(g, along, x, scale, zero)
+    return value
 
 
 def _real(x: Any) -> Traced:

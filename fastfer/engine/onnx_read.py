@@ -24,7 +24,11 @@ OLDEST = 7
 _LARGEST_FILE = 2**31 - 1
 _MOST_NODES = 100_000
 _MOST_RANK = 16
+MOST_SIZE = 2**31 - 1
+"""Of one dimension, and of what windows are described by."""
 _DOMAINS = ("", "ai.onnx")
+MICROSOFT = "com.microsoft"
+"""The domain of what ONNX Runtime's quantiser and optimiser write; its name stands before that of the operator."""
 
 
 class OnnxError(ValueError):
@@ -131,6 +135,8 @@ def _model(proto: Any, path: str) -> OnnxModel:
     if len(held) != len(graph.initializer):
         raise OnnxError("expected initializers of different names")
     inputs = [value for value in graph.input if value.name not in held]
+    if len({value.name for value in inputs}) != len(inputs):
+        raise OnnxError("expected inputs of different names")
     chosen = _ordered(list(graph.node), {value.name for value in inputs} | held.keys(), outputs)
     folder = Path(path).resolve().parent
     nodes = [_node(node, folder) for node in chosen]
@@ -244,10 +250,11 @@ def _label(node: Any) -> str:
 
 def _node(proto: Any, folder: Path) -> OnnxNode:
     where = _label(proto)
-    if proto.domain not in _DOMAINS:
+    if proto.domain not in (*_DOMAINS, MICROSOFT):
         raise OnnxError(f"{where}: expected an operator of ONNX itself, got the domain {shortened(proto.domain)}")
     attrs = {attribute.name: _attribute(attribute, where, folder) for attribute in proto.attribute}
-    return OnnxNode(proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attrs)
+    op = f"{MICROSOFT}.{proto.op_type}" if proto.domain == MICROSOFT else proto.op_type
+    return OnnxNode(op, proto.name, tuple(proto.input), tuple(proto.output), attrs)
 
 
 def _attribute(attribute: Any, where: str, folder: Path) -> Any:
@@ -286,6 +293,8 @@ def _input(value: Any) -> OnnxInput:
         kind = dim.WhichOneof("value")
         if kind == "dim_value" and dim.dim_value < 0:
             raise OnnxError(f"{where}: expected sizes >= 0, got {dim.dim_value}")
+        if kind == "dim_value" and dim.dim_value > MOST_SIZE:
+            raise OnnxError(f"{where}: expected sizes of at most {MOST_SIZE}, got {dim.dim_value}")
         # Some writers say 0, or an empty name, for a free size.
         dims.append((dim.dim_value or None) if kind == "dim_value" else (dim.dim_param or None) if kind else None)
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastfer.engine import (  # noqa: F401 - most of them register handlers
     onnx_layers,
+    onnx_microsoft,
     onnx_pointwise,
     onnx_quant,
     onnx_resize,

@@ -25,6 +25,7 @@ from fastfer.engine.views import Uncovered
 
 _MOST_ELEMENTS = 1 << 26
 _MOST_BYTES = 1 << 31
+_MOST_RESULTS = 1 << 32
 _MOST_SIZES = 16
 _AS_FLOAT32 = (torch.float16, torch.bfloat16, torch.float64)
 """What is computed in float32, as an engine computes."""
@@ -61,6 +62,21 @@ class Traced:
 
     def dim(self) -> int:
         return self.meta.dim()
+
+
+class Quantized:
+    """An activation between a QuantizeLinear and its DequantizeLinear: the numbers that its integers stand for, and the
+    scale, zero point and bounds with which they were rounded."""
+
+    def __init__(self, real: Traced, dtype: torch.dtype, rounding: tuple[Any, ...]) -> None:
+        self.real, self.dtype, self.rounding = real, dtype, rounding
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.real.shape
+
+    def dim(self) -> int:
+        return self.real.dim()
 
 
 Value = Traced | Tensor
@@ -187,7 +203,7 @@ class Tracer:
         """The shapes of what depends on the input, and the numbers that may be sizes, by name."""
         made = {}
         for name, value in self.values.items():
-            if isinstance(value, Traced):
+            if isinstance(value, (Traced, Quantized)):
                 made[name] = value.shape
             elif isinstance(value, Tensor) and not value.dtype.is_floating_point and value.numel() <= _MOST_SIZES:
                 made[name] = tuple(int(v) for v in value.reshape(-1).tolist())
@@ -202,7 +218,7 @@ class Tracer:
 
     def _growing(self, name: str) -> list[int]:
         value, own = self.values.get(name), self.once.get(name)
-        if not isinstance(value, Traced) or own is None or len(own) != value.dim():
+        if not isinstance(value, (Traced, Quantized)) or own is None or len(own) != value.dim():
             return []
         return [a for a, b in zip(own, value.shape, strict=True) if a != b]
 
@@ -236,6 +252,8 @@ class Tracer:
         return made
 
     def _made(self, meta: Tensor) -> Traced:
+        if meta.numel() > _MOST_RESULTS:
+            raise OnnxError(f"expected results of at most {_MOST_RESULTS} elements, got the shape {tuple(meta.shape)}")
         ref = self._ref()
         self.program.describe(ref, meta.shape, meta.dtype)
         return Traced(ref, meta)
