@@ -134,7 +134,7 @@ def _name(call: Call) -> str:
         return str(call.function)
     params = call.args[1].values
     shape = params["shape"].values if isinstance(params.get("shape"), Params) else params
-    said = [f"{shape.get('h')}x{shape.get('w')}" if "h" in shape else ""]
+    said = [f"{shape.get('h')}x{shape.get('w')}" if isinstance(shape.get("h"), int) else ""]
     said += [f"{key}{shape[key]}" for key in _SIZES if isinstance(shape.get(key), int)]
     said += [f"{key}{params[key]}" for key in ("in_channels", "out_channels") if key in params]
     return f"{call.function} {' '.join(part for part in said if part)}"

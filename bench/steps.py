@@ -138,6 +138,9 @@ def _table(network: str, runs: list[dict[str, Any]]) -> list[str]:
         ratio = statistics.median(run["ms"][name] / run["ms"][OWN] for run in having)
         rounds = sum(run["rounds"] for run in having)
         lines.append(f"| {name} | {_median(having, name):.4g} | {ratio:.2f}x | {rounds} |")
+    missing = [name for name in networks.CONTENDERS if name not in names]
+    if missing:
+        lines += ["", f"Not measured: {', '.join(missing)}."]
     step = _median(runs, OWN)
     lines += ["", "| around it | ms | of the step |", "|---|---|---|"]
     lines += [f"| {name} | {_median(runs, name):.3g} | {_median(runs, name) / step:.1%} |" for name in AROUND]
