@@ -41,7 +41,8 @@ def _engine(model: FerModel, preprocess: Preprocess, dtype: str, faces: Any) -> 
     images = None
     if dtype == "int8" and model.int8_ranges is None:
         images = [preprocess.normalise(batch) for batch in _pixels(faces[:512], preprocess)]
-    return fastfer.compile(model, dtype=dtype, mean=preprocess.mean, std=preprocess.std, calibration=images)
+    size = (model.in_chans, *(preprocess.size or model.input_size))
+    return fastfer.compile(model, size, dtype=dtype, mean=preprocess.mean, std=preprocess.std, calibration=images)
 
 
 def rows(
