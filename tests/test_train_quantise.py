@@ -78,7 +78,8 @@ def test_inverted_bottlenecks() -> None:
     assert fastfer.compile(model, tuple(x.shape), dtype="int8", threads=1)(x).isfinite().all()
 
 
-def test_a_run_ends_with_ranges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("images", [8, 2 * OBSERVED + 8])
+def test_a_run_ends_with_ranges(images: int, tmp_path: Path) -> None:
     """From a file, by the trainer, to the int8 engine without calibration images."""
     model = fastfer.create_model("fgw_fer")
     names = [str(number) for number in range(7)]
@@ -87,7 +88,7 @@ def test_a_run_ends_with_ranges(tmp_path: Path) -> None:
     save_weights(model, start)
     options: dict[str, Any] = {
         "model": "fgw_fer", "data": "drawn", "from_weights": str(start), "head": "fresh", "quantize": "int8",
-        "epochs": 1, "lr": 1e-3, "batch_size": 2, "train_images": 2 * OBSERVED + 8, "validation_images": 8,
+        "epochs": 1, "lr": 1e-3, "batch_size": 2, "train_images": images, "validation_images": 8,
         "out": str(tmp_path / "run"), "threads": 1,
     }  # fmt: skip
     train(configure(**options))

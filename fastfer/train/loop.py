@@ -148,6 +148,8 @@ class Trainer:
             self.schedule.step()
         self._require_finite(losses.settle())
         self._require_progress(losses, epoch)
+        if self._quantised is not None:
+            self._quantised.freeze()  # after an epoch of fewer steps than are observed, too: its weights are kept
         seconds = time.perf_counter() - start
         self._require_finite_weights(epoch)
         return EpochResult(
