@@ -9,14 +9,18 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastfer
+from fastfer.engine import UncoveredError
 from fastfer.engine.onnx_shape import of_images
+from tests import onnx_files
+from tests.onnx_files import model, node, written
 
-pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
 
 class _Stem(nn.Module):
@@ -131,6 +135,19 @@ def test_any_number_of_images(name: str, images: int | None, tmp_path: Path) -> 
 def test_any_number_of_images_from_the_newer_exporter(name: str, images: int | None, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     _check(name, images, True, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_what_runs_in_torch_goes_over_no_more_images_than_the_file_has(images: int, tmp_path: Path) -> None:
+    """A softmax over channels in a file whose reshape has no place for the images: no plan has it."""
+    nodes = [node("Reshape", "x", "s", out="a"), node("Softmax", "a", out="b", axis=0), node("Reshape", "b", "t")]
+    constants = {"s": np.array([4 * images, 64]), "t": np.array([images, 4, 8, 8])}
+    path = written(model(nodes, (images, 4, 8, 8), constants), tmp_path)
+    with pytest.raises(UncoveredError, match="goes over the images"):
+        fastfer.compile(path)
+    x = onnx_files.images(4, 4, 8, 8)
+    want = np.concatenate([onnx_files.run(path, x[at : at + images])["y"] for at in range(0, 4, images)])
+    np.testing.assert_allclose(fastfer.compile(path, fallback="torch")(x), want, atol=1e-6)
 
 
 # The shape for one image (or two) and for seven, the sizes in the file, elements before the images in theirs; the

@@ -215,14 +215,24 @@ class Islands(Engine):
         with self._torch():
             images = x.float() * self._scale + self._shift if kind == "uint8" else x
             images = images.reshape(len(x), *program.image_size())  # a vector may come as an image of one pixel
-            values: dict[Ref, Any] = {program.input: images, **program.constants, **self._scalars(len(x))}
-            for part in self.parts:
-                if isinstance(part, Segment):
-                    _run_plan(part, values, program)
-                else:
-                    _run_call(part, values, program)
-            kept = program.constants.keys() | {program.input}
-            return [values[ref].clone() if ref in kept else values[ref] for ref in program.outputs]
+            # What torch runs may go over the images that a file fixes: then it gets no more of them at once.
+            each = program.each or max(len(x), 1)
+            if len(x) % each:
+                raise ValueError(f"engine: x: expected a multiple of {each} images, as the file fixes, got {len(x)}")
+            done = [self._outputs(images[at : at + each]) for at in range(0, max(len(x), 1), each)]
+        return done[0] if len(done) == 1 else [torch.cat(parts) for parts in zip(*done, strict=True)]
+
+    def _outputs(self, images: Tensor) -> list[Any]:
+        """Of as many images as there may be at once."""
+        program = self._program
+        values: dict[Ref, Any] = {program.input: images, **program.constants, **self._scalars(len(images))}
+        for part in self.parts:
+            if isinstance(part, Segment):
+                _run_plan(part, values, program)
+            else:
+                _run_call(part, values, program)
+        kept = program.constants.keys() | {program.input}
+        return [values[ref].clone() if ref in kept else values[ref] for ref in program.outputs]
 
     def plan(self) -> str:
         """The plans and the calls of torch between them, in order."""

@@ -78,6 +78,7 @@ def program_of(model: OnnxModel, size: Sequence[int], shapes: Sequence[Sequence[
         once, made = tracer.traced(), tracer.noted()
     programs = [Tracer(model, size, images, declared, shapes, made).traced() for images in (BATCH, OTHER_BATCH)]
     program = for_any_batch(*programs)
+    program.each = declared or 0
     if declared is not None:
         for of_any, of_one in zip(program.outputs, once.outputs, strict=True):
             shape = once.sizes[of_one]

@@ -113,7 +113,8 @@ class Program:
 
     ``sizes`` are the shapes of all tensors for `BATCH` images, in which a size that is a multiple of the number of
     images is `Images`, one that depends on it in another way None. ``scalars`` are numbers that depend on it.
-    ``classes`` are the named tuples of the structure, by name.
+    ``classes`` are the named tuples of the structure, by name. ``each`` is the number of images that a file fixes, 0:
+    any; plans do without it, as they mix no images.
     """
 
     input: Ref
@@ -125,6 +126,7 @@ class Program:
     scalars: dict[Ref, Scalar] = field(default_factory=dict)
     structure: Structure | None = None
     classes: dict[str, type] = field(default_factory=dict)
+    each: int = 0
 
     def describe(self, ref: Ref, sizes: Sequence[Any], dtype: torch.dtype) -> None:
         """Note a tensor's shape, in which some sizes are `Scalar`, and dtype."""
