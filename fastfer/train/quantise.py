@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,6 @@ from fastfer.models import FerModel
 
 OBSERVED = 32
 """Steps in which ranges are observed."""
-_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
-    lambda x: x, F.relu, F.relu6, F.hardswish, F.hardsigmoid, F.silu, torch.sigmoid,
-)  # fmt: skip
 _FEW = 8
 """Channels up to which a plan computes in planes of float32."""
 _IN_REGISTERS = 5
@@ -170,7 +167,8 @@ class _Pass:
         y = F.conv2d(x, stored_weights(weight) if dense else weight, bias, tuple(stride), groups=groups)
         if norm is not None:
             y = F.batch_norm(y, norm.mean, norm.var, norm.weight, norm.bias, False, 0.0, norm.eps)
-        y = _ACTIVATIONS[act](y)
+        activation = _library.op("activation")
+        y = cast(Tensor, activation.reference(activation.signature.unflatten(y, act)))
         if dense and act < _IN_REGISTERS:
             self._of_bytes[id(y)] = y
         return y
