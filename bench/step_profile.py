@@ -25,7 +25,7 @@ from bench.layers import TRAIN_BATCH
 from bench.measure import Ceilings, cache_bytes, ceilings
 from fastfer.step import Gradients
 from fastfer.step.plan import Plan
-from fastfer.step.record import Call, Params, Ref
+from fastfer.step.record import Call, Params
 
 _SIZES = ("c", "o", "kh", "sh", "rows", "channels", "count", "bytes")
 
@@ -111,21 +111,8 @@ def _products(params: dict[str, Any]) -> Iterator[tuple[int, str, str]]:
         yield pixels * shape["c"] * window, "dx", "d_weight"
 
 
-def _refs(tree: Any) -> Iterator[Ref]:
-    if isinstance(tree, Ref):
-        yield tree
-    elif isinstance(tree, Params):
-        yield from _refs(tree.values)
-    elif isinstance(tree, dict):
-        for leaf in tree.values():
-            yield from _refs(leaf)
-    elif isinstance(tree, (tuple, list)):
-        for leaf in tree:
-            yield from _refs(leaf)
-
-
 def _bytes(call: Call) -> int:
-    tensors = {(ref.memory, ref.offset, ref.shape): ref for ref in _refs((call.args, call.kwargs, call.made))}
+    tensors = {(ref.memory, ref.offset, ref.shape): ref for ref in call.refs()}
     return sum(prod(ref.shape) * ref.dtype.itemsize for ref in tensors.values())
 
 

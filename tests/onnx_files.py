@@ -63,6 +63,25 @@ def images(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def quantise(path: Path, to: Path, **options: Any) -> None:
+    """ONNX Runtime's static quantisation of a file with the input "x" (n, 4, 16, 16)."""
+    quantization: Any = __import__("pytest").importorskip("onnxruntime.quantization")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            self.left = iter([{"x": images(4, 4, 16, 16, seed=seed)} for seed in range(4)])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    quantization.quantize_static(str(path), str(to), Reader(), **options)
+
+
+def error(y: Any, want: Array) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(((y - want) ** 2).mean()))
+
+
 def by_name(result: Any, names: Sequence[str]) -> dict[str, Array]:
     """An engine's outputs by name."""
     return result if isinstance(result, dict) else {names[0]: result}

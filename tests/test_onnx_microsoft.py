@@ -73,15 +73,8 @@ def test_a_quantised_network(form: str, optimised: bool, tmp_path: Path) -> None
     quantization: Any = pytest.importorskip("onnxruntime.quantization")
     path, quantised = _network(tmp_path), tmp_path / "quantised.onnx"
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            self.left = iter([{"x": images(4, 4, 16, 16, seed=seed)} for seed in range(4)])
-
-        def get_next(self) -> Any:
-            return next(self.left, None)
-
     kind = getattr(quantization.QuantFormat, form)
-    quantization.quantize_static(str(path), str(quantised), Reader(), quant_format=kind, per_channel=optimised)
+    onnx_files.quantise(path, quantised, quant_format=kind, per_channel=optimised)
     file = _optimised(quantised) if optimised else quantised
     if form == "QOperator":
         assert _operators(file) >= {"QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool", "QGemm"}
@@ -90,11 +83,8 @@ def test_a_quantised_network(form: str, optimised: bool, tmp_path: Path) -> None
     engine = fastfer.compile(file)
     assert engine.dtype == "int8"
 
-    def error(y: Any) -> float:
-        return float(np.sqrt(((y - want) ** 2).mean()))
-
-    assert error(engine(x)) < 1.1 * error(theirs)
-    assert error(fastfer.compile(file, dtype="float32")(x)) < 1.1 * error(theirs)
+    assert onnx_files.error(engine(x), want) < 1.1 * onnx_files.error(theirs, want)
+    assert onnx_files.error(fastfer.compile(file, dtype="float32")(x), want) < 1.1 * onnx_files.error(theirs, want)
 
 
 def test_an_optimised_network(tmp_path: Path) -> None:

@@ -107,7 +107,6 @@ def test_what_no_plan_has_stays_float(tmp_path: Path) -> None:
 
 def test_a_network_that_onnx_runtime_quantised(tmp_path: Path) -> None:
     """No further from the float network than ONNX Runtime's own run of the file."""
-    quantization: Any = pytest.importorskip("onnxruntime.quantization")
     rng = np.random.default_rng(0)
 
     def w(*shape: int) -> Any:
@@ -129,20 +128,10 @@ def test_a_network_that_onnx_runtime_quantised(tmp_path: Path) -> None:
     weights = {"a": w(16, 4, 3, 3), "b": w(16, 1, 3, 3), "c": w(16, 16, 1, 1), "d": w(24, 16, 1, 1)}
     path, quantised = written(model(nodes, ("n", 4, 16, 16), weights), tmp_path), tmp_path / "quantised.onnx"
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            self.left = iter([{"x": images(4, 4, 16, 16, seed=seed)} for seed in range(4)])
-
-        def get_next(self) -> Any:
-            return next(self.left, None)
-
-    quantization.quantize_static(str(path), str(quantised), Reader(), per_channel=True)
+    onnx_files.quantise(path, quantised, per_channel=True)
     x = images(8, 4, 16, 16, seed=99)
     want, theirs = onnx_files.run(path, x)["y"], onnx_files.run(quantised, x)["y"]
     engine = fastfer.compile(quantised)
     assert engine.dtype == "int8"
 
-    def error(y: Any) -> float:
-        return float(np.sqrt(((y - want) ** 2).mean()))
-
-    assert error(engine(x)) < 1.3 * error(theirs) + 1e-4
+    assert onnx_files.error(engine(x), want) < 1.3 * onnx_files.error(theirs, want) + 1e-4

@@ -92,7 +92,7 @@ def _check(extremes: list[Any], differ: bool, first: Array | None) -> None:
         raise ValueError("compile: calibration: expected images, got none")
     if not np.isfinite(np.array(extremes)).all():
         raise ValueError("compile: calibration: expected finite activations, got NaN or infinity")
-    if (len(extremes) > 1 and not differ) or (first.min() == first.max() and not differ):
+    if not differ and (len(extremes) > 1 or first.min() == first.max()):
         raise ValueError(
             f"compile: calibration: expected images that differ, got {len(extremes)} that are all equal: their ranges "
             "would hold for nothing else; a few hundred pictures like those of later use are enough"
@@ -144,9 +144,9 @@ def with_trained(graph: Graph, ranges: list[list[float]]) -> ByteNotes:
     found = [(0.0, 0.0)] * len(graph.values)
     convs = [n for n in graph.nodes if n.op == "conv" and graph.values[n.output][1:] != (1, 1)]
     kinds = [[n.attr("kh"), n.attr("kw"), n.attr("groups"), graph.values[n.output].channels] for n in convs]
-    if kinds != [row[:4] for row in ranges]:
+    if kinds != [kind for *kind, _, _ in ranges]:
         raise ValueError("compile: dtype: expected ranges of this network's convolutions with its weights, got others")
-    for node, row in zip(convs, ranges, strict=True):
-        if row[4] < row[5]:
-            found[node.inputs[0]] = (row[4], row[5])
+    for node, (*_, least, largest) in zip(convs, ranges, strict=True):
+        if least < largest:
+            found[node.inputs[0]] = (least, largest)
     return ByteNotes(found)

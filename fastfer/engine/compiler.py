@@ -165,8 +165,10 @@ def compile(
     fields.normalisation(header, subject.size[0])
     if calibration is not None and "inputs" in known:
         raise ValueError("compile: dtype: expected float32 or bfloat16 for a network of several inputs, got int8")
-    recipe = Recipe(subject, header, threads, dtype, fallback, rule, agreement, by_file=by_file)
-    recipe.trained = trained_ranges if by_training else None
+    recipe = Recipe(
+        subject, header, threads, dtype, fallback, rule, agreement, by_file=by_file,
+        trained=trained_ranges if by_training else None,
+    )  # fmt: skip
     engine = recipe.engine(subject.size, calibration)
     if sizes == "any" and len(subject.size) == 3:
         engine.sizes = Sizes(recipe)

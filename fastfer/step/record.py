@@ -8,7 +8,7 @@ as gradients; the rest is scratch that a plan may put anywhere.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,18 +56,20 @@ class Call:
 
     def touched(self) -> set[int]:
         """The numbers of the memories that the call reads or writes."""
-        return _numbers((self.args, self.kwargs, self.made))
+        return {ref.memory for ref in self.refs()}
+
+    def refs(self) -> Iterator[Ref]:
+        """The tensors that the call reads or makes."""
+        return refs((self.args, self.kwargs, self.made))
 
 
-def _numbers(tree: Any) -> set[int]:
-    """Of the memories of all tensors in ``tree``."""
-    found = set()
+def refs(tree: Any) -> Iterator[Ref]:
+    """All tensors in ``tree``."""
     for leaf in tree_flatten(tree)[0]:
         if isinstance(leaf, Ref):
-            found.add(leaf.memory)
+            yield leaf
         elif isinstance(leaf, Params):
-            found |= _numbers(leaf.values)
-    return found
+            yield from refs(leaf.values)
 
 
 @dataclass
@@ -141,7 +143,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         _require_repeatable(func)
         taken = tree_map(self._ref, (args, kwargs))
         given = tree_map(lambda leaf: self._ref(leaf, fresh=True), result)
-        known, made = _numbers(taken), _numbers(given)
+        known, made = {ref.memory for ref in refs(taken)}, {ref.memory for ref in refs(given)}
         if func._schema.name.partition("::")[2] in _EMPTY:
             return
         if not func._schema.is_mutable and made <= known:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +22,7 @@ from fastfer import _library
 from fastfer.engine.program import Call, Program, Ref, mapped
 from fastfer.engine.record import recorded
 from fastfer.engine.rounding import map_scale
-from fastfer.engine.rules import COVERED
+from fastfer.engine.rules import RULES, USUAL, Seen
 from fastfer.models import FerModel
 
 OBSERVED = 32
@@ -73,9 +74,8 @@ class _Read:
         return result
 
     def freeze(self) -> None:
-        self.range = (
-            float(torch.cat(self.least).quantile(1 - COVERED)), float(torch.cat(self.largest).quantile(COVERED))
-        )  # fmt: skip
+        least, largest = (torch.cat(part).cpu().numpy() for part in (self.least, self.largest))
+        self.range = RULES[USUAL](Seen(least, largest, np.empty(0, np.float32)))
         self.least, self.largest = [], []
 
 
